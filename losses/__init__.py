@@ -1,0 +1,3 @@
+from losses.base import Batch, Dims, Features, Loss
+
+__all__ = ["Batch", "Dims", "Features", "Loss"]

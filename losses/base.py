@@ -1,0 +1,58 @@
+"""What every loss reads and how every loss is built: `Features`, `Dims` and the `Loss` contract."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+Batch = Mapping[str, Any]
+"""What the stream yields. Losses read `label [B]` and `group [B]`, both int64, -1 where unknown."""
+
+
+@dataclass
+class Features:
+    """What an encoder returns and every loss reads.
+
+    pooled: `[B, D]`, one vector a sample.
+    maps: `[B, C, H, W]` feature maps, shallow to deep (or tokens `[B, N, C]`); may be empty.
+    logits: `[B, K]` class scores, or None where the network has no head.
+    """
+
+    pooled: Tensor
+    maps: list[Tensor] = field(default_factory=list)
+    logits: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Dims:
+    """The sizes of a network's `Features`, known before any data flows.
+
+    pooled: D of `pooled`. maps: C of each map. classes: K of `logits`, None without a head.
+    """
+
+    pooled: int
+    maps: tuple[int, ...] = ()
+    classes: int | None = None
+
+
+class Loss(nn.Module):
+    """A term of the objective: `loss(student, teacher, batch) -> scalar`, fp32, a mean over the global batch.
+
+    A loss is built as `LossClass(student_dims, teacher_dims, **own_keywords)`; a config names the keywords and
+    their annotations are what it is validated against. Projections and critics are ordinary parameters;
+    queues and banks are registered buffers, so that checkpoints hold them.
+    """
+
+    needs_teacher: ClassVar[bool] = True
+    needs_teacher_logits: ClassVar[bool] = False
+    needs_student_logits: ClassVar[bool] = False
+
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        raise NotImplementedError
+
+    def metrics(self) -> dict[str, Tensor]:
+        """What is worth plotting of the last forward, as detached scalar tensors."""
+        return {}

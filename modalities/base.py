@@ -1,0 +1,61 @@
+"""The one class that someone who adds a modality writes: bytes to tensors, encoders, and a picture for people."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from losses import Features
+from modalities.encoders.base import Encoder
+from modalities.geometry import Geometry
+
+__all__ = ["Encoder", "Features", "Geometry", "Modality"]
+
+
+class Modality(ABC):
+    """What the program knows about one kind of data.
+
+    A config names it (`modality: depth`, or `{name: depth, near: 0.2}` with the constructor's own keywords, which
+    are validated against their annotations). An instance is small and picklable: it travels to loader workers.
+    """
+
+    name: ClassVar[str]
+    fields: ClassVar[tuple[str, ...]]
+    """Shard members it can read, in order of preference; a sample needs one of them, e.g. `("rgb.jpg", "rgb.png")`."""
+
+    @abstractmethod
+    def decode(self, data: bytes, meta: Mapping[str, Any]) -> Any:
+        """Turn the bytes of one member into a value; `meta` is the sample's `meta.json`, `{}` without one.
+
+        Raises ValueError, with what was wrong and what was expected, for bytes that are not of this modality.
+        """
+
+    @abstractmethod
+    def augment(self, value: Any, geometry: Geometry, size: int, rng: np.random.Generator | None) -> Tensor:
+        """Replay the sample's geometry, then the modality's own photometric changes, into a tensor for the encoder.
+
+        geometry: drawn once for the whole sample, the same for every modality and mask.
+        size: the encoder's input size in pixels (`[C, size, size]`); modalities without one ignore it.
+        rng: None in evaluation: then nothing may be random.
+        Images are uint8 in 0..255, which the encoder scales to [0, 1]; everything else is float32.
+        """
+
+    def collate(self, values: Sequence[Tensor]) -> Any:
+        """Make a batch of `augment`'s tensors; the default stacks them to `[B, ...]`."""
+        return torch.stack(list(values))
+
+    @abstractmethod
+    def encoder(self, spec: Mapping[str, Any]) -> Encoder:
+        """Build the encoder that a config describes, e.g. `{"name": "cnn5", "width": 32}`.
+
+        Raises ValueError for a name or a setting that this modality does not offer, naming those it does.
+        """
+
+    @abstractmethod
+    def picture(self, value: Any) -> np.ndarray:
+        """Show a decoded value to a person: uint8 RGB `[H, W, 3]`."""

@@ -1,0 +1,129 @@
+"""A packed data set on disk: WebDataset tars beside a `dataset.json` that says what is in them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+from collections.abc import Iterable, Mapping
+from io import BytesIO
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.errors import UserError
+
+MANIFEST = "dataset.json"
+
+
+class Shard(BaseModel):
+    """One tar: its file name beside `dataset.json`, how many samples, its size in bytes, its sha256."""
+
+    model_config = ConfigDict(extra="forbid")
+    file: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+class Dataset(BaseModel):
+    """The content of `dataset.json`.
+
+    fields: member name -> number of samples that have it, e.g. `{"rgb.jpg": 900, "depth.png": 900}`.
+    splits: split name -> its shards. classes: label name -> class names in order; `label` is the one in `label.txt`,
+    others stand in `meta.json` under `labels`. units: member name -> unit in words.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    version: int = 1
+    name: str
+    recipe: str
+    fields: dict[str, int]
+    splits: dict[str, list[Shard]]
+    classes: dict[str, list[str]]
+    units: dict[str, str]
+    split_rule: str
+    licence: str = "not stated"
+    refused: int = 0
+
+    def samples(self, split: str) -> int:
+        return sum(shard.samples for shard in self.splits.get(split, []))
+
+
+def load_dataset(folder: str | Path) -> Dataset:
+    """Read `folder/dataset.json`.
+
+    Raises UserError if there is none (the packing was not finished), or if it is not of this format.
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        return Dataset.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: not found. Either {folder} is not a packed data set or its packing was not finished; "
+            "run `wcord pack` (again: it goes on where it stopped)."
+        ) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise UserError(f"{path}: {where}: {first['msg']}. Pack the data again with this version.") from None
+
+
+def verify_files(folder: str | Path, shards: Iterable[Shard]) -> None:
+    """Check, without reading them, that shards exist and have their recorded size; UserError names the first fault."""
+    for shard in shards:
+        path = Path(folder) / shard.file
+        if not path.is_file():
+            raise UserError(f"{path}: shard is missing. Restore it, or run the same `wcord pack` again to rebuild it.")
+        if (found := path.stat().st_size) != shard.bytes:
+            raise UserError(
+                f"{path}: shard has {found} bytes, {MANIFEST} says {shard.bytes}: cut short or changed. "
+                "Delete it and run the same `wcord pack` again to rebuild it."
+            )
+
+
+def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> Shard:
+    """Write `(key, {member: bytes})` samples as one tar, atomically: under its name there is a whole tar or none.
+
+    Members are written in sorted order with fixed metadata, so equal content gives equal bytes.
+    """
+    part = path.with_name(path.name + f".part{os.getpid()}")
+    count = 0
+    try:
+        with part.open("wb") as file:
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+                for key, members in samples:
+                    count += 1
+                    for member in sorted(members):
+                        info = tarfile.TarInfo(f"{key}.{member}")
+                        info.size = len(members[member])
+                        tar.addfile(info, BytesIO(members[member]))
+            file.flush()
+            os.fsync(file.fileno())
+        shard = Shard(file=path.name, samples=count, bytes=part.stat().st_size, sha256=sha256(part))
+        part.replace(path)
+        return shard
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a small file so that under its name there is either the old or the whole new content."""
+    part = path.with_name(path.name + f".part{os.getpid()}")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """The hexadecimal sha256 of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
