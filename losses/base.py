@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 Batch = Mapping[str, Any]
@@ -36,6 +37,11 @@ class Dims:
     pooled: int
     maps: tuple[int, ...] = ()
     classes: int | None = None
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """At least fp32: half types become fp32, float64 stays (so that gradients can be checked in it)."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class Loss(nn.Module):

@@ -1,0 +1,42 @@
+"""The task itself: cross-entropy on the samples that have a label."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from annotated_types import Ge, Lt
+from torch import Tensor
+from torch.nn import functional as F
+
+from losses.base import Batch, Dims, Features, Loss, full_precision
+from losses.gather import ranks, sum_over_ranks
+
+
+class CrossEntropy(Loss):
+    """Softmax cross-entropy of the student's logits, the mean over the labelled samples of the global batch.
+
+    Samples whose label is -1 are skipped; a batch without any label gives 0 with a gradient of 0.
+    """
+
+    needs_teacher = False
+    needs_student_logits = True
+
+    def __init__(
+        self, student: Dims, teacher: Dims | None, *, label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
+    ) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+
+    def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+        assert student.logits is not None
+        label = batch["label"]
+        total = F.cross_entropy(
+            full_precision(student.logits),
+            label,
+            ignore_index=-1,
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
+        )
+        # DDP averages over ranks, so each rank divides by the mean count: labels may lie unevenly on the ranks.
+        labelled = sum_over_ranks((label >= 0).sum()).clamp(min=1)
+        return total * ranks() / labelled

@@ -1,0 +1,54 @@
+"""The global batch: tensors of all ranks, with gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        return _all_gather(local)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (gradient,) = gradients
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def _all_gather(local: Tensor) -> Tensor:
+    local = local.contiguous()
+    parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, local)
+    return torch.cat(parts)
+
+
+def ranks() -> int:
+    """The number of processes that train together, 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather(local: Tensor) -> Tensor:
+    """`[B, ...]` of every rank, equal B, as `[ranks * B, ...]` in rank order; the identity on one rank.
+
+    Every rank then computes the same loss of the global batch. The backward sums the ranks' gradients; with DDP's
+    average over ranks, parameters get exactly the gradient of one process that held the whole batch.
+    """
+    if ranks() == 1:
+        return local
+    gathered: Tensor = _GatherWithGradient.apply(local) if local.requires_grad else _all_gather(local)
+    return gathered
+
+
+def sum_over_ranks(local: Tensor) -> Tensor:
+    """The sum of a tensor over ranks, without gradient."""
+    total = local.detach().clone()
+    if ranks() > 1:
+        dist.all_reduce(total)
+    return total

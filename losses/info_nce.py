@@ -1,0 +1,42 @@
+"""InfoNCE between teacher and student (van den Oord et al. 2018, arXiv 1807.03748; symmetric as in CLIP)."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import torch
+from annotated_types import Gt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from losses.base import Batch, Dims, Features, Loss, full_precision
+from losses.critic import CosineProjection
+from losses.gather import gather
+
+
+class InfoNCE(Loss):
+    """Cross-entropy of telling each pair from the others of the global batch, averaged over both directions.
+
+    dim: size of the L2-normalised projections. temperature: start value, learnt within [0.01, 1].
+    """
+
+    def __init__(
+        self,
+        student: Dims,
+        teacher: Dims,
+        *,
+        dim: Annotated[int, Gt(0)] = 128,
+        temperature: Annotated[float, Gt(0)] = 0.07,
+    ) -> None:
+        super().__init__()
+        self.student_projection = CosineProjection(student.pooled, dim)
+        self.teacher_projection = CosineProjection(teacher.pooled, dim)
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
+
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        s = gather(self.student_projection(full_precision(student.pooled)))
+        t = gather(self.teacher_projection(full_precision(teacher.pooled)))
+        logits = s @ t.T / self.log_temperature.exp().clamp(0.01, 1)
+        target = torch.arange(len(s), device=s.device)
+        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2

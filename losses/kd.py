@@ -1,0 +1,38 @@
+"""Knowledge distillation from logits (Hinton, Vinyals and Dean 2015, arXiv 1503.02531)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from annotated_types import Gt
+from torch import Tensor
+from torch.nn import functional as F
+
+from losses.base import Batch, Dims, Features, Loss, full_precision
+
+
+class KD(Loss):
+    """`T^2 * KL(softmax(teacher / T) || softmax(student / T))`, the mean over the batch; needs no labels.
+
+    Raises ValueError if teacher and student do not have logits of the same number of classes.
+    """
+
+    needs_teacher_logits = True
+    needs_student_logits = True
+
+    def __init__(self, student: Dims, teacher: Dims, *, temperature: Annotated[float, Gt(0)] = 4.0) -> None:
+        super().__init__()
+        if student.classes is None or student.classes != teacher.classes:
+            raise ValueError(
+                f"KD needs logits of the same classes on both sides; the student has {student.classes}, the teacher "
+                f"{teacher.classes}. Use a feature loss (wcord, info_nce) for a teacher of another task."
+            )
+        self.temperature = temperature
+
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        assert student.logits is not None
+        assert teacher.logits is not None
+        log_p_student = F.log_softmax(full_precision(student.logits) / self.temperature, dim=1)
+        log_p_teacher = F.log_softmax(full_precision(teacher.logits) / self.temperature, dim=1)
+        divergence = F.kl_div(log_p_student, log_p_teacher, log_target=True, reduction="batchmean")
+        return divergence * self.temperature**2

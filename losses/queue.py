@@ -1,0 +1,45 @@
+"""A first-in first-out queue of past features: negatives beyond the batch, without an index into the data set."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Queue(nn.Module):
+    """The last `length` rows of several row-aligned tensors (features, labels, groups) of past global batches.
+
+    Slots are buffers, so that checkpoints hold them; `filled [length]` tells which of them hold a sample already.
+    Push the gathered batch, so that all ranks hold the same queue.
+    """
+
+    filled: Tensor
+    head: Tensor
+
+    def __init__(self, length: int, **columns: tuple[int, torch.dtype]) -> None:
+        """columns: name -> (width, dtype); width 0 makes a column of scalars."""
+        super().__init__()
+        self.length = length
+        self.columns = tuple(columns)
+        for name, (width, dtype) in columns.items():
+            shape = (length, width) if width else (length,)
+            self.register_buffer(name, torch.zeros(shape, dtype=dtype))
+        self.register_buffer("filled", torch.zeros(length, dtype=torch.bool))
+        self.register_buffer("head", torch.zeros((), dtype=torch.int64))
+
+    def read(self, name: str) -> Tensor:
+        """A copy of a column: later pushes must not change what autograd saved."""
+        column: Tensor = getattr(self, name)
+        return column.clone()
+
+    @torch.no_grad()
+    def push(self, **rows: Tensor) -> None:
+        """Append `[B, ...]` rows to every column, over the oldest ones; of more rows than slots the last are kept."""
+        count = next(iter(rows.values())).shape[0]
+        kept = min(count, self.length)
+        slots = (self.head + torch.arange(kept, device=self.head.device)) % self.length
+        for name in self.columns:
+            column: Tensor = getattr(self, name)
+            column[slots] = rows[name][-kept:].detach().to(column.dtype)
+        self.filled[slots] = True
+        self.head.add_(kept).remainder_(self.length)

@@ -1,0 +1,39 @@
+"""Relations between samples: the Gromov part of a transport between feature spaces that cannot be compared directly."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def relational_divergence(
+    student: Tensor, teacher: Tensor, plan: Tensor | None = None, temperature: float = 0.1
+) -> Tensor:
+    """`mean_i KL(r_i(teacher) || r_i(student))`, `r_i` the softmax over j != i of `cos(x_i, x_j) / temperature`.
+
+    student: `[B, D_S]`, teacher: `[B, D_T]`. plan: `[B, B]` transport plan that carries the teacher's similarities
+    to the students before the softmax, `(B P) S_T (B P)'`; without one the pairs are taken as they are. The
+    relational form after Park et al. 2019 (arXiv 1904.05068) and Passalis and Tefas 2018 (arXiv 1803.10837).
+    """
+    n = len(student)
+    if n < 3:  # with at most one neighbour every relation is trivially the same
+        return student.sum() * 0
+    similarity_teacher = _similarity(teacher)
+    if plan is not None:
+        similarity_teacher = (n * plan) @ similarity_teacher @ (n * plan).T
+    log_student = F.log_softmax(_neighbours(_similarity(student)) / temperature, dim=1)
+    log_teacher = F.log_softmax(_neighbours(similarity_teacher) / temperature, dim=1)
+    return F.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean")
+
+
+def _similarity(x: Tensor) -> Tensor:
+    unit = F.normalize(x - x.mean(0), dim=1)
+    return unit @ unit.T
+
+
+def _neighbours(square: Tensor) -> Tensor:
+    """`[B, B] -> [B, B - 1]`: every row without its diagonal entry."""
+    n = len(square)
+    others = ~torch.eye(n, dtype=torch.bool, device=square.device)
+    return square[others].view(n, n - 1)

@@ -1,0 +1,42 @@
+"""Teacher features on a common scale: zero mean and unit variance a dimension, by running statistics."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from losses.base import full_precision
+
+
+class Standardise(nn.Module):
+    """`(x - mean) / std` of `[B, D]` features, with statistics averaged over the training batches seen so far.
+
+    A plain average over the first `window` batches, an exponential one after that: right from the first batch on.
+    Give it the gathered batch, so that all ranks hold the same statistics. fp32.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    batches: Tensor
+
+    def __init__(self, dim: int, window: int = 100) -> None:
+        super().__init__()
+        self.window = window
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("variance", torch.zeros(dim))
+        self.register_buffer("batches", torch.zeros(()))
+
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:
+        x = full_precision(x)
+        self.batches += 1
+        share = 1 / self.batches.clamp(max=self.window)
+        difference = x.mean(0) - self.mean
+        spread = x.var(0, unbiased=False) + (1 - share) * difference**2
+        self.mean += share * difference
+        self.variance += share * (spread - self.variance)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The floor keeps dimensions that never vary (dead units) at zero instead of noise.
+        scale = self.variance.sqrt().clamp(min=1e-3 * self.variance.mean().sqrt() + 1e-6)
+        return (full_precision(x) - self.mean) / scale
