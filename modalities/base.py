@@ -27,6 +27,8 @@ class Modality(ABC):
     name: ClassVar[str]
     fields: ClassVar[tuple[str, ...]]
     """Shard members it can read, in order of preference; a sample needs one of them, e.g. `("rgb.jpg", "rgb.png")`."""
+    encoders: ClassVar[Mapping[str, type[Encoder]]] = {}
+    """Encoders by the name that a config gives; their keyword-only parameters are what it is validated against."""
 
     @abstractmethod
     def decode(self, data: bytes, meta: Mapping[str, Any]) -> Any:
@@ -42,7 +44,7 @@ class Modality(ABC):
         geometry: drawn once for the whole sample, the same for every modality and mask.
         size: the encoder's input size in pixels (`[C, size, size]`); modalities without one ignore it.
         rng: None in evaluation: then nothing may be random.
-        Images are uint8 in 0..255, which the encoder scales to [0, 1]; everything else is float32.
+        Images are uint8 in 0..255, which the encoder scales to [0, 1]; token ids are int64; everything else is float32.
         """
 
     def collate(self, values: Sequence[Tensor]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -25,23 +26,43 @@ class Geometry:
     def draw(rng: np.random.Generator, area: tuple[float, float], flip: bool) -> Geometry:
         """Draw a crop that covers a fraction of the source's area between `area[0]` and `area[1]`."""
         side = float(np.sqrt(rng.uniform(*area)))
-        aspect = float(np.exp(rng.uniform(-0.15, 0.15))) if area[0] < 1 else 1.0
+        # Neither side may pass the source's, or the crop would lose area there.
+        aspect = float(np.clip(np.exp(rng.uniform(-0.15, 0.15)), side, 1 / side))
         width, height = min(side * aspect, 1.0), min(side / aspect, 1.0)
         left, top = rng.uniform(0, 1 - width), rng.uniform(0, 1 - height)
         flipped = bool(flip and rng.random() < 0.5)
         return Geometry(left, top, left + width, top + height, flipped)
 
-    def crop(self, image: np.ndarray) -> np.ndarray:
-        """Cut the box out of `image [H, W, ...]` and flip it, at the source's resolution; a view, not a copy."""
-        height, width = image.shape[:2]
+    def box(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """The crop in whole pixels of a source of that size, at least one: x0, y0, x1, y1, ends excluded."""
         x0, y0 = min(round(self.left * width), width - 1), min(round(self.top * height), height - 1)
         x1, y1 = max(round(self.right * width), x0 + 1), max(round(self.bottom * height), y0 + 1)
+        return x0, y0, x1, y1
+
+    def crop(self, image: np.ndarray) -> np.ndarray:
+        """Cut the box out of `image [H, W, ...]` and flip it, at the source's resolution; a view, not a copy."""
+        x0, y0, x1, y1 = self.box(*image.shape[:2])
         box = image[y0:y1, x0:x1]
         return box[:, ::-1] if self.flip else box
 
     def resize(self, image: np.ndarray, size: int, nearest: bool = False) -> np.ndarray:
-        """Crop, flip, and scale to `[size, size, ...]`; averages where it shrinks. `nearest` for labels and masks."""
+        """Crop, flip, and scale to `[size, size, ...]`; it averages where it shrinks. `nearest` for labels and masks."""
         box = np.ascontiguousarray(self.crop(image))
-        shrinks = box.shape[0] > size or box.shape[1] > size
-        method = cv2.INTER_NEAREST if nearest else cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        return cv2.resize(box, (size, size), interpolation=method)
+        if nearest:  # _EXACT takes the pixel at the centre; plain INTER_NEAREST is shifted up and left
+            return cv2.resize(box, (size, size), interpolation=cv2.INTER_NEAREST_EXACT)
+        # Linear interpolation spans two pixels: blur over what it would skip. Unlike INTER_AREA, whose fractional edges
+        # put steps into slopes and thus into the normals of depth, this keeps a ramp a ramp at any ratio.
+        height, width = (2 * math.ceil(side / size / 2) - 1 for side in box.shape[:2])
+        if height > 1 or width > 1:
+            box = cv2.blur(box, (width, height), borderType=cv2.BORDER_REPLICATE)
+        return cv2.resize(box, (size, size), interpolation=cv2.INTER_LINEAR)
+
+    def intrinsics(
+        self, source: tuple[float, float, float, float], shape: tuple[int, ...], size: int
+    ) -> tuple[float, float, float, float]:
+        """fx, fy, cx, cy of `resize`'s result, from those of a source of `shape [H, W]`; pixel centres are integers."""
+        fx, fy, cx, cy = source
+        x0, y0, x1, y1 = self.box(*shape[:2])
+        x, y = size / (x1 - x0), size / (y1 - y0)
+        cx, cy = (cx - x0 + 0.5) * x - 0.5, (cy - y0 + 0.5) * y - 0.5
+        return fx * x, fy * y, (size - 1 - cx) if self.flip else cx, cy

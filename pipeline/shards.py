@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import platform
+import re
 import tarfile
+import time
 from collections.abc import Iterable, Mapping
 from io import BytesIO
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import UserError
 
@@ -20,7 +25,7 @@ class Shard(BaseModel):
     """One tar: its file name beside `dataset.json`, how many samples, its size in bytes, its sha256."""
 
     model_config = ConfigDict(extra="forbid")
-    file: str
+    file: Annotated[str, Field(pattern=r"^\w[\w.-]*\.tar$")]  # a plain name: it must not lead out of the folder
     samples: int
     bytes: int
     sha256: str
@@ -87,7 +92,7 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) 
 
     Members are written in sorted order with fixed metadata, so equal content gives equal bytes.
     """
-    part = path.with_name(path.name + f".part{os.getpid()}")
+    part = _part(path)
     count = 0
     try:
         with part.open("wb") as file:
@@ -109,7 +114,7 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) 
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a small file so that under its name there is either the old or the whole new content."""
-    part = path.with_name(path.name + f".part{os.getpid()}")
+    part = _part(path)
     try:
         with part.open("wb") as file:
             file.write(data)
@@ -118,6 +123,37 @@ def write_atomic(path: Path, data: bytes) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def remove_stale_parts(folder: Path) -> None:
+    """Remove what killed writers left: parts of processes that are gone, and, from other machines, parts a day old."""
+    for part in folder.glob("*.part-*"):
+        owner = re.fullmatch(r".+\.part-(.+)-(\d+)", part.name)
+        with contextlib.suppress(FileNotFoundError):  # another writer may be cleaning too
+            gone = owner and owner[1] == _host() and not _alive(int(owner[2]))
+            if owner and (gone or time.time() - part.stat().st_mtime > 86_400):
+                part.unlink()
+
+
+def _part(path: Path) -> Path:
+    """Where a file is written until it is whole: a name of this machine's and this process's own."""
+    return path.with_name(f"{path.name}.part-{_host()}-{os.getpid()}")
+
+
+def _host() -> str:
+    return platform.node() or "localhost"
+
+
+def _alive(pid: int) -> bool:
+    if os.name != "posix":  # there, signal 0 is not a question
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def sha256(path: Path) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +15,25 @@ from losses import Dims, Features
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What an encoder expects: `[C, size, size]`, then `(x - mean) / std` a channel (uint8 is scaled to [0, 1] first)."""
+    """What an encoder expects: `[C, size, size]`, then `(x - mean) / std` a channel, uint8 scaled to [0, 1] before."""
 
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    @staticmethod
+    def of(
+        channels: int, size: int, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    ) -> Preprocessing:
+        """Fill in mean 0 and std 1; ValueError unless both have one value a channel and std is positive."""
+        mean = (0.0,) * channels if mean is None else tuple(mean)
+        std = (1.0,) * channels if std is None else tuple(std)
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) != channels:
+                raise ValueError(f"{name}: {len(values)} values for {channels} channels; give one a channel")
+        if min(std) <= 0:
+            raise ValueError(f"std: {list(std)}: every value must be greater than 0")
+        return Preprocessing(size, mean, std)
 
 
 class Encoder(nn.Module):
@@ -29,6 +45,8 @@ class Encoder(nn.Module):
     """
 
     dims: Dims
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         super().__init__()
@@ -43,6 +61,14 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Features:
         raise NotImplementedError
+
+    def portable(self, spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+        """The spec that rebuilds this network, weights aside, from what is in `folder`: a student is taken away in one.
+
+        spec: what it was built from. An encoder that reads files or a hub writes what it needs into a sub-folder and
+        names it `./sub-folder`.
+        """
+        return dict(spec)
 
 
 def _channels(values: Sequence[float]) -> Tensor:

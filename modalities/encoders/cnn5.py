@@ -1,0 +1,47 @@
+"""The small student: five convolutions, a quarter of a million parameters."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from annotated_types import Ge, Gt
+from torch import Tensor, nn
+
+from losses import Dims, Features
+from modalities.encoders.base import Encoder, Preprocessing
+
+
+class CNN5(Encoder):
+    """Five 3x3 convolution-BatchNorm-ReLU layers; their outputs are the maps, the mean of the last one is `pooled`.
+
+    width: channels of the first layer; the five have width x (1, 2, 2, 4, 4): 0.28 M parameters at 32.
+    size: input pixels, >= 16; strides 1, 2, 2, 2, 1 leave size / 8, e.g. 8 x 8 of 64.
+    mean, std: of each channel, on the scale that the encoder's input has ([0, 1] for uint8 images); None: 0 and 1.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        width: Annotated[int, Gt(0)] = 32,
+        size: Annotated[int, Ge(16)] = 64,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+    ) -> None:
+        super().__init__(Preprocessing.of(channels, size, mean, std))
+        widths = [width, 2 * width, 2 * width, 4 * width, 4 * width]
+        self.layers = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(fan_in, fan_out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(fan_out), nn.ReLU()
+            )
+            for fan_in, fan_out, stride in zip([channels, *widths], widths, (1, 2, 2, 2, 1), strict=False)
+        )
+        self.dims = Dims(pooled=widths[-1], maps=tuple(widths))
+
+    def forward(self, x: Tensor) -> Features:
+        x = self.normalise(x)
+        maps = []
+        for layer in self.layers:
+            x = layer(x)
+            maps.append(x)
+        return Features(x.mean((2, 3)), maps)

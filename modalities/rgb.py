@@ -1,0 +1,80 @@
+"""RGB photos."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import cv2
+import numpy as np
+import torch
+from annotated_types import Ge, Le
+from torch import Tensor
+
+from modalities.base import Modality
+from modalities.encoders import IMAGE_ENCODERS, Encoder, build
+from modalities.geometry import Geometry
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, what "grey" means in cv2 and PIL
+
+
+@dataclass(frozen=True, kw_only=True)
+class RGB(Modality):
+    """Photos as uint8 RGB.
+
+    jitter: in training, brightness, contrast and saturation are each multiplied by a factor drawn from
+    1 - jitter to 1 + jitter; 0: not at all.
+    """
+
+    name: ClassVar[str] = "rgb"
+    fields: ClassVar[tuple[str, ...]] = ("rgb.jpg", "rgb.png", "rgb.webp")
+    encoders: ClassVar[Mapping[str, type[Encoder]]] = IMAGE_ENCODERS
+
+    jitter: Annotated[float, Ge(0), Le(1)] = 0.2
+
+    def decode(self, data: bytes, meta: Mapping[str, Any]) -> np.ndarray:
+        """uint8 `[H, W, 3]`; 16 bits become 8, grey is repeated, transparency is laid on white.
+
+        JPEGs are turned upright by their EXIF orientation.
+        """
+        is_jpeg = data.startswith(b"\xff\xd8")
+        if is_jpeg and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+            raise ValueError("JPEG is cut short: its end marker is missing")  # cv2 would fill the rest with grey
+        # Only IMREAD_UNCHANGED shows transparency, and only without it EXIF is followed.
+        flags = cv2.IMREAD_COLOR if is_jpeg else cv2.IMREAD_UNCHANGED
+        try:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        except cv2.error:
+            image = None
+        if image is None or image.dtype not in (np.uint8, np.uint16):
+            raise ValueError(f"{len(data)} bytes are not a readable photo; a whole JPEG, PNG or WebP is expected")
+        if image.dtype == np.uint16:
+            image = cv2.convertScaleAbs(image, alpha=255 / 65535)
+        if image.ndim == 2:
+            return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
+        if image.shape[2] == 4:
+            alpha = image[..., 3:].astype(np.float32) / 255
+            image = (255 + alpha * (image[..., :3] - np.float32(255))).round().astype(np.uint8)
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+    def augment(self, value: np.ndarray, geometry: Geometry, size: int, rng: np.random.Generator | None) -> Tensor:
+        """uint8 `[3, size, size]`."""
+        image = geometry.resize(value, size)
+        if rng is not None and self.jitter > 0:
+            image = cv2.transform(image, colour_map(image, *rng.uniform(1 - self.jitter, 1 + self.jitter, 3)))
+        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+    def encoder(self, spec: Mapping[str, Any]) -> Encoder:
+        return build(self.encoders, spec, 3, IMAGENET_MEAN, IMAGENET_STD)
+
+    def picture(self, value: np.ndarray) -> np.ndarray:
+        return value
+
+
+def colour_map(image: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
+    """The affine map `[3, 4]` of a pixel that scales distance from its grey, from the mean grey, and all of it."""
+    mean_grey = float(LUMA @ np.array(cv2.mean(image)[:3]))
+    mix = saturation * np.eye(3) + (1 - saturation) * LUMA
+    return np.hstack([brightness * contrast * mix, np.full((3, 1), brightness * (1 - contrast) * mean_grey)])

@@ -1,0 +1,224 @@
+"""Charts as inline SVG text: bars, lines, a scatter and a matrix. Colours are CSS classes of the page; text is escaped.
+
+Small charts are 340 units wide, so that on a phone one unit is about one pixel and the text stays legible.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import numpy as np
+
+WIDTH = 340
+POINTS = 300
+"""A line of more logged values than this is drawn as means, with the range of what each mean stands for."""
+
+# Ten colours that hold on light and dark paper; more classes than these get evenly spread hues.
+_COLOURS = ["#4e79a7", "#f28e2b", "#d9534f", "#3fa39b", "#59a14f"]
+_COLOURS += ["#c9a227", "#a56a9c", "#e07b91", "#8c6d55", "#6f7bd0"]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar: `text` is how `value` reads; `kind` is a CSS class."""
+
+    label: str
+    value: float
+    text: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Point:
+    """A mark of the scatter: `kind` 0 is a circle, 1 a cross; points of equal `sample` belong together."""
+
+    x: float
+    y: float
+    kind: int
+    group: int
+    sample: int
+    title: str
+
+
+def colour(index: int, count: int) -> str:
+    """A CSS colour for class `index` of `count`; grey for -1, the unknown class."""
+    if index < 0:
+        return "#8a8f98"
+    if count <= len(_COLOURS):
+        return _COLOURS[index]
+    # Golden-angle steps keep neighbouring indices apart.
+    return f"hsl({index * 137.508 % 360:.0f} 55% {(45, 58)[index % 2]}%)"
+
+
+def bars(rows: Sequence[Bar], top: float, title: str) -> str:
+    """Horizontal bars from 0 to `top`, each under its label."""
+    step, parts = 34, []
+    for i, bar in enumerate(rows):
+        y = i * step
+        length = WIDTH * min(max(bar.value / top, 0), 1) if top > 0 else 0
+        parts.append(
+            f'<g class="bar {bar.kind}"><title>{escape(f"{bar.label}: {bar.text}")}</title>'
+            f'<text x="0" y="{y + 13}">{escape(_short(bar.label, 38))}</text>'
+            f'<text class="value" x="{WIDTH}" y="{y + 13}">{escape(bar.text)}</text>'
+            f'<rect class="track" y="{y + 19}" width="{WIDTH}" height="7" rx="2"/>'
+            f'<rect class="fill" y="{y + 19}" width="{length:.1f}" height="7" rx="2"/></g>'
+        )
+    return _svg(WIDTH, step * len(rows), "".join(parts), title)
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Values, from `low` to `high`, to page units, from `start` to `end`; with `log` the bounds are powers of ten."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def __call__(self, value: Any) -> Any:
+        bent = np.log10(value) if self.log else np.asarray(value)
+        return self.start + (bent - self.low) / (self.high - self.low) * (self.end - self.start)
+
+    def ticks(self) -> list[float]:
+        if not self.log:
+            return ticks(self.low, self.high, 4)
+        decades = range(math.ceil(self.low), math.floor(self.high) + 1)
+        return [10.0**d for d in decades[:: max(1, len(decades) // 4)]] or [10.0**self.low, 10.0**self.high]
+
+
+def lines(series: Sequence[tuple[Sequence[float], Sequence[float]]], title: str) -> str:
+    """Curves `(x, y)`, the i-th in class `s{i}`; gaps where y is not finite; "" if nothing is finite.
+
+    The y axis is logarithmic where all values are positive and the largest is over 50 times the median.
+    """
+    height, left, right, bottom = 170, 40, WIDTH - 6, 148
+    curves = [(np.asarray(x, float), np.asarray(y, float)) for x, y in series]
+    xs, finite = np.concatenate([x for x, _ in curves]), np.concatenate([y[np.isfinite(y)] for _, y in curves])
+    if finite.size == 0:
+        return ""
+    log = bool(finite.min() > 0 and finite.max() > 50 * np.median(finite))
+    bounds = np.array([finite.min(), finite.max()])
+    first, last = (xs.min(), xs.max()) if xs.min() < xs.max() else _padded(xs.min(), xs.max())
+    low, high = _padded(*(np.log10(bounds) if log else bounds))
+    across, up = _Scale(first, last, left, right), _Scale(low, high, bottom, 8, log)
+    parts = []
+    for value in up.ticks():
+        y, text = float(up(value)), _compact(value)
+        parts.append(f'<path class="grid" d="M{left} {y:.1f}H{right}"/>')
+        parts.append(f'<text class="tick" x="{left - 5}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
+    for value in across.ticks():
+        x, text = min(float(across(value)), right - 8), _compact(value)
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{bottom + 17}" text-anchor="middle">{text}</text>')
+    for i, (steps, values) in reversed(list(enumerate(curves))):
+        parts.append(f'<g class="s{i}">{_curve(steps, values, across, up, band=i == 0)}</g>')
+    return _svg(WIDTH, height, "".join(parts), title + (" (log scale)" if log else ""))
+
+
+def scatter(points: Sequence[Point], groups: int, title: str) -> str:
+    """A map without axes; points of one group share a colour, and carry `data-sample` for the page's script."""
+    width, height, pad = 720, 500, 12
+    xy = np.array([(p.x, p.y) for p in points])
+    span = np.ptp(xy, axis=0)
+    xy = (xy - xy.min(axis=0)) / np.where(span > 0, span, 1) * (width - 2 * pad, height - 2 * pad) + pad
+    marks: dict[int, list[str]] = {}
+    for point, (x, y) in zip(points, xy, strict=True):
+        data = f'data-sample="{point.sample}" data-x="{x:.1f}" data-y="{y:.1f}"'
+        shape = (
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" {data}>'
+            if point.kind == 0
+            else f'<path d="M{x - 4:.1f} {y - 4:.1f}l8 8m0-8l-8 8" {data}>'
+        )
+        close = "</circle>" if point.kind == 0 else "</path>"
+        marks.setdefault(point.group, []).append(f"{shape}<title>{escape(point.title)}</title>{close}")
+    body = "".join(
+        f'<g data-group="{group}" style="color:{colour(group, groups)}">{"".join(marks[group])}</g>'
+        for group in sorted(marks)
+    )
+    return _svg(width, height, f'{body}<path class="pair" d=""/>', title, "map")
+
+
+def matrix(counts: np.ndarray, names: Sequence[str], title: str) -> str:
+    """Counts `[K, K]`, true class a row, shaded by the row's share; numbers and names where there is room for them."""
+    k = len(names)
+    cell = 30 if k <= 12 else max(5, 420 // k)
+    named = k <= 40
+    label = 8 + 7 * max(len(_short(name, 16)) for name in names) if named else 8
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    parts = []
+    for row, column in np.argwhere(counts):
+        x, y, share = label + column * cell, label + row * cell, shares[row, column]
+        kind = "hit" if row == column else "miss"
+        words = f"{names[row]} taken for {names[column]}: {counts[row, column]} ({100 * share:.0f} %)"
+        parts.append(
+            f'<g class="{kind}"><title>{escape(words)}</title>'
+            f'<rect x="{x}" y="{y}" width="{cell - 1}" height="{cell - 1}" fill-opacity="{0.08 + 0.92 * share:.2f}"/>'
+        )
+        if k <= 12:
+            kind = "count strong" if share > 0.55 else "count"
+            number = _compact(counts[row, column])
+            parts.append(f'<text class="{kind}" x="{x + cell / 2 - 0.5}" y="{y + 19}">{number}</text>')
+        parts.append("</g>")
+    for i, name in enumerate(names if named else ()):
+        middle = label + i * cell + cell / 2
+        text = escape(_short(name, 16))
+        parts.append(f'<text class="tick" x="{label - 6}" y="{middle + 4}" text-anchor="end">{text}</text>')
+        parts.append(f'<text class="tick" transform="translate({middle + 4} {label - 6}) rotate(-90)">{text}</text>')
+    size = label + k * cell + 1
+    return _svg(size, size, "".join(parts), title, "matrix")
+
+
+def ticks(low: float, high: float, count: int) -> list[float]:
+    """About `count` round numbers (1, 2 or 5 times a power of ten apart) within [low, high]."""
+    raw = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = power * min((m for m in (1, 2, 5, 10) if m * power >= raw), default=10)
+    return [float(i * step) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _padded(low: float, high: float) -> tuple[float, float]:
+    pad = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - pad, high + pad
+
+
+def _curve(x: np.ndarray, y: np.ndarray, across: _Scale, up: _Scale, band: bool) -> str:
+    """The path of one curve: values as they are if they are few, else means and, as a band, what they stand for."""
+    parts = []
+    if len(x) > POINTS:
+        blocks = [b for b in np.array_split(np.arange(len(x)), POINTS) if np.isfinite(y[b]).all()]
+        highs, lows = [(x[b].mean(), y[b].max()) for b in blocks], [(x[b].mean(), y[b].min()) for b in blocks]
+        x, y = np.array([x[b].mean() for b in blocks]), np.array([y[b].mean() for b in blocks])
+        if band:
+            outline = "L".join(f"{across(a):.1f} {up(b):.1f}" for a, b in [*highs, *reversed(lows)])
+            parts.append(f'<path class="band" d="M{outline}Z"/>' if blocks else "")
+    pen = "M"
+    path = []
+    for a, b in zip(x, y, strict=True):
+        if math.isfinite(b):
+            path.append(f"{pen}{across(a):.1f} {up(b):.1f}")
+        pen = "L" if math.isfinite(b) else "M"
+    # Round caps make a single value visible as a dot.
+    parts.append(f'<path class="line" d="{"".join(path)}{"h0" if len(path) == 1 else ""}"/>' if path else "")
+    return "".join(parts)
+
+
+def _compact(value: float) -> str:
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= size:
+            return f"{value / (1e3 if letter == 'k' else size):.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def _short(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _svg(width: float, height: float, body: str, title: str, kind: str = "chart") -> str:
+    return (
+        f'<svg class="{kind}" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title)}" '
+        f'style="--width:{width:g}px">{body}</svg>'
+    )

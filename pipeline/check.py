@@ -1,0 +1,224 @@
+"""Check a packed data set before hours are spent on it: every byte read, every fault one line, nothing changed."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+
+from pipeline.parallel import each
+from pipeline.progress import Progress
+from pipeline.scan import MOST_FAULTS, Job, Scan, scan
+from pipeline.shards import MANIFEST, Dataset, load_dataset
+
+NEAR, FAR = 0.05, 60.0
+"""Metres. A data set whose median depth is outside is probably in another unit than millimetres."""
+
+_WORTH_PROCESSES = 64 << 20  # bytes; below, starting processes takes longer than reading
+
+
+@dataclass
+class Report:
+    """faults: what has to be mended, a line each: shard, key and member, what, cure. notes: what is worth knowing.
+
+    facts: lines on what is in the data set.
+    """
+
+    facts: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        verdict = f"{len(self.faults)} faults" if len(self.faults) != 1 else "1 fault"
+        lines = [*self.facts, *(f"note: {note}" for note in self.notes), *(f"fault: {fault}" for fault in self.faults)]
+        return "\n".join([*lines, verdict if self.faults else "no faults"])
+
+
+def check(
+    folder: str | Path, ranks: int = 1, workers: int = 2, quick: bool = False, processes: int | None = None
+) -> Report:
+    """Read all shards of a data set and hold them against `dataset.json` and against each other.
+
+    ranks, workers: processes that will train and loader workers of each, to say if there are shards for all.
+    quick: only the tars' structure, labels, meta and text; images and sound are not opened, hashes not computed.
+    processes: that check; None chooses by the machine and the size of the data.
+
+    Raises UserError if there is no readable `dataset.json`; all else that is wrong stands in the report.
+    """
+    folder = Path(folder)
+    dataset = load_dataset(folder)
+    total = sum(map(dataset.samples, dataset.splits))
+    expected = tuple(name for name, count in dataset.fields.items() if count > total / 2 and name != "label.txt")
+    classes = {label: len(names) for label, names in dataset.classes.items()}
+    jobs = [
+        Job(str(folder), split, shard, expected, classes, quick)
+        for split, shards in dataset.splits.items()
+        for shard in shards
+    ]
+    size = sum(job.shard.bytes for job in jobs)
+    if processes is None:
+        processes = min(os.cpu_count() or 1, 8) if size > _WORTH_PROCESSES else 1
+    tally = Tally(dataset)
+    with Progress("checking", total) as progress:
+        for found in each(scan, jobs, processes, progress.advance):
+            tally.add(found)
+    notes = [*tally.notes(), *_readers(dataset, ranks, workers), *_strays(folder, dataset)]
+    facts = [f"{dataset.name}: {total} samples in {len(jobs)} shards, {size / 1e6:.1f} MB; split: {dataset.split_rule}"]
+    return Report([*facts, *tally.facts()], notes, tally.faults())
+
+
+class Tally:
+    """What the shards say together. Keys are kept as hashes, so a million samples take some 100 MB."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self.order = {shard.file: number for number, shard in enumerate(chain.from_iterable(dataset.splits.values()))}
+        self.within: dict[str, list[str]] = {}
+        self.across: list[str] = []
+        self.keys: dict[int, str] = {}
+        self.groups: dict[str, tuple[str, str]] = {}
+        self.leaks: set[str] = set()
+        self.samples = 0
+        self.fields: Counter[str] = Counter()
+        self.labels: dict[str, Counter[int]] = {split: Counter() for split in dataset.splits}
+        self.sizes: dict[str, list[tuple[int, int]]] = {}
+        self.depths: Counter[int] = Counter()
+        self.saturated = self.askew = 0
+        self.lacking: dict[str, list[str]] = {}
+
+    def add(self, found: Scan) -> None:
+        file, split = found.job.shard.file, found.job.split
+        self.within[file] = found.faults
+        for key in found.keys:
+            if (other := self.keys.setdefault(hash(key), file)) != file:
+                self.across.append(f"key {key} is in {_both(other, file)}; keys must differ; pack the data again")
+        if len(set(found.keys)) < len(found.keys):
+            key = Counter(found.keys).most_common(1)[0][0]
+            self.across.append(f"key {key} stands twice in {file}; keys must differ; pack the data again")
+        for group in found.groups:
+            first, where = self.groups.setdefault(group, (split, file))
+            if first != split and group not in self.leaks:
+                self.leaks.add(group)
+                self.across.append(
+                    f"group {group} is in {_both(where, file)}: {_both(first, split)} share what must be apart; "
+                    "pack again with a group or split that keeps it whole"
+                )
+        self.samples += len(found.keys)
+        self.fields += found.fields
+        self.labels[split] += found.labels
+        for member, sizes in found.sizes.items():
+            self.sizes.setdefault(member, []).extend(sizes)
+        self.depths += found.depths
+        self.saturated += found.saturated
+        self.askew += found.askew
+        for member, keys in found.lacking.items():
+            self.lacking.setdefault(member, []).extend(f"{file}: {key}" for key in keys)
+
+    def faults(self) -> list[str]:
+        """The shards' own in the order of the shards, then those between shards."""
+        own = [line for file in sorted(self.within, key=self.order.__getitem__) for line in self.within[file]]
+        across = sorted(self.across)
+        more = [f"and {len(across) - MOST_FAULTS} more faults between shards"] if len(across) > MOST_FAULTS else []
+        return [*own, *across[:MOST_FAULTS], *more, *self._counts()]
+
+    def _counts(self) -> Iterator[str]:
+        """Fields whose number is not the recorded one: something was lost or added after packing."""
+        for member in sorted({*self.fields, *self.dataset.fields}):
+            said, there = self.dataset.fields.get(member, 0), self.fields[member]
+            if said == there:
+                continue
+            yield f"{MANIFEST}: {member}: in {there} samples, recorded are {said}; run the same `wcord pack` again"
+            for where in sorted(self.lacking.get(member, ()))[:MOST_FAULTS]:
+                yield f"{where}.{member}: missing, while most samples have it; run the same `wcord pack` again"
+
+    def facts(self) -> list[str]:
+        lines = []
+        for member, count in sorted(self.fields.items()):
+            sizes = sorted(self.sizes.get(member, ()), key=lambda size: size[0] * size[1])
+            low, high = (f"{width} x {height}" for width, height in (sizes[0], sizes[-1])) if sizes else ("", "")
+            size = f", {low}" + (f" to {high}" if high != low else "") if sizes else ""
+            depth = f", median {self._depth():.2f} m" if member == "depth.png" and self.depths else ""
+            lines.append(f"  {member}: in {count} of {self.samples} samples{size}{depth}")
+        return [*lines, *self._balance()]
+
+    def _balance(self) -> Iterator[str]:
+        """Samples per class, a line a split."""
+        names = self.dataset.classes.get("label", [])
+        for split, labels in self.labels.items():
+            total = self.dataset.samples(split)
+            counts = [labels[number] for number in range(len(names))]
+            if len(names) > 20:
+                text = f"{min(counts)} to {max(counts)} in each of {len(names)} classes"
+            else:
+                text = ", ".join(f"{name} {count}" for name, count in zip(names, counts, strict=True))
+            unlabelled = total - labels.total()
+            yield (
+                f"  {split}: {total} samples"
+                + (f", {unlabelled} unlabelled" if unlabelled > 0 else "")
+                + (f": {text}" if names else "")
+            )
+
+    def _depth(self) -> float:
+        """The median of the depth maps' medians, in metres."""
+        middle, seen = self.depths.total() / 2, 0
+        for depth in sorted(self.depths):
+            seen += self.depths[depth]
+            if seen >= middle:
+                return depth / 1000
+        return 0.0
+
+    def notes(self) -> Iterator[str]:
+        for member, keys in sorted(self.lacking.items()):
+            if self.dataset.fields.get(member) == self.fields[member]:
+                count = self.samples - self.fields[member]
+                yield f"{count} of {self.samples} samples have no {member}, the first {min(keys)}"
+        if self.depths and not NEAR <= (depth := self._depth()) <= FAR:
+            yield (
+                f"the median depth is {depth:.3g} m, which is not likely: is it in millimetres? Convert it and pack "
+                "again, or set `scale` of the modality depth to the metres per unit"
+            )
+        if self.saturated:
+            yield (
+                f"{self.saturated} depth maps have 65535 in over 1 % of their readings: if that stands for no reading, "
+                "make it 0 and pack again"
+            )
+        if self.askew:
+            yield (
+                f"in {self.askew} samples the images differ in aspect ratio, so one crop shows different things; "
+                "align them before packing"
+            )
+        yield from self._absent()
+
+    def _absent(self) -> Iterator[str]:
+        """Classes that a model is tested on and never sees."""
+        names = self.dataset.classes.get("label", [])
+        trained = self.labels.get("train", Counter())
+        for split, labels in self.labels.items():
+            absent = [name for number, name in enumerate(names) if labels[number] and not trained[number]]
+            if split != "train" and trained and absent:
+                yield f"{split} has classes that train has no sample of: {', '.join(absent[:10])}"
+
+
+def _both(one: str, other: str) -> str:
+    return " and ".join(sorted((one, other)))
+
+
+def _readers(dataset: Dataset, ranks: int, workers: int) -> Iterator[str]:
+    """Splits with fewer shards than readers."""
+    for split, shards in dataset.splits.items():
+        if len(shards) < ranks * workers:
+            yield (
+                f"{split} has {len(shards)} shards for {ranks * workers} readers ({ranks} ranks x {workers} workers): "
+                "it works, but several then read one shard; pack with more or smaller shards for speed"
+            )
+
+
+def _strays(folder: Path, dataset: Dataset) -> Iterator[str]:
+    """Shards that lie in the folder and are not in `dataset.json`: nothing would read them."""
+    known = {shard.file for shards in dataset.splits.values() for shard in shards}
+    strays = sorted(path.name for path in folder.glob("*.tar") if path.name.count(".") == 1 and path.name not in known)
+    if strays:
+        yield f"{len(strays)} tars are not in {MANIFEST} and will not be read, the first {strays[0]}"

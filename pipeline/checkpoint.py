@@ -1,0 +1,102 @@
+"""Checkpoints: whole or not there at all, newest first."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """model: what training changes. optimizer: its state_dict. step: how many steps were taken."""
+
+    step: int
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    identity: dict[str, Any]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write `folder/step_NNNNNNNN` and drop all but the newest `keep`.
+
+    It is written under another name, flushed to the disk and only then renamed. Raises UserError if it cannot be
+    written (a full disk); what was there before stays.
+    """
+    target = folder / f"step_{checkpoint.step:08d}"
+    part = folder / f".part_{checkpoint.step:08d}"
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        save_file({k: v.contiguous() for k, v in checkpoint.model.items()}, part / "model.safetensors")
+        torch.save(checkpoint.optimizer, part / "optimizer.pt")
+        about = {"step": checkpoint.step, "identity": checkpoint.identity}
+        (part / "checkpoint.json").write_text(json.dumps(about, indent=1))
+        for path in part.iterdir():
+            _flush(path)
+        shutil.rmtree(target, ignore_errors=True)
+        part.rename(target)
+        _flush(folder)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        kept = list_checkpoints(folder)
+        last = f"the last whole one is {kept[-1]}" if kept else "there is no earlier one"
+        raise UserError(
+            f"{target}: the checkpoint could not be written ({error}); {last}. "
+            "Free space (or lower train.keep) and go on with `--resume`."
+        ) from None
+    for old in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    return sorted(p for p in folder.glob("step_*") if re.fullmatch(r"step_\d{8,}", p.name))
+
+
+def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint:
+    """Read a checkpoint on the CPU; nothing in it is executed.
+
+    identity: what the run is made of (student, teacher, losses). Raises UserError if the checkpoint was made by a run
+    of another identity, naming what differs, or if it is damaged.
+    """
+    try:
+        about = json.loads((path / "checkpoint.json").read_bytes())
+        differing = [key for key in identity if about["identity"].get(key) != identity[key]]
+        if differing:
+            details = "; ".join(f"{key}: {about['identity'].get(key)} there, {identity[key]} here" for key in differing)
+            raise UserError(
+                f"{path}: made by another {' and '.join(differing)} ({details}). "
+                "Resume with the config it was made with, or choose another `run`."
+            )
+        model = load_file(path / "model.safetensors")
+        optimizer = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+        return Checkpoint(int(about["step"]), model, optimizer, about["identity"])
+    except UserError:
+        raise
+    except Exception as error:  # the readers raise whatever a damaged file makes them stumble on
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{path}: damaged ({reason}). Delete this folder; --resume then takes the one before."
+        ) from None
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,159 @@
+"""The losses, modalities and encoders that a config names, checked against their constructors' signatures."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+
+from annotated_types import Ge
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from pydantic.errors import PydanticUserError
+from typing_extensions import NotRequired, Required, TypedDict
+
+from pipeline.configfile import Document, Key, show_value
+from pipeline.errors import UserError
+from pipeline.faults import explain, unknown
+
+if TYPE_CHECKING:  # they bring torch, which is not needed to read what a config may contain
+    from losses import Loss
+    from modalities import Encoder, Modality
+
+T = TypeVar("T")
+
+_REFUSING = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+
+
+def check_components(document: Document) -> dict[str, Any]:
+    """Note each fault in the document's components; return its data with their settings in the types they state.
+
+    A loss without settings may be null, a modality or an encoder without settings its mere name.
+    """
+    data = deepcopy(document.data)
+    if isinstance(losses := data.get("losses"), dict):
+        data["losses"] = {name: _loss(document, ("losses", name), written) for name, written in losses.items()}
+    for role in "teacher", "student":
+        if isinstance(data.get(role), dict):
+            _network(document, role, data[role])
+    return data
+
+
+def find_loss(name: str) -> type[Loss]:
+    """The loss of a name in `losses.LOSSES`, or `package.module:Class`; UserError if there is none."""
+    from losses import LOSSES, Loss
+    from modalities.encoders import find
+
+    if name not in LOSSES and ":" not in name:
+        message = unknown((name,), {(): LOSSES})
+        raise UserError(message if message.endswith("?") else f"{message}, or your own package.module:Class")
+    return _found(name, lambda: find(name, LOSSES, Loss, "loss"))
+
+
+def find_modality(name: str) -> type[Modality]:
+    """The modality of that name, or `package.module:Class`; UserError if there is none."""
+    import modalities
+
+    return _found(name, lambda: modalities.get(name))
+
+
+def find_encoder(modality: type[Modality], name: str) -> type[Encoder] | None:
+    """The encoder of that name for a modality, or `package.module:Class`; UserError if there is none.
+
+    None for a modality that lists no `encoders`: it checks the settings itself when it builds one.
+    """
+    from modalities import Encoder
+    from modalities.encoders import find
+
+    if not modality.encoders and ":" not in name:
+        return None
+    return _found(name, lambda: find(name, modality.encoders, Encoder, "encoder"))
+
+
+def parameters(cls: type, *, keyword_only: bool) -> dict[str, Any]:
+    """What a config may set of a class: parameter name -> its type, marked as `Required` or `NotRequired`.
+
+    Raises UserError if an annotation cannot be evaluated. `**kwargs` accepts nothing: a setting has a name.
+    """
+    try:
+        hints = get_type_hints(cls.__init__, include_extras=True)  # type: ignore[misc]
+    except (NameError, TypeError, AttributeError) as error:
+        raise UserError(f"the annotations of {cls.__name__} cannot be evaluated: {error}") from None
+    kinds = [inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD][: 1 if keyword_only else 2]
+    return {
+        name: (Required if parameter.default is parameter.empty else NotRequired)[hints.get(name, Any)]
+        for name, parameter in inspect.signature(cls).parameters.items()
+        if parameter.kind in kinds
+    }
+
+
+def validated(document: Document, at: Key, fields: Mapping[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings in the types of `fields`; faults are noted in the document, and then they come back as they were.
+
+    fields: as from `parameters`. Raises UserError if one of these types is none that can be validated.
+    """
+    try:
+        schema = with_config(_REFUSING)(TypedDict("Settings", dict(fields)))  # type: ignore[operator]
+        adapter: TypeAdapter[dict[str, Any]] = TypeAdapter(schema)
+    except (PydanticUserError, TypeError) as error:
+        raise UserError(f"its annotations cannot be validated: {error}") from None
+    try:
+        # By way of JSON, where a list is how a tuple is written even if types are strict.
+        return adapter.validate_json(json.dumps(settings))
+    except ValidationError as error:
+        explain(document, error, at, {at: fields})
+        return settings
+
+
+def _loss(document: Document, at: Key, written: Any) -> Any:
+    settings = {} if written is None else written
+    if not isinstance(settings, dict):
+        return settings  # which the schema refuses
+    try:
+        loss = find_loss(str(at[-1]))
+        fields = {"weight": NotRequired[Annotated[float, Ge(0)]], **parameters(loss, keyword_only=True)}
+        settings = validated(document, at, fields, settings)
+    except UserError as error:
+        document.fault(at, str(error))
+        return settings
+    if loss.needs_teacher and document.data.get("teacher") is None:
+        document.fault(at, "needs a teacher: add `teacher:`, or remove this loss")
+    return {"weight": 1.0, **settings}
+
+
+def _network(document: Document, role: str, network: dict[str, Any]) -> None:
+    """Check modality and encoder, and replace them by `{name: ..., settings}`."""
+    modality: type[Modality] | None = None
+    for part in "modality", "encoder":
+        written = network.get(part)
+        if written is None:
+            continue
+        spec = {"name": written} if isinstance(written, str) else written
+        at: Key = (role, part)
+        if not isinstance(spec, dict) or not isinstance(name := spec.get("name"), str):
+            document.fault(at, f"must be a name, or {{name: ..., its settings}}, got {show_value(written)}")
+            continue
+        network[part] = spec
+        try:
+            if part == "modality":
+                modality = find_modality(name)
+                fields = parameters(modality, keyword_only=False)
+            else:
+                encoder = modality and find_encoder(modality, name)
+                if encoder is None:
+                    continue
+                fields = parameters(encoder, keyword_only=True)
+            network[part] = validated(document, at, {"name": Required[str], **fields}, spec)
+        except UserError as error:
+            document.fault(at if spec is not written else (*at, "name"), str(error))
+
+
+def _found(name: str, find: Callable[[], T]) -> T:
+    try:
+        return find()
+    except ValueError as error:
+        raise UserError(re.sub(rf"^(loss|modality|encoder|{re.escape(name)}): ", "", str(error))) from None
+    except Exception as error:  # importing a class of somebody else runs its module, which may raise anything
+        raise UserError(f"{name} fails on import: {type(error).__name__}: {error}") from error

@@ -1,0 +1,193 @@
+"""What an experiment consists of: the schema of its YAML, and `load`, which names every fault at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pipeline.components import check_components
+from pipeline.configfile import Document, Key, dump
+from pipeline.errors import UserError
+from pipeline.faults import explain, near
+
+SHIPPED = next(
+    (folder for parent in Path(__file__).parents[:2] if (folder := parent / "configs").is_dir()),
+    Path(__file__).parent / "configs",
+)
+"""The folder of the shipped configs: inside an installed package, beside the packages in a checkout."""
+
+Component = dict[str, Any]
+"""`name` and the keywords that the class of that name is built with."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    """What the student is trained on, and how samples become batches."""
+
+    shards: str = Field(min_length=1, description="Folder of the packed data set, with its dataset.json.")
+    label: str = Field(default="label", min_length=1, description="Which label of dataset.json's classes is the task.")
+    labels: float = Field(default=1.0, gt=0, le=1, description="Fraction of training samples whose label is seen.")
+    batch_size: int = Field(default=64, gt=0, description="Samples a step, over all processes.")
+    workers: int = Field(default=2, ge=0, description="Loader processes for each training process; 0 loads in it.")
+    shuffle: int = Field(
+        default=2000, ge=0, description="Samples in the shuffle buffer; 0 keeps the order of the shards."
+    )
+    crop: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = Field(
+        default=(1.0, 1.0),
+        strict=False,
+        description="Range of the random crop's area, shared by all modalities of a sample.",
+    )
+    flip: bool = Field(default=False, description="Mirror half of the samples, all modalities of a sample alike.")
+
+    @field_validator("crop")
+    @classmethod
+    def _ordered(cls, crop: tuple[float, float]) -> tuple[float, float]:
+        if crop[0] > crop[1]:
+            raise ValueError("must be [smallest, largest]")
+        return crop
+
+
+class Network(Section):
+    """A modality and the encoder that reads it."""
+
+    modality: Component = Field(description="Name of the modality, or {name: ..., its own keywords}.")
+    encoder: Component = Field(description="Name of one of the modality's encoders, or {name: ..., its keywords}.")
+
+
+class Teacher(Section):
+    """The frozen network that the student learns from: one trained here, or one with pretrained weights."""
+
+    run: str | None = Field(
+        default=None, min_length=1, description="Run folder of a trained network; brings modality and encoder."
+    )
+    modality: Component | None = Field(
+        default=None, description="Name of the modality, or {name: ..., its own keywords}."
+    )
+    encoder: Component | None = Field(
+        default=None, description="Name of a pretrained encoder, or {name: ..., its keywords}."
+    )
+
+    @model_validator(mode="after")
+    def _either(self) -> Teacher:
+        if self.run is not None and (self.modality or self.encoder):
+            raise ValueError("has a run, which brings its own modality and encoder: remove those, or the run")
+        if self.run is None and not (self.modality and self.encoder):
+            raise ValueError("needs `run: <run folder>`, or else both `modality:` and `encoder:`")
+        return self
+
+
+class Train(Section):
+    """The optimisation."""
+
+    steps: int = Field(gt=0, description="Optimiser steps.")
+    learning_rate: float = Field(default=1e-3, gt=0, description="Learning rate at its peak, after the warmup.")
+    optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="AdamW, or SGD with momentum.")
+    weight_decay: float = Field(default=0.05, ge=0, description="Weight decay.")
+    warmup: int = Field(default=100, ge=0, description="Steps of linear warmup.")
+    clip: float = Field(default=5.0, gt=0, description="Largest norm of the gradient.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto", description="Number format; auto asks the device."
+    )
+    log_every: int = Field(default=20, gt=0, description="Steps between lines of metrics.jsonl.")
+    checkpoint_every: int = Field(default=500, gt=0, description="Steps between checkpoints.")
+    keep: int = Field(default=2, gt=0, description="How many of the newest checkpoints stay.")
+
+
+class Evaluation(Section):
+    """What is measured, on which samples, against what."""
+
+    split: str = Field(default="test", min_length=1, description="Split of the data set that is measured on.")
+    every: int = Field(
+        default=0, ge=0, description="Steps between top-1 checks on that split during training; 0 is never."
+    )
+    baselines: list[str] = Field(default=[], description="Run folders to compare with.")
+    neighbours: int = Field(default=10, gt=0, description="k of the k-nearest-neighbour classifier.")
+
+
+class Config(Section):
+    """One experiment."""
+
+    run: str = Field(min_length=1, description="Run folder, e.g. runs/depth_wcord; all results go there.")
+    seed: int = Field(default=0, ge=0, description="Seed of everything random.")
+    data: Data = Field(description="What the student is trained on.")
+    teacher: Teacher | None = Field(
+        default=None, description="The frozen network that the student learns from; null for none."
+    )
+    student: Network = Field(description="The network that is trained.")
+    losses: dict[str, dict[str, Any]] = Field(
+        min_length=1, description="Terms of the objective: name, or package.module:Class, to weight and keywords."
+    )
+    train: Train = Field(description="The optimisation.")
+    evaluation: Evaluation = Field(default_factory=Evaluation, description="What is measured.")
+
+    def to_yaml(self) -> str:
+        """The whole config, defaults included, as YAML that `load` reads back to an equal one."""
+        return dump(self.model_dump(mode="json"))
+
+
+SECTIONS: dict[Key, type[Section]] = {
+    (): Config,
+    ("data",): Data,
+    ("teacher",): Teacher,
+    ("student",): Network,
+    ("train",): Train,
+    ("evaluation",): Evaluation,
+}
+
+
+def shipped() -> list[str]:
+    """The names of the configs that come with the program."""
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, or a shipped config by name, with overrides such as `train.steps=100`.
+
+    Raises UserError naming every fault, a line each: key, what was expected, and in which line or override.
+    """
+    document = Document(_find(path), overrides, _defaults())
+    data = check_components(document)
+    config = None
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        explain(document, error, (), {key: list(model.model_fields) for key, model in SECTIONS.items()})
+    document.check()
+    assert config is not None
+    return config
+
+
+def _find(path: str | Path) -> Path:
+    given = Path(path)
+    if given.is_file():
+        return given
+    if given.name == str(path) and (named := SHIPPED / f"{given.name.removesuffix('.yaml')}.yaml").is_file():
+        return named
+    names = shipped()
+    match = near(given.stem, names)
+    hint = f"did you mean {match}? " if match else ""
+    raise UserError(
+        f"{path}: no such config. {hint}Give a YAML file, or a shipped config: {', '.join(names) or 'none'}"
+    )
+
+
+def _defaults() -> dict[str, Any]:
+    """What a file may leave out, so that `${data.batch_size}` finds it."""
+    defaults: dict[str, Any] = {}
+    for key, model in SECTIONS.items():
+        values = {
+            name: list(field.default) if isinstance(field.default, tuple) else field.default
+            for name, field in model.model_fields.items()
+            if not field.is_required() and field.default_factory is None
+        }
+        if key == ():
+            defaults.update(values)
+        elif model in (Data, Train, Evaluation):
+            defaults[str(key[0])] = values
+    return defaults

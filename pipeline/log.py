@@ -1,0 +1,112 @@
+"""What is written about a run while it trains: metrics.jsonl, TensorBoard, a line for the person who waits."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from pipeline.collapse import collapse_warnings
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.model import Distillation
+from pipeline.shards import write_atomic
+from pipeline.stream import Batch
+
+
+class Log:
+    """What is written about a run while it trains: metrics.jsonl, TensorBoard, a line for the person who waits."""
+
+    def __init__(self, config: Config, run: Path, step: int, steps_per_epoch: int, accelerator: Accelerator) -> None:
+        self.config, self.accelerator, self.steps_per_epoch = config, accelerator, steps_per_epoch
+        self.terms: dict[str, Tensor] = {}
+        self.warned: set[str] = set()
+        self.first, self.start = step, time.perf_counter()
+        self._restart()
+        if accelerator.is_main_process:
+            self.path = run / "metrics.jsonl"
+            _keep_lines_to(self.path, step)
+            self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+    def _restart(self) -> None:
+        self.count, self.waited, self.since = 0, 0.0, time.perf_counter()
+        self.terms = {}
+
+    def waiting(self, batches: Iterator[Batch]) -> Batch:
+        """The next batch, with the time that it takes counted as waiting for data."""
+        before = time.perf_counter()
+        batch = next(batches)
+        self.waited += time.perf_counter() - before
+        return batch
+
+    def add(self, loss: Tensor, terms: dict[str, Tensor]) -> None:
+        self.count += 1
+        for name, value in {"loss": loss.detach(), **{f"loss/{k}": v for k, v in terms.items()}}.items():
+            self.terms[name] = self.terms[name] + value if name in self.terms else value
+
+    def write(self, step: int, rate: float, norm: Tensor | float, model: Distillation) -> None:
+        """Average the terms since the last line over steps and ranks, and write them with the losses' metrics."""
+        values = torch.stack([v.float() for v in self.terms.values()]) / self.count
+        means = dict(zip(self.terms, self.accelerator.reduce(values, "mean").tolist(), strict=True))
+        if not math.isfinite(means["loss"]):
+            bad = [name for name, value in means.items() if name != "loss" and not math.isfinite(value)]
+            raise UserError(
+                f"step {step}: the loss is not finite ({', '.join(bad) or 'loss'}). Lower train.learning_rate or the "
+                "weight of that loss; then start again from the last checkpoint with --resume."
+            )
+        seconds = time.perf_counter() - self.since
+        row = {
+            "epoch": step / self.steps_per_epoch,
+            **means,
+            "lr": rate,
+            "grad_norm": float(norm),
+            "samples_per_second": self.count * self.config.data.batch_size / seconds,
+            "data_wait": self.waited / seconds,
+            **{name: float(value) for name, value in model.metrics().items()},
+        }
+        self.scalars(step, row)
+        if self.accelerator.is_main_process:
+            print(self._line(step, row), flush=True)
+            if step > self.config.train.warmup:
+                self._warn(row)
+        self._restart()
+
+    def scalars(self, step: int, row: dict[str, float]) -> None:
+        if self.accelerator.is_main_process:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step, **row}) + "\n")
+            for name, value in row.items():
+                self.board.add_scalar(name, value, step)
+
+    def _line(self, step: int, row: dict[str, float]) -> str:
+        steps = self.config.train.steps
+        left = (time.perf_counter() - self.start) / (step - self.first) * (steps - step)
+        terms = " ".join(f"{k.removeprefix('loss/')} {v:.3f}" for k, v in row.items() if k.startswith("loss/"))
+        return (
+            f"step {step}/{steps}  loss {row['loss']:.3f} ({terms})  {row['samples_per_second']:.0f} samples/s  "
+            f"waiting for data {row['data_wait']:.0%}  {int(left // 60)}:{int(left % 60):02d} left"
+        )
+
+    def _warn(self, row: dict[str, float]) -> None:
+        for warning in collapse_warnings(row):
+            if (kind := warning.split("(")[0]) not in self.warned:
+                self.warned.add(kind)
+                print(f"warning: {warning}", flush=True)
+
+    def close(self) -> None:
+        if self.accelerator.is_main_process:
+            self.board.close()
+
+
+def _keep_lines_to(path: Path, step: int) -> None:
+    """Drop the log lines after the checkpoint that a run goes on from: their steps come again."""
+    if path.exists():
+        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        write_atomic(path, "".join(line for line in lines if json.loads(line)["step"] <= step).encode())

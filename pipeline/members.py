@@ -1,0 +1,228 @@
+"""What a sample's members may be, and whether their bytes are sound: the same rules for packing and for checking."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import PurePath
+
+import cv2
+import numpy as np
+
+SUFFIXES: dict[str, tuple[str, ...]] = {
+    "rgb": ("jpg", "png", "webp"),
+    "depth": ("png",),
+    "mask": ("png",),
+    "text": ("txt",),
+    "audio": ("wav", "flac"),
+}
+"""The known fields and the kinds of file that each may be. Any other field takes any file that is not a pickle."""
+
+MOST_PIXELS = 100_000_000
+_PICKLES = ("pkl", "pickle", "pyd", "pt", "pth", "joblib")
+_HOW_DEPTH = "depth is a single-channel 16-bit PNG in millimetres, 0 = no reading; convert it before packing"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was seen in a member.
+
+    size: width and height of an image. depth: median reading of a depth map in millimetres. saturated: share of its
+    readings that are 65535, in [0, 1].
+    """
+
+    size: tuple[int, int] | None = None
+    depth: float | None = None
+    saturated: float = 0.0
+
+
+def member_name(field: str, path: str) -> str:
+    """The shard member for a field's source file: `rgb`, `a/b.JPEG` -> `rgb.jpg`.
+
+    Raises ValueError for a field name that cannot be a member, and for a kind of file that the field may not be.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,19}", field) or field in ("label", "meta"):
+        raise ValueError(f"`{field}` cannot be a field: a lower-case word of at most 20 letters, not `label` or `meta`")
+    suffix = PurePath(path).suffix.lower().lstrip(".")
+    suffix = "jpg" if suffix == "jpeg" else suffix
+    allowed = SUFFIXES.get(field)
+    if suffix in _PICKLES:
+        raise ValueError(f"{field}: .{suffix} files can run code when they are opened and are never packed")
+    if not suffix or (allowed and suffix not in allowed):
+        wanted = " or ".join(f".{kind}" for kind in allowed or ["a suffix"])
+        raise ValueError(f"{field}: a `.{suffix}` file where {wanted} is wanted; convert it before packing")
+    return f"{field}.{suffix}"
+
+
+def inspect(member: str, data: bytes) -> Facts:
+    """Open a member's bytes and say what is in them.
+
+    Raises ValueError with what is wrong and what is wanted.
+    """
+    if not data:
+        raise ValueError("the file is empty")
+    field, _, suffix = member.partition(".")
+    if suffix in ("jpg", "png", "webp"):
+        return _image(field, data)
+    if member == "label.txt":
+        read_label(data)
+    elif suffix == "txt":
+        _text(data)
+    elif member == "meta.json":
+        read_meta(data)
+    elif suffix == "wav":
+        _wav(data)
+    elif suffix == "flac":
+        _flac(data)
+    elif suffix == "npy":
+        _array(data)
+    return Facts()
+
+
+def read_label(data: bytes, classes: int | None = None) -> int:
+    """The class index in a `label.txt`. Raises ValueError if it is none, or not below the number of `classes`."""
+    if not re.fullmatch(rb"\d{1,9}\n?", data):
+        raise ValueError(f"label {data[:20]!r} is not a class index")
+    label = int(data)
+    if classes is not None and label >= classes:
+        raise ValueError(f"label {label} is out of range: there are {classes} classes, 0 to {classes - 1}")
+    return label
+
+
+def read_meta(data: bytes) -> dict[str, object]:
+    """The object in a `meta.json`. Raises ValueError if it is none."""
+    try:
+        meta = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ValueError("meta is not JSON") from None
+    if not isinstance(meta, dict):
+        raise ValueError("meta is not a JSON object")
+    return meta
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """`(width, height)` from the header of a JPEG, PNG or WebP that is there to its end.
+
+    Raises ValueError for other kinds, for a file cut short (decoders fill the rest with grey, silently), and above
+    `MOST_PIXELS` (a few kilobytes can unpack to gigabytes).
+    """
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        width, height = struct.unpack(">II", data[16:24]) if len(data) >= 24 else (0, 0)
+        whole = b"IEND\xaeB`\x82" in data
+    elif data.startswith(b"\xff\xd8"):
+        (width, height), scan = _jpeg_header(data)
+        whole = scan > 0 and data.find(b"\xff\xd9", scan) > 0
+    elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        width, height = _webp_size(data)
+        whole = len(data) >= 8 + int.from_bytes(data[4:8], "little")
+    else:
+        raise ValueError(f"neither JPEG, PNG nor WebP (begins with {data[:8]!r})")
+    if not whole:
+        raise ValueError(f"the image is truncated: its end is missing after {len(data)} bytes; copy it again")
+    if not 0 < width * height <= MOST_PIXELS:
+        raise ValueError(f"an image of {width} x {height} pixels; 1 to {MOST_PIXELS} pixels are accepted")
+    return width, height
+
+
+def _jpeg_header(data: bytes) -> tuple[tuple[int, int], int]:
+    """Walk the segments to the first scan: its size and where the scan begins (0 if there is none).
+
+    A thumbnail inside a segment has an end marker of its own, so searching the whole file for one would not do.
+    """
+    size, at = (0, 0), 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == 0xFF:  # fill byte
+            at += 1
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and at + 9 <= len(data):
+            height, width = struct.unpack(">HH", data[at + 5 : at + 9])
+            size = (width, height)
+        if marker == 0xDA:
+            return size, at
+        at += 2 + length
+    return size, 0
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """The size that the first chunk of a WebP gives: lossy, lossless, or extended."""
+    kind, body = data[12:16], data[20:30].ljust(10, b"\0")
+    if kind == b"VP8 ":
+        return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
+    if kind == b"VP8L":
+        bits = int.from_bytes(body[1:5], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    return int.from_bytes(body[4:7], "little") + 1, int.from_bytes(body[7:10], "little") + 1
+
+
+def _image(field: str, data: bytes) -> Facts:
+    """Open an image and hold it against what its field wants."""
+    size = image_size(data)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise ValueError("the image does not decode: truncated or damaged; copy it again")
+    kind = f"{image.shape[2] if image.ndim == 3 else 1}-channel {image.dtype.itemsize * 8}-bit"
+    if field == "rgb" and image.dtype != np.uint8:
+        raise ValueError(f"a {kind} image; rgb is 8-bit; convert it before packing")
+    if field == "mask" and image.ndim != 2:
+        raise ValueError(f"a {kind} image; a mask has a single channel; convert it before packing")
+    if field != "depth":
+        return Facts(size)
+    if image.ndim != 2 or image.dtype != np.uint16:
+        raise ValueError(f"a {kind} image; {_HOW_DEPTH}")
+    readings = image[image > 0]
+    if not readings.size:
+        raise ValueError("a depth map without a single reading (all 0)")
+    return Facts(size, float(np.median(readings)), float(np.mean(readings == 65535)))
+
+
+def _array(data: bytes) -> None:
+    try:
+        np.load(BytesIO(data), allow_pickle=False)
+    except (OSError, EOFError, MemoryError) as error:
+        raise ValueError(f"not a whole NumPy array: {error}") from None
+
+
+def _text(data: bytes) -> None:
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"text is not UTF-8 (byte {error.start}); convert it before packing") from None
+    if not text.strip():
+        raise ValueError("text is empty")
+
+
+def _wav(data: bytes) -> None:
+    """Read a RIFF header: a format chunk and as many bytes of sound as it announces."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
+        raise ValueError(f"not a WAV file (begins with {data[:4]!r})")
+    at, seen = 12, False
+    while at + 8 <= len(data):
+        name, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        rest = len(data) - at - 8
+        if name == b"fmt ":
+            seen = length >= 16 and all(struct.unpack("<HI", data[at + 10 : at + 16].ljust(6, b"\0")))
+        elif name == b"data":
+            length = rest if length == 0xFFFFFFFF else length  # written to a pipe: length unknown
+            if not seen:
+                raise ValueError("a WAV file without a sound format")
+            if length == 0:
+                raise ValueError("a WAV file without sound")
+            if length > rest:
+                raise ValueError(f"the WAV file is truncated: {rest} of {length} bytes of sound are there")
+            return
+        at += 8 + length + length % 2
+    raise ValueError("a WAV file without sound")
+
+
+def _flac(data: bytes) -> None:
+    if data[:4] != b"fLaC" or len(data) < 42:
+        raise ValueError(f"not a FLAC file (begins with {data[:4]!r})")
+    if int.from_bytes(data[18:21], "big") >> 4 == 0:
+        raise ValueError("a FLAC file without a sample rate")

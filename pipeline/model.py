@@ -1,0 +1,139 @@
+"""The one module of a run: frozen teacher, student and losses, so that DDP sees every trainable parameter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from losses import LOSSES, Features
+from losses.base import Loss
+from losses.diagnostics import effective_rank, relative_std
+from modalities.encoders import find
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.network import Network, build_network, load_network
+from pipeline.shards import load_dataset
+from pipeline.stream import Batch, View
+
+
+class Distillation(nn.Module):
+    """`model(batch) -> (total, terms)`: the weighted sum of the losses, and each of them before its weight.
+
+    teacher: None for supervised training. losses: name -> loss. weights: name -> weight.
+    """
+
+    def __init__(
+        self, teacher: Network | None, student: Network, losses: Mapping[str, Loss], weights: Mapping[str, float]
+    ) -> None:
+        super().__init__()
+        self.teacher = teacher.requires_grad_(False) if teacher is not None else None
+        self.student = student
+        self.losses = nn.ModuleDict({_module_name(name): loss for name, loss in losses.items()})
+        self.names = {_module_name(name): name for name in losses}
+        self.weights = dict(weights)
+        self.train()
+
+    def train(self, mode: bool = True) -> Distillation:
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        student: Features = self.student(batch["student"])
+        teacher = self._teach(batch)
+        self._student_features = student.pooled.detach()
+        terms: dict[str, Tensor] = {
+            self.names[name]: loss(student, teacher, batch) for name, loss in self.losses.items()
+        }
+        total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
+        return total, {name: term.detach() for name, term in terms.items()}
+
+    def _teach(self, batch: Batch) -> Features | None:
+        if self.teacher is None:
+            return None
+        with torch.no_grad():
+            features: Features = self.teacher(batch["teacher"])
+        return features
+
+    @property
+    def views(self) -> dict[str, View]:
+        teacher = {"teacher": self.teacher.view} if self.teacher is not None else {}
+        return teacher | {"student": self.student.view}
+
+    def metrics(self) -> dict[str, Tensor]:
+        """The losses' own metrics of the last batch, and whether the student's features keep their spread."""
+        own = {
+            f"{self.names[name]}/{key}": value
+            for name, loss in cast(Mapping[str, Loss], self.losses).items()
+            for key, value in loss.metrics().items()
+        }
+        x = self._student_features
+        return own | {"student/effective_rank": effective_rank(x), "student/std": relative_std(x)}
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """Everything that training changes: all but the frozen teacher."""
+        return {k: v for k, v in self.state_dict().items() if not k.startswith("teacher.")}
+
+    def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
+        """Raises RuntimeError, as load_state_dict does, if the state is of another student or other losses."""
+        teacher = {k: v for k, v in self.state_dict().items() if k.startswith("teacher.")}
+        self.load_state_dict(dict(state) | teacher)
+
+
+def build_model(config: Config) -> Distillation:
+    """Build teacher, student and losses; UserError says which part of the config does not fit which."""
+    classes = load_dataset(config.data.shards).classes.get(config.data.label)
+    torch.manual_seed(config.seed)
+    student = build_network(config.student.modality, config.student.encoder, classes, "student")
+    teacher = build_teacher(config)
+    losses: dict[str, Loss] = {}
+    for name, keywords in config.losses.items():
+        loss = find(name, LOSSES, Loss, "loss")
+        _check_logits(name, loss, teacher, student, config)
+        own = {k: v for k, v in keywords.items() if k != "weight"}
+        try:
+            losses[name] = loss(student.dims, teacher.dims if teacher else None, **own)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise UserError(f"losses.{name}: {error}") from None
+    weights = {name: float(keywords.get("weight", 1.0)) for name, keywords in config.losses.items()}
+    return Distillation(teacher, student, losses, weights)
+
+
+def build_teacher(config: Config) -> Network | None:
+    """The frozen teacher: of a finished run, or pretrained without a head; None if the config has none."""
+    if config.teacher is None:
+        return None
+    if config.teacher.run is not None:
+        return load_network(Path(config.teacher.run) / "student")
+    assert config.teacher.modality is not None
+    assert config.teacher.encoder is not None
+    return build_network(config.teacher.modality, config.teacher.encoder, None, "teacher")
+
+
+def _check_logits(name: str, loss: type[Loss], teacher: Network | None, student: Network, config: Config) -> None:
+    if loss.needs_student_logits and student.classes is None:
+        raise UserError(
+            f"losses.{name}: needs class logits, but {config.data.shards} has no classes for the label "
+            f"`{config.data.label}`; remove this loss."
+        )
+    if loss.needs_teacher_logits and teacher is not None and teacher.classes != student.classes:
+        raise UserError(
+            f"losses.{name}: needs a teacher of the same classes. The data has {_some(student.classes)}; the teacher "
+            f"{_some(teacher.classes)}. Remove this loss, or use a feature loss such as wcord."
+        )
+
+
+def _some(classes: list[str] | None) -> str:
+    if not classes:
+        return "no classes"
+    return f"{len(classes)} classes ({', '.join(classes[:3])}{', …' if len(classes) > 3 else ''})"
+
+
+def _module_name(name: str) -> str:
+    return re.sub(r"\W", "_", name)

@@ -1,0 +1,135 @@
+"""Recipes say what a data set is made of; packing does the work. Each makes the same `Plan` from the same sources."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+
+SPLITS = ("train", "val", "test")
+UNITS = {"depth": ("depth.png", "millimetres, 0 = no reading")}
+"""Field -> member and unit, where the shard format fixes one."""
+
+_LONGEST_KEY = 64  # a name in a plain tar has 100 bytes, and the member stands behind the key
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A source that was not packed: the sample's key, the file (or member, or row), and why."""
+
+    key: str
+    file: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sample before it is packed; small and picklable, so that worker processes do the reading.
+
+    files: member -> path. texts: member -> content. make: builds members that are computed, not read.
+    size: expected bytes. stamp: changes when a source changes. label: class index, None if unlabelled.
+    labels: other label name -> class index. split: None leaves it to the fractions. source: for people, in `meta.json`.
+    """
+
+    key: str
+    group: str
+    size: int
+    stamp: str
+    files: Mapping[str, str] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
+    make: Callable[[], Mapping[str, bytes]] | None = None
+    label: int | None = None
+    labels: Mapping[str, int] = field(default_factory=dict)
+    split: str | None = None
+    source: str = ""
+
+    def read(self) -> dict[str, bytes]:
+        """The members' bytes, without label and meta unless they are computed. Raises OSError for a lost file."""
+        members = dict(self.make()) if self.make else {}
+        members |= {member: text.encode() for member, text in self.texts.items()}
+        return members | {member: Path(path).read_bytes() for member, path in self.files.items()}
+
+
+@dataclass
+class Plan:
+    """What a recipe found: samples in a fixed order, and what it had to refuse already.
+
+    options: what the user asked for, as JSON; another packing in the same folder is told by it.
+    The other fields go into `dataset.json` as they are (see `pipeline.shards.Dataset`).
+    """
+
+    recipe: str
+    name: str
+    options: dict[str, Any]
+    samples: list[Sample]
+    refused: list[Refusal] = field(default_factory=list)
+    classes: dict[str, list[str]] = field(default_factory=dict)
+    units: dict[str, str] = field(default_factory=dict)
+    licence: str = "not stated"
+    split_rule: str | None = None
+
+
+def parse_fields(given: Iterable[str]) -> dict[str, str]:
+    """`["rgb=photos", "depth=maps"]` -> `{"rgb": "photos", "depth": "maps"}`; UserError for anything else."""
+    fields: dict[str, str] = {}
+    for text in given:
+        name, equals, source = text.partition("=")
+        if not (name and equals and source):
+            raise UserError(f"--field {text}: a field and its source are wanted, e.g. `--field rgb=photos`.")
+        if name in fields:
+            raise UserError(f"--field {text}: {name} is given twice; a sample has one {name}.")
+        fields[name] = source
+    return fields
+
+
+def safe_key(identity: str) -> str:
+    """A key that any tar and any WebDataset reader takes: letters, digits, `-` and `_`, no dot, at most 64 long."""
+    key = re.sub(r"[^A-Za-z0-9_-]", "_", identity.replace("/", "-"))
+    if len(key) > _LONGEST_KEY:
+        digest = hashlib.sha256(identity.encode(errors="backslashreplace")).hexdigest()[:16]
+        key = f"{key[: _LONGEST_KEY - 17]}-{digest}"
+    return key
+
+
+def check_unique(samples: Iterable[Sample]) -> None:
+    """Raise UserError if two samples have one key, naming both sources."""
+    sources: dict[str, str] = {}
+    for sample in samples:
+        if (other := sources.get(sample.key)) is not None:
+            raise UserError(
+                f"`{other}` and `{sample.source}` both get the key `{sample.key}`: keys must differ. Remove one of the "
+                "two, or choose a `key` (letters, digits, `-` and `_`; the rest becomes `_`) that tells them apart."
+            )
+        sources[sample.key] = sample.source
+
+
+def stamp(files: Iterable[str]) -> tuple[int, str]:
+    """The bytes of files together, and a digest of their sizes and times. Raises OSError if one is missing."""
+    total, digest = 0, hashlib.sha256()
+    for path in files:
+        status = os.stat(path)  # noqa: PTH116 - a Path for each of millions of files takes longer than the call
+        total += status.st_size
+        digest.update(f"{status.st_size} {status.st_mtime_ns};".encode())
+    return total, digest.hexdigest()[:16]
+
+
+def refusal(key: str, where: str, error: Exception) -> Refusal:
+    """The refusal for an error that a source raised; an OSError names its own file."""
+    if isinstance(error, OSError):
+        lost = isinstance(error, FileNotFoundError)
+        return Refusal(key, str(error.filename or where), "there is no such file" if lost else str(error.strerror))
+    return Refusal(key, where, str(error))
+
+
+def number_classes(values: Iterable[str]) -> list[str]:
+    """Class names in order: the distinct values sorted, as numbers where all of them are whole numbers."""
+    names = set(values)
+    if all(name.isdecimal() and len(name) < 10 for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)

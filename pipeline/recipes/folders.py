@@ -1,0 +1,149 @@
+"""The recipe `folders`: a folder per field, files of one sample having the same path in each but for the suffix."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from pipeline.errors import UserError
+from pipeline.members import member_name
+from pipeline.recipes import (
+    SPLITS,
+    UNITS,
+    Plan,
+    Refusal,
+    Sample,
+    check_unique,
+    number_classes,
+    refusal,
+    safe_key,
+    stamp,
+)
+
+
+def plan(
+    root: str | Path,
+    fields: Mapping[str, str],
+    label_from: Literal["parent"] | None = None,
+    split_from: Literal["top"] | None = None,
+    group: str | None = None,
+    name: str | None = None,
+    licence: str = "not stated",
+) -> Plan:
+    """Plan a data set from parallel folders: `photos/cat/001.jpg` goes with `maps/cat/001.png`.
+
+    fields: field -> its folder, relative to `root`: `{"rgb": "photos", "depth": "maps"}`.
+    label_from: `parent` takes the name of the folder that a file lies in (`cat`) as its class.
+    split_from: `top` takes the first folder of the path (`train/cat/001`) as its split: train, val or test.
+    group: `parent` keeps the files of a folder in one split; else a regular expression that is searched in the path
+        without suffix (`cat/001`): its first group, or all that it matched. None makes every sample its own group.
+
+    A sample that lacks one of the fields is refused. Raises UserError for a folder that is not there or empty, and
+    for an expression that is none. Hidden files (`.DS_Store`) are no data and are passed over.
+    """
+    if not fields:
+        raise UserError("no fields: name the folder of each, e.g. `--field rgb=photos --field depth=maps`.")
+    found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for field, folder in fields.items():
+        for stem, path in _files(Path(root) / folder):
+            found[stem][field].append(path)
+    reader = _Reader(fields, label_from is not None, split_from is not None, _grouping(group))
+    read = [reader.read(stem, found[stem]) for stem in sorted(found)]
+    samples = [sample for sample in read if isinstance(sample, Sample)]
+    check_unique(samples)
+    names = number_classes(reader.class_name(sample.source) for sample in samples) if label_from else []
+    if label_from:
+        numbers = {name: number for number, name in enumerate(names)}
+        samples = [replace(sample, label=numbers[reader.class_name(sample.source)]) for sample in samples]
+    return Plan(
+        recipe="folders",
+        name=name or Path(root).resolve().name,
+        options={"fields": dict(fields), "label_from": label_from, "split_from": split_from, "group": group},
+        samples=samples,
+        refused=[stem for stem in read if isinstance(stem, Refusal)],
+        classes={"label": names} if label_from else {},
+        units=dict(unit for field, unit in UNITS.items() if field in fields),
+        licence=licence,
+        split_rule="given by the first folder" if split_from else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """What the user asked for: it turns the files of one name into a sample, as yet without its label."""
+
+    folders: Mapping[str, str]
+    has_label: bool
+    has_split: bool
+    grouping: re.Pattern[str] | None
+
+    def class_name(self, stem: str) -> str:
+        """`x/cat/001` -> `cat`; the folder that names the split names no class."""
+        within = stem.partition("/")[2] if self.has_split else stem
+        return within.rpartition("/")[0].rpartition("/")[2]
+
+    def read(self, stem: str, paths: Mapping[str, Sequence[str]]) -> Sample | Refusal:
+        try:
+            return self._sample(stem, paths)
+        except (ValueError, OSError) as error:
+            return refusal(safe_key(stem), next(path for found in paths.values() for path in found), error)
+
+    def _sample(self, stem: str, paths: Mapping[str, Sequence[str]]) -> Sample:
+        """Raises ValueError for a name or a partner that is missing, OSError for a file that has gone."""
+        files = dict(_member(field, folder, paths.get(field, ())) for field, folder in self.folders.items())
+        split = stem.partition("/")[0] if self.has_split else None
+        if split and split not in SPLITS:
+            raise ValueError(f"no split: it lies in `{split}`, which is none of {', '.join(SPLITS)}")
+        if self.has_label and not self.class_name(stem):
+            raise ValueError("no label: it lies in no class folder")
+        size, mark = stamp(files.values())
+        return Sample(
+            key=safe_key(stem),
+            group=_group(stem, self.grouping),
+            size=size,
+            stamp=mark,
+            files=files,
+            split=split,
+            source=stem,
+        )
+
+
+def _files(folder: Path) -> Iterator[tuple[str, str]]:
+    """The files under a folder: path without suffix, `/` between its parts, and path. UserError if there are none."""
+    empty = True
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(name for name in files if not name.startswith(".")):
+            path = Path(place) / name
+            empty = False
+            yield path.relative_to(folder).with_suffix("").as_posix(), str(path)
+    if empty:
+        raise UserError(f"{folder}: there is no such folder, or no file in it.")
+
+
+def _member(field: str, folder: str, paths: Sequence[str]) -> tuple[str, str]:
+    if not paths:
+        raise ValueError(f"its {field} is missing: no file of the same name in `{folder}`")
+    if len(paths) > 1:
+        raise ValueError(f"its {field} is not clear: {' and '.join(paths)} have the same name")
+    return member_name(field, paths[0]), paths[0]
+
+
+def _grouping(group: str | None) -> re.Pattern[str] | None:
+    try:
+        return re.compile(r"(.*)/" if group == "parent" else group) if group else None
+    except re.error as error:
+        raise UserError(f"group: `{group}` is neither `parent` nor a regular expression: {error}.") from None
+
+
+def _group(stem: str, grouping: re.Pattern[str] | None) -> str:
+    if grouping is None:
+        return safe_key(stem)
+    if (match := grouping.search(stem)) is None:
+        raise ValueError(f"no group: `{grouping.pattern}` is not found in `{stem}`")
+    return match[1] if grouping.groups and match[1] is not None else match[0]

@@ -1,0 +1,81 @@
+"""Tables as people have them, CSV or JSONL, and templates that make paths and names of their columns."""
+
+from __future__ import annotations
+
+import csv
+import json
+import string
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.recipes import Refusal
+
+Row = Mapping[str, str]
+
+
+class Template:
+    """`hand_rgb/{id}.jpg` over a row's columns; a column's bare name is short for `{column}`.
+
+    Only whole column names stand in braces: Python's attributes, indices and formats are not followed.
+    Raises UserError, naming the columns, for text that names none or an unknown one.
+    """
+
+    def __init__(self, text: str, columns: Sequence[str], what: str) -> None:
+        try:
+            parts = [("", text, "", None)] if text in columns else list(string.Formatter().parse(text))
+        except ValueError as error:
+            raise UserError(f"{what}: `{text}`: {error}.") from None
+        self.parts = [(literal, name) for literal, name, _, _ in parts]
+        wrong = [name for _, name, form, conversion in parts if form or conversion or name not in (None, *columns)]
+        if wrong:
+            raise UserError(f"{what}: `{text}`: no column `{wrong[0]}`; there are {', '.join(columns)}.")
+        if all(name is None for _, name in self.parts):
+            raise UserError(f"{what}: `{text}` is no column and names none in braces; there are {', '.join(columns)}.")
+
+    def __call__(self, row: Row) -> str:
+        """The text with the row's values, empty if one of them is empty."""
+        values = [row.get(name, "") if name is not None else None for _, name in self.parts]
+        if "" in values:
+            return ""
+        return "".join(literal + (value or "") for (literal, _), value in zip(self.parts, values, strict=True))
+
+
+def read_table(path: Path) -> tuple[list[tuple[str, Row]], list[Refusal]]:
+    """All rows as `(where, {column: text})`, and the lines that are no rows. Raises UserError if there are none."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = list(_jsonl(file) if path.suffix in (".jsonl", ".ndjson") else _csv(path, file))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}. Name a CSV or JSONL file.") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a table in UTF-8: {error}.") from None
+    rows = [(where, row) for where, row in lines if not isinstance(row, str)]
+    if not rows:
+        raise UserError(f"{path}: there are no rows in it.")
+    return rows, [Refusal("", where, reason) for where, reason in lines if isinstance(reason, str)]
+
+
+def _csv(path: Path, file: Iterable[str]) -> Iterator[tuple[str, Row | str]]:
+    reader = csv.reader(file)
+    header = next(reader, [])
+    if len(set(header)) < len(header) or "" in header:
+        raise UserError(f"{path}: the first line must name each column once; it is `{','.join(header)}`.")
+    for values in reader:
+        where = f"line {reader.line_num}"
+        if values and len(values) != len(header):
+            yield where, f"{len(values)} values where the first line names {len(header)} columns"
+        elif values:
+            yield where, dict(zip(header, values, strict=True))
+
+
+def _jsonl(file: Iterable[str]) -> Iterator[tuple[str, Row | str]]:
+    for number, line in enumerate(file, 1):
+        try:
+            row = json.loads(line) if line.strip() else {}
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict) and row:
+            yield f"line {number}", {name: "" if value is None else str(value) for name, value in row.items()}
+        elif row != {}:
+            yield f"line {number}", "not a JSON object"

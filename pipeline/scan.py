@@ -1,0 +1,190 @@
+"""Read one shard to its end, trusting nothing in it, and say what is there and what is wrong."""
+
+from __future__ import annotations
+
+import math
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.members import Facts, inspect, read_label, read_meta
+from pipeline.parallel import tick
+from pipeline.shards import MANIFEST, Shard, sha256
+
+MOST_FAULTS = 20
+"""Reported of one shard; a ruined shard should not bury the others."""
+
+SMALL = ("label.txt", "meta.json", "text.txt")
+REBUILD = "delete the shard and run the same `wcord pack` again"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A shard to be read. expected: members that most samples have. classes: label name -> number of classes."""
+
+    folder: str
+    split: str
+    shard: Shard
+    expected: tuple[str, ...]
+    classes: Mapping[str, int]
+    quick: bool
+
+
+@dataclass
+class Scan:
+    """What was found in a shard; small, for it travels between processes.
+
+    fields: member -> samples that have it. sizes: member -> smallest and largest `(width, height)`, by area.
+    depths: median reading in whole millimetres -> depth maps. saturated: depth maps with many readings of 65535.
+    askew: samples whose images differ in aspect ratio. lacking: expected member -> the first samples without it.
+    """
+
+    job: Job
+    faults: list[str] = field(default_factory=list)
+    unlisted: int = 0
+    keys: list[str] = field(default_factory=list)
+    groups: set[str] = field(default_factory=set)
+    fields: Counter[str] = field(default_factory=Counter)
+    labels: Counter[int] = field(default_factory=Counter)
+    sizes: dict[str, tuple[tuple[int, int], tuple[int, int]]] = field(default_factory=dict)
+    depths: Counter[int] = field(default_factory=Counter)
+    saturated: int = 0
+    askew: int = 0
+    lacking: dict[str, list[str]] = field(default_factory=dict)
+
+    def fault(self, where: str, what: object) -> None:
+        if len(self.faults) < MOST_FAULTS:
+            self.faults.append(f"{self.job.shard.file}: {where}{': ' if where else ''}{what}")
+        else:
+            self.unlisted += 1
+
+
+def scan(job: Job) -> Scan:
+    """Read a shard; what is wrong with it becomes a fault, never an error. `quick`: images and sound stay closed."""
+    found = Scan(job)
+    path, shard = Path(job.folder) / job.shard.file, job.shard
+    try:
+        if not path.is_file():
+            found.fault("", f"the shard is missing; restore it, or {REBUILD.partition(' and ')[2]}")
+            return found
+        if (size := path.stat().st_size) != shard.bytes:
+            found.fault("", f"{size} bytes, {MANIFEST} says {shard.bytes}: cut short or changed; {REBUILD}")
+        elif not job.quick and sha256(path) != shard.sha256:
+            found.fault("", f"its sha256 is not the one in {MANIFEST}: changed since packing; {REBUILD}")
+        _samples(path, found)
+    except (tarfile.TarError, ValueError, OverflowError, OSError) as error:
+        found.fault("", f"the tar is damaged after {len(found.keys)} samples ({error}); {REBUILD}")
+    if len(found.keys) != shard.samples:
+        found.fault("", f"{len(found.keys)} samples, {MANIFEST} says {shard.samples}; {REBUILD}")
+    if found.unlisted:
+        found.faults.append(f"{shard.file}: and {found.unlisted} more faults in this shard")
+    return found
+
+
+def _samples(path: Path, found: Scan) -> None:
+    """Gather consecutive members of one key to samples, as WebDataset does."""
+    key: str | None = None
+    members: dict[str, bytes | None] = {}
+    for name, data in _members(path, found):
+        own, dot, member = name.partition(".")
+        if not (own and dot and member) or "/" in name:
+            found.fault(name, "not named KEY.MEMBER; other tools would skip or misread it; pack the data again")
+            continue
+        if own != key:
+            if key is not None:
+                _sample(key, members, found)
+            key, members = own, {}
+        if member in members:
+            found.fault(name, "twice in one sample; pack the data again")
+        members[member] = data
+    if key is not None:
+        _sample(key, members, found)
+
+
+def _members(path: Path, found: Scan) -> Iterator[tuple[str, bytes | None]]:
+    """Name and bytes of each file in a tar; None instead of bytes for what a quick scan does not open.
+
+    Raises ValueError where the tar ends early: `tarfile` takes a bad header for the end, silently.
+    """
+    end = path.stat().st_size
+    with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        while (info := tar.next()) is not None:
+            tar.members = []  # type: ignore[attr-defined]  # it would keep every header
+            if not info.isreg() or info.issparse():
+                found.fault(info.name, "not a plain file; pack the data again")
+            elif info.offset_data + info.size > end:
+                raise ValueError(f"{info.name} is cut short")
+            elif found.job.quick and not info.name.endswith(SMALL):
+                yield info.name, None
+            else:
+                opened = tar.extractfile(info)
+                yield info.name, opened.read() if opened else b""
+        file.seek(tar.offset)
+        if end - tar.offset < 1024:
+            raise ValueError("its end mark is missing")
+        while block := file.read(1 << 20):
+            if block.strip(b"\0"):
+                raise ValueError(f"no header where one should be, at byte {tar.offset}")
+
+
+def _sample(key: str, members: Mapping[str, bytes | None], found: Scan) -> None:
+    tick()
+    found.keys.append(key)
+    found.fields.update(members.keys())
+    for member in found.job.expected:
+        if member not in members and len(keys := found.lacking.setdefault(member, [])) < MOST_FAULTS:
+            keys.append(key)
+    facts: dict[str, Facts] = {}
+    for member, data in members.items():
+        if data is None:
+            continue
+        try:
+            facts[member] = inspect(member, data)
+            if member == "label.txt":
+                found.labels[_checked(found.job, "label", read_label(data))] += 1
+            elif member == "meta.json":
+                _meta(read_meta(data), found)
+        except ValueError as error:
+            found.fault(f"{key}.{member}", error)
+    _add(facts, found)
+
+
+def _meta(meta: Mapping[str, object], found: Scan) -> None:
+    if "group" in meta:
+        found.groups.add(str(meta["group"]))
+    labels = meta.get("labels", {})
+    if not isinstance(labels, dict):
+        raise ValueError("`labels` is not an object of label name: class index")
+    for name, label in labels.items():
+        if not isinstance(label, int):
+            raise ValueError(f"label `{name}` {label!r} is not a class index")
+        _checked(found.job, name, label)
+
+
+def _checked(job: Job, name: str, label: int) -> int:
+    """Raises ValueError for a label that the data set does not have, or that is out of range."""
+    if (classes := job.classes.get(name)) is None:
+        raise ValueError(f"label `{name}` has no classes in {MANIFEST}; pack the data again")
+    if not 0 <= label < classes:
+        raise ValueError(f"{name} {label} is out of range: there are {classes} classes, 0 to {classes - 1}")
+    return label
+
+
+def _add(facts: Mapping[str, Facts], found: Scan) -> None:
+    """Add up what is known of a sample's images."""
+    sizes = {member: fact.size for member, fact in facts.items() if fact.size}
+    for member, size in sizes.items():
+        known = (*found.sizes.get(member, ()), size)
+        found.sizes[member] = min(known, key=math.prod), max(known, key=math.prod)
+    found.askew += _spread(width / height for width, height in sizes.values()) > 1.03
+    for fact in facts.values():
+        if fact.depth is not None:
+            found.depths[round(fact.depth)] += 1
+            found.saturated += fact.saturated > 0.01
+
+
+def _spread(values: Iterable[float]) -> float:
+    known = list(values) or [1.0]
+    return max(known) / min(known)

@@ -1,0 +1,393 @@
+"""The paired stream: shards to batches, in which every network gets its view of the same samples.
+
+The order of a run is a pure function of (seed, epoch, rank, worker): an epoch shuffles the shards and cuts their
+samples, end to end, into one contiguous run of batches per reader (a worker of a rank). So every rank takes the same
+number of steps, every sample is read by one reader, fewer shards than readers still work, and a stream can start at
+any batch.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import webdataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from modalities.base import Geometry, Modality
+from pipeline.errors import UserError
+from pipeline.shards import Dataset, Shard, load_dataset, verify_files
+
+Batch = dict[str, Any]
+Sample = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class View:
+    """What one network sees of a sample: a modality at the input size of its encoder."""
+
+    modality: Modality
+    size: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """A split of a packed data set, and which label of it is the task.
+
+    visible_labels: fraction of the samples, drawn by key and seed, whose label is handed out; the others get -1.
+    """
+
+    folder: Path
+    shards: tuple[Shard, ...]
+    label: str
+    classes: int
+    visible_labels: float = 1.0
+    seed: int = 0
+
+    @property
+    def samples(self) -> int:
+        return sum(shard.samples for shard in self.shards)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An error on its way from a loader worker to the process that can tell the user."""
+
+    message: str
+
+
+def open_split(folder: str | Path, split: str, label: str, visible_labels: float = 1.0, seed: int = 0) -> Source:
+    """Check that a split of a packed data set is there and whole, without reading it.
+
+    Raises UserError for a data set that is not packed, a split without samples, a label that it does not have, a
+    missing shard or one of the wrong size.
+    """
+    dataset: Dataset = load_dataset(folder)
+    if dataset.samples(split) == 0:
+        known = ", ".join(f"{name} ({dataset.samples(name)} samples)" for name in dataset.splits) or "none"
+        raise UserError(f"{folder}: split `{split}` has no samples; splits of this data set: {known}.")
+    if label not in dataset.classes:
+        known = ", ".join(dataset.classes) or "none"
+        raise UserError(f"{folder}: data.label: no label `{label}` in this data set; it has: {known}.")
+    shards = tuple(dataset.splits[split])
+    verify_files(folder, shards)
+    return Source(Path(folder), shards, label, len(dataset.classes[label]), visible_labels, seed)
+
+
+class TrainStream(IterableDataset[Any]):
+    """Endless batches for one rank, from batch `start` on (counted from the beginning of the run).
+
+    batch: samples a rank and step. Raises UserError if the split has fewer samples than one global batch.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        views: Mapping[str, View],
+        *,
+        batch: int,
+        ranks: int = 1,
+        rank: int = 0,
+        seed: int = 0,
+        shuffle: int = 2000,
+        crop: tuple[float, float] = (1.0, 1.0),
+        flip: bool = False,
+        start: int = 0,
+    ) -> None:
+        super().__init__()
+        self.source, self.batch, self.ranks, self.rank, self.seed = source, batch, ranks, rank, seed
+        self.shuffle, self.start = shuffle, start
+        self.steps_per_epoch = source.samples // (batch * ranks)
+        if self.steps_per_epoch == 0:
+            raise UserError(
+                f"{source.folder}: the split has {source.samples} samples, fewer than the global batch of "
+                f"{batch * ranks}; lower data.batch_size."
+            )
+        self.prepare = Prepare(source, views, Draw(seed, crop, flip))
+
+    def __iter__(self) -> Iterator[Batch | Fault]:
+        worker, workers = _worker()
+        # The loader asks its workers in turn from worker 0, so on a resumed stream worker 0 takes batch `start`.
+        reader = (self.start + worker) % workers
+        epoch = self.start // self.steps_per_epoch
+        while True:
+            first = self.start if epoch == self.start // self.steps_per_epoch else epoch * self.steps_per_epoch
+            try:
+                yield from self._epoch(epoch, first, reader, workers)
+            except UserError as error:
+                yield Fault(str(error))
+                return
+            epoch += 1
+
+    def _epoch(self, epoch: int, first: int, reader: int, workers: int) -> Iterator[Batch]:
+        begin, end = epoch * self.steps_per_epoch, (epoch + 1) * self.steps_per_epoch
+        counts = [len(range(begin + (w - begin) % workers, end, workers)) for w in range(workers)]
+        before = self.rank * self.steps_per_epoch + sum(counts[:reader])
+        start, stop = before * self.batch, (before + counts[reader]) * self.batch
+        done = len(range(begin + (reader - begin) % workers, first, workers)) * self.batch
+
+        shards = list(self.source.shards)
+        order = random.Random(f"{self.seed}/{epoch}")
+        order.shuffle(shards)
+        samples = read_range(self.source.folder, shards, start, stop, self.prepare.members)
+        samples = shuffled(samples, self.shuffle, random.Random(f"{self.seed}/{epoch}/{self.rank}/{reader}"))
+        batch: list[Sample] = []
+        for index, raw in enumerate(samples):
+            if index < done:
+                continue
+            batch.append(self.prepare(raw, epoch))
+            if len(batch) == self.batch:
+                yield self.prepare.collate(batch)
+                batch = []
+
+
+class EvalStream(IterableDataset[Any]):
+    """Every sample of a split once, in the order of the shards, without augmentation; the last batch may be short."""
+
+    def __init__(self, source: Source, views: Mapping[str, View], *, batch: int, ranks: int = 1, rank: int = 0) -> None:
+        super().__init__()
+        self.source, self.batch, self.ranks, self.rank = source, batch, ranks, rank
+        self.prepare = Prepare(source, views, None)
+
+    def __iter__(self) -> Iterator[Batch | Fault]:
+        worker, workers = _worker()
+        reader, readers = self.rank * workers + worker, self.ranks * workers
+        total = self.source.samples
+        start, stop = total * reader // readers, total * (reader + 1) // readers
+        batch: list[Sample] = []
+        try:
+            for raw in read_range(self.source.folder, self.source.shards, start, stop, self.prepare.members):
+                batch.append(self.prepare(raw, 0))
+                if len(batch) == self.batch:
+                    yield self.prepare.collate(batch)
+                    batch = []
+            if batch:
+                yield self.prepare.collate(batch)
+        except UserError as error:
+            yield Fault(str(error))
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How training samples are varied: the ranges of the shared geometry."""
+
+    seed: int
+    crop: tuple[float, float]
+    flip: bool
+
+
+class Prepare:
+    """Raw members of one sample to tensors: decode, one geometry for all views, photometrics per modality."""
+
+    def __init__(self, source: Source, views: Mapping[str, View], draw: Draw | None) -> None:
+        self.source, self.draw = source, draw
+        self.views = dict(views)
+        self.members = frozenset(
+            member for view in views.values() for member in (*view.modality.fields, "meta.json", "label.txt")
+        )
+        # Views of the same modality share the decoding, and the tensor as well where the size is the same.
+        distinct: list[Modality] = []
+        self.decoder: dict[str, int] = {}
+        for role, view in self.views.items():
+            same = [i for i, known in enumerate(distinct) if _same_modality(known, view.modality)]
+            if not same:
+                distinct.append(view.modality)
+            self.decoder[role] = same[0] if same else len(distinct) - 1
+        self.modalities = distinct
+
+    def __call__(self, raw: Sample, epoch: int) -> Sample:
+        where = f"{raw['__url__']}: sample {raw['__key__']}"
+        meta = _meta(raw, where)
+        decoded = [_decode(modality, raw, meta, where) for modality in self.modalities]
+        seed = int.from_bytes(blake2b(raw["__key__"].encode(), digest_size=8).digest(), "little")
+        geometry = Geometry()
+        if self.draw is not None:
+            rng = np.random.default_rng([self.draw.seed, epoch, seed])
+            geometry = Geometry.draw(rng, self.draw.crop, self.draw.flip)
+
+        sample: Sample = {"key": raw["__key__"], **self._task(raw, meta, where)}
+        tensors: dict[tuple[int, int], torch.Tensor] = {}
+        for role, view in self.views.items():
+            slot = (self.decoder[role], view.size)
+            if slot not in tensors:
+                # The same numbers for every view of a modality: they see the same colours at another size.
+                draw = self.draw
+                rng_view = np.random.default_rng([draw.seed, epoch, seed, slot[0]]) if draw else None
+                tensors[slot] = view.modality.augment(decoded[slot[0]], geometry, view.size, rng_view)
+            sample[role] = tensors[slot]
+        return sample
+
+    def _task(self, raw: Sample, meta: Mapping[str, Any], where: str) -> Sample:
+        source = self.source
+        if source.label == "label":
+            text = raw.get("label.txt", b"-1").decode("ascii", "replace").strip()
+        else:
+            text = str(meta.get("labels", {}).get(source.label, -1))
+        label = int(text) if re.fullmatch(r"-?\d+", text) else -2
+        if not -1 <= label < source.classes:
+            raise UserError(
+                f"{where}: label `{text}` is not a class index in 0..{source.classes - 1}; "
+                "run `wcord check` on the data set and pack it again."
+            )
+        if _unit(f"label/{source.seed}/{raw['__key__']}") >= source.visible_labels:
+            label = -1
+        group = meta.get("group")
+        return {"label": label, "group": -1 if group is None else _digest(str(group)) >> 1}
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        batch: Batch = {role: view.modality.collate([s[role] for s in samples]) for role, view in self.views.items()}
+        batch["key"] = [s["key"] for s in samples]
+        batch["label"] = torch.tensor([s["label"] for s in samples])
+        batch["group"] = torch.tensor([s["group"] for s in samples])
+        return batch
+
+
+def pictures(source: Source, views: Mapping[str, View], rows: Collection[int]) -> Iterator[dict[str, np.ndarray]]:
+    """What a person would see of the samples at `rows`, in order: role -> uint8 RGB `[H, W, 3]`."""
+    members = Prepare(source, views, None).members
+    for index, raw in enumerate(read_range(source.folder, source.shards, 0, source.samples, members)):
+        if index in rows:
+            where = f"{raw['__url__']}: sample {raw['__key__']}"
+            meta = _meta(raw, where)
+            yield {role: v.modality.picture(_decode(v.modality, raw, meta, where)) for role, v in views.items()}
+
+
+def read_range(
+    folder: Path, shards: Iterable[Shard], start: int, stop: int, members: frozenset[str]
+) -> Iterator[Sample]:
+    """Raw samples `start` to `stop` of shards laid end to end; only `members` are kept, as bytes.
+
+    Raises UserError for a shard that is missing, damaged, or holds another number of samples than recorded.
+    """
+    offset = 0
+    for shard in shards:
+        first, last = max(start - offset, 0), min(stop - offset, shard.samples)
+        offset += shard.samples
+        if first < last:
+            yield from _read_shard(folder, shard, first, last, members)
+
+
+def _read_shard(folder: Path, shard: Shard, first: int, last: int, members: frozenset[str]) -> Iterator[Sample]:
+    path = str(folder / shard.file)
+
+    def wanted(name: str) -> bool:
+        return name.partition(".")[2].lower() in members
+
+    count = 0
+    try:
+        for count, sample in enumerate(
+            webdataset.tariterators.tarfile_samples([{"url": path}], select_files=wanted), 1
+        ):
+            if first < count <= last:
+                yield sample
+            if count > last and last < shard.samples:
+                return
+    except (OSError, EOFError, ValueError, webdataset.tariterators.tarfile.TarError) as error:
+        raise UserError(
+            f"{path}: cannot be read after sample {count}: {error.args[0] if error.args else error}. "
+            "Run `wcord check` on the data set; delete the shard and pack again to rebuild it."
+        ) from None
+    if count != shard.samples:
+        raise UserError(
+            f"{path}: has {count} samples with {', '.join(sorted(members))}, dataset.json says {shard.samples}. "
+            "Run `wcord check` on the data set."
+        )
+
+
+def shuffled(samples: Iterable[Sample], size: int, rng: random.Random) -> Iterator[Sample]:
+    """Shuffle a stream through a buffer of `size` samples (0 or 1: not at all)."""
+    buffer: list[Sample] = []
+    for sample in samples:
+        if len(buffer) < size:
+            buffer.append(sample)
+            continue
+        if size == 0:
+            yield sample
+            continue
+        index = rng.randrange(size)
+        buffer[index], sample = sample, buffer[index]
+        yield sample
+    rng.shuffle(buffer)
+    yield from buffer
+
+
+def loader(stream: IterableDataset[Any], workers: int, device: torch.device) -> Iterator[Batch]:
+    """Batches of a stream through `workers` processes (0: in this one), on `device`.
+
+    Raises UserError for the faults that the workers found, in this process.
+    """
+    batches: DataLoader[Any] = DataLoader(
+        stream,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_start_worker,
+        pin_memory=device.type == "cuda",
+    )
+    try:
+        for batch in batches:
+            if isinstance(batch, Fault):
+                raise UserError(batch.message)
+            yield {k: v.to(device, non_blocking=True) if hasattr(v, "to") else v for k, v in batch.items()}
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a loader process died: {str(error).splitlines()[0]} It may have run out of memory: lower "
+            "data.workers, data.shuffle or data.batch_size."
+        ) from None
+
+
+def _start_worker(worker: int) -> None:
+    cv2.setNumThreads(0)
+
+
+def _worker() -> tuple[int, int]:
+    info = get_worker_info()
+    return (info.id, info.num_workers) if info else (0, 1)
+
+
+def _same_modality(a: Modality, b: Modality) -> bool:
+    return type(a) is type(b) and vars(a) == vars(b)
+
+
+def _meta(raw: Sample, where: str) -> Mapping[str, Any]:
+    try:
+        meta = json.loads(raw.get("meta.json", b"{}"))
+    except ValueError as error:
+        raise UserError(f"{where}: meta.json: not valid JSON ({error}); run `wcord check` on the data set.") from None
+    if not isinstance(meta, dict):
+        raise UserError(f"{where}: meta.json: expected an object, got {type(meta).__name__}.")
+    return meta
+
+
+def _decode(modality: Modality, raw: Sample, meta: Mapping[str, Any], where: str) -> Any:
+    member = next((field for field in modality.fields if field in raw), None)
+    if member is None:
+        wanted = " or ".join(modality.fields)
+        raise UserError(
+            f"{where}: has no {wanted}, which the modality `{modality.name}` reads; it has "
+            f"{', '.join(sorted(k for k in raw if not k.startswith('__')))}. Run `wcord check` on the data set."
+        )
+    try:
+        return modality.decode(raw[member], meta)
+    except ValueError as error:
+        raise UserError(f"{where}: {member}: {error} Run `wcord check` on the data set.") from None
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _unit(text: str) -> float:
+    """A number in [0, 1) that is fixed by a text."""
+    return _digest(text) / 2**64

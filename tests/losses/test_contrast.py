@@ -1,0 +1,167 @@
+"""GlobalContrast, InfoNCE and their critics against definitions written out, and the properties they promise."""
+
+import pytest
+import torch
+from losses import Dims, Features, GlobalContrast, InfoNCE
+from losses.base import Loss
+from losses.critic import LipschitzProjection
+from losses.queue import Queue
+from torch.nn import functional as F
+
+STUDENT, TEACHER = Dims(12), Dims(20)
+Double = torch.float64
+
+
+def batch(n: int, label: int | None = None, group: int | None = None) -> dict[str, torch.Tensor]:
+    return {
+        "label": torch.full((n,), -1) if label is None else torch.arange(n) % label,
+        "group": torch.full((n,), -1) if group is None else torch.arange(n) % group,
+    }
+
+
+def pairs(n: int, seed: int = 0) -> tuple[Features, Features]:
+    rng = torch.Generator().manual_seed(seed)
+    s, t = torch.randn(n, 12, generator=rng, dtype=Double), torch.randn(n, 20, generator=rng, dtype=Double)
+    return Features(s), Features(t)
+
+
+def warm(loss: Loss) -> Loss:
+    """A loss whose running statistics have seen data, at rest."""
+    loss = loss.double()
+    for seed in range(5):
+        loss(*pairs(16, seed), batch(16))
+    return loss.eval()
+
+
+def test_info_nce_is_the_definition_written_out() -> None:
+    loss = InfoNCE(STUDENT, TEACHER, dim=8, temperature=0.1).double()
+    student, teacher = pairs(7)
+    s, t = loss.student_projection(student.pooled), loss.teacher_projection(teacher.pooled)
+    expected = 0.0
+    for i in range(7):
+        over_teachers = sum(torch.exp((s[i] @ t[j] - s[i] @ t[i]) / 0.1) for j in range(7))
+        over_students = sum(torch.exp((s[j] @ t[i] - s[i] @ t[i]) / 0.1) for j in range(7))
+        expected += (over_teachers.log() + over_students.log()) / 14
+    torch.testing.assert_close(loss(student, teacher, batch(7)), expected)
+
+
+def test_global_contrast_without_extras_is_info_nce_on_standardised_teachers() -> None:
+    loss = warm(GlobalContrast(STUDENT, TEACHER, dim=8, critic="cosine", queue=0, exclude=(), discount=False))
+    info_nce = InfoNCE(STUDENT, TEACHER, dim=8).double()
+    info_nce.student_projection, info_nce.teacher_projection = loss.student_projection, loss.teacher_projection
+    student, teacher = pairs(9, seed=7)
+    standardised = Features(loss.standardise(teacher.pooled))
+    torch.testing.assert_close(loss(student, teacher, batch(9)), info_nce(student, standardised, batch(9)))
+
+
+@pytest.mark.parametrize("link", ["log_softmax", "linear"])
+@pytest.mark.parametrize("critic", ["lipschitz", "cosine"])
+def test_gradient_in_float64(link: str, critic: str) -> None:
+    loss = warm(GlobalContrast(STUDENT, TEACHER, dim=6, link=link, critic=critic, queue=8, temperature=0.5))
+    _, teacher = pairs(6, 3)
+
+    def of_student(x: torch.Tensor) -> torch.Tensor:
+        return loss(Features(x), teacher, batch(6))
+
+    assert torch.autograd.gradcheck(of_student, pairs(6, 3)[0].pooled.requires_grad_())
+
+
+def test_linear_link_is_positive_minus_mean_negative() -> None:
+    loss = warm(GlobalContrast(STUDENT, TEACHER, dim=6, link="linear", queue=0, exclude=(), discount=False))
+    student, teacher = pairs(5, 2)
+    g = loss.student_projection(student.pooled) @ loss.teacher_projection(loss.standardise(teacher.pooled)).T
+    negative = (g.sum() - g.diagonal().sum()) / 20
+    torch.testing.assert_close(loss(student, teacher, batch(5)), negative - g.diagonal().mean())
+
+
+def test_excluded_samples_do_not_matter() -> None:
+    """With two labels, a sample of the same label may be anything: it is no negative."""
+    loss = warm(GlobalContrast(STUDENT, TEACHER, dim=6, queue=0, exclude=("label",), discount=False))
+    student, teacher = pairs(6, 1)
+    weight = loss._log_weight(teacher.pooled, batch(6, label=2)["label"], batch(6)["group"], 6).exp()
+    same = torch.arange(6)[:, None] % 2 == torch.arange(6)[None] % 2
+    torch.testing.assert_close(weight, (~same | torch.eye(6, dtype=torch.bool)).to(Double))
+    all_alike = {"label": torch.zeros(6, dtype=torch.int64), "group": torch.full((6,), -1)}
+    assert loss(student, teacher, all_alike) == 0  # nothing left to tell the pair from
+
+
+def test_unknown_labels_and_groups_exclude_nothing() -> None:
+    loss = warm(GlobalContrast(STUDENT, TEACHER, dim=6, queue=0, discount=False))
+    teacher = pairs(6, 1)[1].pooled
+    assert (loss._log_weight(teacher, batch(6)["label"], batch(6)["group"], 6) == 0).all()
+
+
+def test_discount_follows_teacher_similarity() -> None:
+    loss = warm(GlobalContrast(STUDENT, TEACHER, dim=6, queue=0, exclude=()))
+    a = torch.randn(20, dtype=Double)
+    b = torch.randn(20, dtype=Double)
+    b -= (b @ a) / (a @ a) * a  # at a right angle
+    weight = loss._log_weight(torch.stack([a, 2 * a, b, -a]), *[torch.full((4,), -1)] * 2, 4).exp()
+    expected = torch.tensor([1.0, 1e-4, 1.0, 1.0], dtype=Double)
+    torch.testing.assert_close(weight[0], expected)
+
+
+def test_empty_slots_of_the_queue_do_not_count() -> None:
+    torch.manual_seed(0)
+    queued = GlobalContrast(STUDENT, TEACHER, dim=6, queue=512).double()
+    torch.manual_seed(0)
+    plain = GlobalContrast(STUDENT, TEACHER, dim=6, queue=0).double()
+    first = queued(*pairs(8), batch(8)), plain(*pairs(8), batch(8))
+    torch.testing.assert_close(*first)
+    second = queued(*pairs(8, 1), batch(8)), plain(*pairs(8, 1), batch(8))
+    assert second[0] > second[1] + 0.1  # the eight samples before are negatives now
+
+
+def test_queue_is_first_in_first_out() -> None:
+    queue = Queue(5, x=(0, torch.int64))
+    for start in range(0, 9, 3):
+        queue.push(x=torch.arange(start, start + 3))
+        held = set(queue.read("x")[queue.filled].tolist())
+        assert held == set(range(max(0, start + 3 - 5), start + 3))
+    queue.push(x=torch.arange(100, 120))
+    assert set(queue.read("x").tolist()) == set(range(115, 120))
+
+
+def test_queue_travels_in_the_state_dict() -> None:
+    loss = GlobalContrast(STUDENT, TEACHER, dim=6, queue=16).double()
+    loss(*pairs(8), batch(8))
+    other = GlobalContrast(STUDENT, TEACHER, dim=6, queue=16).double()
+    other.load_state_dict(loss.state_dict())
+    torch.testing.assert_close(other(*pairs(8, 1), batch(8)), loss(*pairs(8, 1), batch(8)))
+
+
+def test_lipschitz_bound_holds_between_random_and_adversarial_pairs() -> None:
+    """|p(x) - p(y)| <= |x - y| / r, also where gradient ascent looks for a violation."""
+    torch.manual_seed(0)
+    projection = LipschitzProjection(12, 8).double()
+    with torch.no_grad():
+        projection.linear.parametrizations.weight.original.mul_(50)  # as an optimiser would, to win
+    for _ in range(50):
+        projection.update(torch.randn(32, 12, dtype=Double))
+        projection(torch.randn(32, 12, dtype=Double))
+    projection.eval()
+    x = torch.randn(256, 12, dtype=Double, requires_grad=True)
+    step = torch.randn(256, 12, dtype=Double).mul_(0.1).requires_grad_()
+    ascent = torch.optim.Adam([x, step], lr=0.02)
+
+    def ratio() -> torch.Tensor:
+        return (projection(x) - projection(x + step)).norm(dim=1) / (step.norm(dim=1) / projection.norm)
+
+    assert ratio().max() <= 1 + 1e-3
+    for _ in range(200):
+        ascent.zero_grad()
+        (-ratio().sum()).backward()
+        ascent.step()
+    assert 0.95 < ratio().max() <= 1 + 1e-3  # the bound is reached, and not passed
+
+
+def test_metrics_show_a_collapse() -> None:
+    loss = warm(GlobalContrast(STUDENT, TEACHER, dim=8))
+    loss(*pairs(16), batch(16))
+    healthy = loss.metrics()
+    same = Features(torch.ones(16, 12, dtype=Double))
+    loss(same, pairs(16)[1], batch(16))
+    collapsed = loss.metrics()
+    assert healthy["effective_rank"] > 4 > 1.5 > collapsed["effective_rank"] or collapsed["projected_std"] < 1e-6
+    assert collapsed["similarity_gap"].abs() < 1e-6
+    assert F.relu(collapsed["projected_std"]) < 1e-6 < healthy["projected_std"]

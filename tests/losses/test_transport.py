@@ -1,0 +1,123 @@
+"""LocalTransport, the relational term and WCoRD: limits that are known, gradients, invariances."""
+
+import pytest
+import torch
+from losses import Dims, Features, GlobalContrast, LocalTransport, WCoRD
+from losses.relational import relational_divergence
+from torch.nn import functional as F
+
+STUDENT, TEACHER = Dims(12), Dims(20)
+BATCH = {"label": torch.full((10,), -1), "group": torch.full((10,), -1)}
+Double = torch.float64
+
+
+def features(seed: int = 0) -> tuple[Features, Features]:
+    rng = torch.Generator().manual_seed(seed)
+    s, t = (torch.randn(10, dim, generator=rng, dtype=Double) for dim in (12, 20))
+    return Features(s), Features(t)
+
+
+def make(**keywords: object) -> LocalTransport:
+    torch.manual_seed(0)
+    loss = LocalTransport(STUDENT, TEACHER, **keywords).double()  # type: ignore[arg-type]
+    loss(*features(1), BATCH)
+    return loss.eval()
+
+
+def test_anchor_zero_is_feature_regression() -> None:
+    loss = make(anchor=0.0)
+    student, teacher = features()
+    s, t = loss.student_projection(student.pooled), loss.standardise(teacher.pooled)
+    torch.testing.assert_close(loss(student, teacher, BATCH), (1 - F.cosine_similarity(s, t)).mean())
+
+
+def test_anchor_one_is_the_plain_term_and_does_not_know_the_pairs() -> None:
+    loss = make(anchor=1.0, iterations=500)
+    student, teacher = features()
+    shuffled = Features(teacher.pooled[torch.randperm(10)])
+    torch.testing.assert_close(loss(student, shuffled, BATCH), loss(student, teacher, BATCH))
+    anchored = make(anchor=0.2)
+    assert (anchored(student, shuffled, BATCH) - anchored(student, teacher, BATCH)).abs() > 1e-3
+
+
+@pytest.mark.parametrize("keywords", [{"relational": 0.0}, {"relational": 0.5}, {"space": "shared", "dim": 6}])
+def test_gradient_is_that_of_the_cost_under_a_fixed_plan(keywords: dict[str, object]) -> None:
+    """Central differences with the plan held still agree with backward; the envelope theorem is the next test's."""
+    loss = make(**keywords)
+    student, teacher = features()
+    x = student.pooled.requires_grad_()
+    loss(Features(x), teacher, BATCH).backward()
+    plan = loss._last[1]
+
+    def fixed(x: torch.Tensor) -> torch.Tensor:
+        t = loss.standardise(teacher.pooled)
+        s, u = F.normalize(loss.student_projection(x), dim=1), F.normalize(loss.teacher_projection(t), dim=1)
+        value = (plan * (1 - s @ u.T)).sum()
+        return value + loss.relational * relational_divergence(x, t, plan) if loss.relational else value
+
+    numeric = torch.zeros_like(x)
+    with torch.no_grad():
+        for index in range(x.numel()):
+            e = torch.zeros(x.numel(), dtype=Double)
+            e[index] = 1e-6
+            e = e.view_as(x)
+            numeric.view(-1)[index] = (fixed(x + e) - fixed(x - e)) / 2e-6
+    torch.testing.assert_close(x.grad, numeric, atol=1e-7, rtol=1e-5)
+
+
+def test_detaching_the_plan_is_the_envelope_theorem() -> None:
+    """d/dC of the entropic optimum  min <P, C> + eps KL(P || P0)  is P itself."""
+    from losses import sinkhorn
+
+    torch.manual_seed(0)
+    cost = torch.rand(6, 6, dtype=Double, requires_grad=True)
+    prior = (0.8 * torch.eye(6, dtype=Double) / 6 + 0.2 / 36).log()
+    plan = sinkhorn(cost, 0.1, 2000, prior)
+    optimum = (plan * cost).sum() + 0.1 * (plan * (plan.log() - prior)).sum()
+    optimum.backward()
+    torch.testing.assert_close(cost.grad, plan.detach())
+
+
+def test_metrics_count_the_mass_on_the_pairs() -> None:
+    loss = make(anchor=0.0)
+    loss(*features(), BATCH)
+    assert loss.metrics()["plan_diagonal"] == pytest.approx(1)
+    assert loss.metrics()["marginal_error"] == pytest.approx(0, abs=1e-6)
+
+
+def test_relations_do_not_see_rotation_scale_and_shift() -> None:
+    x = torch.randn(10, 12, dtype=Double)
+    rotation = torch.linalg.qr(torch.randn(12, 12, dtype=Double)).Q
+    torch.testing.assert_close(
+        relational_divergence(3 * x @ rotation + 1, x), torch.zeros((), dtype=Double), atol=1e-9, rtol=0
+    )
+    assert relational_divergence(torch.randn(10, 12, dtype=Double), x) > 0.01
+
+
+def test_relations_of_tiny_batches_have_a_gradient_of_zero() -> None:
+    x = torch.randn(2, 12, requires_grad=True)
+    relational_divergence(x, torch.randn(2, 20)).backward()
+    assert (x.grad == 0).all()
+
+
+def test_wcord_is_the_weighted_sum_of_its_terms() -> None:
+    loss = WCoRD(STUDENT, TEACHER, global_weight=0.3, local_weight=1.7, queue=8).double()
+    assert isinstance(loss.global_contrast, GlobalContrast)
+    loss(*features(1), BATCH)
+    loss.eval()
+    student, teacher = features()
+    total = loss(student, teacher, BATCH)
+    parts = loss.global_contrast(student, teacher, BATCH), loss.local_transport(student, teacher, BATCH)
+    torch.testing.assert_close(total, 0.3 * parts[0] + 1.7 * parts[1])
+
+
+def test_autocast_changes_the_loss_by_rounding_only() -> None:
+    loss = WCoRD(STUDENT, TEACHER, queue=8)
+    student, teacher = (Features(f.pooled.float()) for f in features())
+    loss(student, teacher, BATCH)
+    loss.eval()
+    exact = loss(student, teacher, BATCH)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = loss(Features(student.pooled.bfloat16()), Features(teacher.pooled.bfloat16()), BATCH)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, exact, rtol=0.02, atol=0.02)
