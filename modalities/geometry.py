@@ -46,7 +46,7 @@ class Geometry:
         return box[:, ::-1] if self.flip else box
 
     def resize(self, image: np.ndarray, size: int, nearest: bool = False) -> np.ndarray:
-        """Crop, flip, and scale to `[size, size, ...]`; it averages where it shrinks. `nearest` for labels and masks."""
+        """Crop, flip, scale to `[size, size, ...]`, averaging where it shrinks; `nearest` for labels and masks."""
         box = np.ascontiguousarray(self.crop(image))
         if nearest:  # _EXACT takes the pixel at the centre; plain INTER_NEAREST is shifted up and left
             return cv2.resize(box, (size, size), interpolation=cv2.INTER_NEAREST_EXACT)

@@ -41,7 +41,7 @@ class RGB(Modality):
         """
         is_jpeg = data.startswith(b"\xff\xd8")
         if is_jpeg and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
-            raise ValueError("JPEG is cut short: its end marker is missing")  # cv2 would fill the rest with grey
+            raise ValueError("JPEG is cut short: its end marker is missing")  # OpenCV 4 fills the rest with grey
         # Only IMREAD_UNCHANGED shows transparency, and only without it EXIF is followed.
         flags = cv2.IMREAD_COLOR if is_jpeg else cv2.IMREAD_UNCHANGED
         try:

@@ -4,36 +4,158 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from pipeline.errors import UserError
 
+if TYPE_CHECKING:
+    from pipeline.recipes import Plan
+
+# What a command needs is imported inside it: `wcord --help` and a mistyped option answer at once.
 app = typer.Typer(
     name="wcord",
     help="Move what a model of one modality knows into a model of another.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    rich_markup_mode=None,
 )
+pack = typer.Typer(no_args_is_help=True, help="Pack paired recordings into shards.")
+app.add_typer(pack, name="pack")
 
-Overrides = Annotated[list[str] | None, typer.Argument(help="Settings that replace the config's: key.sub=value …")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings in place of the config's: key.sub=value …")]
+RunFolders = Annotated[list[Path], typer.Argument(help="Run folders, the first is the main one.")]
+Out = Annotated[Path, typer.Argument(help="Folder for the shards and dataset.json.")]
+Fields = Annotated[list[str], typer.Option("--field", help="What a sample consists of: rgb=…, depth=…, one each.")]
+Test = Annotated[float, typer.Option(help="Share of the samples for the test split, whole groups each.")]
+Val = Annotated[float, typer.Option(help="Share of the samples for the val split.")]
+Seed = Annotated[int, typer.Option(help="Seed of the split and of the order of samples.")]
+ShardMB = Annotated[float, typer.Option("--shard-mb", help="Target size of a shard in MB.")]
+Workers = Annotated[int | None, typer.Option(help="Processes; all cores by default.")]
+MaxRefused = Annotated[float, typer.Option(help="Share of samples that may be refused before packing fails.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace another packing in that folder.")]
+Licence = Annotated[str, typer.Option(help="Licence of the data, for dataset.json.")]
+Name = Annotated[str | None, typer.Option(help="Name of the data set.")]
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Seed of data and training.")] = 0,
+) -> None:
+    """Make paired data, train an RGB teacher and two depth students, and write the report; a few minutes."""
+    from pipeline.demo import demo as run_demo
+
+    run_demo(folder, seed)
+
+
+@pack.command("manifest")
+def pack_manifest(
+    manifest: Annotated[Path, typer.Argument(help="CSV (with a header) or JSONL file, a row a sample.")],
+    out: Out,
+    field: Fields,
+    label: Annotated[list[str], typer.Option(help="Column of classes; the first is the task's.")] = [],  # noqa: B006
+    group: Annotated[str | None, typer.Option(help="Column or template of what stays in one split.")] = None,
+    split: Annotated[str | None, typer.Option(help="Column that holds train, val or test.")] = None,
+    key: Annotated[str | None, typer.Option(help="Column or template that names samples.")] = None,
+    test: Test = 0.2,
+    val: Val = 0.0,
+    seed: Seed = 0,
+    shard_mb: ShardMB = 64.0,
+    workers: Workers = None,
+    max_refused: MaxRefused = 0.05,
+    overwrite: Overwrite = False,
+    name: Name = None,
+    licence: Licence = "not stated",
+) -> None:
+    """Pack what a table lists: --field rgb=photos/{id}.jpg --field depth=depth_path --label class --group clip."""
+    from pipeline.recipes import manifest as recipe
+    from pipeline.recipes import parse_fields
+
+    plan = recipe.plan(manifest, parse_fields(field), label, group, split, key, name=name, licence=licence)
+    _pack(plan, out, test, val, seed, shard_mb, workers, max_refused, overwrite)
+
+
+@pack.command("folders")
+def pack_folders(
+    root: Annotated[Path, typer.Argument(help="Folder that holds a folder for each field.")],
+    out: Out,
+    field: Fields,
+    label_from: Annotated[
+        Literal["parent"] | None, typer.Option(help="parent: the folder that a file lies in names its class.")
+    ] = None,
+    split_from: Annotated[
+        Literal["top"] | None, typer.Option(help="top: the first folder of a path is train, val or test.")
+    ] = None,
+    group: Annotated[str | None, typer.Option(help="parent, or a regular expression on the path.")] = None,
+    test: Test = 0.2,
+    val: Val = 0.0,
+    seed: Seed = 0,
+    shard_mb: ShardMB = 64.0,
+    workers: Workers = None,
+    max_refused: MaxRefused = 0.05,
+    overwrite: Overwrite = False,
+    name: Name = None,
+    licence: Licence = "not stated",
+) -> None:
+    """Pack parallel folders, matched by path without suffix: --field rgb=photos --field depth=maps."""
+    from pipeline.recipes import folders as recipe
+    from pipeline.recipes import parse_fields
+
+    plan = recipe.plan(root, parse_fields(field), label_from, split_from, group, name, licence)
+    _pack(plan, out, test, val, seed, shard_mb, workers, max_refused, overwrite)
+
+
+@pack.command("tabletop")
+def pack_tabletop(
+    out: Out,
+    scenes: Annotated[int, typer.Option(help="How many scenes.")] = 3000,
+    size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 96,
+    test: Test = 0.2,
+    val: Val = 0.0,
+    seed: Seed = 0,
+    shard_mb: ShardMB = 64.0,
+    workers: Workers = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Generate paired scenes of one object on a table: photo, depth, mask, caption, sound."""
+    from pipeline.recipes import tabletop as recipe
+
+    _pack(recipe.plan(scenes, seed, size), out, test, val, seed, shard_mb, workers, 0.0, overwrite)
+
+
+@app.command()
+def check(
+    shards: Annotated[Path, typer.Argument(help="Folder of a packed data set.")],
+    ranks: Annotated[int, typer.Option(help="Processes that will train on it.")] = 1,
+    workers: Annotated[int, typer.Option(help="Loader workers of each.")] = 2,
+    quick: Annotated[bool, typer.Option("--quick", help="Do not open images and sounds.")] = False,
+) -> None:
+    """Read a packed data set and name every fault, a line each; exit code 1 if there is one."""
+    from pipeline.check import check as run_check
+
+    report = run_check(shards, ranks, workers, quick)
+    print(report)
+    raise typer.Exit(1 if report.faults else 0)
 
 
 @app.command()
 def train(
     config: Annotated[str, typer.Argument(help="YAML file, or the name of a shipped config.")],
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint of this run.")] = False,
-    overwrite: Annotated[bool, typer.Option(help="Replace an earlier run of the same name.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run of that name.")] = False,
 ) -> None:
     """Train a teacher, or a student with a teacher, into the config's run folder."""
     from pipeline import config as configs
+
+    loaded = configs.load(config, overrides or [])
     from pipeline.train import train as run_training
 
-    run_training(configs.load(config, overrides or []), resume, overwrite)
+    run_training(loaded, resume, overwrite)
 
 
 @app.command()
@@ -41,19 +163,67 @@ def evaluate(run: Annotated[Path, typer.Argument(help="Run folder of a finished 
     """Measure a run: accuracy, probes, retrieval; writes results.json."""
     from pipeline.evaluate import evaluate as measure
 
-    if int(os.environ.get("RANK", "0")) == 0:  # under a launcher, the first process does it
+    if int(os.environ.get("RANK", "0")) == 0:  # under a launcher the first process does it
         for name, value in measure(run).items():
-            print(f"{name:45s} {value:,.4f}".rstrip("0").rstrip("."))
+            print(f"{name:48s} {value:,.4f}".rstrip("0").rstrip("."))
 
 
-def main() -> None:
-    """Run the command; a fault of the user's is one message without a traceback, and exit code 2."""
+@app.command()
+def compare(
+    runs: RunFolders,
+    out: Annotated[Path | None, typer.Option(help="Folder for table.md, table.csv, plot.png.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="Method that the others are compared with.")] = None,
+) -> None:
+    """Compare evaluated runs: a table and a plot; runs that differ only by seed are averaged."""
+    from rich import print as show
+
+    from pipeline.compare import compare as run_compare
+
+    show(run_compare(runs, out, baseline).terminal())
+
+
+@app.command()
+def report(
+    runs: RunFolders,
+    out: Annotated[Path | None, typer.Option(help="HTML file; report.html in the first run by default.")] = None,
+) -> None:
+    """Write a self-contained HTML page about a run, with others beside it."""
+    from pipeline.report import report as write_report
+
+    print(write_report(runs, out))
+
+
+def _pack(
+    plan: Plan,
+    out: Path,
+    test: float,
+    val: float,
+    seed: int,
+    shard_mb: float,
+    workers: int | None,
+    max_refused: float,
+    overwrite: bool,
+) -> None:
+    from pipeline.pack import pack as run_pack
+
+    if not (test >= 0 and val >= 0 and test + val < 1):
+        raise UserError(f"--test {test} and --val {val}: must be at least 0 and leave something for training.")
+    run_pack(
+        plan,
+        out,
+        fractions={"train": 1 - test - val, "val": val, "test": test},
+        seed=seed,
+        shard_bytes=max(int(shard_mb * 1e6), 1),
+        workers=workers or os.cpu_count() or 1,
+        max_refused=max_refused,
+        overwrite=overwrite,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; what a person can mend is a message without a traceback, and exit code 2."""
     try:
-        app()
+        app(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()

@@ -171,7 +171,7 @@ def _find(path: str | Path) -> Path:
         return named
     names = shipped()
     match = near(given.stem, names)
-    hint = f"did you mean {match}? " if match else ""
+    hint = f"Did you mean {match}? " if match else ""
     raise UserError(
         f"{path}: no such config. {hint}Give a YAML file, or a shipped config: {', '.join(names) or 'none'}"
     )

@@ -74,7 +74,7 @@ class Log:
         self.scalars(step, row)
         if self.accelerator.is_main_process:
             print(self._line(step, row), flush=True)
-            if step > self.config.train.warmup:
+            if step > max(self.config.train.warmup, self.config.train.steps // 5):  # before, features still form
                 self._warn(row)
         self._restart()
 

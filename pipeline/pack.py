@@ -8,7 +8,7 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,8 +20,9 @@ from pipeline.errors import UserError
 from pipeline.members import inspect, read_label, read_meta
 from pipeline.parallel import each, tick
 from pipeline.progress import Progress
-from pipeline.recipes import SPLITS, Plan, Refusal, Sample
+from pipeline.recipes import Plan, Refusal, Sample
 from pipeline.shards import MANIFEST, Dataset, Shard, remove_stale_parts, write_atomic, write_shard
+from pipeline.splits import SPLITS
 
 REFUSED = "refused.jsonl"
 STATE = ".pack"
@@ -70,12 +71,14 @@ def pack(
     seed: of the split and of the order of samples. shard_bytes: target size of a shard.
     min_shards: in every split that has so many samples, so that ranks and workers can share them.
     workers: processes. max_refused: share of the samples that may be refused, in [0, 1].
-    overwrite: throw away another packing that is in the folder.
+    overwrite: throw away another packing that is in the folder; the same one is gone on with all the same.
 
     The same call again goes on where the last one stopped and gives the same bytes. Refused samples are listed in
     `refused.jsonl`. Raises UserError if too many are refused, if the folder holds another packing, if a split stays
     empty, or if the disk fails.
     """
+    if shard_bytes < 1 or min_shards < 1:
+        raise UserError(f"shards of {shard_bytes} bytes, at least {min_shards}: both must be 1 or more.")
     out = Path(out)
     _judge(plan, plan.refused, max_refused)  # a mistyped path shows now, not after hours of work
     jobs = _cut(plan, str(out), group_splits.assign(plan.samples, fractions, seed), seed, shard_bytes, min_shards)
@@ -111,7 +114,7 @@ def _cut(
         chosen = [(n, sample) for n, sample in enumerate(plan.samples) if split_of[sample.group] == split]
         random.Random(f"{seed} {split}").shuffle(chosen)
         size = sum(sample.size for _, sample in chosen)
-        count = max(math.ceil(size / shard_bytes), min(min_shards, len(chosen)))
+        count = min(max(math.ceil(size / shard_bytes), min_shards), len(chosen))
         for number in range(count):
             part = chosen[number * len(chosen) // count : (number + 1) * len(chosen) // count]
             digest = _digest([plan.recipe, plan.options, plan.classes, [_identity(n, sample) for n, sample in part]])
@@ -121,17 +124,8 @@ def _cut(
 
 def _identity(index: int, sample: Sample) -> list[object]:
     """What a sample's packed bytes depend on."""
-    labels = [sample.label, dict(sample.labels)]
-    return [
-        index,
-        sample.key,
-        sample.group,
-        sample.stamp,
-        sample.source,
-        sorted(sample.files),
-        dict(sample.texts),
-        labels,
-    ]
+    texts, labels = dict(sample.texts), [sample.label, dict(sample.labels)]
+    return [index, sample.key, sample.group, sample.source, sorted(sample.files), sample.stamp, texts, labels]
 
 
 def _digest(content: object) -> str:
@@ -139,28 +133,48 @@ def _digest(content: object) -> str:
 
 
 def _claim(out: Path, plan: Plan, jobs: Sequence[Job], overwrite: bool) -> None:
-    """Make the folder this plan's own, or raise UserError if it is another's."""
+    """Make the folder this plan's own, or raise UserError if it holds another's packing.
+
+    One that never came to its end, of the same recipe and options, is taken over: somebody corrected its sources, and
+    the shards that they do not touch are kept.
+    """
     path = out / STATE / "plan.json"
     digest = _digest([[job.file, job.digest] for job in jobs])
-    if overwrite:
-        _clear(out)
-    try:
-        found = json.loads(path.read_bytes()).get("digest")
-    except (OSError, ValueError, AttributeError):
-        found = "unknown" if (out / MANIFEST).exists() or next(_shards_in(out), None) else None
-    if found not in (None, digest):
-        raise UserError(
-            f"{out}: the folder holds another packing (other sources, options or seed). "
-            "Choose another folder, or pass `overwrite` to throw that one away."
-        )
+    asked = json.loads(json.dumps({"recipe": plan.recipe, "options": plan.options}))
+    found = _state(path)
+    if found.get("digest") != digest:
+        finished = (out / MANIFEST).exists()
+        unfinished = not finished and found | asked == found
+        if unfinished:
+            _clear(out, {job.file for job in jobs})
+        elif overwrite:
+            _clear(out, ())
+        elif found or finished or any(_shards_in(out)):
+            raise UserError(
+                f"{out}: the folder holds another packing (other sources, options or seed). "
+                "Choose another folder, or pass `overwrite` to throw that one away."
+            )
     path.parent.mkdir(parents=True, exist_ok=True)
-    state = {"digest": digest, "recipe": plan.recipe, "options": plan.options, "shards": len(jobs)}
-    write_atomic(path, json.dumps(state, indent=2).encode())
+    write_atomic(path, json.dumps({"digest": digest, **asked}, indent=2).encode())
 
 
-def _clear(out: Path) -> None:
-    """Remove what packing writes and nothing else, `dataset.json` first: from then on it is no data set."""
-    for path in [out / MANIFEST, out / REFUSED, *_shards_in(out), *(out / STATE).glob("*.json")]:
+def _state(path: Path) -> dict[str, object]:
+    try:
+        return read_meta(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        return {"digest": "unreadable"}
+
+
+def _clear(out: Path, keep: Collection[str]) -> None:
+    """Remove what packing writes, and nothing else; `dataset.json` first: from then on it is no data set.
+
+    keep: shards that may stay, with their summaries.
+    """
+    shards = [path for path in _shards_in(out) if path.name not in keep]
+    states = [path for path in (out / STATE).glob("*.json") if f"{path.stem}.tar" not in keep]
+    for path in [out / MANIFEST, out / REFUSED, *shards, *states]:
         path.unlink(missing_ok=True)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.collapse import collapse_warnings
-from pipeline.report_samples import Embeddings, spread
+from pipeline.report_samples import Embeddings, Thumbnails, spread
 from pipeline.runs import Run, in_words
 
 
@@ -23,8 +23,7 @@ def code(text: str) -> str:
 def baselines(results: Mapping[str, float], metric: str) -> dict[str, float]:
     """The metric of each run that was given as a baseline, best first."""
     head, tail = "baseline/", f"/{metric}"
-    found = {k.removeprefix(head).removesuffix(tail): v for k, v in results.items() if k.startswith(head)}
-    found = {name: value for name, value in found.items() if results.get(f"{head}{name}{tail}") == value}
+    found = {k[len(head) : -len(tail)]: v for k, v in results.items() if k.startswith(head) and k.endswith(tail)}
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
@@ -35,34 +34,24 @@ def majority_share(embeddings: Embeddings | None) -> float | None:
     return float(np.bincount(known).max() / known.size)
 
 
-def what_was_trained(run: Run) -> str:
+def what_was_trained(run: Run, thumbnails: Thumbnails | None) -> str:
     """One paragraph: networks, losses, data, length."""
     config = run.config
     if not config:
         return "<p>What was trained is not known, because <code>config.yaml</code> is missing.</p>"
-    losses = config.get("losses")
-    terms = [f"<code>{escape(str(name))}</code> × {_weight(term)}" for name, term in _mapping(losses).items()]
-    student = _network(config.get("student"), run.results.get("parameters/student"))
-    teacher = config.get("teacher")
-    if teacher:
-        words = _network(teacher, run.results.get("parameters/teacher"))
-        first = f"A {student} learnt from a frozen teacher, {words}, with {_listed(terms)}."
+    losses = [
+        f"<code>{escape(str(name))}</code> × {escape(str(_mapping(term).get('weight', 1)))}"
+        for name, term in _mapping(config.get("losses")).items()
+    ]
+    words = f"A {_network(config.get('student'), run.results.get('parameters/student'))}"
+    if teacher := config.get("teacher"):
+        seen = thumbnails.teacher_modality if thumbnails and thumbnails.teacher is not None else ""
+        size = run.results.get("parameters/teacher")
+        words += f" learnt from a frozen teacher, the {_network(teacher, size, seen)}"
     else:
-        first = f"A {student} was trained on labels, without a teacher, with {_listed(terms)}."
-    data = _mapping(config.get("data"))
-    rest = []
-    if shards := data.get("shards"):
-        rest.append(f"data <code>{escape(str(shards))}</code>")
-    if isinstance(share := data.get("labels"), float) and share < 1:
-        rest.append(f"labels seen for {100 * share:.3g} % of it")
-    if run.log:
-        step = max(run.log)
-        epoch = run.last("epoch")
-        rest.append(f"{step:,} steps" + (f" ({epoch:.3g} epochs)" if epoch is not None else ""))
-    if run.seed is not None:
-        rest.append(f"seed {run.seed}")
-    second = f" {', '.join(rest).capitalize() if not shards else 'D' + ', '.join(rest)[1:]}." if rest else ""
-    return f"<p>{first}{second}</p>"
+        words += " was trained without a teacher"
+    words += f", by {_listed(losses)}." if losses else "."
+    return f"<p>{words} {_circumstances(run)}</p>"
 
 
 def how_good(run: Run, embeddings: Embeddings | None) -> str:
@@ -88,7 +77,9 @@ def warnings(run: Run, embeddings: Embeddings | None) -> list[str]:
     if embeddings is not None and embeddings.broken:
         found.append(f"{embeddings.broken} embeddings are not finite; they are shown as zeros.")
     if embeddings is not None and (wide := spread(embeddings.student)) < 0.05:
-        found.append(f"The student's test embeddings are nearly all the same (spread {wide:.3f} of 1): it has collapsed.")
+        found.append(
+            f"The student's test embeddings are nearly all the same (spread {wide:.3f} of 1): it has collapsed."
+        )
     results, share = run.results, majority_share(embeddings)
     top1 = results.get("student/top1")
     if top1 is not None and share is not None and top1 <= share:
@@ -111,6 +102,22 @@ def parameters(count: float) -> str:
     return f"{count / 1e6:.2f} M" if count >= 1e4 else f"{count:,.0f}"
 
 
+def _circumstances(run: Run) -> str:
+    data = _mapping(run.config.get("data"))
+    parts = []
+    if run.log:
+        epoch = run.last("epoch")
+        parts.append(f"{max(run.log):,} steps" + (f" ({epoch:.3g} epochs)" if epoch is not None else ""))
+    if shards := data.get("shards"):
+        parts.append(f"on <code>{escape(str(shards))}</code>")
+    if isinstance(share := data.get("labels"), float) and share < 1:
+        parts.append(f"labels seen for {100 * share:.3g} % of the samples")
+    if run.seed is not None:
+        parts.append(f"seed {run.seed}")
+    text = ", ".join(parts)
+    return f"It ran {text}." if run.log else f"The log is missing; {text}." if text else ""
+
+
 def _accuracy(results: Mapping[str, float], embeddings: Embeddings | None) -> str:
     metric = "student/top1"
     if (top1 := results.get(metric)) is None:
@@ -123,7 +130,9 @@ def _accuracy(results: Mapping[str, float], embeddings: Embeddings | None) -> st
     others = []
     if (teacher := results.get("teacher/top1")) is not None:
         others.append(f"its teacher {in_words(metric, teacher)}")
-    others += [f"{escape(name)} {in_words(metric, value)}" for name, value in list(baselines(results, metric).items())[:4]]
+    others += [
+        f"{escape(name)} {in_words(metric, value)}" for name, value in list(baselines(results, metric).items())[:4]
+    ]
     if (share := majority_share(embeddings)) is not None:
         others.append(f"always naming the commonest class {in_words(metric, share)}")
     words += f"; {_listed(others)}." if others else "."
@@ -159,12 +168,13 @@ def _retrieval(results: Mapping[str, float]) -> list[str]:
     return sentences
 
 
-def _network(side: Any, count: float | None) -> str:
+def _network(side: Any, count: float | None, modality: str = "") -> str:
     spec = _mapping(side)
-    size = f", {parameters(count)} parameters" if count is not None else ""
+    size = "" if count is None else f"{parameters(count)} parameters"
     if spec.get("run"):
-        return f"the network of <code>{escape(str(spec['run']))}</code>{size}"
-    return f"<b>{_named(spec.get('modality'))}</b> network ({_named(spec.get('encoder'))}{size})"
+        return f"<b>{escape(modality)}</b> network of <code>{escape(str(spec['run']))}</code>" + (size and f" ({size})")
+    inside = ", ".join(filter(None, [_named(spec.get("encoder")), size]))
+    return f"<b>{_named(spec.get('modality'))}</b> network ({inside})"
 
 
 def _named(component: Any) -> str:
@@ -175,13 +185,9 @@ def _named(component: Any) -> str:
     return escape(str(name)) if name else "unnamed"
 
 
-def _weight(term: Any) -> str:
-    return escape(str(_mapping(term).get("weight", 1)))
-
-
 def _mapping(value: Any) -> dict[Any, Any]:
     return value if isinstance(value, dict) else {}
 
 
 def _listed(parts: list[str]) -> str:
-    return ", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else "".join(parts) or "no losses named"
+    return ", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else "".join(parts)

@@ -5,14 +5,28 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from pipeline.errors import UserError
-from pipeline.recipes import SPLITS, Sample
 
+SPLITS = ("train", "val", "test")
 DEFAULT = {"train": 0.8, "test": 0.2}
 
 
-def assign(samples: Sequence[Sample], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
+class Grouped(Protocol):
+    """What a split needs to know of a sample. label: class index, None if unlabelled. split: None if not given."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def group(self) -> str: ...
+    @property
+    def label(self) -> int | None: ...
+    @property
+    def split(self) -> str | None: ...
+
+
+def assign(samples: Sequence[Grouped], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
     """Give every group a split: the samples' own where they have one, else by fractions of the samples.
 
     Frames of one clip are near duplicates, so a group is never divided. Groups come in an order shuffled by `seed`,
@@ -52,7 +66,7 @@ def _checked(fractions: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def _by_fractions(samples: Sequence[Sample], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
+def _by_fractions(samples: Sequence[Grouped], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
     groups: dict[str, Counter[int]] = defaultdict(Counter)
     for sample in samples:
         groups[sample.group][-1 if sample.label is None else sample.label] += 1

@@ -1,4 +1,8 @@
-"""Paired synthetic scenes: an object on a table, as RGB, depth, mask, captions and the sound of a knock on it."""
+"""Paired synthetic scenes: an object on a table, as RGB, depth, mask, captions and the sound of a knock on it.
+
+From top to bottom: what a scene holds, how one is invented, how it looks to a camera and to a depth sensor, how it
+reads in words. The shapes and the sound have files of their own; the rest shares `Setting` and `View` and stays together.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +64,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 PATTERNS = ("plain", "striped", "checked", "speckled", "grained")
 OFFSETS = ((0.25, 0.3), (0.75, 0.7))  # of the rays within a pixel
 RAYS = len(OFFSETS)
-FLAT = 3  # things at the end of every scene: table, floor and walls
+FLAT = 3  # things at the end of every scene: table, floor and wall
 FAR = 4.0  # metres; the depth sensor reads nothing beyond
 BASELINE = 0.05  # metres between its lens and its projector
 SYMMETRIC = ("ball", "box", "cylinder", "ring", "dumbbell")  # no telling which way up
@@ -98,7 +102,11 @@ class Camera:
 
 @dataclass(frozen=True)
 class Setting:
-    """A scene before it is seen. things: the object, its clutter, then table, floor and walls."""
+    """A scene before it is seen, z up, in metres.
+
+    size: the object's largest extent. angle: how far it is rolled over, in degrees. things: the object, its `clutter`
+    small neighbours, then table, floor and wall. light: unit direction to the lamp. ambient: light from all around.
+    """
 
     label: int
     size: float
@@ -112,7 +120,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class View:
-    """What N rays met, RAYS a pixel, pixels row by row: depth in metres, number of the thing, position, normals (surface, smooth), direction to the eye."""
+    """What the rays of an image met: RAYS a pixel, pixels row by row, float32; vectors are `[3, N]`.
+
+    depth: `[N]`, metres along the optical axis. thing: `[N]`, which of the setting's things. position: in metres.
+    facing, normal: of the triangle, and of the smooth surface that it stands for. eye: direction to the camera.
+    """
 
     depth: np.ndarray
     thing: np.ndarray
@@ -132,10 +144,14 @@ def scene(seed: int, index: int, size: int = 96) -> dict[str, bytes]:
     setting = draw(layout)
     view = trace(setting.things, setting.camera, size)
     look = setting.things[0].look
-    intrinsics = {"fx": setting.camera.focal * size, "fy": setting.camera.focal * size}
-    intrinsics |= {"cx": (size - 1) / 2, "cy": (size - 1) / 2, "width": size, "height": size}
-    meta = {"group": f"tabletop-{seed}-{index}", "index": index, "source": "tabletop"}
-    meta |= {"material": look.material, "intrinsics": intrinsics}
+    focal, centre = setting.camera.focal * size, (size - 1) / 2
+    meta = {
+        "group": f"tabletop-{seed}-{index}",
+        "index": index,
+        "source": "tabletop",
+        "material": look.material,
+        "intrinsics": {"fx": focal, "fy": focal, "cx": centre, "cy": centre, "width": size, "height": size},
+    }
     mask = (view.thing == 0).reshape(size, size, RAYS).mean(axis=2) >= 0.5
     return {
         "rgb.jpg": _encode(".jpg", photograph(setting, view, size, sensor)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92]),
@@ -160,12 +176,12 @@ def draw(rng: Rng) -> Setting:
     label = int(rng.integers(len(CLASSES)))
     size = float(rng.uniform(0.12, 0.45))
     built = shapes.BUILDERS[label](rng).scaled(rng.uniform(0.85, 1.15, 3))
-    resting, angle = shapes.settle(built, rng, upright=0.55)
+    resting, angle = shapes.settle(built, rng, upright=0.65)
     extent = float(np.ptp(built.vertices, axis=0).max())
     mesh = resting.scaled([size / extent] * 3).rotated(shapes.rotation(2, rng.uniform(0, 2 * np.pi)))
     radius = float(np.linalg.norm(mesh.vertices[:, :2], axis=1).max())
 
-    clutter = int(rng.integers(5))
+    clutter = int(rng.integers(4))
     things = [Thing(mesh, _look(rng, size))] + [_pebble(rng, size, radius) for _ in range(clutter)]
     heading = rng.uniform(0, 2 * np.pi)
     things += _room(rng, size, radius, shapes.rotation(2, heading + rng.uniform(-0.6, 0.6)))
@@ -183,8 +199,8 @@ def _camera(rng: Rng, mesh: Mesh, heading: float) -> Camera:
     forward = np.array([np.cos(down) * np.cos(heading), np.cos(down) * np.sin(heading), -np.sin(down)])
     right = np.array([np.sin(heading), -np.cos(heading), 0])
     axes = np.stack([right, np.cross(forward, right), forward], axis=1) @ shapes.rotation(2, rng.normal(0, 0.06))
-    fill = rng.uniform(0.45, 0.85)
-    target = (low + high) / 2 + axes[:, :2] @ rng.uniform(-0.25, 0.25, 2) * reach / fill
+    fill = rng.uniform(0.6, 0.95)
+    target = (low + high) / 2 + axes[:, :2] @ rng.uniform(-0.2, 0.2, 2) * reach
     return Camera(target - forward * 2 * reach * focal / fill, axes, focal)
 
 
@@ -198,7 +214,7 @@ def _pebble(rng: Rng, size: float, radius: float) -> Thing:
 
 
 def _room(rng: Rng, size: float, radius: float, turn: np.ndarray) -> list[Thing]:
-    """Table, floor and walls about the object; the nearest wall lies ahead, along the first column of `turn`."""
+    """Table, floor and wall about the object; the wall lies ahead, along the first column of `turn`."""
     ahead, behind, left, right = radius + size * rng.uniform(0.6, 4.0, 4)
     wall = ahead + rng.uniform(0, 1.0)
     table = shapes.block([-behind, -left, -0.04], [ahead, right, 0])
@@ -215,15 +231,14 @@ def _look(rng: Rng, size: float, still: bool = False) -> Look:
     colour, other = _pick(rng, tuple(COLOURS)), _pick(rng, tuple(COLOURS))
     if still and rng.random() < 0.6:
         colour = _pick(rng, ("white", "grey", "brown"))
-    pattern = "grained" if material == "wood" else "plain" if rng.random() < 0.4 else _pick(rng, PATTERNS[:4])
+    pattern = "grained" if material == "wood" else "plain" if rng.random() < 0.5 else _pick(rng, PATTERNS[:4])
     first, second = np.clip(np.array([COLOURS[colour], COLOURS[other]]) + rng.normal(0, 0.04, (2, 3)), 0.02, 1) ** 2.2
     if still or pattern == "grained":
-        second = first * rng.uniform(0.45, 0.8)
+        second = first * rng.uniform(0.55, 0.85)
     turn = shapes.rotation(0, rng.uniform(0, 6.3)) @ shapes.rotation(2, rng.uniform(0, 6.3))
     frame = np.column_stack([turn * rng.uniform(2, 6) / size, rng.uniform(0, 9, 3)])
-    return Look(
-        colour, pattern, material, *(part.astype(np.float32) for part in (first[:, None], second[:, None], frame))
-    )
+    parts = (first[:, None], second[:, None], frame)
+    return Look(colour, pattern, material, *(part.astype(np.float32) for part in parts))
 
 
 def _pick(rng: Rng, names: Sequence[str]) -> str:
@@ -266,10 +281,10 @@ def trace(things: list[Thing], camera: Camera, size: int) -> View:
     eye = -_unit(along)
     facing = _toward(np.ascontiguousarray(met["primitive_normals"].T), eye)
     normal = facing.copy()
-    round_ = np.flatnonzero(triangle < owner.searchsorted(len(things) - FLAT))
-    u, v = met["primitive_uvs"][round_].T
-    a, b, c = (mesh.normals[corner].T for corner in mesh.triangles[triangle[round_]].T)
-    normal[:, round_] = _toward(_unit(a + u * (b - a) + v * (c - a)), facing[:, round_])
+    curved = np.flatnonzero(triangle < owner.searchsorted(len(things) - FLAT))
+    u, v = met["primitive_uvs"][curved].T
+    a, b, c = (mesh.normals[corner].T for corner in mesh.triangles[triangle[curved]].T)
+    normal[:, curved] = _toward(_unit(a + u * (b - a) + v * (c - a)), facing[:, curved])
     position = camera.position.astype(np.float32)[:, None] + depth * along
     return View(depth, owner[triangle], position, facing, normal, eye)
 
@@ -352,11 +367,8 @@ def photograph(setting: Setting, view: View, size: int, rng: Rng) -> np.ndarray:
         beyond = shade(rest, trace(rest.things, setting.camera, size), rng)
         through = light + clear * (beyond * (0.3 + 0.7 * look.first) - light)
         light = np.where(view.thing == 0, through, light)
-    image = (
-        light.reshape(3, size, size, RAYS).mean(axis=3).transpose(1, 2, 0)
-        * rng.normal(1, 0.04, 3)
-        * rng.uniform(0.75, 1.1)
-    )
+    image = light.reshape(3, size, size, RAYS).mean(axis=3).transpose(1, 2, 0)
+    image = image * rng.normal(1, 0.04, 3) * rng.uniform(0.75, 1.1)  # white balance and exposure
     image = np.clip(image, 0, 1) ** (1 / 2.2) + rng.normal(0, rng.uniform(0.005, 0.02), image.shape)
     return np.clip(255 * image, 0, 255).astype(np.uint8)
 
@@ -366,9 +378,8 @@ def sense_depth(setting: Setting, view: View, size: int, rng: Rng) -> np.ndarray
     pick = np.arange(size * size) * RAYS + rng.integers(RAYS, size=size * size)
     depth = view.depth[pick].reshape(size, size)
     cosine = _dot(view.facing[:, pick], view.eye[:, pick]).reshape(size, size)
-    fickle = np.array([MATERIALS[thing.look.material].lost for thing in setting.things])[view.thing[pick]].reshape(
-        size, size
-    )
+    fickle = np.array([MATERIALS[thing.look.material].lost for thing in setting.things])
+    fickle = fickle[view.thing[pick]].reshape(size, size)
 
     step = np.maximum(*(np.abs(cv2.Sobel(depth, cv2.CV_32F, *way)) for way in ((1, 0), (0, 1)))) / depth
     blobs = cv2.resize(rng.random((9, 9)), (size, size), interpolation=cv2.INTER_CUBIC)
@@ -395,7 +406,7 @@ def captions(setting: Setting) -> list[str]:
     pose = "resting" if name == "ball" else "standing" if upright else "upside down" if tilt > 160 else "lying"
     size = "small" if setting.size < 0.22 else "large" if setting.size > 0.35 else "medium-sized"
     side = "left" if setting.light @ setting.camera.axes[:, 0] < 0 else "right"
-    count = ("nothing", "one small thing", "two small things", "three small things", "four small things")
+    count = ("nothing", "one small thing", "two small things", "three small things")
     return [
         f"{_article(look.colour)} {look.material} {name} {pose} on {_article(table.colour)} table",
         f"{_article(size)} {look.pattern} {name} made of {look.material}",

@@ -12,7 +12,6 @@ from typing import Any
 
 from pipeline.errors import UserError
 
-SPLITS = ("train", "val", "test")
 UNITS = {"depth": ("depth.png", "millimetres, 0 = no reading")}
 """Field -> member and unit, where the shard format fixes one."""
 

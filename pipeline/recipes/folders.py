@@ -13,7 +13,6 @@ from typing import Literal
 from pipeline.errors import UserError
 from pipeline.members import member_name
 from pipeline.recipes import (
-    SPLITS,
     UNITS,
     Plan,
     Refusal,
@@ -24,6 +23,7 @@ from pipeline.recipes import (
     safe_key,
     stamp,
 )
+from pipeline.splits import SPLITS
 
 
 def plan(

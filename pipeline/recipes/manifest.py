@@ -10,7 +10,6 @@ from pathlib import Path, PurePath
 from pipeline.errors import UserError
 from pipeline.members import member_name
 from pipeline.recipes import (
-    SPLITS,
     UNITS,
     Plan,
     Refusal,
@@ -22,6 +21,7 @@ from pipeline.recipes import (
     stamp,
 )
 from pipeline.recipes.table import Row, Template, read_table
+from pipeline.splits import SPLITS
 
 
 def plan(

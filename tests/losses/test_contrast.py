@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
+
 from losses import Dims, Features, GlobalContrast, InfoNCE
 from losses.base import Loss
 from losses.critic import LipschitzProjection
 from losses.queue import Queue
-from torch.nn import functional as F
 
 STUDENT, TEACHER = Dims(12), Dims(20)
 Double = torch.float64

@@ -1,6 +1,7 @@
 import torch
-from losses import CrossEntropy, Dims, Features
 from torch.nn import functional as F
+
+from losses import CrossEntropy, Dims, Features
 
 LOSS = CrossEntropy(Dims(4, classes=5), None)
 

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from losses import KD, Dims, Features
 
 GOLDEN = Path(__file__).parents[2].parent / "shared" / "reference" / "golden.npz"

@@ -6,9 +6,10 @@ import numpy as np
 import ot
 import pytest
 import torch
+from torch.nn import functional as F
+
 from losses import sinkhorn
 from losses.sinkhorn import marginal_error
-from torch.nn import functional as F
 
 GOLDEN = Path(__file__).parents[2].parent / "shared" / "reference" / "golden.npz"
 

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
+
 from losses import Dims, Features, GlobalContrast, LocalTransport, WCoRD
 from losses.relational import relational_divergence
-from torch.nn import functional as F
 
 STUDENT, TEACHER = Dims(12), Dims(20)
 BATCH = {"label": torch.full((10,), -1), "group": torch.full((10,), -1)}

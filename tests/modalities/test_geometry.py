@@ -47,6 +47,12 @@ def test_a_flip_commutes_with_scaling(nearest, size):
     np.testing.assert_allclose(flipped, plain[:, ::-1], atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [9, 40, 64])
+def test_an_even_surface_stays_even_up_to_its_border(size):
+    for geometry in RANDOM:
+        assert (geometry.resize(np.full((72, 96), 200, np.uint8), size) == 200).all()
+
+
 def test_nearest_invents_no_label_and_shrinking_averages():
     labels = np.random.default_rng(0).choice(np.array([0, 7, 255], np.uint8), (50, 70))
     assert set(np.unique(RANDOM[0].resize(labels, 24, nearest=True))) <= {0, 7, 255}

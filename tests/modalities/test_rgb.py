@@ -36,8 +36,8 @@ def test_decodes_to_rgb_in_this_order(kind, tolerance):
 
 
 def test_sixteen_bits_become_eight_by_scale():
-    deep = np.array([[0, 257, 128 * 257, 65535]], np.uint16)
-    assert RGB().decode(encode(deep), {})[0, :, 0].tolist() == [0, 1, 128, 255]
+    deep = np.array([[0, 257, 200 * 257, 65535]], np.uint16)
+    assert RGB().decode(encode(deep), {})[0, :, 0].tolist() == [0, 1, 200, 255]
 
 
 def test_grey_is_repeated():
@@ -71,11 +71,16 @@ def test_exif_turns_jpegs_upright():
     assert np.abs(decoded.astype(int) - np.rot90(photo(), -1)).mean() < 6
 
 
-@pytest.mark.parametrize("kind", [".jpg", ".png", ".webp"])
-def test_files_cut_short_are_refused_not_filled_with_grey(kind):
+@pytest.mark.parametrize(
+    ("kind", "message"), [(".jpg", "cut short"), (".png", "not a readable photo"), (".webp", "not a readable photo")]
+)
+def test_files_cut_short_are_refused_not_filled_with_grey(kind, message):
     data = encode(np.random.default_rng(0).integers(0, 255, (96, 80, 3), dtype=np.uint8), kind)
-    for keep in (len(data) - 2, len(data) * 3 // 4, len(data) // 2, 40, 3):
-        with pytest.raises(ValueError, match=r"cut short|not a readable photo"):
+    for keep in (len(data) - 2, len(data) * 3 // 4, len(data) // 2):
+        with pytest.raises(ValueError, match=message):
+            RGB().decode(data[:keep], {})
+    for keep in (40, 3):
+        with pytest.raises(ValueError, match="not a readable photo"):
             RGB().decode(data[:keep], {})
 
 

@@ -1,0 +1,33 @@
+# The two commands that a new user needs: `make demo` and `make test`. Both set up .venv by themselves.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+
+.PHONY: setup demo test test-slow lint bench clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: setup
+	$(RUN)/wcord demo
+
+test: setup
+	$(RUN)/python -m pytest
+
+test-slow: setup
+	$(RUN)/python -m pytest -m slow
+
+lint: setup
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+
+bench: setup
+	$(RUN)/python -m benchmarks.throughput
+
+clean:
+	rm -rf $(VENV) demo

@@ -1,0 +1,214 @@
+"""The training loop: learns, logs, resumes to the same bits, and says what is wrong before it starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline import config as configs
+from pipeline.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from pipeline.errors import UserError
+from pipeline.network import load_network
+from pipeline.train import learning_rate, train
+
+WCORD = "  cross_entropy: {}\n  kd: {weight: 2}\n  wcord: {dim: 8, queue: 32}"
+
+
+def run_config(path: Path, *overrides: str, **keywords: Any) -> Path:
+    return train(configs.load(path, overrides), **keywords)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "student" / "model.safetensors")
+
+
+def lines(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def teacher(make_config: Any) -> str:
+    path = make_config("teacher")
+    run = run_config(path, "student.modality=rgb", "train.steps=4")
+    return f"teacher: {{run: {run}}}"
+
+
+def test_a_supervised_run_learns_and_leaves_what_it_should(make_config: Any) -> None:
+    run = run_config(
+        make_config(), "train.steps=60", "evaluation.every=30", "train.log_every=10", "train.learning_rate=0.02"
+    )
+    log = lines(run)
+    assert [row["step"] for row in log if "loss" in row] == [10, 20, 30, 40, 50, 60]
+    assert log[-2]["loss"] < 0.7 * log[0]["loss"]
+    checked = [row["val/top1"] for row in log if "val/top1" in row]
+    assert len(checked) == 2
+    assert checked[-1] > 0.5
+    assert {"loss/cross_entropy", "lr", "grad_norm", "samples_per_second", "data_wait", "epoch"} <= log[0].keys()
+    assert configs.load(run / "config.yaml").train.steps == 60
+    assert (run / "config.yaml").read_text().startswith("# wcord ")
+    assert load_network(run / "student").classes == ["disc", "square", "cross"]
+    assert [p.name for p in list_checkpoints(run / "checkpoints")] == ["step_00000055", "step_00000060"]
+    assert any((run / "tensorboard").iterdir())
+
+
+def test_distillation_logs_every_term_and_never_touches_the_teacher(make_config: Any, teacher: str) -> None:
+    path = make_config("student", teacher, WCORD)
+    folder = Path(configs.load(path).teacher.run or "")  # type: ignore[union-attr]
+    before = weights(folder)
+    run = run_config(path)
+    row = lines(run)[-1]
+    assert row["loss"] == pytest.approx(row["loss/cross_entropy"] + 2 * row["loss/kd"] + row["loss/wcord"], rel=1e-4)
+    assert {"wcord/global/similarity_gap", "wcord/local/plan_diagonal", "wcord/global/effective_rank"} <= row.keys()
+    assert not any(
+        key.startswith("teacher.") for key in load_file(list_checkpoints(run / "checkpoints")[-1] / "model.safetensors")
+    )
+    after = weights(folder)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize("stop", [5, 10])
+def test_a_resumed_run_ends_with_the_same_bits(make_config: Any, teacher: str, stop: int) -> None:
+    whole = run_config(make_config("whole", teacher, WCORD), "train.keep=9", "train.log_every=1")
+    cut = Path(str(whole).replace("whole", "cut"))
+    shutil.copytree(whole, cut)
+    for checkpoint in list_checkpoints(cut / "checkpoints"):
+        if int(checkpoint.name[5:]) > stop:
+            shutil.rmtree(checkpoint)
+    shutil.rmtree(cut / "student")
+    run_config(make_config("cut", teacher, WCORD), "train.keep=9", "train.log_every=1", resume=True)
+    one, two = weights(whole), weights(cut)
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert [r["step"] for r in lines(cut)] == [r["step"] for r in lines(whole)]
+    assert [r["loss"] for r in lines(cut)] == [r["loss"] for r in lines(whole)]
+
+
+def test_a_finished_run_is_neither_repeated_nor_overwritten_by_accident(make_config: Any) -> None:
+    path = make_config()
+    run = run_config(path)
+    made = (run / "student" / "model.safetensors").stat().st_mtime_ns
+    with pytest.raises(UserError, match=r"already holds a run.*--resume.*--overwrite"):
+        run_config(path)
+    run_config(path, resume=True)
+    assert (run / "student" / "model.safetensors").stat().st_mtime_ns == made
+    run_config(path, overwrite=True)
+    assert (run / "student" / "model.safetensors").stat().st_mtime_ns != made
+
+
+def test_a_checkpoint_of_another_student_is_refused_by_name(make_config: Any) -> None:
+    path = make_config()
+    run_config(path)
+    with pytest.raises(UserError, match=r"step_00000012: made by another student .*\"?width'?\"?: 4"):
+        run_config(path, "student.encoder.width=6", "train.steps=20", resume=True)
+
+
+def test_a_damaged_checkpoint_is_named(make_config: Any) -> None:
+    path = make_config()
+    run = run_config(path)
+    target = list_checkpoints(run / "checkpoints")[-1] / "model.safetensors"
+    target.write_bytes(target.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"step_00000012: damaged.*Delete this folder"):
+        run_config(path, "train.steps=20", resume=True)
+
+
+def test_checkpoints_keep_the_newest_and_round_trip(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        state = {"x": torch.full((2,), float(step))}
+        save_checkpoint(tmp_path, Checkpoint(step, state, {"lr": 0.1}, {"student": "s"}), keep=2)
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step_00000002", "step_00000003"]
+    loaded = load_checkpoint(list_checkpoints(tmp_path)[-1], {"student": "s"})
+    assert loaded.step == 3
+    assert loaded.optimizer == {"lr": 0.1}
+    assert torch.equal(loaded.model["x"], torch.full((2,), 3.0))
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="needs the right to mount a small tmpfs")
+def test_a_full_disk_leaves_the_checkpoint_before_it_whole(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        small = Checkpoint(1, {"x": torch.zeros(1000)}, {}, {})
+        save_checkpoint(disk, small, keep=2)
+        large = Checkpoint(2, {"x": torch.zeros(400_000)}, {"m": torch.zeros(400_000)}, {})
+        with pytest.raises(UserError, match=r"step_00000002: the checkpoint could not be written.*step_00000001"):
+            save_checkpoint(disk, large, keep=2)
+        assert [p.name for p in disk.iterdir()] == ["step_00000001"]
+        assert load_checkpoint(list_checkpoints(disk)[-1], {}).step == 1
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_kd_refuses_a_teacher_of_other_classes(make_config: Any) -> None:
+    parity = run_config(make_config("parity"), "data.label=parity", "train.steps=2")
+    path = make_config("student", f"teacher: {{run: {parity}}}", "  kd: {}")
+    with pytest.raises(UserError, match=r"losses.kd: needs a teacher of the same classes.*3 classes.*2 classes"):
+        run_config(path)
+    run_config(make_config("features", f"teacher: {{run: {parity}}}", "  wcord: {dim: 8}"))
+
+
+def test_an_unfinished_teacher_is_named(make_config: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere/student/network.json: not found"):
+        run_config(make_config("student", f"teacher: {{run: {tmp_path}/nowhere}}", "  wcord: {}"))
+
+
+def test_learning_rate_warms_up_and_ends_at_zero(make_config: Any) -> None:
+    config = configs.load(make_config(), ["train.steps=100", "train.warmup=10", "train.learning_rate=0.5"])
+    rates = [learning_rate(step, config) for step in range(1, 101)]
+    assert rates[9] == max(rates) == 0.5
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert rates[-1] == pytest.approx(0)
+
+
+def launch(arguments: list[str], processes: int = 2) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0"]
+    return subprocess.run(
+        [*command, "--standalone", "-m", "pipeline", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+def test_two_processes_train_one_model(make_config: Any, teacher: str) -> None:
+    """The run asserts at every checkpoint that the ranks hold equal weights; its loss follows the single process's."""
+    path = make_config("student", teacher, WCORD)
+    # A learning rate of almost 0: then both runs see the same network, and only the batches' composition differs.
+    steady = ["train.learning_rate=1e-12", "data.crop=[1.0,1.0]", "data.flip=false"]
+    alone = run_config(path, *steady)
+    two = Path(f"{alone}_two")
+    done = launch(["train", str(path), *steady, f"run={two}"])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("step 12/12") == 1  # one process speaks
+    for a, b in zip(lines(alone), lines(two), strict=True):
+        assert b["loss/cross_entropy"] == pytest.approx(a["loss/cross_entropy"], rel=0.15)
+        assert b["loss/kd"] == pytest.approx(a["loss/kd"], rel=0.25)
+        assert b["loss/wcord"] == pytest.approx(a["loss/wcord"], rel=0.1)
+
+
+def test_a_batch_that_the_ranks_cannot_share_is_refused(make_config: Any) -> None:
+    done = launch(["train", str(make_config()), "data.batch_size=15"])
+    assert done.returncode != 0
+    assert "data.batch_size: 15 is the global batch and must be a multiple of the 2 processes" in done.stderr
+
+
+def test_unsynchronised_copies_are_refused(make_config: Any) -> None:
+    environment = os.environ | {"WORLD_SIZE": "2", "RANK": "0", "ACCELERATE_USE_CPU": "false"}
+    for name in ("MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"):
+        environment.pop(name, None)
+    command = [sys.executable, "-m", "pipeline", "train", str(make_config())]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2
+    assert "unsynchronised copies" in done.stderr
