@@ -23,6 +23,6 @@ def import_open3d() -> ModuleType:
     except (ImportError, OSError) as error:
         raise ImportError(
             f"Open3D does not load here: {error}. Install it with `pip install open3d-cpu libusb-package` "
-            "(Linux x86-64; `open3d` elsewhere). If a library such as libGL.so.1 is missing, install the system packages "
-            "libgl1 libegl1 libx11-6 (Debian and Ubuntu: `apt-get install libgl1 libegl1 libx11-6`)."
+            "(Linux x86-64; `open3d` elsewhere). If a library such as libGL.so.1 is missing, install the system "
+            "packages libgl1 libegl1 libx11-6 (Debian and Ubuntu: `apt-get install libgl1 libegl1 libx11-6`)."
         ) from error

@@ -14,7 +14,7 @@ import numpy as np
 from pipeline import charts
 from pipeline.errors import UserError
 
-QUERIES, NEIGHBOURS, MAP_SAMPLES, PICTURE = 12, 5, 400, 112
+QUERIES, NEIGHBOURS, MAP_SAMPLES, PICTURE = 12, 5, 300, 112
 
 
 @dataclass(frozen=True)
@@ -212,6 +212,7 @@ def _to_plane(vectors: np.ndarray) -> tuple[np.ndarray, str]:
     """`[M, D]` to `[M, 2]`: t-SNE (van der Maaten and Hinton 2008), or PCA where there are too few points for it."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     if len(vectors) < 30 or vectors.shape[1] < 3 or np.ptp(vectors, axis=0).max() < 1e-3:
         centred = vectors - vectors.mean(axis=0)
@@ -220,7 +221,9 @@ def _to_plane(vectors: np.ndarray) -> tuple[np.ndarray, str]:
         plane[:, :kept] = PCA(kept, svd_solver="full").fit(centred).transform(centred)
         return plane, "PCA"
     perplexity = min(30.0, (len(vectors) - 1) / 4)
-    return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(vectors), "t-SNE"
+    # Its threads wait for each other so often that on a busy machine two take ten times as long as one.
+    with threadpool_limits(1):
+        return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(vectors), "t-SNE"
 
 
 def _load(path: Path) -> dict[str, np.ndarray] | None:

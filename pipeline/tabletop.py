@@ -1,7 +1,7 @@
 """Paired synthetic scenes: an object on a table, as RGB, depth, mask, captions and the sound of a knock on it.
 
 From top to bottom: what a scene holds, how one is invented, how it looks to a camera and to a depth sensor, how it
-reads in words. The shapes and the sound have files of their own; the rest shares `Setting` and `View` and stays together.
+reads in words. The shapes and the sound have files of their own; the rest shares `Setting` and `View` and stays here.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class View:
 
 
 def scene(seed: int, index: int, size: int = 96) -> dict[str, bytes]:
-    """Render sample `index` of the data set `seed` at `size` x `size` pixels: member name -> bytes, as in `FIELD_UNITS`.
+    """Render sample `index` of the data set `seed`, `size` x `size` pixels: member name -> bytes, as in `FIELD_UNITS`.
 
     A pure function of its arguments. Classes are equally likely; colour, material and pose say nothing about them.
     Raises ImportError where Open3D does not load and ValueError for a negative seed or index.

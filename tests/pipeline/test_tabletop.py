@@ -108,7 +108,7 @@ def test_mask_is_where_the_object_projects_to(scenes: list[dict[str, bytes]]) ->
     checked = 0
     for index, members in enumerate(scenes):
         made, k = setting(1, index), json.loads(members["meta.json"])["intrinsics"]
-        x, y, z = (made.things[0].mesh.vertices - made.camera.position) @ made.camera.axes.T.T
+        x, y, z = ((made.things[0].mesh.vertices - made.camera.position) @ made.camera.axes).T
         outline = np.stack([k["fx"] * x / z + k["cx"], k["fy"] * y / z + k["cy"]])
         if made.clutter or outline.min() < 0 or outline.max() > SIZE - 1:
             continue  # partly hidden, or cut by the frame
@@ -127,10 +127,10 @@ def test_size_changes_the_pictures_and_nothing_else(scenes: list[dict[str, bytes
 
 
 def test_classes_are_equally_likely() -> None:
-    counts = np.bincount([setting(3, index).label for index in range(640)], minlength=len(CLASSES))
+    counts = np.bincount([setting(3, index).label for index in range(400)], minlength=len(CLASSES))
     assert len(counts) == len(CLASSES) >= 12
-    assert counts.min() > 20  # of 40 expected, standard deviation 6
-    assert counts.max() < 65
+    assert counts.min() > 10  # of 25 expected, standard deviation 5
+    assert counts.max() < 45
 
 
 def test_captions_name_class_colour_and_material(scenes: list[dict[str, bytes]]) -> None:
@@ -158,20 +158,20 @@ def test_sound_file_is_what_the_units_say(scenes: list[dict[str, bytes]]) -> Non
     assert 0.29 < np.abs(samples / 32768).max() < 0.91
 
 
-def ringing(material: str, size: float = 0.2) -> np.ndarray:
-    """Share of the energy that comes later than 0.1 s after the loudest moment, over 20 knocks."""
+def ringing(material: str) -> float:
+    """The median over 20 knocks of the share of energy that comes later than 20 ms after the loudest moment."""
     shares = []
     for seed in range(20):
-        energy = tabletop_sound.impact("mug", material, size, np.random.default_rng(seed)) ** 2
-        shares.append(energy[energy.argmax() + 1600 :].sum() / energy.sum())
-    return np.array(shares)
+        energy = tabletop_sound.impact("mug", material, 0.2, np.random.default_rng(seed)) ** 2
+        shares.append(energy[energy.argmax() + 320 :].sum() / energy.sum())
+    return float(np.median(shares))
 
 
-def test_metal_rings_longer_than_wood_and_wood_than_rubber() -> None:
-    metal, wood, rubber = (np.median(ringing(material)) for material in ("metal", "wood", "rubber"))
-    assert metal > 3 * wood
-    assert metal > 0.2
-    assert wood > rubber or rubber < 0.02
+def test_metal_rings_longer_than_ceramic_than_wood_than_rubber() -> None:
+    shares = [ringing(material) for material in ("metal", "ceramic", "wood", "rubber")]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] > 0.6
+    assert shares[2] < 0.35
 
 
 def test_a_large_body_sounds_lower() -> None:
@@ -188,7 +188,7 @@ def test_shapes_are_sound_meshes_that_come_to_rest(builder) -> None:  # type: ig
         rng = np.random.default_rng(seed)
         mesh = builder(rng)
         assert mesh.triangles.max() < len(mesh.vertices)
-        assert 0.7 < np.ptp(mesh.vertices, axis=0).max() < 1.3
+        assert 0.5 < np.ptp(mesh.vertices, axis=0).max() < 1.3
         np.testing.assert_allclose(np.linalg.norm(mesh.normals, axis=1), 1, atol=1e-4)
         rested, _ = tabletop_shapes.settle(mesh, rng, upright=0.0)
         assert abs(rested.vertices[:, 2].min()) < 1e-5

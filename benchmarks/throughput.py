@@ -1,0 +1,143 @@
+"""`make bench`: the samples a second of a real training run, against the limit that this machine sets.
+
+The limit is the number of cores over the CPU time that one sample needs in all that training consists of (reading,
+decoding and augmentation; teacher; student; losses; optimiser), each measured alone on one thread. A ratio of 1 means
+that nothing is lost to waiting, copying and scheduling. The training run is the shipped `rgb_to_depth` experiment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from losses import Features
+from pipeline import config as configs
+from pipeline.model import Distillation, build_model
+from pipeline.pack import pack
+from pipeline.recipes import tabletop
+from pipeline.stream import TrainStream, open_split
+from pipeline.train import build_optimizer, train
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_seconds(work: Callable[[], object], seconds: float = 4.0) -> float:
+    """CPU seconds that one call of `work` takes, the median of as many calls as fit in `seconds`, after a warm-up."""
+    work()
+    times: list[float] = []
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until or len(times) < 3:
+        begun = time.process_time()
+        work()
+        times.append(time.process_time() - begun)
+    return sorted(times)[len(times) // 2]
+
+
+def cost_per_sample(config: configs.Config) -> dict[str, float]:
+    """CPU seconds a sample, of each part alone on one thread."""
+    torch.set_num_threads(1)
+    model = build_model(config)
+    size = config.data.batch_size
+    source = open_split(config.data.shards, "train", config.data.label, config.data.labels, config.seed)
+    stream = TrainStream(source, model.views, batch=size, crop=config.data.crop, flip=config.data.flip)
+    batches = iter(stream)
+    batch = next(batches)
+    optimizer = build_optimizer(model, config)
+
+    def learn() -> None:
+        model(batch)[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    assert model.teacher is not None
+    learn()  # every parameter has a gradient once, and the optimiser its state
+    cost = {
+        "reading, decoding, augmentation": cpu_seconds(lambda: next(batches)),
+        "teacher": cpu_seconds(lambda: model._teach(batch)),
+        "student": cpu_seconds(lambda: student_alone(model, batch)),
+        "losses": cpu_seconds(losses_alone(model, batch)),
+        "optimiser": cpu_seconds(lambda: optimise_alone(model, optimizer)),
+    }
+    return {name: seconds / size for name, seconds in cost.items()}
+
+
+def student_alone(model: Distillation, batch: dict[str, torch.Tensor]) -> None:
+    features = model.student(batch["student"])
+    (features.pooled.sum() + features.logits.sum()).backward()
+
+
+def losses_alone(model: Distillation, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
+    """The losses forward and backward, from features that are given."""
+    with torch.no_grad():
+        student, teacher = model.student(batch["student"]), model.teacher(batch["teacher"])  # type: ignore[misc]
+    pooled, logits = student.pooled.requires_grad_(), student.logits.requires_grad_()
+
+    def work() -> None:
+        given = Features(pooled, [], logits)
+        torch.stack([loss(given, teacher, batch) for loss in model.losses.values()]).sum().backward()
+
+    return work
+
+
+def optimise_alone(model: Distillation, optimizer: torch.optim.Optimizer) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def measured(run: Path) -> tuple[float, float]:
+    """Samples a second and share of time waiting for data of a run, without its first log line (start-up)."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "samples_per_second" in row][1:]
+    seconds = sum(1 / row["samples_per_second"] for row in rows)
+    return len(rows) / seconds, sum(row["data_wait"] for row in rows) / len(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=300)
+    steps = parser.parse_args().steps
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        pack(tabletop.plan(2000), folder / "data", workers=CORES)
+        data = f"data.shards={folder / 'data'}"
+        teacher = train(configs.load("rgb_teacher", [data, f"run={folder / 'teacher'}", "train.steps=5"]))
+        overrides = [data, f"teacher.run={teacher}", f"train.steps={steps}", "train.log_every=20"]
+        overrides += ["train.checkpoint_every=100000", "evaluation.baselines=[]"]
+        command = [sys.executable, "-m", "pipeline", "train", "rgb_to_depth", *overrides]
+        one = subprocess.run([*command, f"run={folder / 'one'}"], env=os.environ, stdout=subprocess.DEVNULL)
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(CORES)]
+        environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        many = subprocess.run(
+            [*launcher, *command[1:], f"run={folder / 'many'}", "data.workers=1"],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+        )
+        assert one.returncode == many.returncode == 0
+        cost = cost_per_sample(configs.load("rgb_to_depth", [*overrides, f"run={folder / 'cost'}"]))
+        total = sum(cost.values())
+        print(f"\n{'part, alone on one thread':34s} CPU ms a sample")
+        for name, seconds in cost.items():
+            print(f"{name:34s} {1000 * seconds:8.3f}   {seconds / total:5.1%}")
+        limit = CORES / total
+        print(f"{'sum':34s} {1000 * total:8.3f}   limit of {CORES} cores: {limit:.0f} samples/s\n")
+        for name, run in ((f"one process, {CORES} threads", "one"), (f"{CORES} processes of one thread", "many")):
+            speed, waiting = measured(folder / run)
+            print(
+                f"{name:34s} {speed:6.0f} samples/s = {speed / limit:.2f} of the limit; waiting for data {waiting:.1%}"
+            )
+
+
+if __name__ == "__main__":
+    main()

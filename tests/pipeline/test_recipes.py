@@ -1,0 +1,284 @@
+"""From tables, folders and generators to the same kind of plan."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sources import (
+    CLASSES,
+    depth_map,
+    jpeg,
+    make_source,
+    plan_of,
+    samples_in,
+    wav,
+    with_column,
+)
+
+from pipeline.errors import UserError
+from pipeline.members import member_name
+from pipeline.pack import pack
+from pipeline.recipes import folders, manifest, parse_fields, safe_key, tabletop
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sound table; do not change it."""
+    return make_source(tmp_path_factory.mktemp("source"))
+
+
+# The recipe `manifest`.
+
+
+def test_jsonl_says_the_same_as_csv(source: Path, tmp_path: Path) -> None:
+    table = source.with_suffix(".jsonl")
+    rows = [json.dumps(row) for row in csv.DictReader(source.open())]
+    table.write_text("\n".join([*rows, "", "[1, 2]", "{"]))
+    from_csv, from_jsonl = plan_of(source), plan_of(table)
+    assert from_jsonl.samples == from_csv.samples
+    assert [(fault.file, fault.reason) for fault in from_jsonl.refused] == [
+        ("line 32", "not a JSON object"),
+        ("line 33", "not a JSON object"),
+    ]
+
+
+def test_empty_cells_are_fields_and_labels_that_a_sample_lacks(tmp_path: Path) -> None:
+    table = make_source(tmp_path / "source")
+    with_column(table, "map", lambda row: "" if row["id"] == "a/001" else f"maps/{row['id']}.png")
+    with_column(table, "kind", lambda row: "" if row["clip"] == "clip2" else row["class"])
+    dataset = pack(plan_of(table, fields={"rgb": "photos/{id}.jpg", "depth": "map"}, labels=["kind"]), tmp_path)
+    assert dataset.fields == {"rgb.jpg": 30, "depth.png": 29, "label.txt": 27, "meta.json": 30}
+    assert dataset.classes == {"label": list(CLASSES)}
+    assert dataset.refused == 0
+
+
+def test_numbers_as_labels_are_sorted_as_numbers(tmp_path: Path) -> None:
+    table = make_source(tmp_path / "source")
+    with_column(table, "number", lambda row: row["clip"][4:] + "0")
+    plan = plan_of(table, labels=["number"])
+    assert plan.classes["label"] == ["0", *(f"{n}0" for n in range(1, 10))]
+    assert [sample.label for sample in plan.samples[:10]] == list(range(10))
+
+
+def test_given_classes_are_an_order_for_names_and_for_indices(tmp_path: Path) -> None:
+    table = make_source(tmp_path / "source")
+    with_column(table, "number", lambda row: str(CLASSES.index(row["class"])))
+    turned = ["spoon", "cup", "plate", "fork"]
+    by_name = plan_of(table, labels=["class"], classes=turned)
+    assert by_name.classes["label"] == turned
+    assert [sample.label for sample in by_name.samples[:3]] == [1, 2, 0]
+    assert [sample.label for sample in plan_of(table, labels=["number"], classes=turned).samples[:3]] == [0, 1, 2]
+
+
+def test_text_is_a_caption_or_a_file(tmp_path: Path) -> None:
+    table = make_source(tmp_path / "source", 10)
+    with_column(table, "said", lambda row: "said.txt" if row["id"] == "a/003" else row["caption"])
+    (table.parent / "said.txt").write_text("from a file")
+    plan = plan_of(table, fields={"text": "said"})
+    texts = {sample.key: sample.read()["text.txt"].decode() for sample in plan.samples}
+    assert texts["a-003"] == "from a file"
+    assert texts["a-004"] == "a thing, number 4"
+
+
+def test_without_an_id_the_first_file_names_the_sample(tmp_path: Path) -> None:
+    table = tmp_path / "pairs.csv"
+    table.write_text("photo,map\nx/1.jpg,y/1.png\nx/2.jpg,y/2.png\n")
+    for n in (1, 2):
+        for path, data in ((f"x/{n}.jpg", jpeg(n)), (f"y/{n}.png", depth_map(n))):
+            (tmp_path / path).parent.mkdir(exist_ok=True)
+            (tmp_path / path).write_bytes(data)
+    fields = {"rgb": "photo", "depth": "map"}
+    assert [sample.key for sample in manifest.plan(table, fields).samples] == ["x-1", "x-2"]
+    assert [sample.key for sample in manifest.plan(table, fields, key="no {photo}").samples] == [
+        "no_x-1_jpg",
+        "no_x-2_jpg",
+    ]
+
+
+def test_absolute_paths_are_taken_as_meant_and_relative_ones_stay_inside(source: Path, tmp_path: Path) -> None:
+    table = tmp_path / "index.csv"
+    outside = source.parent / "photos/a/001.jpg"
+    relative = os.path.relpath(outside, tmp_path)
+    rows = [str(outside), relative, f"sub/../{relative}", "..", "../index.csv/x.jpg"]
+    table.write_text("\n".join(["photo", *rows]))
+    plan = manifest.plan(table, {"rgb": "photo"})
+    assert [sample.files["rgb.jpg"] for sample in plan.samples] == [str(outside)]
+    assert sum("leaves the table's folder" in fault.reason for fault in plan.refused) == 3
+
+
+@pytest.mark.parametrize(
+    "template", ["{id.__class__}", "{id[0]}", "{id!r}", "{id:>9}", "{nothing}", "{}", "{0}", "{id", "photos/id.jpg"]
+)
+def test_templates_hold_whole_column_names_only(source: Path, template: str) -> None:
+    with pytest.raises(UserError, match=r"^field rgb: "):
+        plan_of(source, fields={"rgb": template})
+
+
+def test_a_column_with_a_dot_is_a_name_and_no_attribute(tmp_path: Path) -> None:
+    table = tmp_path / "index.csv"
+    table.write_text("photo,photo.upper\nx.jpg,y\n")
+    (tmp_path / "y.jpg").write_bytes(jpeg(0))
+    (sample,) = manifest.plan(table, {"rgb": "{photo.upper}.jpg"}).samples
+    assert sample.files == {"rgb.jpg": str(tmp_path / "y.jpg")}
+
+
+def test_tables_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    cases = {"a.csv": b"", "b.csv": b"id\n", "c.csv": b"id,id\n1,2\n", "d.csv": b"id\n\xff\n", "e.jsonl": b"1\n"}
+    for name, data in cases.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError, match=name):
+            manifest.plan(tmp_path / name, {"text": "id"})
+    with pytest.raises(UserError, match=r"none\.csv: No such file"):
+        manifest.plan(tmp_path / "none.csv", {"text": "id"})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"labels": ["kind"]}, "no column `kind`"),
+        ({"labels": ["class", "class"]}, None),
+        ({"labels": ["class", "room", "room"]}, "each once"),
+        ({"labels": [], "classes": CLASSES}, "without a label"),
+        ({"group": "scene"}, "no column and names none"),
+        ({"split": "{part}"}, "no column `part`"),
+        ({"fields": {}}, "no fields"),
+    ],
+)
+def test_options_that_make_no_sense_are_told(source: Path, options: dict[str, Any], message: str | None) -> None:
+    if message is None:
+        assert list(plan_of(source, **options).classes) == ["label", "class"]
+    else:
+        with pytest.raises(UserError, match=message):
+            plan_of(source, **options)
+
+
+# Names.
+
+
+def test_keys_are_safe_and_two_sources_of_one_key_are_an_error(tmp_path: Path) -> None:
+    assert safe_key("s1/a b.c/001") == "s1-a_b_c-001"
+    long = "x/" * 200
+    assert len(safe_key(long)) == 64
+    assert safe_key(long) != safe_key(long + "y")
+    table = tmp_path / "index.csv"
+    table.write_text("id,text\na b,one\na_b,two\n")
+    with pytest.raises(UserError, match=r"`a b` and `a_b` both get the key `a_b`"):
+        manifest.plan(table, {"text": "text"})
+
+
+def test_long_names_still_fit_in_a_tar(tmp_path: Path) -> None:
+    table = tmp_path / "index.csv"
+    table.write_text("id,note\n" + "".join(f"{'ü' * 150}{n},word {n}\n" for n in range(4)))
+    dataset = pack(manifest.plan(table, {"text": "note"}), tmp_path)
+    keys = {sample["__key__"] for split in dataset.splits for sample in samples_in(tmp_path, split)}
+    assert len(keys) == 4
+    assert {len(key) for key in keys} == {64}
+
+
+def test_fields_and_suffixes_make_members() -> None:
+    assert member_name("rgb", "x/y.JPEG") == "rgb.jpg"
+    assert member_name("emg", "x.npy") == "emg.npy"
+    wrong = [("rgb", "x.bmp"), ("depth", "x.jpg"), ("rgb", "x"), ("label", "x.txt"), ("RGB", "x.jpg"), ("a.b", "x.jpg")]
+    pickles = [("emg", "x.pkl"), ("emg", "x.PT"), ("a" * 40, "x.jpg")]
+    for field, path in wrong + pickles:
+        with pytest.raises(ValueError, match=r"wanted|never packed"):
+            member_name(field, path)
+
+
+def test_fields_are_given_as_name_and_source() -> None:
+    assert parse_fields(["rgb=photos/{id}.jpg", "text=a=b"]) == {"rgb": "photos/{id}.jpg", "text": "a=b"}
+    for given in (["rgb"], ["=x"], ["rgb="], ["rgb=a", "rgb=b"]):
+        with pytest.raises(UserError, match="--field"):
+            parse_fields(given)
+
+
+# The recipes `folders` and `tabletop`.
+
+
+def write_tree(root: Path, names: list[str]) -> None:
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(depth_map(number) if name.startswith("maps") else jpeg(number))
+
+
+def test_folders_are_matched_by_path_without_suffix(tmp_path: Path) -> None:
+    names = [f"{kind}/{split}/{c}/{n}{suffix}" for kind, suffix in (("photos", ".JPG"), ("maps", ".png"))
+             for split in ("train", "test") for c in ("cat", "dog") for n in (1, 2)]  # fmt: skip
+    bad = ["photos/train/cat/7.jpg", "maps/train/dog/8.png", "photos/more/cat/9.jpg", "maps/more/cat/9.png",
+           "photos/train/x.jpg", "maps/train/x.png", "photos/test/cat/1.png", "photos/.DS_Store"]  # fmt: skip
+    write_tree(tmp_path, names + bad)
+    fields = {"rgb": "photos", "depth": "maps"}
+    plan = folders.plan(tmp_path, fields, "parent", "top", group=r"^\w+/\w+")
+    assert {fault.key: fault.reason.split(":")[0] for fault in plan.refused} == {
+        "train-cat-7": "its depth is missing",
+        "train-dog-8": "its rgb is missing",
+        "more-cat-9": "no split",
+        "train-x": "no label",
+        "test-cat-1": "its rgb is not clear",
+    }
+    dataset = pack(plan, tmp_path / "out", max_refused=1.0)
+    assert dataset.classes == {"label": ["cat", "dog"]}
+    assert dataset.fields == dict.fromkeys(["depth.png", "label.txt", "meta.json", "rgb.jpg"], 7)
+    for split in ("train", "test"):
+        for sample in samples_in(tmp_path / "out", split):
+            meta = json.loads(sample["meta.json"])
+            name = meta["source"]
+            assert name.startswith(split)
+            assert meta["group"] == name[: name.rindex("/")]
+            assert sample["label.txt"].decode() == str(["cat", "dog"].index(name.split("/")[1]))
+            assert sample["rgb.jpg"] == (tmp_path / f"photos/{name}.JPG").read_bytes()
+            assert sample["depth.png"] == (tmp_path / f"maps/{name}.png").read_bytes()
+
+
+@pytest.mark.parametrize(("group", "expected"), [("parent", "a/b"), (r"^(\w)/", "a"), ("b/.", "b/1"), (None, "a-b-1")])
+def test_a_group_is_the_folder_or_what_an_expression_finds(tmp_path: Path, group: str, expected: str) -> None:
+    write_tree(tmp_path, ["photos/a/b/1.jpg"])
+    (sample,) = folders.plan(tmp_path, {"rgb": "photos"}, group=group).samples
+    assert sample.group == expected
+
+
+def test_folders_that_make_no_sense_are_told(tmp_path: Path) -> None:
+    write_tree(tmp_path, ["photos/1.jpg"])
+    for options, message in (
+        ({"fields": {"rgb": "fotos"}}, "no such folder"),
+        ({"fields": {}}, "no fields"),
+        ({"fields": {"rgb": "photos"}, "group": "("}, "neither `parent` nor a regular expression"),
+    ):
+        with pytest.raises(UserError, match=message):
+            folders.plan(tmp_path, **options)  # type: ignore[arg-type]
+    assert folders.plan(tmp_path, {"rgb": "photos"}, group="clip").refused[0].reason.startswith("no group")
+
+
+def stub_scene(seed: int, index: int, size: int = 96) -> dict[str, bytes]:
+    return {
+        "rgb.jpg": jpeg(seed + index),
+        "depth.png": depth_map(index),
+        "audio.wav": wav(),
+        "label.txt": b"99" if index == 5 else str(index % 2).encode(),
+        "meta.json": json.dumps({"intrinsics": {"fx": size}, "group": "wrong"}).encode(),
+    }
+
+
+def test_scenes_are_made_while_they_are_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scenes = type(sys)("scenes")
+    scenes.scene, scenes.CLASSES, scenes.FIELD_UNITS = stub_scene, ("ball", "box"), {"rgb.jpg": "sRGB"}  # type: ignore[attr-defined]
+    monkeypatch.setattr("pipeline.tabletop", scenes, raising=False)
+    monkeypatch.setitem(sys.modules, "pipeline.tabletop", scenes)
+    dataset = pack(tabletop.plan(20, seed=3, size=32), tmp_path, max_refused=0.05)
+    assert sum(map(dataset.samples, dataset.splits)) == 19
+    assert dataset.classes == {"label": ["ball", "box"]}
+    lines = (tmp_path / "refused.jsonl").read_text()
+    assert "label 99 is out of range" in lines
+    for sample in samples_in(tmp_path, "test"):
+        meta = json.loads(sample["meta.json"])
+        assert meta["intrinsics"] == {"fx": 32}
+        assert meta["group"] == f"tabletop-3-{meta['index']}"
+        assert sample["rgb.jpg"] == jpeg(3 + meta["index"])
+    with pytest.raises(UserError, match="at least 1"):
+        tabletop.plan(0)
