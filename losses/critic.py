@@ -11,7 +11,7 @@ from losses.base import full_precision
 
 
 class LipschitzProjection(nn.Module):
-    """`clip(W x / r + b)`: r the input's running mean norm, W spectrally normalised, the result clipped to the unit ball.
+    """`clip(W x / r + b)`: r the input's running mean norm, W spectrally normalised, clipped to the unit ball.
 
     With r held fixed, every step is 1-Lipschitz in `x / r`, hence `<p(x), q(y)>` of two such projections is
     1-Lipschitz in each argument. An L2-normalisation instead of the clip would not be: it magnifies short vectors.

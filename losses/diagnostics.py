@@ -8,7 +8,7 @@ from torch import Tensor
 
 @torch.no_grad()
 def effective_rank(x: Tensor) -> Tensor:
-    """`exp(entropy)` of the covariance's normalised eigenvalues (Roy and Vetterli 2007) of `[B, D]`: 1 to min(B - 1, D)."""
+    """`exp(entropy)` of the eigenvalues of the covariance of `[B, D]` (Roy and Vetterli 2007): 1 to min(B - 1, D)."""
     x = x.double() - x.double().mean(0)
     gram = x @ x.T if x.shape[0] < x.shape[1] else x.T @ x
     spectrum = torch.linalg.eigvalsh(gram).clamp(min=0)

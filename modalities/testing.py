@@ -157,14 +157,17 @@ def check_collate(adapter: Modality, values: Sequence[Any], size: int) -> None:
 def check_encoder(adapter: Modality, spec: Mapping[str, Any], values: Sequence[Any]) -> None:
     """The encoder's Features are of the sizes that it stated before it saw data."""
     encoder, who = adapter.encoder(spec), f"encoder {dict(spec)}"
-    dims, size = encoder.dims, encoder.preprocessing.size
+    size = encoder.preprocessing.size
     batch = [adapter.augment(value, geometry, size, None) for value in values for geometry in (WHOLE, FLIPPED)]
     features = encoder(adapter.collate(batch))
     require(isinstance(features, Features), f"{who}: forward returned {type(features).__name__}; return Features")
-    expected = (len(batch), dims.pooled)
+    expected = (len(batch), encoder.dim)
     require(features.pooled.shape == expected, f"{who}: pooled is {tuple(features.pooled.shape)}, not {expected}")
     channels = tuple(m.shape[1] if m.ndim == 4 else m.shape[-1] for m in features.maps)
-    require(channels == dims.maps, f"{who}: its maps have {channels} channels, its dims say {dims.maps}")
+    require(
+        channels == encoder.map_channels,
+        f"{who}: its maps have {channels} channels, its map_channels say {encoder.map_channels}",
+    )
     require(all(len(m) == len(batch) for m in features.maps), f"{who}: a map is not of the batch's size")
     require(features.logits is None, f"{who}: logits must be None; the classifier is the model's, not the encoder's")
     require(bool(features.pooled.isfinite().all()), f"{who}: pooled has NaN or infinity")

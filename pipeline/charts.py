@@ -59,7 +59,7 @@ def bars(rows: Sequence[Bar], top: float, title: str) -> str:
     step, parts = 34, []
     for i, bar in enumerate(rows):
         y = i * step
-        length = WIDTH * min(max(bar.value / top, 0), 1) if top > 0 else 0
+        length = WIDTH * min(max(bar.value / top, 0), 1)
         parts.append(
             f'<g class="bar {bar.kind}"><title>{escape(f"{bar.label}: {bar.text}")}</title>'
             f'<text x="0" y="{y + 13}">{escape(_short(bar.label, 38))}</text>'
@@ -86,7 +86,7 @@ class _Scale:
 
     def ticks(self) -> list[float]:
         if not self.log:
-            return ticks(self.low, self.high, 4)
+            return ticks(self.low, self.high)
         decades = range(math.ceil(self.low), math.floor(self.high) + 1)
         return [10.0**d for d in decades[:: max(1, len(decades) // 4)]] or [10.0**self.low, 10.0**self.high]
 
@@ -121,20 +121,19 @@ def lines(series: Sequence[tuple[Sequence[float], Sequence[float]]], title: str)
 
 def scatter(points: Sequence[Point], groups: int, title: str) -> str:
     """A map without axes; points of one group share a colour, and carry `data-sample` for the page's script."""
-    width, height, pad = 720, 500, 12
+    width, height, pad = 720, 480, 12
     xy = np.array([(p.x, p.y) for p in points])
     span = np.ptp(xy, axis=0)
     xy = (xy - xy.min(axis=0)) / np.where(span > 0, span, 1) * (width - 2 * pad, height - 2 * pad) + pad
     marks: dict[int, list[str]] = {}
     for point, (x, y) in zip(points, xy, strict=True):
         data = f'data-sample="{point.sample}" data-x="{x:.1f}" data-y="{y:.1f}"'
-        shape = (
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" {data}>'
-            if point.kind == 0
-            else f'<path d="M{x - 4:.1f} {y - 4:.1f}l8 8m0-8l-8 8" {data}>'
-        )
-        close = "</circle>" if point.kind == 0 else "</path>"
-        marks.setdefault(point.group, []).append(f"{shape}<title>{escape(point.title)}</title>{close}")
+        words = f"<title>{escape(point.title)}</title>"
+        if point.kind == 0:
+            mark = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" {data}>{words}</circle>'
+        else:
+            mark = f'<path d="M{x - 3.5:.1f} {y - 3.5:.1f}l7 7m0-7l-7 7" {data}>{words}</path>'
+        marks.setdefault(point.group, []).append(mark)
     body = "".join(
         f'<g data-group="{group}" style="color:{colour(group, groups)}">{"".join(marks[group])}</g>'
         for group in sorted(marks)
@@ -145,23 +144,22 @@ def scatter(points: Sequence[Point], groups: int, title: str) -> str:
 def matrix(counts: np.ndarray, names: Sequence[str], title: str) -> str:
     """Counts `[K, K]`, true class a row, shaded by the row's share; numbers and names where there is room for them."""
     k = len(names)
-    cell = 30 if k <= 12 else max(5, 420 // k)
+    cell = max(5, min(44, 380 // k))
     named = k <= 40
     label = 8 + 7 * max(len(_short(name, 16)) for name in names) if named else 8
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     parts = []
     for row, column in np.argwhere(counts):
         x, y, share = label + column * cell, label + row * cell, shares[row, column]
-        kind = "hit" if row == column else "miss"
         words = f"{names[row]} taken for {names[column]}: {counts[row, column]} ({100 * share:.0f} %)"
         parts.append(
-            f'<g class="{kind}"><title>{escape(words)}</title>'
+            f'<g class="{"hit" if row == column else "miss"}"><title>{escape(words)}</title>'
             f'<rect x="{x}" y="{y}" width="{cell - 1}" height="{cell - 1}" fill-opacity="{0.08 + 0.92 * share:.2f}"/>'
         )
-        if k <= 12:
+        if cell >= 26:
             kind = "count strong" if share > 0.55 else "count"
             number = _compact(counts[row, column])
-            parts.append(f'<text class="{kind}" x="{x + cell / 2 - 0.5}" y="{y + 19}">{number}</text>')
+            parts.append(f'<text class="{kind}" x="{x + cell / 2 - 0.5}" y="{y + cell / 2 + 3.5}">{number}</text>')
         parts.append("</g>")
     for i, name in enumerate(names if named else ()):
         middle = label + i * cell + cell / 2
@@ -172,12 +170,15 @@ def matrix(counts: np.ndarray, names: Sequence[str], title: str) -> str:
     return _svg(size, size, "".join(parts), title, "matrix")
 
 
-def ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` round numbers (1, 2 or 5 times a power of ten apart) within [low, high]."""
-    raw = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = power * min((m for m in (1, 2, 5, 10) if m * power >= raw), default=10)
-    return [float(i * step) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+def ticks(low: float, high: float) -> list[float]:
+    """At least three round numbers within [low, high]: multiples of the largest possible 1, 2 or 5 times 10**n."""
+    power = 10.0 ** math.floor(math.log10(high - low))
+    for factor in (5, 2, 1, 0.5, 0.2, 0.1):
+        step = factor * power
+        numbers = range(math.ceil(low / step), math.floor(high / step) + 1)
+        if len(numbers) >= 3:
+            break
+    return [float(f"{i * step:.12g}") for i in numbers]
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:
@@ -192,17 +193,17 @@ def _curve(x: np.ndarray, y: np.ndarray, across: _Scale, up: _Scale, band: bool)
         blocks = [b for b in np.array_split(np.arange(len(x)), POINTS) if np.isfinite(y[b]).all()]
         highs, lows = [(x[b].mean(), y[b].max()) for b in blocks], [(x[b].mean(), y[b].min()) for b in blocks]
         x, y = np.array([x[b].mean() for b in blocks]), np.array([y[b].mean() for b in blocks])
-        if band:
+        if band and blocks:
             outline = "L".join(f"{across(a):.1f} {up(b):.1f}" for a, b in [*highs, *reversed(lows)])
-            parts.append(f'<path class="band" d="M{outline}Z"/>' if blocks else "")
-    pen = "M"
-    path = []
+            parts.append(f'<path class="band" d="M{outline}Z"/>')
+    path, pen = [], "M"
     for a, b in zip(x, y, strict=True):
         if math.isfinite(b):
             path.append(f"{pen}{across(a):.1f} {up(b):.1f}")
         pen = "L" if math.isfinite(b) else "M"
-    # Round caps make a single value visible as a dot.
-    parts.append(f'<path class="line" d="{"".join(path)}{"h0" if len(path) == 1 else ""}"/>' if path else "")
+    if path:
+        # Round caps make a single value visible as a dot.
+        parts.append(f'<path class="line" d="{"".join(path)}{"h0" if len(path) == 1 else ""}"/>')
     return "".join(parts)
 
 

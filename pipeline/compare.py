@@ -104,7 +104,7 @@ class Comparison:
         for header, *rows in (self.rows(), self.difference_rows()):
             table = Table()
             for i, name in enumerate(header):
-                table.add_column(Text(name), justify="right" if i else "left")
+                table.add_column(Text(name), justify="right" if i else "left", overflow="fold", no_wrap=i == 0)
             for row in rows:
                 table.add_row(*(Text(cell) for cell in row))
             if rows:
@@ -204,7 +204,7 @@ def paired_difference(differences: Sequence[float], lower_is_better: bool = Fals
 
     n, mean = len(differences), statistics.fmean(differences)
     if n < 2:
-        return Difference(mean, None, n, None, None, "no verdict (1 common seed)")
+        return Difference(mean, None, n, None, None, "no verdict")
     std = statistics.stdev(differences)
     half = float(t.ppf(0.975, n - 1)) * std / n**0.5
     verdict = "better" if (mean > 0) != lower_is_better else "worse"
@@ -215,6 +215,8 @@ def plot(comparison: Comparison) -> bytes:
     """A PNG: a bar with its standard deviation for top-1 and linear probe of each method, and the teacher's level."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
     metrics = [m for m in comparison.metrics if m in ("student/top1", "student/probe")] or comparison.metrics[:1]
     scale = 100 if is_fraction(metrics[0]) else 1
@@ -222,6 +224,7 @@ def plot(comparison: Comparison) -> bytes:
     figure = Figure(figsize=(7, 1.4 + 0.38 * len(metrics) * len(comparison.groups)), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    named: list[object] = []
     for i, (metric, colour) in enumerate(zip(metrics, ("#2f6f8f", "#8fb3c4"), strict=False)):
         for row, group in enumerate(comparison.groups):
             y = row + (i - (len(metrics) - 1) / 2) * height
@@ -231,15 +234,15 @@ def plot(comparison: Comparison) -> bytes:
             if teacher := group.cell(metric.replace("student/", "teacher/")):
                 ends = (y - height / 2, y + height / 2)
                 axes.plot([teacher.mean * scale] * 2, ends, color="#b5703a", lw=2)
-        axes.barh([], [], color=colour, label=KEY_METRICS.get(metric, metric))
-    axes.plot([], [], color="#b5703a", lw=2, label="teacher")
+        named.append(Patch(color=colour, label=KEY_METRICS.get(metric, metric)))
+    named.append(Line2D([], [], color="#b5703a", lw=2, label="teacher"))
     # Names are drawn as they are: a `$` in them is no formula.
     names = [group.name.replace("$", r"\$") for group in comparison.groups]
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlabel("per cent" if scale == 100 else metrics[0])
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(handles=named, loc="outside upper center", ncols=3, frameon=False)
     png = io.BytesIO()
     figure.savefig(png, format="png")
     return png.getvalue()

@@ -45,7 +45,9 @@ def member_name(field: str, path: str) -> str:
     Raises ValueError for a field name that cannot be a member, and for a kind of file that the field may not be.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,19}", field) or field in ("label", "meta"):
-        raise ValueError(f"`{field}` cannot be a field: a lower-case word of at most 20 letters, not `label` or `meta`")
+        raise ValueError(
+            f"`{field}` cannot be a field: wanted is a lower-case word up to 20 letters, not `label` or `meta`"
+        )
     suffix = PurePath(path).suffix.lower().lstrip(".")
     suffix = "jpg" if suffix == "jpeg" else suffix
     allowed = SUFFIXES.get(field)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +33,11 @@ class Network(nn.Module):
         super().__init__()
         self.modality, self.encoder, self.spec = modality, encoder, dict(spec)
         self.classes: list[str] | None = spec["classes"]
-        self.head = nn.Linear(encoder.dims.pooled, len(self.classes)) if self.classes else None
+        self.head = nn.Linear(encoder.dim, len(self.classes)) if self.classes else None
 
     @property
     def dims(self) -> Dims:
-        return replace(self.encoder.dims, classes=len(self.classes) if self.classes else None)
+        return Dims(self.encoder.dim, self.encoder.map_channels, len(self.classes) if self.classes else None)
 
     @property
     def view(self) -> View:

@@ -88,6 +88,7 @@ def pack(
         remove_stale_parts(out / STATE)
         summaries = _run(jobs, workers)
         refused = plan.refused + [refusal for summary in summaries for refusal in summary.refused]
+        refused.sort(key=lambda refusal: (refusal.key, refusal.file))
         lines = "".join(f"{json.dumps(asdict(refusal))}\n" for refusal in refused)
         write_atomic(out / REFUSED, lines.encode())
         _judge(plan, refused, max_refused)

@@ -83,7 +83,7 @@ def _summary(
     runs: Sequence[Run], names: Sequence[str], embeddings: Embeddings | None, thumbnails: Thumbnails | None
 ) -> str:
     run = runs[0]
-    parts = [what_was_trained(run, thumbnails), how_good(run, embeddings), _tiles(run)]
+    parts = [what_was_trained(run, thumbnails), how_good(run, embeddings, thumbnails), _tiles(run)]
     for heading, notes in (
         ("Look twice", warnings(run, embeddings)),
         ("What is missing", [f"{name}: {note}" for r, name in zip(runs, names, strict=True) for note in r.notes]),
@@ -181,7 +181,7 @@ def _gallery(run: Run, embeddings: Embeddings | None, thumbnails: Thumbnails | N
         f"Left, a test sample as the student sees it ({a}); right, the {b} pictures nearest to it among the "
         f"{len(thumbnails.rows):,} samples that have pictures. ✓ and ✗ say whether the class is the query's; a ring "
         f"marks the sample's own pair, whose rank is among all {len(embeddings.keys):,} embeddings. The queries are "
-        "spread evenly over the classes, not chosen."
+        "spread evenly over the classes, not chosen; cos is the similarity."
     )
     return f'<p class="hint">{words}</p>{gallery(embeddings, thumbnails)}'
 

@@ -59,7 +59,8 @@ def read_embeddings(folder: Path) -> Embeddings | None:
     path = folder / "evaluation" / "embeddings.npz"
     if (data := _load(path)) is None:
         return None
-    keys, classes = _array(path, data, "keys", 1, "U"), _array(path, data, "classes", 1, "U")
+    keys = _array(path, data, "keys", 1, "U")
+    classes = _array(path, data, "classes", 1, "U") if _filled(data, "classes") else []
     label, student = _array(path, data, "label", 1, "iu", len(keys)), _array(path, data, "student", 2, "f", len(keys))
     teacher = _array(path, data, "teacher", 2, "f", len(keys)) if _filled(data, "teacher") else None
     prediction = _array(path, data, "prediction", 1, "iu", len(keys)) if _filled(data, "prediction") else None
@@ -125,7 +126,7 @@ def gallery(e: Embeddings, thumbnails: Thumbnails) -> str:
             verdict = ("right" if e.label[other] == e.label[row] else "wrong") if known else "open"
             mark = {"right": "✓ ", "wrong": "✗ ", "open": ""}[verdict]
             words = f"{mark}{e.class_name(int(e.label[other]))}"
-            note = "true pair" if other == row else f"similarity {similarity[other]:.2f}"
+            note = "true pair" if other == row else f"cos {similarity[other]:.2f}"
             kind = verdict + (" pair" if other == row else "")
             pictures.append(_picture(thumbnails.teacher[candidate], words, note, kind, str(e.keys[other])))
         among = "among these" if row in rows[nearest] else "not among these"

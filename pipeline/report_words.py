@@ -54,12 +54,15 @@ def what_was_trained(run: Run, thumbnails: Thumbnails | None) -> str:
     return f"<p>{words} {_circumstances(run)}</p>"
 
 
-def how_good(run: Run, embeddings: Embeddings | None) -> str:
+def how_good(run: Run, embeddings: Embeddings | None, thumbnails: Thumbnails | None) -> str:
     """Paragraphs: accuracy, frozen features, retrieval; each against teacher, untrained network and baselines."""
     results = run.results
     if not results:
         return f"<p>It has not been measured yet: run <code>{escape(run.command('evaluate'))}</code>.</p>"
-    sentences = [_accuracy(results, embeddings), _probe(results), *_retrieval(results)]
+    names = ("student", "teacher")
+    if thumbnails is not None and thumbnails.student_modality != thumbnails.teacher_modality:
+        names = (thumbnails.student_modality, thumbnails.teacher_modality)
+    sentences = [_accuracy(results, embeddings), _probe(results), *_retrieval(results, *map(escape, names))]
     return "".join(f"<p>{words}</p>" for words in sentences if words)
 
 
@@ -126,7 +129,7 @@ def _accuracy(results: Mapping[str, float], embeddings: Embeddings | None) -> st
     words = f"It names the right class for <b>{in_words(metric, top1)}</b> of "
     words += f"{n:,.0f} test samples" if n else "the test samples"
     if n:
-        words += f" (± {196 * math.sqrt(top1 * (1 - top1) / n):.1f} points for the choice of samples)"
+        words += f" (± {196 * math.sqrt(top1 * (1 - top1) / n):.1f} points at 95 % for the choice of samples)"
     others = []
     if (teacher := results.get("teacher/top1")) is not None:
         others.append(f"its teacher {in_words(metric, teacher)}")
@@ -152,14 +155,15 @@ def _probe(results: Mapping[str, float]) -> str:
     return words + (f"; {_listed(others)}." if others else ".")
 
 
-def _retrieval(results: Mapping[str, float]) -> list[str]:
+def _retrieval(results: Mapping[str, float], student: str, teacher: str) -> list[str]:
     sentences = []
-    for a, b in (("student", "teacher"), ("teacher", "student")):
-        metric = f"retrieval/{a}_to_{b}/"
+    for way, a, b in (("student_to_teacher", student, teacher), ("teacher_to_student", teacher, student)):
+        metric = f"retrieval/{way}/"
         if (first := results.get(f"{metric}R@1")) is None:
             continue
-        words = f"From a sample as the {a} sees it, the same sample as the {b} sees it is found first in "
-        words += f"<b>{in_words('R@1', first)}</b> of cases"
+        words = (
+            f"Shown the {a} side of a sample, it finds the {b} side first in <b>{in_words('R@1', first)}</b> of cases"
+        )
         if (ten := results.get(f"{metric}R@10")) is not None:
             words += f" and among the first ten in {in_words('R@10', ten)}"
         if (untrained := results.get(f"random/{metric}R@1")) is not None:

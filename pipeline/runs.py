@@ -125,9 +125,9 @@ def lower_is_better(key: str) -> bool:
 
 
 def in_words(key: str, value: float) -> str:
-    """A result for people: `71.0 %`, `213,450` or `0.1234`."""
+    """A result for people: `71.0 %` (with a no-break space), `213,450` or `0.1234`."""
     if is_fraction(key):
-        return f"{100 * value:.1f} %"
+        return f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
 
 

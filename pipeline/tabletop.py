@@ -51,7 +51,7 @@ MATERIALS: dict[str, Material] = {
     "metal": Material(specular=0.9, gloss=50, mirror=0.65, lost=0.08),
     "wood": Material(specular=0.06, gloss=8, mirror=0.0),
     "plastic": Material(specular=0.35, gloss=30, mirror=0.04),
-    "glass": Material(specular=0.9, gloss=120, mirror=0.15, clear=0.6, lost=0.25),
+    "glass": Material(specular=0.9, gloss=120, mirror=0.15, clear=0.45, lost=0.25),
     "ceramic": Material(specular=0.55, gloss=80, mirror=0.08),
     "rubber": Material(specular=0.04, gloss=5, mirror=0.0),
 }
@@ -176,7 +176,7 @@ def draw(rng: Rng) -> Setting:
     label = int(rng.integers(len(CLASSES)))
     size = float(rng.uniform(0.12, 0.45))
     built = shapes.BUILDERS[label](rng).scaled(rng.uniform(0.85, 1.15, 3))
-    resting, angle = shapes.settle(built, rng, upright=0.65)
+    resting, angle = shapes.settle(built, rng, upright=0.7)
     extent = float(np.ptp(built.vertices, axis=0).max())
     mesh = resting.scaled([size / extent] * 3).rotated(shapes.rotation(2, rng.uniform(0, 2 * np.pi)))
     radius = float(np.linalg.norm(mesh.vertices[:, :2], axis=1).max())
@@ -231,10 +231,10 @@ def _look(rng: Rng, size: float, still: bool = False) -> Look:
     colour, other = _pick(rng, tuple(COLOURS)), _pick(rng, tuple(COLOURS))
     if still and rng.random() < 0.6:
         colour = _pick(rng, ("white", "grey", "brown"))
-    pattern = "grained" if material == "wood" else "plain" if rng.random() < 0.5 else _pick(rng, PATTERNS[:4])
+    pattern = "grained" if material == "wood" else "plain" if rng.random() < 0.55 else _pick(rng, PATTERNS[:4])
     first, second = np.clip(np.array([COLOURS[colour], COLOURS[other]]) + rng.normal(0, 0.04, (2, 3)), 0.02, 1) ** 2.2
     if still or pattern == "grained":
-        second = first * rng.uniform(0.55, 0.85)
+        second = first * rng.uniform(0.65, 0.9)
     turn = shapes.rotation(0, rng.uniform(0, 6.3)) @ shapes.rotation(2, rng.uniform(0, 6.3))
     frame = np.column_stack([turn * rng.uniform(2, 6) / size, rng.uniform(0, 9, 3)])
     parts = (first[:, None], second[:, None], frame)

@@ -7,19 +7,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = ["losses", "modalities", "pipeline"]
-ABOVE_LOSSES = {"modalities": {"losses.Features", "losses.Dims"}}
+ABOVE_LOSSES = {"modalities": {"losses.Features"}}
 """What modalities may take from losses: the types that encoders return, and nothing else."""
 
 PIPELINE = [
     {"errors"},
-    {"configfile", "components", "signatures", "config", "shards"},
-    {"members", "tabletop_shapes", "tabletop_sound", "tabletop", "splits", "parallel", "progress", "faults", "scan"},
+    {"configfile", "components", "faults", "config", "shards"},
+    {"members", "tabletop_shapes", "tabletop_sound", "tabletop", "splits", "parallel", "progress", "scan"},
     {"recipes", "pack", "check", "stream"},
     {"network"},
     {"model"},
     {"checkpoint", "collapse", "run_folder", "log", "probes"},
     {"train", "evaluate"},
-    {"runs", "charts", "compare", "report_samples", "report_sections", "report"},
+    {"runs", "charts", "compare", "report_samples", "report_words", "report"},
     {"demo", "cli", "__main__"},
 ]
 

@@ -1,4 +1,4 @@
-"""The Encoder contract: a network that states its dims before any data flows and normalises its own input."""
+"""The Encoder contract: a network that states its sizes before any data flows and normalises its own input."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from losses import Dims, Features
+from losses import Features
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,13 @@ class Preprocessing:
 class Encoder(nn.Module):
     """A network from a batch of one modality to `Features` without logits.
 
-    Subclasses set `dims` in their constructor and write `forward(x) -> Features`, which starts with
-    `x = self.normalise(x)`. The preprocessing is the encoder's own, so a teacher and a student of the same
-    modality may differ in it.
+    Subclasses set `dim` (D of `pooled`) and `map_channels` (C of each map) in their constructor and write
+    `forward(x) -> Features`, which starts with `x = self.normalise(x)`. The preprocessing is the encoder's own, so a
+    teacher and a student of the same modality may differ in it.
     """
 
-    dims: Dims
+    dim: int
+    map_channels: tuple[int, ...] = ()
     mean: Tensor
     std: Tensor
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from losses import Dims, Features
+from losses import Features
 from modalities.encoders.base import Encoder, Preprocessing
 
 
@@ -15,7 +15,7 @@ class CNN5(Encoder):
     """Five 3x3 convolution-BatchNorm-ReLU layers; their outputs are the maps, the mean of the last one is `pooled`.
 
     width: channels of the first layer; the five have width x (1, 2, 2, 4, 4): 0.28 M parameters at 32.
-    size: input pixels, >= 16; strides 1, 2, 2, 2, 1 leave size / 8, e.g. 8 x 8 of 64.
+    size: input pixels, >= 16; strides 2, 2, 2, 1, 1 leave size / 8, e.g. 8 x 8 of 64.
     mean, std: of each channel, on the scale that the encoder's input has ([0, 1] for uint8 images); None: 0 and 1.
     """
 
@@ -34,9 +34,9 @@ class CNN5(Encoder):
             nn.Sequential(
                 nn.Conv2d(fan_in, fan_out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(fan_out), nn.ReLU()
             )
-            for fan_in, fan_out, stride in zip([channels, *widths], widths, (1, 2, 2, 2, 1), strict=False)
+            for fan_in, fan_out, stride in zip([channels, *widths], widths, (2, 2, 2, 1, 1), strict=False)
         )
-        self.dims = Dims(pooled=widths[-1], maps=tuple(widths))
+        self.dim, self.map_channels = widths[-1], tuple(widths)
 
     def forward(self, x: Tensor) -> Features:
         x = self.normalise(x)

@@ -13,7 +13,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from losses import Dims, Features
+from losses import Features
 from modalities.encoders.base import Encoder, Preprocessing
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class PretrainedVision(Encoder):
         native = side(getattr(config, "image_size", None)) == self.preprocessing.size
         resized = "interpolate_pos_encoding" in accepted and not native
         self.arguments = {"interpolate_pos_encoding": True} if resized else {}
-        self.dims = self.measure(model)
+        self.dim, self.map_channels = self.measure(model)
 
     def forward(self, x: Tensor) -> Features:
         out = self.network(pixel_values=self.normalise(x), output_hidden_states=True, **self.arguments)
@@ -77,8 +77,11 @@ class PretrainedVision(Encoder):
         (folder / "encoder" / "preprocessor_config.json").write_text(json.dumps(processor, indent=1))
         return {**spec, "model": "./encoder", "weights": "random", "size": size, "pooler": self.pooler}
 
-    def measure(self, model: str) -> Dims:
-        """The dims, by a run on a black image: configs name them in too many ways. Freezes what `pooled` leaves out."""
+    def measure(self, model: str) -> tuple[int, tuple[int, ...]]:
+        """`dim` and `map_channels`, by a run on a black image: configs name them in too many ways.
+
+        Freezes what `pooled` leaves out.
+        """
         size = self.preprocessing.size
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         try:
@@ -91,7 +94,7 @@ class PretrainedVision(Encoder):
         for parameter, gradient in zip(parameters, used, strict=True):
             parameter.requires_grad_(gradient is not None)
         channels = tuple(m.shape[1] if m.ndim == 4 else m.shape[2] for m in features.maps)
-        return Dims(pooled=features.pooled.shape[1], maps=channels)
+        return features.pooled.shape[1], channels
 
 
 def read_config(model: str) -> Any:

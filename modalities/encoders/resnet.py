@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from losses import Dims, Features
+from losses import Features
 from modalities.encoders.base import Encoder, Preprocessing
 
 
@@ -47,7 +47,7 @@ class ResNet(Encoder):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        self.dims = Dims(pooled=widths[-1], maps=tuple(widths))
+        self.dim, self.map_channels = widths[-1], tuple(widths)
 
     def forward(self, x: Tensor) -> Features:
         x = self.relu(self.stem(self.normalise(x)))

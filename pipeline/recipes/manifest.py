@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.members import member_name
@@ -128,7 +128,7 @@ class _Reader:
             source = self.key(row) or where
         else:
             paths = (template(row) for field, template in self.fields.items() if field != "text")
-            source = next((str(PurePath(path).with_suffix("")) for path in paths if path), where)
+            source = next((os.path.splitext(path)[0] for path in paths if path), where)  # noqa: PTH122 - any text, no path yet
         return safe_key(source), source
 
     def _members(self, row: Row) -> tuple[dict[str, str], dict[str, str]]:

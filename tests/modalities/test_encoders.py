@@ -17,7 +17,7 @@ import transformers
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 
-from losses import Dims, Features
+from losses import Features
 from modalities import RGB, Depth, Geometry
 from modalities.encoders import IMAGE_ENCODERS, Encoder, Preprocessing, build
 from modalities.encoders.cnn5 import CNN5
@@ -29,10 +29,10 @@ def parameters(module: torch.nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def stated(features: Features) -> Dims:
-    """The dims that features really have."""
+def sizes(features: Features) -> tuple[int, tuple[int, ...]]:
+    """The sizes that features really have."""
     channels = tuple(m.shape[1] if m.ndim == 4 else m.shape[2] for m in features.maps)
-    return Dims(features.pooled.shape[1], channels)
+    return features.pooled.shape[1], channels
 
 
 class Mean(Encoder):
@@ -40,7 +40,7 @@ class Mean(Encoder):
 
     def __init__(self, channels: int, *, size: int = 32) -> None:
         super().__init__(Preprocessing.of(channels, size))
-        self.dims = Dims(channels)
+        self.dim = channels
 
     def forward(self, x):
         return Features(self.normalise(x).mean((2, 3)))
@@ -55,7 +55,7 @@ def test_dims_hold_at_any_size_from_sixteen(cls, channels):
     encoder = cls(channels)
     for size in (16, 17, 33, 64):
         features = encoder(torch.rand(2, channels, size, size))
-        assert stated(features) == encoder.dims
+        assert sizes(features) == (encoder.dim, encoder.map_channels)
         assert features.logits is None
 
 
@@ -95,7 +95,8 @@ def test_wrong_normalisation_is_refused(keywords, message):
 def test_the_student_is_small_and_leaves_eight_by_eight_of_sixty_four():
     assert 200_000 < parameters(CNN5(2)) < 400_000
     assert [m.shape[2] for m in CNN5(2)(torch.rand(1, 2, 64, 64)).maps][-1] == 8
-    assert CNN5(2, width=8).dims == Dims(32, (8, 16, 16, 32, 32))
+    encoder = CNN5(2, width=8)
+    assert (encoder.dim, encoder.map_channels) == (32, (8, 16, 16, 32, 32))
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,8 @@ def test_resnets_are_those_of_the_literature(depth, published):
 def test_resnet_maps_are_its_three_stages():
     maps = ResNet(3)(torch.rand(1, 3, 32, 32)).maps
     assert [tuple(m.shape[1:]) for m in maps] == [(16, 32, 32), (32, 16, 16), (64, 8, 8)]
-    assert ResNet(3, width=4).dims == Dims(16, (4, 8, 16))
+    encoder = ResNet(3, width=4)
+    assert (encoder.dim, encoder.map_channels) == (16, (4, 8, 16))
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])
@@ -142,7 +144,7 @@ def test_annotations_can_be_read_by_a_validator(cls):
 
 def test_build_passes_keywords_and_the_modalitys_normalisation():
     encoder = build(IMAGE_ENCODERS, {"name": "resnet", "depth": 8, "mean": None}, 2, mean=(0.5, 0.1), std=(2.0, 3.0))
-    assert encoder.dims == ResNet(2, depth=8).dims
+    assert encoder.map_channels == ResNet(2, depth=8).map_channels
     assert (encoder.preprocessing.mean, encoder.preprocessing.std) == ((0.5, 0.1), (2.0, 3.0))
 
 
@@ -175,7 +177,7 @@ def test_teacher_and_student_of_one_modality_may_differ_in_size():
         encoder = RGB().encoder(spec)
         view = RGB().augment(photo, Geometry(), encoder.preprocessing.size, None)
         assert view.shape[1] == spec["size"]
-        assert encoder(view[None]).pooled.shape == (1, encoder.dims.pooled)
+        assert encoder(view[None]).pooled.shape == (1, encoder.dim)
 
 
 def test_importing_modalities_is_light():
@@ -269,7 +271,7 @@ def test_vision_models_run_with_the_dims_they_state(models, name, size, maps, re
     size = resized or size
     assert encoder.preprocessing.size == size
     features = encoder(torch.randint(0, 255, (2, 3, size, size), dtype=torch.uint8))
-    assert stated(features) == encoder.dims == Dims(maps[-1], maps)
+    assert sizes(features) == (encoder.dim, encoder.map_channels) == (maps[-1], maps)
     # Ready for DDP: what is trainable gets a gradient, and that is nearly all.
     features.pooled.square().sum().backward()
     assert all((p.grad is not None) == p.requires_grad for p in encoder.parameters())
@@ -381,7 +383,7 @@ def test_depth_is_told_of_its_image_input(models):
     spec = {"name": "transformers", "model": str(models / "resnet")}
     with pytest.raises(ValueError, match=r"3 channels, this input has 2.*input: image"):
         Depth().encoder(spec)
-    assert Depth(input="image").encoder(spec).dims.pooled == 16
+    assert Depth(input="image").encoder(spec).dim == 16
 
 
 def test_models_that_cannot_be_read_are_refused_with_the_cure(models, tmp_path):
@@ -406,7 +408,7 @@ def test_weights_are_whole_and_safetensors_or_refused(models, tmp_path):
     torch.save(weights, tmp_path / "m" / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"model\.safetensors is needed"):
         PretrainedVision(3, model=str(tmp_path / "m"))
-    assert PretrainedVision(3, model=str(tmp_path / "m"), weights="random").dims.pooled == 16
+    assert PretrainedVision(3, model=str(tmp_path / "m"), weights="random").dim == 16
 
 
 def test_preprocessing_fills_in_zero_and_one():

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import modalities
-from losses import Dims, Features
+from losses import Features
 from modalities import RGB, Depth, Encoder, Modality
 from modalities.encoders import Preprocessing
 from modalities.testing import check_modality
@@ -30,7 +30,7 @@ class Level(Encoder):
     def __init__(self, channels: int, *, width: int = 4) -> None:
         super().__init__(Preprocessing.of(1, 64))
         self.layer = torch.nn.Linear(1, width)
-        self.dims = Dims(width)
+        self.dim = width
 
     def forward(self, x):
         return Features(self.layer(self.normalise(x).mean((1, 2, 3))[:, None]))
@@ -167,7 +167,7 @@ class GreyPicture(Sonar):
 class WrongDims(Sonar):
     def encoder(self, spec):
         encoder = Level(1)
-        encoder.dims = Dims(5)
+        encoder.dim = 5
         return encoder
 
 
@@ -208,7 +208,7 @@ class MapsUnstated(Sonar):
         (GreyPicture, "uint8 RGB"),
         (WrongDims, r"pooled is \(2, 4\), not \(2, 5\)"),
         (Detached, "no gradient"),
-        (MapsUnstated, r"maps have \(1,\) channels, its dims say \(\)"),
+        (MapsUnstated, r"maps have \(1,\) channels, its map_channels say \(\)"),
     ],
 )
 def test_each_breach_is_named(cls, message):

@@ -99,7 +99,7 @@ def test_verdicts() -> None:
     assert paired_difference([-3.0, -3.1, -2.9], lower_is_better=True).verdict == "better"
     # Two seeds and 2 std / sqrt(n) would call this better; the t interval, with t(.975, 1) = 12.7, does not.
     assert paired_difference([0.02, 0.04]).verdict == "within noise"
-    assert paired_difference([0.3]).verdict == "no verdict (1 common seed)"
+    assert paired_difference([0.3]).verdict == "no verdict"
 
 
 def test_only_common_seeds_are_paired(runs: list[Path]) -> None:
@@ -141,7 +141,9 @@ def test_names_are_not_markup(tmp_path: Path) -> None:
     assert r"| [red]a\|b$x |" in (tmp_path / "out" / "table.md").read_text()
     console = Console(width=120, file=io.StringIO(), record=True)
     console.print(found.terminal())
-    assert "[red]a|b$x" in console.export_text()
+    shown = console.export_text()
+    assert "│ [red]a|b$x │" in shown
+    assert "minus [red]a|b$x" in shown
 
 
 def test_faults_say_what_to_do(runs: list[Path], tmp_path: Path) -> None:

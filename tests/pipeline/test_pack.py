@@ -125,7 +125,7 @@ write_shard = packing.write_shard
 def dying(path, samples):
     def until_the_third():
         for number, sample in enumerate(samples):
-            if len(begun) == 3 and number == 2:
+            if len(begun) == 3 and number == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
             yield sample
     begun.append(path)
@@ -317,9 +317,7 @@ def test_too_much_refused_stops_all_and_takes_no_effect(tmp_path: Path) -> None:
     table = make_source(tmp_path / "source")
     for n in (3, 4):
         (table.parent / f"photos/a/{n:03d}.jpg").write_bytes(b"x")
-    with pytest.raises(
-        UserError, match=r"2 of 30 .* more than 5%:(.|\n)*003\.jpg: neither.*\n.*004\.jpg(.|\n)*max_refused"
-    ):
+    with pytest.raises(UserError, match=r"2 of 30 .* more than 5%:(.|\n)*003\.jpg: neither.*\n.*004\.jpg"):
         pack(plan_of(table), tmp_path / "out")
     assert not (tmp_path / "out/dataset.json").exists()
     assert set(refusals(tmp_path / "out")) == {"003.jpg", "004.jpg"}

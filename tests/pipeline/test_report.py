@@ -190,6 +190,28 @@ def test_hostile_names_are_text(text: str) -> None:
     assert not {"b>", "i>"} & {value for _, _, value in found.attributes}
 
 
+def test_every_text_of_a_run_is_escaped(tmp_path: Path) -> None:
+    bad = "\"'><img src=x onerror=alert(2)>`<b>`"
+    folder = make_run(tmp_path / "run", samples=12)
+    config = {
+        "data": {"shards": bad},
+        "teacher": {"run": bad},
+        "student": {"modality": bad, "encoder": {"name": bad}},
+        "losses": {bad: {"weight": bad}},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    with (folder / "metrics.jsonl").open("w") as log:
+        log.write(json.dumps({"step": 20, bad: 1.0, f"loss/{bad}": math.inf, f"{bad}/effective_rank": 1.0}) + "\n")
+    results = {"student/top1": 0.5, f"baseline/{bad}/student/top1": 0.4, bad: 1.0, f"x{bad}": None}
+    (folder / "results.json").write_text(json.dumps(results))
+    path = folder / "evaluation" / "thumbnails.npz"
+    np.savez(path, **{**dict(np.load(path)), "student_modality": np.array(bad), "teacher_modality": np.array(bad)})
+    found = Page(report([folder]).read_text(encoding="utf-8"))
+    assert all(value.startswith("data:image/") for _, name, value in found.attributes if name == "src")
+    assert not any(name.startswith("on") for _, name, _ in found.attributes)
+    assert found.text.count("alert(2)") > 15
+
+
 def test_only_the_pages_own_script_may_run(text: str) -> None:
     script = Page(text).scripts[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -214,7 +236,8 @@ def test_summary_says_what_was_trained_and_how_good_it_is(text: str) -> None:
     assert "its teacher 84.3 %, kd 69.0 %, labels_only 54.0 % and always naming the commonest class 20.0 %" in words
     # (71.33 - 69) / (84.33 - 69)
     assert "closes 15 % of the gap between the best baseline and the teacher" in words
-    assert "found first in 34.0 % of cases and among the first ten in 81.0 % (untrained: first in 0.3 %)" in words
+    assert "Shown the depth side of a sample, it finds the rgb side first in 34.0 % of cases" in words
+    assert "and among the first ten in 81.0 % (untrained: first in 0.3 %)" in words
     assert "600 steps (6 epochs)" in words
     assert "the last line (31) is cut short" in words
 
@@ -300,6 +323,17 @@ def test_a_supervised_run_has_no_teacher(tmp_path: Path) -> None:
     assert "its teacher" not in words
 
 
+def test_a_run_without_classes(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", samples=12)
+    path = folder / "evaluation" / "embeddings.npz"
+    unknown = np.full(12, -1)
+    np.savez(path, **{**dict(np.load(path)), "label": unknown, "prediction": unknown, "classes": np.array([])})
+    words = Page(report([folder]).read_text(encoding="utf-8")).text
+    assert "No confusion matrix: no sample has both" in words
+    assert "commonest class" not in words
+    assert "✓ " not in words.replace("✓ and ✗", "")
+
+
 def test_other_runs_stand_beside_the_first(tmp_path: Path) -> None:
     first, second = make_run(tmp_path / "a" / "kd", samples=12), make_run(tmp_path / "b" / "kd", samples=12, top1=0.25)
     path = report([first, second], tmp_path / "out" / "both.html")
@@ -347,8 +381,8 @@ def test_lines_leave_gaps_and_show_the_range_of_many_values() -> None:
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0.12, 0.17), (-3, 12000), (1e-9, 3e-9)])
 def test_ticks_are_round_and_inside(low: float, high: float) -> None:
-    found = charts.ticks(low, high, 4)
-    assert 2 <= len(found) <= 6
+    found = charts.ticks(low, high)
+    assert 3 <= len(found) <= 7
     assert all(low - 1e-12 <= tick <= high + 1e-12 for tick in found)
     step = found[1] - found[0]
     assert float(f"{step:.1e}"[0]) in (1, 2, 5)
