@@ -67,7 +67,7 @@ def check(
             tally.add(found)
     notes = [*tally.notes(), *_readers(dataset, ranks, workers), *_strays(folder, dataset)]
     facts = [f"{dataset.name}: {total} samples in {len(jobs)} shards, {size / 1e6:.1f} MB; split: {dataset.split_rule}"]
-    return Report([*facts, *tally.facts()], notes, tally.faults())
+    return Report(*([_plain(line) for line in lines] for lines in ([*facts, *tally.facts()], notes, tally.faults())))
 
 
 class Tally:
@@ -200,6 +200,11 @@ class Tally:
             absent = [name for number, name in enumerate(names) if labels[number] and not trained[number]]
             if split != "train" and trained and absent:
                 yield f"{split} has classes that train has no sample of: {', '.join(absent[:10])}"
+
+
+def _plain(line: str) -> str:
+    """One line for a terminal: names in a tar may hold line ends, control codes and bytes that are no text."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
 def _both(one: str, other: str) -> str:

@@ -12,8 +12,8 @@ def collapse_warnings(metrics: Mapping[str, float]) -> list[str]:
         loss, _, name = key.rpartition("/")
         if name == "similarity_gap" and value < 0.05:
             found.append(
-                f"{loss}: true pairs look no more alike than others (similarity gap {value:.3f}): the critic has "
-                "collapsed. Lower the loss's weight or the learning rate, or use `link: log_softmax`."
+                f"{loss}: true pairs look hardly more alike than others (similarity gap {value:.3f}): the critic "
+                "tells nothing yet, or has collapsed. Lower the loss's weight or the learning rate, or use `link: log_softmax`."
             )
         if name in ("projected_std", "std") and value < 0.1:
             found.append(
@@ -22,7 +22,7 @@ def collapse_warnings(metrics: Mapping[str, float]) -> list[str]:
             )
         if name == "effective_rank" and value < 3:
             found.append(
-                f"{loss}: the features use only {value:.1f} directions (effective rank). "
+                f"{loss}: the features use few directions (effective rank {value:.1f}). "
                 "A log-softmax link and a smaller weight of local_transport keep more."
             )
     return found

@@ -96,15 +96,18 @@ class Comparison:
 
     def terminal(self) -> Renderable:
         """Both tables, the rule and the notes for `rich.print`."""
+        from rich.box import SIMPLE_HEAD
         from rich.console import Group as Lines
         from rich.table import Table
         from rich.text import Text
 
         tables = []
         for header, *rows in (self.rows(), self.difference_rows()):
-            table = Table()
+            table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
             for i, name in enumerate(header):
-                table.add_column(Text(name), justify="right" if i else "left", overflow="fold", no_wrap=i == 0)
+                # No word is broken, down to 80 columns.
+                width = max(len(word) for word in name.split()) if i else None
+                table.add_column(Text(name), justify="right" if i else "left", min_width=width, no_wrap=i == 0)
             for row in rows:
                 table.add_row(*(Text(cell) for cell in row))
             if rows:

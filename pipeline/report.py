@@ -133,7 +133,8 @@ def _results(runs: Sequence[Run], names: Sequence[str], embeddings: Embeddings |
         ]
         if not rows:
             continue
-        references = _references(main, metric)
+        # A baseline that is also one of the runs stands there already.
+        references = [(n, v) for n, v in _references(main, metric) if n not in [row.label for row in rows]]
         if metric == "student/top1" and (share := majority_share(embeddings)) is not None:
             references.append(("always the commonest class", share))
         rows += [charts.Bar(n, v, in_words(metric, v), "teacher" if n == "teacher" else "") for n, v in references]
@@ -162,8 +163,9 @@ def _curves(runs: Sequence[Run], names: Sequence[str]) -> str:
             chart = charts.lines([run.series(key) for run in runs], key)
             last = runs[0].last(key)
             value = "" if last is None else f"<span>last {last:.4g}</span>"
+            name = escape(key).replace("/", "/<wbr>")
             body = chart or '<p class="hint">No finite value was logged.</p>'
-            cards.append(f'<div class="card"><h4><code>{escape(key)}</code>{value}</h4>{body}</div>')
+            cards.append(f'<div class="card"><h4><code>{name}</code>{value}</h4>{body}</div>')
         if cards:
             parts.append(f"<h3>{heading}</h3>{_grid(cards)}")
     return '<p class="hint">Over optimiser steps.</p>' + "".join(parts)

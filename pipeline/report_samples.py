@@ -60,7 +60,7 @@ def read_embeddings(folder: Path) -> Embeddings | None:
     if (data := _load(path)) is None:
         return None
     keys = _array(path, data, "keys", 1, "U")
-    classes = _array(path, data, "classes", 1, "U") if _filled(data, "classes") else []
+    classes = _array(path, data, "classes", 1, "U") if _filled(data, "classes") else np.empty(0, "U1")
     label, student = _array(path, data, "label", 1, "iu", len(keys)), _array(path, data, "student", 2, "f", len(keys))
     teacher = _array(path, data, "teacher", 2, "f", len(keys)) if _filled(data, "teacher") else None
     prediction = _array(path, data, "prediction", 1, "iu", len(keys)) if _filled(data, "prediction") else None

@@ -87,7 +87,8 @@ def warnings(run: Run, embeddings: Embeddings | None) -> list[str]:
     top1 = results.get("student/top1")
     if top1 is not None and share is not None and top1 <= share:
         found.append(f"Always naming the commonest class would be as good ({in_words('student/top1', share)}).")
-    for metric, other in (("student/probe", "random/probe"), ("student/knn", "random/knn")):
+    for metric in ("student/probe", "student/knn", "retrieval/student_to_teacher/R@1"):
+        other = f"random/{metric.removeprefix('student/')}"
         if metric in results and other in results and results[metric] <= results[other]:
             found.append(f"{metric} is no better than that of an untrained network.")
     steps, values = run.series("val/top1")

@@ -22,7 +22,7 @@ KEY_METRICS = {
     "student/knn": "k-NN",
     "retrieval/student_to_teacher/R@1": "R@1 student to teacher",
     "retrieval/teacher_to_student/R@1": "R@1 teacher to student",
-    "parameters/student": "parameters",
+    "parameters/student": "params",
 }
 """The results that tables and charts show first, and their names in words."""
 

@@ -74,7 +74,7 @@ def scan(job: Job) -> Scan:
         elif not job.quick and sha256(path) != shard.sha256:
             found.fault("", f"its sha256 is not the one in {MANIFEST}: changed since packing; {REBUILD}")
         _samples(path, found)
-    except (tarfile.TarError, ValueError, OverflowError, OSError) as error:
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError, OSError) as error:
         found.fault("", f"the tar is damaged after {len(found.keys)} samples ({error}); {REBUILD}")
     if len(found.keys) != shard.samples:
         found.fault("", f"{len(found.keys)} samples, {MANIFEST} says {shard.samples}; {REBUILD}")

@@ -300,6 +300,13 @@ def test_only_plain_members_of_plain_names_pass(data: Path) -> None:
     assert f"{FIRST}: zz.text.txt: twice in one sample; pack the data again" in faults
 
 
+def test_names_from_a_tar_cannot_write_to_the_terminal(data: Path) -> None:
+    add(data, tarfile.TarInfo("a\nno faults\x1b[2J\udcff"), b"x")
+    report = check(data, quick=True)
+    assert f"{FIRST}: a\\nno faults\\x1b[2J\\udcff: not named KEY.MEMBER" in report.faults[-1]
+    str(report).encode()
+
+
 def test_a_ruined_shard_does_not_bury_the_others(data: Path) -> None:
     contents = [(f"t{n:03d}", members(n) | {"label.txt": b"x"}) for n in range(50)]
     rewrite(data, lambda held: held.__setitem__(slice(None), contents))

@@ -1,0 +1,76 @@
+"""Evaluation of real, tiny runs: all that is promised is measured and kept; what is missing is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pipeline import config as configs
+from pipeline.errors import UserError
+from pipeline.evaluate import evaluate
+from pipeline.train import train
+
+
+@pytest.fixture
+def student(make_config: Any) -> Path:
+    teacher = train(
+        configs.load(make_config("teacher"), ["student.modality=rgb", "train.steps=60", "train.learning_rate=0.02"])
+    )
+    losses = "  cross_entropy: {}\n  kd: {}\n  wcord: {weight: 0.05, dim: 8, queue: 32}"
+    path = make_config("student", f"teacher: {{run: {teacher}}}", losses)
+    return train(configs.load(path, ["train.steps=90", "train.learning_rate=0.02"]))
+
+
+def test_everything_promised_is_measured_and_kept(student: Path) -> None:
+    results = evaluate(student)
+    assert json.loads((student / "results.json").read_text()) == results
+    for role in ("student", "teacher"):
+        assert results[f"{role}/top1"] > 0.5  # chance is 1/3
+        assert results[f"{role}/probe"] > 0.5
+    for key in ("random/probe", "random/knn", "student/balanced", "parameters/student", "parameters/teacher"):
+        assert key in results
+    for direction in ("student_to_teacher", "teacher_to_student"):
+        ours, chance = results[f"retrieval/{direction}/median_rank"], (results["samples/test"] + 1) / 2
+        assert ours < chance
+        assert f"random/retrieval/{direction}/R@10" in results
+
+    kept = np.load(student / "evaluation" / "embeddings.npz", allow_pickle=False)
+    assert len(kept["keys"]) == len(kept["label"]) == len(kept["prediction"]) == 30
+    assert (kept["prediction"] == kept["label"]).mean() == pytest.approx(results["student/top1"])
+    for role in ("student", "teacher"):
+        np.testing.assert_allclose(np.linalg.norm(kept[role].astype(np.float32), axis=1), 1, atol=2e-3)
+    thumbnails = np.load(student / "evaluation" / "thumbnails.npz", allow_pickle=False)
+    assert thumbnails["student"].shape == thumbnails["teacher"].shape == (30, 72, 72, 3)
+    assert str(thumbnails["teacher_modality"]) == "rgb"
+    assert (thumbnails["rows"] == np.arange(30)).all()
+
+
+def test_evaluation_is_repeatable_and_names_its_baselines(student: Path, make_config: Any) -> None:
+    first = evaluate(student)
+    assert evaluate(student) == first
+    path = make_config("second")
+    run = train(configs.load(path, [f"evaluation.baselines=[{student}]"]))
+    assert evaluate(run)["baseline/student/student/top1"] == first["student/top1"]
+
+
+def test_a_run_without_teacher_has_no_retrieval(make_config: Any) -> None:
+    results = evaluate(train(configs.load(make_config())))
+    assert "student/top1" in results
+    assert not any("retrieval" in key or "teacher" in key for key in results)
+
+
+def test_what_is_missing_is_named(make_config: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"not a run folder"):
+        evaluate(tmp_path)
+    run = train(configs.load(make_config(), ["evaluation.baselines=[runs/none]"]))
+    with pytest.raises(UserError, match=r"runs/none/results.json not found; run `wcord evaluate runs/none` first"):
+        evaluate(run)
+    for file in (run / "student").iterdir():
+        file.unlink()
+    run_without = train(configs.load(make_config("other")))
+    (run_without / "student" / "network.json").unlink()
+    with pytest.raises(UserError, match=r"network.json: not found.*training has finished"):
+        evaluate(run_without)
