@@ -91,11 +91,11 @@ def warnings(run: Run, embeddings: Embeddings | None) -> list[str]:
         other = f"random/{metric.removeprefix('student/')}"
         if metric in results and other in results and results[metric] <= results[other]:
             found.append(f"{metric} is no better than that of an untrained network.")
-    steps, values = run.series("val/top1")
+    steps, values = run.series("held_out/top1")
     if values and max(values) - values[-1] > 0.02:
         best = steps[values.index(max(values))]
         found.append(
-            f"Validation top-1 was best at step {best:,} ({in_words('top1', max(values))}) and ended at "
+            f"Top-1 on held-out samples was best at step {best:,} ({in_words('top1', max(values))}) and ended at "
             f"{in_words('top1', values[-1])}: it may be overfitting."
         )
     return found

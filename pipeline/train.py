@@ -78,7 +78,7 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
             log.write(step, rate, norm, distillation)
         if held_out and (step % config.evaluation.every == 0 or last):
             average_buffers(distillation, accelerator)
-            log.scalars(step, {"val/top1": top1(distillation, held_out, config, accelerator)})
+            log.scalars(step, {"held_out/top1": top1(distillation, held_out, config, accelerator)})
         if step % config.train.checkpoint_every == 0 or last:
             average_buffers(distillation, accelerator)
             assert_equal_weights(distillation, accelerator)

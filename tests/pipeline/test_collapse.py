@@ -1,4 +1,5 @@
 import pytest
+
 from pipeline.collapse import collapse_warnings
 
 HEALTHY = {

@@ -165,11 +165,11 @@ def test_faults_say_what_to_do(runs: list[Path], tmp_path: Path) -> None:
 
 
 def test_a_log_with_a_cut_short_line_keeps_the_rest(tmp_path: Path) -> None:
-    lines = ['{"step": 20, "loss": 2.0}', "nonsense", '{"step": 40, "loss": 1.0}', '{"step": 40, "val/top1": 0.5}']
+    lines = ['{"step": 20, "loss": 2.0}', "nonsense", '{"step": 40, "loss": 1.0}', '{"step": 40, "held_out/top1": 0.5}']
     (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 60, "lo']))
     run = read_run(tmp_path)
     assert run.series("loss") == ([20, 40], [2.0, 1.0])
-    assert run.series("val/top1") == ([40], [0.5])
+    assert run.series("held_out/top1") == ([40], [0.5])
     notes = " ".join(run.notes)
     assert "last line (5) is cut short" in notes
     assert "1 line(s), the first is 2" in notes

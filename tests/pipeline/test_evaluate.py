@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from pipeline import config as configs
 from pipeline.errors import UserError
 from pipeline.evaluate import evaluate

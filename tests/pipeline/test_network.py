@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from pipeline.errors import UserError
 from pipeline.network import Network, build_network, load_network, save_network
 

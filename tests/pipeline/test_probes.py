@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from pipeline.probes import Standard, accuracy, classify_frozen, retrieval, to_teacher_space
 
 RNG = np.random.default_rng(0)

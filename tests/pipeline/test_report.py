@@ -105,7 +105,7 @@ def _log_row(step: int, rng: np.random.Generator) -> dict[str, float]:
         "wcord/global/effective_rank": 4 + 20 * (1 - fall),
         "student/std": 0.8,
     }
-    return {"step": step, **row, **({"val/top1": 0.72 * (1 - fall)} if step % 100 == 0 else {})}
+    return {"step": step, **row, **({"held_out/top1": 0.72 * (1 - fall)} if step % 100 == 0 else {})}
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -49,7 +49,7 @@ def test_a_supervised_run_learns_and_leaves_what_it_should(make_config: Any) -> 
     log = lines(run)
     assert [row["step"] for row in log if "loss" in row] == [10, 20, 30, 40, 50, 60]
     assert log[-2]["loss"] < 0.7 * log[0]["loss"]
-    checked = [row["val/top1"] for row in log if "val/top1" in row]
+    checked = [row["held_out/top1"] for row in log if "held_out/top1" in row]
     assert len(checked) == 2
     assert checked[-1] > 0.5
     assert {"loss/cross_entropy", "lr", "grad_norm", "samples_per_second", "data_wait", "epoch"} <= log[0].keys()
