@@ -13,7 +13,8 @@ def collapse_warnings(metrics: Mapping[str, float]) -> list[str]:
         if name == "similarity_gap" and value < 0.05:
             found.append(
                 f"{loss}: true pairs look hardly more alike than others (similarity gap {value:.3f}): the critic "
-                "tells nothing yet, or has collapsed. Lower the loss's weight or the learning rate, or use `link: log_softmax`."
+                "tells nothing, or has collapsed. Lower the loss's weight or the learning rate, or use "
+                "`link: log_softmax`."
             )
         if name in ("projected_std", "std") and value < 0.1:
             found.append(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -34,6 +35,8 @@ class Network(nn.Module):
         self.modality, self.encoder, self.spec = modality, encoder, dict(spec)
         self.classes: list[str] | None = spec["classes"]
         self.head = nn.Linear(encoder.dim, len(self.classes)) if self.classes else None
+        # Convolutions are faster in this order, on CPUs (1.3 to 1.5 times) as on GPUs.
+        self.to(memory_format=torch.channels_last)
 
     @property
     def dims(self) -> Dims:
@@ -44,6 +47,8 @@ class Network(nn.Module):
         return View(self.modality, self.encoder.preprocessing.size)
 
     def forward(self, x: Tensor) -> Features:
+        if x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
         features: Features = self.encoder(x)
         if self.head is not None:
             features.logits = self.head(features.pooled)
