@@ -64,7 +64,7 @@ def main() -> None:
         for run in runs:
             run.result()
     for name, (_, methods) in studies.items():
-        table(out / name, methods, options.seeds)
+        table(out / name, {"labels": out / "shared"} | dict.fromkeys(methods, out / name), options.seeds)
 
 
 if __name__ == "__main__":

@@ -26,11 +26,10 @@ METHODS = {
 """Losses by the name of the method: with the task's own labels only, and with a teacher of the same classes."""
 
 WITHOUT_KD = {
-    "labels": METHODS["labels"],
     "info_nce": f"{{{CE}, info_nce: {{weight: 0.5}}}}",
     "wcord": METHODS["wcord"],
 }
-"""The same for a teacher of other classes."""
+"""With a teacher of other classes; what the labels alone give is the same run as above."""
 
 
 def train_and_evaluate(config: str | Path, run: Path, *overrides: str) -> None:
@@ -67,9 +66,9 @@ def students(
     ]
 
 
-def table(out: Path, methods: Mapping[str, str], seeds: int) -> None:
-    """Print the study's table as Markdown and write it, with a plot, beside its runs."""
-    runs = [out / f"{method}_s{seed}" for method in methods for seed in range(seeds)]
+def table(out: Path, methods: Mapping[str, Path], seeds: int) -> None:
+    """Print a table of methods, each with the folder of its runs, as Markdown; write it, with a plot, into `out`."""
+    runs = [folder / f"{method}_s{seed}" for method, folder in methods.items() for seed in range(seeds)]
     print(f"\n## {out}\n\n{compare(runs, out, baseline='labels').markdown()}")
 
 

@@ -27,7 +27,7 @@ def main() -> None:
     with ThreadPoolExecutor(CORES) as pool:
         for run in students(pool, "rgb_to_depth", out, METHODS, out / "teacher", options.seeds, data, "data.workers=1"):
             run.result()
-    table(out, METHODS, options.seeds)
+    table(out, dict.fromkeys(METHODS, out), options.seeds)
 
 
 if __name__ == "__main__":
