@@ -212,3 +212,15 @@ def test_unsynchronised_copies_are_refused(make_config: Any) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
     assert done.returncode == 2
     assert "unsynchronised copies" in done.stderr
+
+
+def test_compression_and_a_teacher_of_other_size_are_the_same_program(make_config: Any) -> None:
+    """RGB to RGB: the shipped config, on other data."""
+    teacher = run_config(make_config("big"), "student={modality: rgb, encoder: {name: resnet, depth: 8, size: 32}}")
+    overrides = [
+        *("data.batch_size=16", "data.workers=0", "train.steps=3", "train.warmup=1"),
+        *(f"teacher.run={teacher}", f"run={teacher.parent / 'small'}", "student.encoder.size=16"),
+    ]
+    shards = configs.load(make_config("big")).data.shards
+    run = train(configs.load("compress", [*overrides, f"data.shards={shards}"]))
+    assert load_network(run / "student").view.size == 16
