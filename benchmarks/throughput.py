@@ -2,7 +2,7 @@
 
 The limit is the number of cores over the CPU time that one sample needs in all that training consists of (reading,
 decoding and augmentation; teacher; student; losses; optimiser), each measured alone on one thread, with the same part
-running on every core, since cores that share a cache or a clock slow each other down. A ratio of 1 means that nothing is
+running on every core: cores that share a cache or a clock slow each other down. A ratio of 1 means that nothing is
 lost to waiting, copying and scheduling. The training run is the shipped `rgb_to_depth` experiment.
 """
 
@@ -54,6 +54,7 @@ def cost_per_sample(overrides: list[str]) -> dict[str, float]:
     stream = TrainStream(source, model.views, batch=size, crop=config.data.crop, flip=config.data.flip)
     batches = iter(stream)
     batch = next(batches)
+    assert isinstance(batch, dict)
     optimizer = build_optimizer(model, config)
 
     def learn() -> None:
