@@ -16,7 +16,7 @@ from pathlib import Path
 from pipeline.compare import compare
 
 CORES = os.cpu_count() or 1
-CE, KD, WCORD = "cross_entropy: {}", "kd: {weight: 3}", "wcord: {}"
+CE, KD, WCORD = "cross_entropy: {}", "kd: {weight: 3}", "wcord: {relational: 1.5}"
 METHODS = {
     "labels": f"{{{CE}}}",
     "kd": f"{{{CE}, {KD}}}",
@@ -27,7 +27,7 @@ METHODS = {
 
 WITHOUT_KD = {
     "info_nce": f"{{{CE}, info_nce: {{weight: 0.5}}}}",
-    "wcord": METHODS["wcord"],
+    "wcord": f"{{{CE}, wcord: {{global_weight: 0.5, local_weight: 0.5, relational: 0}}}}",
 }
 """With a teacher of other classes; what the labels alone give is the same run as above."""
 

@@ -13,7 +13,7 @@ import math
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -45,7 +45,7 @@ class GlobalContrast(Loss):
         dim: Annotated[int, Gt(0)] = 128,
         critic: Literal["lipschitz", "cosine"] = "lipschitz",
         link: Literal["log_softmax", "linear"] = "log_softmax",
-        temperature: Annotated[float, Gt(0)] = 0.07,
+        temperature: Annotated[float, Ge(0.01), Le(1)] = 0.07,
         learn_temperature: bool = True,
         queue: Annotated[int, Ge(0)] = 1024,
         exclude: tuple[Literal["label", "group"], ...] = ("label", "group"),

@@ -6,7 +6,7 @@ import math
 from typing import Annotated
 
 import torch
-from annotated_types import Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,7 +27,7 @@ class InfoNCE(Loss):
         teacher: Dims,
         *,
         dim: Annotated[int, Gt(0)] = 128,
-        temperature: Annotated[float, Gt(0)] = 0.07,
+        temperature: Annotated[float, Ge(0.01), Le(1)] = 0.07,
     ) -> None:
         super().__init__()
         self.student_projection = CosineProjection(student.pooled, dim)

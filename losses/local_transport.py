@@ -25,7 +25,10 @@ from losses.standardise import Standardise
 
 
 class LocalTransport(Loss):
-    """`sum_ij P_ij (1 - cos(s_i, t_j))`, P detached (by the envelope theorem its own gradient vanishes), in [0, 2].
+    """`sum_ij P_ij (1 - cos(s_i, t_j))`, in [0, 2], with P detached.
+
+    P itself is the gradient of the entropic optimum with respect to the cost (envelope theorem), so nothing is missing
+    from the gradient of that optimum; only its entropy is left out of the value.
 
     space: `teacher` compares in the teacher's standardised feature space, so that only the student is projected;
     `shared` projects both to `dim` (the paper's; both sides can then drift together). epsilon, iterations: of

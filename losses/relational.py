@@ -10,7 +10,8 @@ from torch.nn import functional as F
 def relational_divergence(
     student: Tensor, teacher: Tensor, plan: Tensor | None = None, temperature: float = 0.1
 ) -> Tensor:
-    """`mean_i KL(r_i(teacher) || r_i(student))`, `r_i` the softmax over j != i of `cos(x_i, x_j) / temperature`.
+    """`mean_i KL(r_i(teacher) || r_i(student))`, `r_i` the softmax over j != i of `cos(x_i, x_j) / temperature`,
+    cosines of features that are centred by the batch's mean.
 
     student: `[B, D_S]`, teacher: `[B, D_T]`. plan: `[B, B]` transport plan that carries the teacher's similarities
     to the students before the softmax, `(B P) S_T (B P)'`; without one the pairs are taken as they are. The

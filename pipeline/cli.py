@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -222,8 +223,18 @@ def _pack(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; what a person can mend is a message without a traceback, and exit code 2."""
+    sys.path.insert(0, str(Path.cwd()))  # so that `my_package.thermal:Thermal` is found where the user works
     try:
         app(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        place = error.filename or "the disk"
+        print(
+            f"error: {place}: no space left. Nothing half-written counts; free space and go on with `--resume`.",
+            file=sys.stderr,
+        )
         sys.exit(2)

@@ -39,25 +39,27 @@ class Embedded:
 def evaluate(run: str | Path) -> Results:
     """Measure a finished run on its test split and write `results.json` and `evaluation/`.
 
-    Teacher, student and a student with random weights are measured alike. Accuracies and recalls are in [0, 1].
+    Teacher, student and a student with random weights are measured alike: the head's accuracy on the test split, and
+    probe and k-NN on frozen features, which learn from ALL training labels, however few of them the student saw.
+    Accuracies and recalls are in [0, 1].
     Raises UserError if the run has not finished, or its teacher, its data set or a baseline is no longer there.
     """
     run = Path(run)
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run}: not a run folder (no config.yaml). Give the `run` of a config that was trained.")
     config = configs.load(run / "config.yaml")
-    classes = load_dataset(config.data.shards).classes[config.data.label]
     baselines = _baselines(config)
-    networks = _networks(run, config)
     train, test = (
         open_split(config.data.shards, split, config.data.label) for split in ("train", config.evaluation.split)
     )
+    classes = load_dataset(config.data.shards).classes.get(config.data.label, [])
+    networks = _networks(run, config)
     seen, unseen = embed(networks, train, config), embed(networks, test, config)
 
     results: Results = {"samples/train": len(seen.keys), "samples/test": len(unseen.keys)}
     for role, network in networks.items():
         results[f"parameters/{role}"] = sum(p.numel() for p in network.parameters())
-        if role != "random" and network.classes == classes:
+        if role in unseen.prediction and network.classes == classes:
             results |= _named(role, accuracy(unseen.prediction[role], unseen.label))
         frozen = classify_frozen(
             seen.features[role], seen.label, unseen.features[role], unseen.label, config.evaluation.neighbours
@@ -118,7 +120,10 @@ def _baselines(config: Config) -> Results:
         path = folder / "results.json"
         if not path.is_file():
             raise UserError(f"evaluation.baselines: {path} not found; run `wcord evaluate {folder}` first.")
-        results = json.loads(path.read_bytes())
+        try:
+            results = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise UserError(f"{path}: damaged ({error}); run `wcord evaluate {folder}` again.") from None
         own = {k: v for k, v in results.items() if k.startswith(("student/", "retrieval/"))}
         found |= _named(f"baseline/{folder.name}", own)
     return found
@@ -146,10 +151,12 @@ def _save_samples(
     _write_arrays(folder / "embeddings.npz", samples | {role: x[rows].astype(np.float16) for role, x in unit.items()})
     shown = rows[np.linspace(0, len(rows) - 1, min(PICTURES, len(rows))).astype(int)]
     views = {role: network.view for role, network in networks.items() if role != "random"}
-    seen = [{role: _thumbnail(p) for role, p in sample.items()} for sample in pictures(source, views, set(shown))]
+    keys = [found.keys[row] for row in shown]
+    seen = dict(pictures(source, views, set(keys)))
     thumbnails = {"rows": np.searchsorted(rows, shown)}
     for role, view in views.items():
-        thumbnails |= {role: np.stack([s[role] for s in seen]), f"{role}_modality": np.array(view.modality.name)}
+        thumbnails[role] = np.stack([_thumbnail(seen[key][role]) for key in keys])
+        thumbnails[f"{role}_modality"] = np.array(view.modality.name)
     _write_arrays(folder / "thumbnails.npz", thumbnails)
 
 

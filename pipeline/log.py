@@ -22,7 +22,7 @@ from pipeline.stream import Batch
 
 
 class Log:
-    """What is written about a run while it trains: metrics.jsonl, TensorBoard, a line for the person who waits."""
+    """`waiting` for a batch, `add` its losses, and now and then `write` a line of their means."""
 
     def __init__(self, config: Config, run: Path, step: int, steps_per_epoch: int, accelerator: Accelerator) -> None:
         self.config, self.accelerator, self.steps_per_epoch = config, accelerator, steps_per_epoch
@@ -36,11 +36,13 @@ class Log:
             self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
     def _restart(self) -> None:
-        self.count, self.waited, self.since = 0, 0.0, time.perf_counter()
+        self.count, self.waited, self.since, self.written = 0, 0.0, time.perf_counter(), False
         self.terms = {}
 
     def waiting(self, batches: Iterator[Batch]) -> Batch:
         """The next batch, with the time that it takes counted as waiting for data."""
+        if self.written:  # the clock stands still while checkpoints and checks are made after a line
+            self._restart()
         before = time.perf_counter()
         batch = next(batches)
         self.waited += time.perf_counter() - before
@@ -53,6 +55,7 @@ class Log:
 
     def write(self, step: int, rate: float, norm: Tensor | float, model: Distillation) -> None:
         """Average the terms since the last line over steps and ranks, and write them with the losses' metrics."""
+        seconds = time.perf_counter() - self.since
         values = torch.stack([v.float() for v in self.terms.values()]) / self.count
         means = dict(zip(self.terms, self.accelerator.reduce(values, "mean").tolist(), strict=True))
         if not math.isfinite(means["loss"]):
@@ -61,7 +64,6 @@ class Log:
                 f"step {step}: the loss is not finite ({', '.join(bad) or 'loss'}). Lower train.learning_rate or the "
                 "weight of that loss; then start again from the last checkpoint with --resume."
             )
-        seconds = time.perf_counter() - self.since
         row = {
             "epoch": step / self.steps_per_epoch,
             **means,
@@ -72,11 +74,11 @@ class Log:
             **{name: float(value) for name, value in model.metrics().items()},
         }
         self.scalars(step, row)
+        self.written = True
         if self.accelerator.is_main_process:
             print(self._line(step, row), flush=True)
             if step > max(self.config.train.warmup, self.config.train.steps // 5):  # before, features still form
                 self._warn(row)
-        self._restart()
 
     def scalars(self, step: int, row: dict[str, float]) -> None:
         if self.accelerator.is_main_process:

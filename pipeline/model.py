@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from losses import LOSSES, Features
-from losses.base import Loss
+from losses.base import Loss, full_precision
 from losses.diagnostics import effective_rank, relative_std
+from losses.gather import gather
 from modalities.encoders import find
 from pipeline.config import Config
 from pipeline.errors import UserError
@@ -45,12 +46,14 @@ class Distillation(nn.Module):
         return self
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        student: Features = self.student(batch["student"])
+        student = _full(self.student(batch["student"]))
         teacher = self._teach(batch)
         self._student_features = student.pooled.detach()
-        terms: dict[str, Tensor] = {
-            self.names[name]: loss(student, teacher, batch) for name, loss in self.losses.items()
-        }
+        # The networks may run in half precision; the losses never do.
+        with torch.autocast(student.pooled.device.type, enabled=False):
+            terms: dict[str, Tensor] = {
+                self.names[name]: loss(student, teacher, batch) for name, loss in self.losses.items()
+            }
         total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
         return total, {name: term.detach() for name, term in terms.items()}
 
@@ -58,8 +61,7 @@ class Distillation(nn.Module):
         if self.teacher is None:
             return None
         with torch.no_grad():
-            features: Features = self.teacher(batch["teacher"])
-        return features
+            return _full(self.teacher(batch["teacher"]))
 
     @property
     def views(self) -> dict[str, View]:
@@ -73,7 +75,7 @@ class Distillation(nn.Module):
             for name, loss in cast(Mapping[str, Loss], self.losses).items()
             for key, value in loss.metrics().items()
         }
-        x = self._student_features
+        x = gather(self._student_features)
         return own | {"student/effective_rank": effective_rank(x), "student/std": relative_std(x)}
 
     def trainable_state(self) -> dict[str, Tensor]:
@@ -88,13 +90,16 @@ class Distillation(nn.Module):
 
 def build_model(config: Config) -> Distillation:
     """Build teacher, student and losses; UserError says which part of the config does not fit which."""
+    kinds: dict[str, type[Loss]] = {name: find(name, LOSSES, Loss, "loss") for name in config.losses}
     classes = load_dataset(config.data.shards).classes.get(config.data.label)
+    if not any(kind.needs_student_logits for kind in kinds.values()):
+        classes = None  # nothing would train a head
     torch.manual_seed(config.seed)
     student = build_network(config.student.modality, config.student.encoder, classes, "student")
     teacher = build_teacher(config)
     losses: dict[str, Loss] = {}
     for name, keywords in config.losses.items():
-        loss = find(name, LOSSES, Loss, "loss")
+        loss = kinds[name]
         _check_logits(name, loss, teacher, student, config)
         own = {k: v for k, v in keywords.items() if k != "weight"}
         try:
@@ -127,6 +132,16 @@ def _check_logits(name: str, loss: type[Loss], teacher: Network | None, student:
             f"losses.{name}: needs a teacher of the same classes. The data has {_some(student.classes)}; the teacher "
             f"{_some(teacher.classes)}. Remove this loss, or use a feature loss such as wcord."
         )
+
+
+def _full(features: Features) -> Features:
+    """The same features in full precision."""
+    logits = features.logits
+    return Features(
+        full_precision(features.pooled),
+        [full_precision(x) for x in features.maps],
+        None if logits is None else full_precision(logits),
+    )
 
 
 def _some(classes: list[str] | None) -> str:

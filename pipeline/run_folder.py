@@ -5,41 +5,68 @@ from __future__ import annotations
 import platform
 import shutil
 import subprocess
-from importlib.metadata import version
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-from accelerate import Accelerator
 
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.shards import load_dataset, write_atomic
 
+RESULTS = ("student", "results.json", "evaluation", "report.html")
+"""What is made of a finished training: no longer true once it goes on."""
 
-def claim(run: Path, resume: bool, overwrite: bool, accelerator: Accelerator) -> None:
-    """Make sure that no finished work is overwritten, then write nothing but the folder itself."""
-    made = [name for name in ("checkpoints", "student", "metrics.jsonl") if (run / name).exists()]
+WRITTEN = ("checkpoints", "metrics.jsonl", "tensorboard", *RESULTS)
+"""What a run writes, its config aside."""
+
+
+def claim(run: Path, resume: bool, overwrite: bool) -> None:
+    """Refuse to write over finished work. Nothing is deleted yet: the config may still turn out to be wrong."""
+    made = [name for name in WRITTEN if (run / name).exists()]
     if made and not (resume or overwrite):
         raise UserError(
             f"{run}: already holds a run ({', '.join(made)}). Go on with it by --resume, replace it by --overwrite, or "
             "choose another `run`."
         )
-    accelerator.wait_for_everyone()  # nobody may delete or create before all have looked
-    if overwrite and not resume and accelerator.is_main_process and made:
-        shutil.rmtree(run)
-    accelerator.wait_for_everyone()
+
+
+def clear(run: Path, names: Sequence[str]) -> None:
+    """Delete what an earlier training or evaluation wrote into the folder, and nothing else."""
+    for name in names:
+        path = run / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_config(config: Config, run: Path) -> None:
     """Write the resolved config, headed by the versions it ran with, in a form that `load` reads back."""
-    folder = Path(__file__).parent
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=folder, capture_output=True, text=True)
-    revision = git.stdout.strip() if git.returncode == 0 else "none"
-    versions = {name: version(name) for name in ("wcord", "torch", "accelerate", "transformers", "webdataset")}
+    versions = {name: _version(name) for name in ("wcord", "torch", "accelerate", "transformers", "webdataset")}
     dataset = load_dataset(config.data.shards)
     head = [
         " ".join(f"{name} {number}" for name, number in versions.items()),
-        f"python {platform.python_version()}, git revision {revision}",
+        f"python {platform.python_version()}, git revision {_revision()}",
         f"data {dataset.name}: {dataset.samples('train')} training samples",
     ]
     run.mkdir(parents=True, exist_ok=True)
     write_atomic(run / "config.yaml", ("".join(f"# {line}\n" for line in head) + config.to_yaml()).encode())
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _revision() -> str:
+    """The checkout's revision; `none` for an installed package, also if it lies inside somebody's repository."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return "none"
+    try:
+        git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True)
+    except OSError:
+        return "none"
+    return git.stdout.strip() if git.returncode == 0 else "none"

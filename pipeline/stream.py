@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 import torch
 import webdataset
+from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from modalities.base import Geometry, Modality
@@ -68,19 +69,20 @@ class Fault:
 def open_split(folder: str | Path, split: str, label: str, visible_labels: float = 1.0, seed: int = 0) -> Source:
     """Check that a split of a packed data set is there and whole, without reading it.
 
-    Raises UserError for a data set that is not packed, a split without samples, a label that it does not have, a
-    missing shard or one of the wrong size.
+    A data set without any classes has 0 of them, and all its samples are unlabelled. Raises UserError for a data set
+    that is not packed, a split without samples, a label that it does not have, a missing shard, one of
+    the wrong size.
     """
     dataset: Dataset = load_dataset(folder)
     if dataset.samples(split) == 0:
         known = ", ".join(f"{name} ({dataset.samples(name)} samples)" for name in dataset.splits) or "none"
         raise UserError(f"{folder}: split `{split}` has no samples; splits of this data set: {known}.")
-    if label not in dataset.classes:
+    if label not in dataset.classes and (dataset.classes or label != "label"):
         known = ", ".join(dataset.classes) or "none"
         raise UserError(f"{folder}: data.label: no label `{label}` in this data set; it has: {known}.")
     shards = tuple(dataset.splits[split])
     verify_files(folder, shards)
-    return Source(Path(folder), shards, label, len(dataset.classes[label]), visible_labels, seed)
+    return Source(Path(folder), shards, label, len(dataset.classes.get(label, [])), visible_labels, seed)
 
 
 class TrainStream(IterableDataset[Any]):
@@ -151,7 +153,7 @@ class TrainStream(IterableDataset[Any]):
 
 
 class EvalStream(IterableDataset[Any]):
-    """Every sample of a split once, in the order of the shards, without augmentation; the last batch may be short."""
+    """Every sample of a split once, without augmentation, in an order that depends on the number of readers."""
 
     def __init__(self, source: Source, views: Mapping[str, View], *, batch: int, ranks: int = 1, rank: int = 0) -> None:
         super().__init__()
@@ -228,6 +230,10 @@ class Prepare:
 
     def _task(self, raw: Sample, meta: Mapping[str, Any], where: str) -> Sample:
         source = self.source
+        group = meta.get("group")
+        digest = -1 if group is None else _digest(str(group)) >> 1
+        if source.classes == 0:
+            return {"label": -1, "group": digest}
         if source.label == "label":
             text = raw.get("label.txt", b"-1").decode("ascii", "replace").strip()
         else:
@@ -240,8 +246,7 @@ class Prepare:
             )
         if _unit(f"label/{source.seed}/{raw['__key__']}") >= source.visible_labels:
             label = -1
-        group = meta.get("group")
-        return {"label": label, "group": -1 if group is None else _digest(str(group)) >> 1}
+        return {"label": label, "group": digest}
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         batch: Batch = {role: view.modality.collate([s[role] for s in samples]) for role, view in self.views.items()}
@@ -251,14 +256,17 @@ class Prepare:
         return batch
 
 
-def pictures(source: Source, views: Mapping[str, View], rows: Collection[int]) -> Iterator[dict[str, np.ndarray]]:
-    """What a person would see of the samples at `rows`, in order: role -> uint8 RGB `[H, W, 3]`."""
+def pictures(
+    source: Source, views: Mapping[str, View], keys: Collection[str]
+) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """What a person would see of the samples of these keys: key, and role -> uint8 RGB `[H, W, 3]`."""
     members = Prepare(source, views, None).members
-    for index, raw in enumerate(read_range(source.folder, source.shards, 0, source.samples, members)):
-        if index in rows:
+    for raw in read_range(source.folder, source.shards, 0, source.samples, members):
+        if raw["__key__"] in keys:
             where = f"{raw['__url__']}: sample {raw['__key__']}"
             meta = _meta(raw, where)
-            yield {role: v.modality.picture(_decode(v.modality, raw, meta, where)) for role, v in views.items()}
+            seen = {role: v.modality.picture(_decode(v.modality, raw, meta, where)) for role, v in views.items()}
+            yield raw["__key__"], seen
 
 
 def read_range(
@@ -337,7 +345,7 @@ def loader(stream: IterableDataset[Any], workers: int, device: torch.device) -> 
         for batch in batches:
             if isinstance(batch, Fault):
                 raise UserError(batch.message)
-            yield {k: v.to(device, non_blocking=True) if hasattr(v, "to") else v for k, v in batch.items()}
+            yield send_to_device(batch, device, non_blocking=True)
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -9,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate.utils import parse_flag_from_env
+from safetensors.torch import save
 
 from pipeline.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.log import Log
 from pipeline.model import Distillation, build_model
-from pipeline.network import save_network
-from pipeline.run_folder import claim, write_config
+from pipeline.network import DESCRIPTION, save_network
+from pipeline.run_folder import RESULTS, WRITTEN, claim, clear, write_config
 from pipeline.stream import EvalStream, TrainStream, loader, open_split
 
 
@@ -29,7 +32,7 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
     """
     accelerator = start_accelerator(config)
     run = Path(config.run)
-    claim(run, resume, overwrite, accelerator)
+    claim(run, resume, overwrite)
     data = config.data
     source = open_split(data.shards, "train", data.label, data.labels, config.seed)
     held_out = open_split(data.shards, config.evaluation.split, data.label) if config.evaluation.every else None
@@ -39,10 +42,16 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
     model, optimizer = accelerator.prepare(distillation, build_optimizer(distillation, config))
     done = _resume(run, distillation, optimizer, identity, accelerator) if resume else 0
     if done >= config.train.steps:
+        if accelerator.is_main_process and not (run / "student" / DESCRIPTION).exists():
+            save_network(distillation.student, run / "student")
         accelerator.print(f"{run}: already trained for {done} steps; nothing to do.")
+        accelerator.end_training()
         return run
+    accelerator.wait_for_everyone()  # nobody may delete before all have looked
     if accelerator.is_main_process:
+        clear(run, RESULTS if done else WRITTEN)
         write_config(config, run)
+    accelerator.print(f"{run}: training on {accelerator.num_processes} x {accelerator.device.type}", flush=True)
 
     stream = TrainStream(
         source,
@@ -82,6 +91,7 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
         if step % config.train.checkpoint_every == 0 or last:
             average_buffers(distillation, accelerator)
             assert_equal_weights(distillation, accelerator)
+            assert_finite_weights(distillation, step)
             if accelerator.is_main_process:
                 state = {"optimizer": optimizer.state_dict(), "scaler": _scaler_state(accelerator)}
                 save_checkpoint(
@@ -100,8 +110,12 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
 def start_accelerator(config: Config) -> Accelerator:
     """Start Accelerate; UserError if the launcher started more processes than it joined."""
     precision = config.train.precision
+    device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device.type
     if precision == "auto":
-        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+        native = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if native else "fp32"
+    if precision == "fp16" and device == "cpu":
+        raise UserError("train.precision: fp16 needs a GPU; use fp32 (or bf16) on a CPU.")
     # The buffers are averaged where they are read; the graph is the same at every step.
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, static_graph=True)
     accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=[ddp])
@@ -146,11 +160,13 @@ def top1(model: Distillation, source: Any, config: Config, accelerator: Accelera
     views = {"student": model.views["student"]}
     ranks, rank = accelerator.num_processes, accelerator.process_index
     stream = EvalStream(source, views, batch=256, ranks=ranks, rank=rank)
-    count = torch.zeros(2, device=accelerator.device, dtype=torch.float64)
+    count = torch.zeros(2, device=accelerator.device, dtype=torch.int64)
     model.eval()
     for batch in loader(stream, config.data.workers, accelerator.device):
         with accelerator.autocast():
             logits = model.student(batch["student"]).logits
+        if logits is None:
+            raise UserError("evaluation.every: the student has no classes to be right about; set it to 0.")
         known = batch["label"] >= 0
         count += torch.stack([((logits.argmax(1) == batch["label"]) & known).sum(), known.sum()])
     model.train()
@@ -176,24 +192,53 @@ def assert_equal_weights(model: Distillation, accelerator: Accelerator) -> None:
             raise RuntimeError("the ranks' weights differ: gradients were not synchronised. Do not use this run.")
 
 
+def assert_finite_weights(model: Distillation, step: int) -> None:
+    """Raises UserError rather than let a checkpoint be written that no run can go on from."""
+    bad = [name for name, p in model.named_parameters() if p.requires_grad and not torch.isfinite(p).all()]
+    if bad:
+        raise UserError(
+            f"step {step}: weights are not finite ({bad[0]} and {len(bad) - 1} others), no checkpoint was written. "
+            "Lower train.learning_rate or a loss's weight, and go on from the last checkpoint with --resume."
+        )
+
+
 def _resume(run: Path, model: Distillation, optimizer: Any, identity: dict[str, Any], accelerator: Accelerator) -> int:
     """Load the newest checkpoint, if there is one, and return how many steps were taken."""
     checkpoints = list_checkpoints(run / "checkpoints")
-    if not checkpoints:
-        return 0
-    checkpoint = load_checkpoint(checkpoints[-1], identity)
-    model.load_trainable_state(checkpoint.model)
-    optimizer.load_state_dict(checkpoint.optimizer["optimizer"])
-    if accelerator.scaler is not None:
-        accelerator.scaler.load_state_dict(checkpoint.optimizer["scaler"])
-    return checkpoint.step
+    checkpoint = load_checkpoint(checkpoints[-1], identity) if checkpoints else None
+    done = checkpoint.step if checkpoint else 0
+    seen = accelerator.gather(torch.tensor([done], device=accelerator.device)).tolist()
+    if len(set(seen)) > 1:
+        raise UserError(
+            f"{run}: the processes see different checkpoints (steps {sorted(set(seen))}): put the run folder where all "
+            "machines can read it."
+        )
+    if checkpoint is not None:
+        model.load_trainable_state(checkpoint.model)
+        optimizer.load_state_dict(checkpoint.optimizer["optimizer"])
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(checkpoint.optimizer["scaler"])
+    return done
 
 
 def _identity(config: Config, model: Distillation) -> dict[str, Any]:
-    """What a checkpoint must agree on with the run that goes on from it."""
-    losses = {name: {k: v for k, v in own.items() if k != "weight"} for name, own in config.losses.items()}
-    teacher = model.teacher.spec if model.teacher is not None else None
-    return json.loads(json.dumps({"student": model.student.spec, "teacher": teacher, "losses": losses}))
+    """What a checkpoint must agree on with the run that goes on from it, as JSON."""
+    settings = config.model_dump(mode="json")
+    identity = {
+        "student": settings["student"] | {"classes": model.student.classes},
+        "teacher": _digest(model.teacher) if model.teacher is not None else None,
+        "losses": settings["losses"],
+        "seed": config.seed,
+        "data": {k: v for k, v in settings["data"].items() if k not in ("shards", "workers")},
+        "train": {k: settings["train"][k] for k in ("optimizer", "weight_decay", "precision")},
+    }
+    found: dict[str, Any] = json.loads(json.dumps(identity))
+    return found
+
+
+def _digest(network: torch.nn.Module) -> str:
+    """A short hash of a network's weights."""
+    return hashlib.sha256(save({k: v.contiguous() for k, v in network.state_dict().items()})).hexdigest()[:16]
 
 
 def _scaler_state(accelerator: Accelerator) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import members, write_dataset
 
 from pipeline import config as configs
 from pipeline.errors import UserError
@@ -47,6 +48,40 @@ def test_everything_promised_is_measured_and_kept(student: Path) -> None:
     assert thumbnails["student"].shape == thumbnails["teacher"].shape == (30, 72, 72, 3)
     assert str(thumbnails["teacher_modality"]) == "rgb"
     assert (thumbnails["rows"] == np.arange(30)).all()
+
+
+def test_pictures_stand_beside_their_own_keys(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where several workers hand in batches in turn, out of the shards' order."""
+    from modalities import RGB
+    from pipeline import evaluate as module
+    from pipeline.evaluate import _thumbnail
+    from pipeline.stream import EvalStream
+
+    monkeypatch.setattr(module, "EvalStream", lambda source, views, batch: EvalStream(source, views, batch=4))
+    config = student / "config.yaml"
+    config.write_text(config.read_text().replace("workers: 0", "workers: 2"))
+    evaluate(student)
+    kept = np.load(student / "evaluation" / "embeddings.npz", allow_pickle=False)
+    thumbnails = np.load(student / "evaluation" / "thumbnails.npz", allow_pickle=False)
+    keys = kept["keys"][thumbnails["rows"]]
+    assert list(keys) != sorted(keys)
+    for key, picture, label in zip(keys, thumbnails["teacher"], kept["label"], strict=True):
+        index = int(key[1:])
+        assert label == index % 3
+        own = _thumbnail(RGB().picture(RGB().decode(members(index)["rgb.jpg"], {})))
+        np.testing.assert_array_equal(picture, own)
+
+
+def test_unlabelled_pairs_can_be_distilled_and_measured(make_config: Any, tmp_path: Path) -> None:
+    teacher = train(configs.load(make_config("teacher"), ["student.modality=rgb"]))
+    folder = write_dataset(tmp_path / "unlabelled", {"train": [40], "test": [12]})
+    dataset = json.loads((folder / "dataset.json").read_text()) | {"classes": {}}
+    (folder / "dataset.json").write_text(json.dumps(dataset))
+    path = make_config("student", f"teacher: {{run: {teacher}}}", "  wcord: {dim: 8}", shards=folder)
+    results = evaluate(train(configs.load(path)))
+    assert "retrieval/student_to_teacher/R@1" in results
+    assert "student/top1" not in results
+    assert "student/probe" not in results
 
 
 def test_evaluation_is_repeatable_and_names_its_baselines(student: Path, make_config: Any) -> None:

@@ -103,6 +103,42 @@ def test_a_finished_run_is_neither_repeated_nor_overwritten_by_accident(make_con
     assert (run / "student" / "model.safetensors").stat().st_mtime_ns != made
 
 
+def test_a_run_killed_before_its_student_was_written_still_ends(make_config: Any) -> None:
+    path = make_config()
+    run = run_config(path)
+    before = weights(run)
+    shutil.rmtree(run / "student")
+    run_config(path, resume=True)
+    assert all(torch.equal(before[key], value) for key, value in weights(run).items())
+
+
+def test_a_run_that_goes_on_is_not_taken_for_finished(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_config()
+    run = run_config(path)
+    monkeypatch.setattr("pipeline.train.save_checkpoint", lambda *_: (_ for _ in ()).throw(UserError("killed")))
+    with pytest.raises(UserError, match="killed"):
+        run_config(path, "train.steps=20", resume=True)
+    assert not (run / "student").exists()
+
+
+def test_overwriting_with_a_wrong_config_keeps_the_old_run(make_config: Any, tmp_path: Path) -> None:
+    path = make_config()
+    run = run_config(path)
+    (run / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="not found"):
+        run_config(path, "data.shards=nowhere", overwrite=True)
+    assert (run / "student" / "network.json").exists()
+    run_config(path, overwrite=True)
+    assert (run / "notes.txt").read_text() == "mine"
+
+
+def test_weights_that_are_not_finite_are_never_saved(make_config: Any) -> None:
+    path = make_config()
+    with pytest.raises(UserError, match=r"not finite"):
+        run_config(path, "train.learning_rate=1e30", "train.clip=1e30", "train.warmup=0", "train.log_every=100")
+    assert not list_checkpoints(configs.load(path).run and Path(configs.load(path).run) / "checkpoints")
+
+
 def test_a_checkpoint_of_another_student_is_refused_by_name(make_config: Any) -> None:
     path = make_config()
     run_config(path)
