@@ -143,7 +143,7 @@ def build_optimizer(model: Distillation, config: Config) -> torch.optim.Optimize
     ]
     if config.train.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.train.learning_rate, momentum=0.9)
-    return torch.optim.AdamW(groups, lr=config.train.learning_rate)
+    return torch.optim.AdamW(groups, lr=config.train.learning_rate, fused=True)
 
 
 def learning_rate(step: int, config: Config) -> float:
