@@ -32,16 +32,17 @@ from pipeline.train import build_optimizer, train
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def cpu_seconds(work: Callable[[], object], seconds: float = 4.0) -> float:
-    """CPU seconds that one call of `work` takes, the median of as many calls as fit in `seconds`, after a warm-up."""
+def cpu_seconds(work: Callable[[], object], seconds: float = 5.0) -> float:
+    """CPU seconds that one call of `work` takes, the mean of as many calls as fit in `seconds`, after a warm-up.
+
+    The mean, because some calls of the stream pay for others: the first of an epoch fills the shuffle buffer.
+    """
     work()
-    times: list[float] = []
-    until = time.perf_counter() + seconds
-    while time.perf_counter() < until or len(times) < 3:
-        begun = time.process_time()
+    calls, begun, until = 0, time.process_time(), time.perf_counter() + seconds
+    while time.perf_counter() < until or calls < 3:
         work()
-        times.append(time.process_time() - begun)
-    return sorted(times)[len(times) // 2]
+        calls += 1
+    return (time.process_time() - begun) / calls
 
 
 def cost_per_sample(overrides: list[str]) -> dict[str, float]:
