@@ -9,12 +9,12 @@ import argparse
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.study import CORES, METHODS, students, table, train_and_evaluate
+from benchmarks.study import CE, CORES, students, table, train_and_evaluate
 from pipeline.demo import SCENES
 from pipeline.pack import pack
 from pipeline.recipes import tabletop
 
-DEMO = {name: METHODS[name] for name in ("labels", "wcord")}
+DEMO = {"labels": f"{{{CE}}}", "wcord": f"{{{CE}, wcord: {{}}}}"}
 
 
 def main() -> None:

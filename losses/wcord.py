@@ -15,7 +15,7 @@ from losses.local_transport import LocalTransport
 class WCoRD(Loss):
     """`global_weight * GlobalContrast + local_weight * LocalTransport`; the other keywords are theirs.
 
-    `relational: 1.5` helps where the teacher knows the student's classes, and harms where it does not: docs/results.md.
+    `relational: 1.5` was used on hand gestures; with a weak teacher, or few steps, it harms: docs/results.md.
     List `global_contrast` and `local_transport` on their own to set everything that they offer.
     """
 
