@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: setup demo test test-slow lint bench clean
+.PHONY: setup demo test lint bench clean
 
 setup: $(VENV)/.ready
 
@@ -17,9 +17,6 @@ demo: setup
 
 test: setup
 	$(RUN)/python -m pytest
-
-test-slow: setup
-	$(RUN)/python -m pytest -m slow
 
 lint: setup
 	$(RUN)/ruff check .

@@ -181,7 +181,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it_whole(tmp_path: Path) -> No
         assert [p.name for p in disk.iterdir()] == ["step_00000001"]
         assert load_checkpoint(list_checkpoints(disk)[-1], {}).step == 1
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_kd_refuses_a_teacher_of_other_classes(make_config: Any) -> None:
