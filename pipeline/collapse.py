@@ -24,6 +24,6 @@ def collapse_warnings(metrics: Mapping[str, float]) -> list[str]:
         if name == "effective_rank" and value < 3:
             found.append(
                 f"{loss}: the features use few directions (effective rank {value:.1f}). "
-                "A log-softmax link and a smaller weight of local_transport keep more."
+                "More steps, more labels or a lower learning rate keep more; of the losses, a log-softmax link."
             )
     return found

@@ -163,6 +163,6 @@ def test_metrics_show_a_collapse() -> None:
     same = Features(torch.ones(16, 12, dtype=Double))
     loss(same, pairs(16)[1], batch(16))
     collapsed = loss.metrics()
-    assert healthy["effective_rank"] > 4 > 1.5 > collapsed["effective_rank"] or collapsed["projected_std"] < 1e-6
+    assert healthy["effective_rank"] > 4
     assert collapsed["similarity_gap"].abs() < 1e-6
     assert F.relu(collapsed["projected_std"]) < 1e-6 < healthy["projected_std"]

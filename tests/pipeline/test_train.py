@@ -136,7 +136,7 @@ def test_weights_that_are_not_finite_are_never_saved(make_config: Any) -> None:
     path = make_config()
     with pytest.raises(UserError, match=r"not finite"):
         run_config(path, "train.learning_rate=1e30", "train.clip=1e30", "train.warmup=0", "train.log_every=100")
-    assert not list_checkpoints(configs.load(path).run and Path(configs.load(path).run) / "checkpoints")
+    assert not list_checkpoints(Path(configs.load(path).run) / "checkpoints")
 
 
 def test_a_checkpoint_of_another_student_is_refused_by_name(make_config: Any) -> None:
