@@ -18,17 +18,20 @@ import time
 from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
 
 import torch
 
 from losses import Features
 from pipeline import config as configs
+from pipeline.host import keep_freed_memory
 from pipeline.model import Distillation, build_model
 from pipeline.pack import pack
 from pipeline.recipes import tabletop
 from pipeline.stream import TrainStream, open_split
 from pipeline.train import build_optimizer, train
 
+ENVIRONMENT: dict[str, dict[str, str]] = {"one": {}, "many": {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}}
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -48,6 +51,7 @@ def cpu_seconds(work: Callable[[], object], seconds: float = 5.0) -> float:
 def cost_per_sample(overrides: list[str]) -> dict[str, float]:
     """CPU seconds a sample, of each part alone on one thread."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     config = configs.load("rgb_to_depth", overrides)
     model = build_model(config)
     size = config.data.batch_size
@@ -109,41 +113,56 @@ def measured(run: Path) -> tuple[float, float]:
     return len(rows) / seconds, sum(row["data_wait"] for row in rows) / len(rows)
 
 
+def run_training(folder: Path, name: str, launcher: list[str], overrides: list[str]) -> Path:
+    """Train in a fresh process, or several, and return the run folder."""
+    run = folder / name
+    command = [sys.executable, *launcher, "-m", "pipeline", "train", "rgb_to_depth", *overrides, f"run={run}"]
+    subprocess.run([*command, "--overwrite"], env=os.environ | ENVIRONMENT[name], stdout=subprocess.DEVNULL, check=True)
+    return run
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=300)
-    steps = parser.parse_args().steps
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=3, help="each measures the parts, then the runs")
+    arguments = parser.parse_args()
+    costs: list[dict[str, float]] = []
+    speeds: dict[str, list[tuple[float, float]]] = {"one": [], "many": []}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         pack(tabletop.plan(2000), folder / "data", workers=CORES)
         data = f"data.shards={folder / 'data'}"
         teacher = train(configs.load("rgb_teacher", [data, f"run={folder / 'teacher'}", "train.steps=5"]))
-        overrides = [data, f"teacher.run={teacher}", f"train.steps={steps}", "train.log_every=20"]
+        overrides = [data, f"teacher.run={teacher}", f"train.steps={arguments.steps}", "train.log_every=20"]
         overrides += ["train.checkpoint_every=100000", "evaluation.baselines=[]"]
-        command = [sys.executable, "-m", "pipeline", "train", "rgb_to_depth", *overrides]
-        one = subprocess.run([*command, f"run={folder / 'one'}"], env=os.environ, stdout=subprocess.DEVNULL)
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(CORES)]
-        environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        many = subprocess.run(
-            [*launcher, *command[1:], f"run={folder / 'many'}", "data.workers=1"],
-            env=environment,
-            stdout=subprocess.DEVNULL,
+        # As many samples a process as in the one process, and as the parts are measured with.
+        several = [*overrides, f"data.batch_size={64 * CORES}", "data.workers=1"]
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(CORES)]
+        for _ in range(arguments.rounds):
+            with get_context("spawn").Pool(CORES) as pool:
+                found = pool.map(cost_per_sample, [[*overrides, f"run={folder / 'cost'}"]] * CORES, chunksize=1)
+            costs.append({part: sum(cost[part] for cost in found) / CORES for part in found[0]})
+            speeds["one"].append(measured(run_training(folder, "one", [], overrides)))
+            speeds["many"].append(measured(run_training(folder, "many", launcher, several)))
+    report(costs, speeds)
+
+
+def report(costs: list[dict[str, float]], speeds: dict[str, list[tuple[float, float]]]) -> None:
+    """Medians over the rounds; each ratio is of one round, for the speed of a shared machine drifts."""
+    parts = {part: median(cost[part] for cost in costs) for part in costs[0]}
+    total = sum(parts.values())
+    print(f"\n{'part, alone on one thread':34s} CPU ms a sample")
+    for name, seconds in parts.items():
+        print(f"{name:34s} {1000 * seconds:8.3f}   {seconds / total:5.1%}")
+    limits = [CORES / sum(cost.values()) for cost in costs]
+    print(f"{'sum':34s} {1000 * total:8.3f}   limit of {CORES} cores: {median(limits):.0f} samples/s\n")
+    for name, title in (("one", f"one process, {CORES} threads"), ("many", f"{CORES} processes of one thread")):
+        ratios = [speed / limit for (speed, _), limit in zip(speeds[name], limits, strict=True)]
+        speed, waiting = (median(figures) for figures in zip(*speeds[name], strict=True))
+        print(
+            f"{title:34s} {speed:6.0f} samples/s = {median(ratios):.2f} of the limit "
+            f"({min(ratios):.2f} to {max(ratios):.2f}); waiting for data {waiting:.1%}"
         )
-        assert one.returncode == many.returncode == 0
-        with get_context("spawn").Pool(CORES) as pool:
-            costs = pool.map(cost_per_sample, [[*overrides, f"run={folder / 'cost'}"]] * CORES, chunksize=1)
-        cost = {part: sum(found[part] for found in costs) / CORES for part in costs[0]}
-        total = sum(cost.values())
-        print(f"\n{'part, alone on one thread':34s} CPU ms a sample")
-        for name, seconds in cost.items():
-            print(f"{name:34s} {1000 * seconds:8.3f}   {seconds / total:5.1%}")
-        limit = CORES / total
-        print(f"{'sum':34s} {1000 * total:8.3f}   limit of {CORES} cores: {limit:.0f} samples/s\n")
-        for name, run in ((f"one process, {CORES} threads", "one"), (f"{CORES} processes of one thread", "many")):
-            speed, waiting = measured(folder / run)
-            print(
-                f"{name:34s} {speed:6.0f} samples/s = {speed / limit:.2f} of the limit; waiting for data {waiting:.1%}"
-            )
 
 
 if __name__ == "__main__":

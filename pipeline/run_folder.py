@@ -42,7 +42,7 @@ def clear(run: Path, names: Sequence[str]) -> None:
 
 def write_config(config: Config, run: Path) -> None:
     """Write the resolved config, headed by the versions it ran with, in a form that `load` reads back."""
-    versions = {name: _version(name) for name in ("wcord", "torch", "accelerate", "transformers", "webdataset")}
+    versions = {name: _version(name) for name in ("wcord", "torch", "accelerate", "transformers")}
     dataset = load_dataset(config.data.shards)
     head = [
         " ".join(f"{name} {number}" for name, number in versions.items()),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -20,16 +20,16 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-import webdataset
 from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from modalities.base import Geometry, Modality
 from pipeline.errors import UserError
+from pipeline.host import yield_to_training
+from pipeline.samples import Sample, read_range, shuffled
 from pipeline.shards import Dataset, Shard, load_dataset, verify_files
 
 Batch = dict[str, Any]
-Sample = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -269,65 +269,6 @@ def pictures(
             yield raw["__key__"], seen
 
 
-def read_range(
-    folder: Path, shards: Iterable[Shard], start: int, stop: int, members: frozenset[str]
-) -> Iterator[Sample]:
-    """Raw samples `start` to `stop` of shards laid end to end; only `members` are kept, as bytes.
-
-    Raises UserError for a shard that is missing, damaged, or holds another number of samples than recorded.
-    """
-    offset = 0
-    for shard in shards:
-        first, last = max(start - offset, 0), min(stop - offset, shard.samples)
-        offset += shard.samples
-        if first < last:
-            yield from _read_shard(folder, shard, first, last, members)
-
-
-def _read_shard(folder: Path, shard: Shard, first: int, last: int, members: frozenset[str]) -> Iterator[Sample]:
-    path = str(folder / shard.file)
-
-    def wanted(name: str) -> bool:
-        return name.partition(".")[2].lower() in members
-
-    count = 0
-    try:
-        for count, sample in enumerate(
-            webdataset.tariterators.tarfile_samples([{"url": path}], select_files=wanted), 1
-        ):
-            if first < count <= last:
-                yield sample
-            if count > last and last < shard.samples:
-                return
-    except (OSError, EOFError, ValueError, webdataset.tariterators.tarfile.TarError) as error:
-        raise UserError(
-            f"{path}: cannot be read after sample {count}: {error.args[0] if error.args else error}. "
-            "Run `wcord check` on the data set; delete the shard and pack again to rebuild it."
-        ) from None
-    if count != shard.samples:
-        raise UserError(
-            f"{path}: has {count} samples with {', '.join(sorted(members))}, dataset.json says {shard.samples}. "
-            "Run `wcord check` on the data set."
-        )
-
-
-def shuffled(samples: Iterable[Sample], size: int, rng: random.Random) -> Iterator[Sample]:
-    """Shuffle a stream through a buffer of `size` samples (0 or 1: not at all)."""
-    buffer: list[Sample] = []
-    for sample in samples:
-        if len(buffer) < size:
-            buffer.append(sample)
-            continue
-        if size == 0:
-            yield sample
-            continue
-        index = rng.randrange(size)
-        buffer[index], sample = sample, buffer[index]
-        yield sample
-    rng.shuffle(buffer)
-    yield from buffer
-
-
 def loader(stream: IterableDataset[Any], workers: int, device: torch.device) -> Iterator[Batch]:
     """Batches of a stream through `workers` processes (0: in this one), on `device`.
 
@@ -357,6 +298,7 @@ def loader(stream: IterableDataset[Any], workers: int, device: torch.device) -> 
 
 def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)
+    yield_to_training()
 
 
 def _worker() -> tuple[int, int]:

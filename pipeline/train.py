@@ -17,6 +17,7 @@ from safetensors.torch import save
 from pipeline.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.host import keep_freed_memory
 from pipeline.log import Log
 from pipeline.model import Distillation, build_model
 from pipeline.network import DESCRIPTION, save_network
@@ -30,6 +31,7 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
     resume: go on from the newest checkpoint, if there is one. overwrite: remove an earlier run of the same name.
     Raises UserError for everything that a person can mend, before anything heavy starts where that can be known.
     """
+    keep_freed_memory()
     accelerator = start_accelerator(config)
     run = Path(config.run)
     claim(run, resume, overwrite)
@@ -117,7 +119,7 @@ def start_accelerator(config: Config) -> Accelerator:
     if precision == "fp16" and device == "cpu":
         raise UserError("train.precision: fp16 needs a GPU; use fp32 (or bf16) on a CPU.")
     # The buffers are averaged where they are read; the graph is the same at every step.
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, static_graph=True)
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, static_graph=True, gradient_as_bucket_view=True)
     accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=[ddp])
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:

@@ -1,0 +1,37 @@
+"""What training asks of the operating system; measured with `make bench`, explained in docs/results.md."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+# The parameters of glibc's mallopt (malloc.h).
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+
+
+def wait_without_spinning() -> None:
+    """Let an OpenMP thread that waits give its core away soon: the loader's processes have work for it.
+
+    Takes effect only before torch is imported. A setting of the user's own stays.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
+def keep_freed_memory() -> None:
+    """Let malloc keep what is freed, so that each step's activations find their pages instead of faulting them in.
+
+    For this process and those forked from it; does nothing where the C library is not glibc.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(M_MMAP_THRESHOLD, 1 << 30)
+            mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def yield_to_training() -> None:
+    """Let the training process go first: a loader's process fills the time that it leaves over."""
+    if hasattr(os, "nice"):
+        os.nice(10)
