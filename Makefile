@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint bench bench-losses clean
 
 setup: $(VENV)/.ready
 
@@ -25,6 +25,10 @@ lint: setup
 
 bench: setup
 	$(RUN)/python -m benchmarks.throughput
+
+bench-losses: setup
+	$(RUN)/python -m pip install --quiet -e '.[bench]'
+	$(RUN)/python -m benchmarks.losses
 
 clean:
 	rm -rf $(VENV) demo

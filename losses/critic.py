@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -38,7 +40,9 @@ class LipschitzProjection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            projected = self.linear(full_precision(x) / self.norm.clamp(min=1e-6))
+            # The weight is divided, not the input: a queue's worth of inputs would be copied for it.
+            weight = cast(Tensor, self.linear.weight) / self.norm.clamp(min=1e-6)
+            projected = functional.linear(full_precision(x), weight, cast(Tensor, self.linear.bias))
             return projected / projected.norm(dim=1, keepdim=True).clamp(min=1)
 
 

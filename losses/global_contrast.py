@@ -30,12 +30,20 @@ class GlobalContrast(Loss):
 
     Negatives are the global batch and a queue of past samples. Their weights `w_ij` in [0, 1] deal with false ones.
 
+    link: `log_softmax` is the formula above; `linear` is the literal dual, `E_neg[g] - E_pos[g]`; `bounded` is the same
+    dual of CRD's probability h in place of g, and `log_bounded` CRD's own `-E_pos[log h] - E_neg[log(1 - h)]`.
+    weighting: whether E_neg of the last three is a mean over the negatives or their sum (M times as much, as in CRD;
+    degenerate with `linear`).
+
     dim: size of the projections. critic: `lipschitz` (spectrally normalised, clipped to the unit ball) or `cosine`
     (L2-normalised projections, not Lipschitz; what InfoNCE and CRD use). temperature: start value of tau, which is
     learnt within [0.01, 1] unless `learn_temperature` is false; the linear link has none. queue: slots, 0 for in-batch
     negatives only. exclude: samples that share a known label or group are no negatives of each other. discount: weigh
     negatives by `clamp((0.5 - cos(t_i, t_j)) / 0.5, 1e-4, 1)`, t the standardised teacher features.
     """
+
+    log_normaliser: Tensor
+    normalised: Tensor
 
     def __init__(
         self,
@@ -44,7 +52,8 @@ class GlobalContrast(Loss):
         *,
         dim: Annotated[int, Gt(0)] = 128,
         critic: Literal["lipschitz", "cosine"] = "lipschitz",
-        link: Literal["log_softmax", "linear"] = "log_softmax",
+        link: Literal["log_softmax", "linear", "bounded", "log_bounded"] = "log_softmax",
+        weighting: Literal["mean", "sum"] = "mean",
         temperature: Annotated[float, Ge(0.01), Le(1)] = 0.07,
         learn_temperature: bool = True,
         queue: Annotated[int, Ge(0)] = 1024,
@@ -56,14 +65,17 @@ class GlobalContrast(Loss):
         self.student_projection = projection(student.pooled, dim)
         self.teacher_projection = projection(teacher.pooled, dim)
         self.standardise = Standardise(teacher.pooled)
-        self.link, self.exclude, self.discount = link, exclude, discount
+        self.link, self.weighting, self.exclude, self.discount = link, weighting, exclude, discount
         self.log_temperature = nn.Parameter(
-            torch.tensor(math.log(temperature)), requires_grad=learn_temperature and link == "log_softmax"
+            torch.tensor(math.log(temperature)), requires_grad=learn_temperature and link != "linear"
         )
-        # The frozen teacher's raw features never age: the queue keeps them and projects them anew each step.
+        self.register_buffer("log_normaliser", torch.zeros(()))
+        self.register_buffer("normalised", torch.zeros((), dtype=torch.bool))
+        # The frozen teacher's features never age: the queue keeps them, standardised, and projects them anew each step.
         self.queue = Queue(
             queue,
             teacher=(teacher.pooled, torch.float32),
+            norm=(0, torch.float32),
             student=(dim, torch.float32),
             label=(0, torch.int64),
             group=(0, torch.int64),
@@ -77,21 +89,22 @@ class GlobalContrast(Loss):
             self.student_projection.update(h_student)
             self.teacher_projection.update(self.standardise(h_teacher))
 
-        n = h_student.shape[0]  # N rows of the global batch, then Q of the queue
-        h_all = self.standardise(torch.cat([h_teacher, self.queue.read("teacher").to(h_teacher.dtype)]))
-        label_all = torch.cat([label, self.queue.read("label")])
-        group_all = torch.cat([group, self.queue.read("group")])
-        s, t_all = self.student_projection(h_student), self.teacher_projection(h_all)
-        s_all = torch.cat([s, self.queue.read("student").to(s.dtype)])
-        log_weight = self._log_weight(h_all, label_all, group_all, n)
-
-        g_student, g_teacher = s @ t_all.T, t_all[:n] @ s_all.T  # [N, N + Q], the pairs on the diagonal
-        link = self._log_softmax if self.link == "log_softmax" else self._linear
+        s = self.student_projection(h_student)
+        h = self.standardise(h_teacher)
+        t = self.teacher_projection(h)
+        t_queue, s_queue = self._past(s)
+        log_weight = self._log_weight(h, label, group)
+        # [N, N + Q]: the global batch with the pairs on the diagonal, then the queue. The temperature divides the
+        # anchors, not the products: its gradient would take several passes over them.
+        tau = 1 if self.link == "linear" else self.temperature
+        g_student = torch.cat([s / tau @ t.T, s / tau @ t_queue.T], 1)
+        g_teacher = torch.cat([t / tau @ s.T, t / tau @ s_queue.T], 1)
+        link = {"log_softmax": self._log_softmax, "linear": self._linear}.get(self.link, self._bounded)
         loss = (link(g_student, log_weight) + link(g_teacher, log_weight)) / 2
 
-        self._last = s.detach(), t_all[:n].detach()
+        self._last = s.detach(), t.detach()
         if self.training and self.queue.length:
-            self.queue.push(teacher=h_teacher, student=s, label=label, group=group)
+            self.queue.push(teacher=h, norm=h.norm(dim=1), student=s, label=label, group=group)
         return loss
 
     @property
@@ -99,29 +112,61 @@ class GlobalContrast(Loss):
         return self.log_temperature.exp().clamp(0.01, 1)
 
     @torch.no_grad()
-    def _log_weight(self, h_all: Tensor, label: Tensor, group: Tensor, n: int) -> Tensor:
-        """`log w_ij [N, N + Q]`: 0 for the pair itself, -inf for what is no negative."""
-        weight = torch.ones(n, len(h_all), device=h_all.device, dtype=h_all.dtype)
+    def _past(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The queue's projections `t, s [Q, dim]`; as in CRD's banks, without gradient.
+
+        The teacher's side is projected anew each step, so only the student's side has aged.
+        """
+        t = self.teacher_projection(self.queue.column("teacher").to(like.dtype))
+        return t, self.queue.read("student").to(like.dtype)
+
+    @torch.no_grad()
+    def _log_weight(self, h: Tensor, label: Tensor, group: Tensor) -> Tensor:
+        """`log w_ij [N, N + Q]`: 0 for the pair itself, -inf for what is no negative.
+
+        h: the batch's standardised teacher features `[N, D_T]`.
+        """
+        n, column = len(h), self.queue.column
+        log_weight = h.new_zeros(n, n + self.queue.length)
         if self.discount:
-            unit = F.normalize(h_all, dim=1)
-            weight = ((0.5 - unit[:n] @ unit.T) / 0.5).clamp(1e-4, 1)
+            unit, norm = F.normalize(h, dim=1), column("norm").to(h.dtype).clamp(min=1e-12)
+            similarity = torch.cat([unit @ unit.T, (unit @ column("teacher").to(h.dtype).T).div_(norm)], 1)
+            log_weight = similarity.sub_(0.5).mul_(-2).clamp_(1e-4, 1).log_()
         for name, value in (("label", label), ("group", group)):
             if name in self.exclude:
-                same = (value[:n, None] == value[None]) & (value[:n, None] >= 0)
-                weight = weight.masked_fill(same, 0)
-        in_use = torch.cat([torch.ones(n, dtype=torch.bool, device=weight.device), self.queue.filled])
-        weight = weight * in_use
-        weight.fill_diagonal_(1)
-        return weight.log()
+                known = value.masked_fill(value < 0, -2)  # -1 is unknown, and equals nothing
+                log_weight.masked_fill_(known[:, None] == torch.cat([value, column(name)]), -math.inf)
+        log_weight[:, n:].masked_fill_(~self.queue.filled, -math.inf)
+        log_weight.diagonal().zero_()
+        return log_weight
 
     def _log_softmax(self, g: Tensor, log_weight: Tensor) -> Tensor:
         n = g.shape[0]
         target = torch.arange(n, device=g.device)
-        return F.cross_entropy(g / self.temperature + log_weight, target)
+        return F.cross_entropy(g + log_weight, target)
 
     def _linear(self, g: Tensor, log_weight: Tensor) -> Tensor:
+        return self._negatives(g, log_weight) - g.diagonal().mean()
+
+    def _bounded(self, x: Tensor, log_weight: Tensor) -> Tensor:
+        """CRD's probability `h = e^(g / tau) / (e^(g / tau) + M Z)` that a pair is true, Z the mean of e^(g / tau)
+        over the negatives of the first batch."""
+        negatives = log_weight.exp().fill_diagonal_(0)
+        count = negatives.sum(1).mean().clamp(min=1)  # M
+        if self.training and not self.normalised:
+            self.log_normaliser.copy_(((x.detach().exp() * negatives).sum() / negatives.sum().clamp(min=1e-6)).log())
+            self.normalised.fill_(True)
+        x = x - self.log_normaliser - count.log()
+        if self.link == "bounded":
+            return self._negatives(x.sigmoid(), log_weight) - x.sigmoid().diagonal().mean()
+        return -self._negatives(F.logsigmoid(-x), log_weight) - F.logsigmoid(x).diagonal().mean()
+
+    def _negatives(self, value: Tensor, log_weight: Tensor) -> Tensor:
+        """The weighted mean over the negatives, or its M-fold."""
         weight = log_weight.exp().fill_diagonal_(0)
-        return (g * weight).sum() / weight.sum().clamp(min=1e-6) - g.diagonal().mean()
+        if self.weighting == "sum":
+            return (value * weight).sum() / len(value)
+        return (value * weight).sum() / weight.sum().clamp(min=1e-6)
 
     def metrics(self) -> dict[str, Tensor]:
         s, t = self._last

@@ -27,10 +27,14 @@ class Queue(nn.Module):
         self.register_buffer("filled", torch.zeros(length, dtype=torch.bool))
         self.register_buffer("head", torch.zeros((), dtype=torch.int64))
 
-    def read(self, name: str) -> Tensor:
-        """A copy of a column: later pushes must not change what autograd saved."""
+    def column(self, name: str) -> Tensor:
+        """A column itself, for what autograd does not save: later pushes change it."""
         column: Tensor = getattr(self, name)
-        return column.clone()
+        return column
+
+    def read(self, name: str) -> Tensor:
+        """A copy of a column, for what autograd saves."""
+        return self.column(name).clone()
 
     @torch.no_grad()
     def push(self, **rows: Tensor) -> None:

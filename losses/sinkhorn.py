@@ -1,4 +1,4 @@
-"""Entropic optimal transport by Sinkhorn's iterations in the log domain (Cuturi 2013; Peyre and Cuturi 2019, 4.4)."""
+"""Entropic optimal transport by Sinkhorn's iterations (Cuturi 2013; Peyre and Cuturi 2019, sections 4.2 and 4.4)."""
 
 from __future__ import annotations
 
@@ -7,28 +7,112 @@ import math
 import torch
 from torch import Tensor
 
+LARGEST_SCALING = math.exp(30)
+"""fp32 loses entries of the kernel below e^-87; with scalings up to e^30 each way, what is lost stays below e^-27."""
 
-def sinkhorn(cost: Tensor, epsilon: float = 0.1, iterations: int = 20, log_prior: Tensor | None = None) -> Tensor:
-    """The plan that minimises `<P, cost> + epsilon * KL(P || prior)` under uniform marginals 1/n and 1/m.
+BLOCK_BYTES = 1 << 19
+"""Rows of the kernel that stay in a core's cache between the two products of an iteration."""
+
+
+def sinkhorn(
+    cost: Tensor,
+    epsilon: float = 0.1,
+    iterations: int = 20,
+    log_prior: Tensor | None = None,
+    log_row: Tensor | None = None,
+    log_column: Tensor | None = None,
+    marginal_penalty: float | None = None,
+) -> Tensor:
+    """The plan that minimises `<P, cost> + epsilon * KL(P || prior)` under marginals that are uniform or given.
 
     cost: `[..., n, m]`, any float dtype; computed in fp32 (float64 stays float64), also inside autocast.
     epsilon: above 0, in the cost's own unit. iterations: how many row and column updates; fixed, so that nothing
     waits for the device. log_prior: `[n, m]`, log of the reference plan, -inf where no mass may go; uniform without.
-    Returns `[..., n, m]` that sums to 1. Its column sums are exact; `marginal_error` tells how far its rows are.
-
-    With K = prior * exp(-cost / epsilon), it repeats  f = log 1/n - logsumexp_j(log K + g)  and
-    g = log 1/m - logsumexp_i(log K + f).
+    log_row, log_column: logs of the marginals `[..., n]` and `[..., m]`, -inf for rows that take no part; log 1/n and
+    log 1/m without. marginal_penalty: instead of holding the marginals, pay so much a unit of KL(marginal of P ||
+    marginal), above 0 (Chizat et al. 2018). Gradients flow through the iterations if the cost asks for them.
+    Returns `[..., n, m]`. Its column sums are exact unless penalised; `marginal_error` tells how far its rows are.
     """
     with torch.autocast(cost.device.type, enabled=False):
         log_kernel = -cost.to(torch.promote_types(cost.dtype, torch.float32)) / epsilon
         if log_prior is not None:
             log_kernel = log_kernel + log_prior.to(log_kernel.dtype)
         n, m = cost.shape[-2:]
-        g = log_kernel.new_zeros((*cost.shape[:-2], 1, m))
-        for _ in range(iterations):
-            f = -math.log(n) - torch.logsumexp(log_kernel + g, dim=-1, keepdim=True)
-            g = -math.log(m) - torch.logsumexp(log_kernel + f, dim=-2, keepdim=True)
+        free = log_row is None and log_column is None and marginal_penalty is None
+        if free and not torch.compiler.is_compiling() and cost.device.type == "cpu" and not log_kernel.requires_grad:
+            return _by_kernel(log_kernel, iterations)
+        row = log_kernel.new_full((n, 1), -math.log(n)) if log_row is None else log_row.to(log_kernel)[..., None]
+        column = (
+            log_kernel.new_full((1, m), -math.log(m)) if log_column is None else log_column.to(log_kernel)[..., None, :]
+        )
+        damping = 1.0 if marginal_penalty is None else marginal_penalty / (marginal_penalty + epsilon)
+        f, g = _by_logarithms(log_kernel, row, column, iterations, damping)
         return torch.exp(log_kernel + f + g)
+
+
+def _by_logarithms(
+    log_kernel: Tensor, row: Tensor, column: Tensor, iterations: int, damping: float = 1.0, g: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Potentials `f [..., n, 1]`, `g [..., 1, m]` in units of epsilon, stable for every kernel:
+
+    f = damping * (row - logsumexp_j(log K + g)),  g = damping * (column - logsumexp_i(log K + f)).
+    """
+    g = torch.zeros_like(log_kernel[..., :1, :]) if g is None else g
+    for _ in range(iterations):
+        f = damping * (row - _logsumexp(log_kernel + g, -1))
+        g = damping * (column - _logsumexp(log_kernel + f, -2))
+    return f, g
+
+
+def _logsumexp(x: Tensor, dim: int) -> Tensor:
+    """0 where all of a row is -inf: such a row's marginal is -inf too, and the two would make nan."""
+    total = torch.logsumexp(x, dim, keepdim=True)
+    return total.masked_fill(total == -math.inf, 0.0)
+
+
+def _by_kernel(log_kernel: Tensor, iterations: int) -> Tensor:
+    """The same plan under uniform marginals with products instead of exponentials (Schmitzer 2019, arXiv 1610.06519).
+
+    With potentials absorbed into it, K is of moderate size, and an iteration is  u = 1/n / K v,  v = 1/m / K'u.
+    Where u or v leave their range, the step is taken again by logarithms and absorbed.
+    """
+    n, m = log_kernel.shape[-2:]
+    row, column = log_kernel.new_full((n, 1), -math.log(n)), log_kernel.new_full((1, m), -math.log(m))
+    f, g = _by_logarithms(log_kernel, row, column, 1)
+    kernel = _exponential(log_kernel, f, g)
+    u, v = torch.ones_like(f), torch.ones_like(g)
+    for _ in range(iterations - 1):
+        next_u, next_v = _scalings(kernel, v)
+        if _moderate(next_u) and _moderate(next_v):
+            u, v = next_u, next_v
+            continue
+        f, g = _by_logarithms(log_kernel, row, column, 1, g=g + v.log())
+        kernel = _exponential(log_kernel, f, g)
+        u, v = torch.ones_like(f), torch.ones_like(g)
+    return kernel.mul_(u).mul_(v)
+
+
+def _exponential(log_kernel: Tensor, f: Tensor, g: Tensor) -> Tensor:
+    return (log_kernel + f).add_(g).exp_()
+
+
+def _scalings(kernel: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """One iteration, which reads the kernel from memory once: `[..., n, 1]`, `[..., 1, m]`."""
+    n, m = kernel.shape[-2:]
+    rows = max(BLOCK_BYTES // (m * kernel.element_size()), 1)
+    if kernel.ndim > 2 or n <= rows:
+        u = (kernel @ v.mT).reciprocal_().div_(n)
+        return u, (u.mT @ kernel).reciprocal_().div_(m)
+    u, column, v = kernel.new_empty(n), kernel.new_zeros(m), v[0]
+    for block, part in zip(kernel.split(rows), u.split(rows), strict=True):
+        torch.mv(block, v, out=part).reciprocal_().div_(n)
+        column.addmv_(block.T, part)
+    return u[:, None], column.reciprocal_().div_(m)[None]
+
+
+def _moderate(scaling: Tensor) -> bool:
+    least, largest = torch.aminmax(scaling)
+    return least.item() > 1 / LARGEST_SCALING and largest.item() < LARGEST_SCALING
 
 
 def marginal_error(plan: Tensor) -> Tensor:

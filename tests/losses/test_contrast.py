@@ -55,7 +55,7 @@ def test_global_contrast_without_extras_is_info_nce_on_standardised_teachers() -
     torch.testing.assert_close(loss(student, teacher, batch(9)), info_nce(student, standardised, batch(9)))
 
 
-@pytest.mark.parametrize("link", ["log_softmax", "linear"])
+@pytest.mark.parametrize("link", ["log_softmax", "linear", "bounded", "log_bounded"])
 @pytest.mark.parametrize("critic", ["lipschitz", "cosine"])
 def test_gradient_in_float64(link: str, critic: str) -> None:
     loss = warm(GlobalContrast(STUDENT, TEACHER, dim=6, link=link, critic=critic, queue=8, temperature=0.5))
@@ -75,11 +75,59 @@ def test_linear_link_is_positive_minus_mean_negative() -> None:
     torch.testing.assert_close(loss(student, teacher, batch(5)), negative - g.diagonal().mean())
 
 
+@pytest.mark.parametrize("weighting", ["mean", "sum"])
+@pytest.mark.parametrize("link", ["bounded", "log_bounded"])
+def test_bounded_critic_is_crds_probability_written_out(link: str, weighting: str) -> None:
+    """`h = e / (e + M Z)`, Z the mean of e over the negatives of the first batch ever seen, each way the same."""
+    keywords = {"dim": 6, "queue": 0, "exclude": (), "discount": False, "temperature": 0.5, "critic": "cosine"}
+    loss = GlobalContrast(STUDENT, TEACHER, link=link, weighting=weighting, **keywords).double()  # type: ignore[arg-type]
+    first = pairs(5, 1)
+    loss(*first, batch(5))
+    loss.eval()
+    others = ~torch.eye(5, dtype=torch.bool)
+
+    def exponentials(student: Features, teacher: Features) -> torch.Tensor:
+        s, t = loss.student_projection(student.pooled), loss.teacher_projection(loss.standardise(teacher.pooled))
+        return (s @ t.T / 0.5).exp()
+
+    z = exponentials(*first)[others].mean()
+    student, teacher = pairs(5, 2)
+    e = exponentials(student, teacher)
+    h = e / (e + 4 * z)
+    scale = 4 if weighting == "sum" else 1
+    if link == "bounded":
+        expected = scale * h[others].mean() - h.diagonal().mean()
+    else:
+        expected = -scale * (1 - h)[others].log().mean() - h.diagonal().log().mean()
+    torch.testing.assert_close(loss(student, teacher, batch(5)), expected)
+
+
+def test_past_samples_are_negatives_without_gradient() -> None:
+    """The queue's part, written out: an earlier batch counts as further columns, at the projections of now."""
+    loss = GlobalContrast(STUDENT, TEACHER, dim=6, queue=8, exclude=(), discount=True, critic="cosine").double()
+    past = pairs(8, 1)
+    loss(*past, batch(8))
+    loss.eval()
+    h_past = loss.queue.read("teacher").double()
+    torch.testing.assert_close(loss.queue.read("norm").double(), h_past.norm(dim=1), rtol=1e-5, atol=1e-5)
+    student, teacher = pairs(5, 2)
+    h = loss.standardise(teacher.pooled)
+    everything = torch.cat([h, h_past])
+    s = torch.cat([loss.student_projection(student.pooled), loss.queue.read("student").double()]).detach()
+    t = loss.teacher_projection(everything).detach()
+    weight = ((0.5 - F.cosine_similarity(h[:, None], everything[None], dim=2)) / 0.5).clamp(1e-4, 1)
+    weight[:, :5].fill_diagonal_(1)
+    target, tau = torch.arange(5), loss.temperature
+    one = F.cross_entropy(s[:5] @ t.T / tau + weight.log(), target)
+    other = F.cross_entropy(t[:5] @ s.T / tau + weight.log(), target)
+    torch.testing.assert_close(loss(student, teacher, batch(5)), (one + other) / 2, rtol=1e-5, atol=1e-5)
+
+
 def test_excluded_samples_do_not_matter() -> None:
     """With two labels, a sample of the same label may be anything: it is no negative."""
     loss = warm(GlobalContrast(STUDENT, TEACHER, dim=6, queue=0, exclude=("label",), discount=False))
     student, teacher = pairs(6, 1)
-    weight = loss._log_weight(teacher.pooled, batch(6, label=2)["label"], batch(6)["group"], 6).exp()
+    weight = loss._log_weight(teacher.pooled, batch(6, label=2)["label"], batch(6)["group"]).exp()
     same = torch.arange(6)[:, None] % 2 == torch.arange(6)[None] % 2
     torch.testing.assert_close(weight, (~same | torch.eye(6, dtype=torch.bool)).to(Double))
     all_alike = {"label": torch.zeros(6, dtype=torch.int64), "group": torch.full((6,), -1)}
@@ -89,7 +137,7 @@ def test_excluded_samples_do_not_matter() -> None:
 def test_unknown_labels_and_groups_exclude_nothing() -> None:
     loss = warm(GlobalContrast(STUDENT, TEACHER, dim=6, queue=0, discount=False))
     teacher = pairs(6, 1)[1].pooled
-    assert (loss._log_weight(teacher, batch(6)["label"], batch(6)["group"], 6) == 0).all()
+    assert (loss._log_weight(teacher, batch(6)["label"], batch(6)["group"]) == 0).all()
 
 
 def test_discount_follows_teacher_similarity() -> None:
@@ -97,7 +145,7 @@ def test_discount_follows_teacher_similarity() -> None:
     a = torch.randn(20, dtype=Double)
     b = torch.randn(20, dtype=Double)
     b -= (b @ a) / (a @ a) * a  # at a right angle
-    weight = loss._log_weight(torch.stack([a, 2 * a, b, -a]), *[torch.full((4,), -1)] * 2, 4).exp()
+    weight = loss._log_weight(torch.stack([a, 2 * a, b, -a]), *[torch.full((4,), -1)] * 2).exp()
     expected = torch.tensor([1.0, 1e-4, 1.0, 1.0], dtype=Double)
     torch.testing.assert_close(weight[0], expected)
 

@@ -1,5 +1,6 @@
 """Sinkhorn against POT, its own optimality conditions and, where it lies beside the project, the published plans."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -90,3 +91,95 @@ def test_half_precision_gives_a_finite_fp32_plan_of_mass_one(epsilon: float) -> 
 def test_identity_prior_keeps_the_pairs() -> None:
     plan = sinkhorn(unit_cost(8, 8), 0.1, 20, torch.eye(8).log())
     torch.testing.assert_close(plan, torch.eye(8, dtype=torch.float64) / 8)
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 0.05, 1e-2, 1e-3])
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (7, 33), (300, 200)])
+@pytest.mark.parametrize("prior", [False, True])
+def test_products_and_logarithms_are_the_same_iteration(n: int, m: int, epsilon: float, prior: bool) -> None:
+    """A cost that asks for a gradient takes the logarithms; the same iterations have to end in the same plan."""
+    cost = unit_cost(n, m)
+    log_prior = (torch.eye(n, m, dtype=torch.float64) + 0.01).log() if prior else None
+    for iterations in (1, 2, 15):
+        by_logarithms = sinkhorn(cost.clone().requires_grad_(), epsilon, iterations, log_prior).detach()
+        torch.testing.assert_close(sinkhorn(cost, epsilon, iterations, log_prior), by_logarithms, rtol=1e-7, atol=1e-12)
+        single = sinkhorn(cost.float(), epsilon, iterations, None if log_prior is None else log_prior.float())
+        # fp32 rounds a log kernel of size 2 / epsilon to 2e-7 of that.
+        torch.testing.assert_close(single, by_logarithms.float(), rtol=2e-6 / epsilon + 1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+@pytest.mark.parametrize("epsilon", [1.0, 1e-3])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_hard_costs_give_a_plan(scale: float, epsilon: float, dtype: torch.dtype) -> None:
+    """Duplicated rows, a zero vector, one sample, costs of any unit: finite, columns exact, duplicates alike."""
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(30, 16, generator=rng)
+    x[7] = x[3]
+    x[11] = 0
+    y = torch.randn(30, 16, generator=rng)
+    cost = (scale * (1 - F.normalize(x, dim=1) @ F.normalize(y, dim=1).T)).to(dtype)
+    plan = sinkhorn(cost, epsilon * scale, 100)
+    assert torch.isfinite(plan).all()
+    torch.testing.assert_close(plan.sum(0), torch.full((30,), 1 / 30), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(plan[7], plan[3])
+    exact = sinkhorn((cost.double() / scale).requires_grad_(), epsilon, 100).detach()
+    assert (plan - exact).abs().sum() < 1e-4 / epsilon
+    assert torch.equal(sinkhorn(cost[:1, :1], epsilon, 3), torch.ones(1, 1))
+    alone = sinkhorn(scale * torch.ones(1, 1), scale * 1e-3, 3)
+    torch.testing.assert_close(alone, torch.ones(1, 1))
+
+
+def test_marginals_to_1e_5_and_the_linear_program_in_the_limit() -> None:
+    cost = unit_cost(40, 40)
+    assert marginal_error(sinkhorn(cost.float(), 0.05, 3000)) < 1e-5
+    exact = ot.emd2([], [], cost.numpy())
+    epsilons = (0.1, 0.03, 0.01, 0.003)
+    gaps = [(sinkhorn(cost, epsilon, 20_000) * cost).sum().item() - exact for epsilon in epsilons]
+    assert gaps == sorted(gaps, reverse=True)
+    for epsilon, gap in zip(epsilons, gaps, strict=True):
+        # The entropies of two couplings of uniform marginals differ by log n at most.
+        assert -1e-6 < gap < epsilon * math.log(40)
+    assert gaps[-1] < gaps[0] / 50
+
+
+def test_given_marginals_and_masked_rows_against_pot() -> None:
+    cost, rng = unit_cost(12, 9), np.random.default_rng(0)
+    row, column = rng.random(12), rng.random(9)
+    row[4] = column[2] = 0
+    row, column = row / row.sum(), column / column.sum()
+    log_row, log_column = torch.from_numpy(row).log(), torch.from_numpy(column).log()
+    plan = sinkhorn(cost, 0.1, 3000, log_row=log_row, log_column=log_column)
+    assert (plan[4] == 0).all()
+    assert (plan[:, 2] == 0).all()
+    # POT's takes no empty rows.
+    keep_row, keep_column = row > 0, column > 0
+    theirs = ot.sinkhorn(
+        row[keep_row], column[keep_column], cost.numpy()[keep_row][:, keep_column], 0.1, numItermax=3000, stopThr=1e-14
+    )
+    np.testing.assert_allclose(plan.numpy()[keep_row][:, keep_column], theirs, atol=1e-10)
+    plans = sinkhorn(cost.expand(3, 12, 9), 0.1, 3000, log_row=log_row.expand(3, 12), log_column=log_column)
+    torch.testing.assert_close(plans[1], plan)
+
+
+@pytest.mark.parametrize("penalty", [0.1, 1.0, 100.0])
+def test_marginals_at_a_price_against_pot(penalty: float) -> None:
+    cost = unit_cost(12, 9)
+    uniform = (np.full(12, 1 / 12), np.full(9, 1 / 9))
+    prior = torch.full((12, 9), 1 / 108, dtype=torch.float64).log()
+    theirs = ot.unbalanced.sinkhorn_knopp_unbalanced(
+        *uniform, cost.numpy(), 0.1, penalty, reg_type="kl", c=np.full((12, 9), 1 / 108), numItermax=50_000,
+        stopThr=1e-14,
+    )  # fmt: skip
+    np.testing.assert_allclose(sinkhorn(cost, 0.1, 20_000, prior, marginal_penalty=penalty), theirs, atol=1e-8)
+
+
+def test_gradient_of_the_transport_cost_against_finite_differences() -> None:
+    cost = unit_cost(5, 6).requires_grad_()
+    assert torch.autograd.gradcheck(lambda c: (sinkhorn(c, 0.1, 20) * c).sum(), cost)
+
+
+def test_compiled_whole_it_is_the_same() -> None:
+    cost = unit_cost(16, 16)
+    compiled = torch.compile(sinkhorn, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(cost, 0.05, 10), sinkhorn(cost, 0.05, 10))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from losses import Dims, Features, GlobalContrast, LocalTransport, WCoRD
+from losses import Dims, Features, GlobalContrast, LocalTransport, WCoRD, local_transport
 from losses.relational import relational_divergence
 
 STUDENT, TEACHER = Dims(12), Dims(20)
@@ -48,7 +48,10 @@ def test_gradient_is_that_of_the_cost_under_a_fixed_plan(keywords: dict[str, obj
     student, teacher = features()
     x = student.pooled.requires_grad_()
     loss(Features(x), teacher, BATCH).backward()
-    plan = loss._last[1]
+    with torch.no_grad():
+        s = F.normalize(loss.student_projection(x), dim=1)
+        t = F.normalize(loss.teacher_projection(loss.standardise(teacher.pooled)), dim=1)
+        plan = loss._plan(1 - s @ t.T)
 
     def fixed(x: torch.Tensor) -> torch.Tensor:
         t = loss.standardise(teacher.pooled)
@@ -77,6 +80,48 @@ def test_detaching_the_plan_is_the_envelope_theorem() -> None:
     optimum = (plan * cost).sum() + 0.1 * (plan * (plan.log() - prior)).sum()
     optimum.backward()
     torch.testing.assert_close(cost.grad, plan.detach())
+
+
+@pytest.mark.parametrize("cost", ["cosine", "euclidean", "squared_euclidean"])
+@pytest.mark.parametrize("relative", [False, True])
+def test_unrolled_plan_has_the_gradient_of_its_own_cost(cost: str, relative: bool) -> None:
+    """The mean cost that makes epsilon relative is a constant of the batch, so only the absolute form is checked."""
+    loss = make(cost=cost, plan_gradient="unrolled", iterations=5, relative_epsilon=relative)
+    student, teacher = features()
+    x = student.pooled.requires_grad_()
+    if not relative:
+        assert torch.autograd.gradcheck(lambda x: loss(Features(x), teacher, BATCH), x)
+    unrolled = torch.autograd.grad(loss(Features(x), teacher, BATCH), x)[0]
+    loss.unrolled = False
+    detached = torch.autograd.grad(loss(Features(x), teacher, BATCH), x)[0]
+    assert (unrolled - detached).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_relative_epsilon_knows_no_unit(scale: float) -> None:
+    loss, cost = make(relative_epsilon=True), torch.rand(10, 10, dtype=Double)
+    torch.testing.assert_close(loss._plan(scale * cost), loss._plan(cost))
+
+
+def test_costs_written_out() -> None:
+    s, t = torch.randn(4, 6, dtype=Double), torch.randn(4, 6, dtype=Double)
+    squared = torch.cdist(s, t).square() / 6
+    torch.testing.assert_close(make(cost="squared_euclidean")._cost(s, t), squared)
+    torch.testing.assert_close(make(cost="euclidean")._cost(s, t), squared.sqrt())
+
+
+def test_a_large_batch_takes_the_blocked_path_to_the_same_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = make()
+    student, teacher = features()
+    x = student.pooled.requires_grad_()
+    whole = loss(Features(x), teacher, BATCH)
+    expected, metrics = torch.autograd.grad(whole, x), loss.metrics()
+    monkeypatch.setattr(local_transport, "LARGEST_PLAN", 5)
+    monkeypatch.setattr(local_transport, "sinkhorn", None)
+    blocked = loss(Features(x), teacher, BATCH)
+    torch.testing.assert_close(blocked, whole)
+    torch.testing.assert_close(torch.autograd.grad(blocked, x), expected)
+    torch.testing.assert_close(loss.metrics(), metrics)
 
 
 def test_metrics_count_the_mass_on_the_pairs() -> None:

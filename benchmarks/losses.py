@@ -1,0 +1,180 @@
+"""`make bench-losses`: what the losses cost, against their published forms, their peers and the machine's limits.
+
+Everything in one run and turn about, for the speed of a shared machine drifts; medians, and ratios of medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from statistics import median
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
+
+from losses import Dims, Features, GlobalContrast, WCoRD, sinkhorn
+from losses.row_blocked import transport_cost
+from modalities.encoders.resnet import ResNet
+
+Work = Callable[[], object]
+
+
+def medians(works: dict[str, Work], seconds: float) -> dict[str, float]:
+    """Median seconds of a call of each work; the works take turns for about `seconds` each."""
+    took: dict[str, list[float]] = {name: [] for name in works}
+    for work in works.values():
+        work()
+    while any(sum(times) < seconds or len(times) < 3 for times in took.values()):
+        for name, work in works.items():
+            if sum(took[name]) < seconds or len(took[name]) < 3:
+                begun = time.perf_counter()
+                work()
+                took[name].append(time.perf_counter() - begun)
+    return {name: median(times) for name, times in took.items()}
+
+
+def peak_bytes(work: Work) -> int:
+    """The most memory that tensors made by `work` took at a time, from the allocator's own record."""
+    work()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        work()
+    held = peak = 0
+    for event in record.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak
+
+
+def published_global_term(batch: int, negatives: int, dim: int, rows: int) -> Work:
+    """The published way: `[B, M, d]` gathered from each of two banks, and a product with every anchor."""
+    banks = F.normalize(torch.randn(2, rows, dim), dim=2)
+    weights = [torch.randn(256, dim, requires_grad=True) for _ in range(2)]
+    h = torch.randn(2, batch, 256)
+
+    def work() -> None:
+        index = torch.randint(rows, (batch, negatives + 1))
+        total = torch.zeros(())
+        for bank, weight, x in zip(banks, weights, h, strict=True):
+            chosen = bank.index_select(0, index.view(-1)).view(batch, negatives + 1, dim)
+            p = (torch.bmm(chosen, F.normalize(x @ weight, dim=1)[:, :, None])[..., 0] / 0.07).exp()
+            p = p / p.mean().detach() / negatives
+            total = total - (p[:, 0] / (p[:, 0] + 1)).log().mean() - (1 / (p[:, 1:] + 1)).log().sum(1).mean()
+        total.backward()
+
+    return work
+
+
+def our_global_term(batch: int, negatives: int, dim: int) -> Work:
+    loss = GlobalContrast(Dims(256), Dims(256), dim=dim, queue=negatives)
+    unknown = {"label": torch.full((batch,), -1), "group": torch.full((batch,), -1)}
+    for _ in range(negatives // batch):
+        loss(Features(torch.randn(batch, 256)), Features(torch.randn(batch, 256)), unknown)
+    student, teacher = Features(torch.randn(batch, 256, requires_grad=True)), Features(torch.randn(batch, 256))
+    return lambda: loss(student, teacher, unknown).backward()
+
+
+def bench_global_term(seconds: float) -> None:
+    batch, negatives, dim = 64, 16_384, 128
+    works = {
+        "published": published_global_term(batch, negatives, dim, 50_000),
+        "ours": our_global_term(batch, negatives, dim),
+    }
+    took = medians(works, seconds)
+    peaks = {name: peak_bytes(work) for name, work in works.items()}
+    print(f"Global term, B {batch}, M {negatives:,}, d {dim}, forward and backward")
+    for name in works:
+        print(f"  {name:10s} {1000 * took[name]:8.1f} ms {peaks[name] / 2**20:8.1f} MiB peak")
+    faster, smaller = (x["published"] / x["ours"] for x in (took, peaks))
+    print(f"  {faster:.1f} times faster, 1/{smaller:.0f} of the memory\n")
+
+
+def bench_sinkhorn(seconds: float) -> None:
+    import geomloss.ot
+    import ot
+
+    epsilon, iterations = 0.05, 50
+    print(f"Sinkhorn, epsilon {epsilon}, {iterations} iterations: ms")
+    print("       n     ours      POT log  geomloss   POT/ours  geomloss/ours  ours/bandwidth limit")
+    for n in (64, 256, 1024, 4096):
+        x, y = (F.normalize(torch.randn(n, 64), dim=1) for _ in range(2))
+        cost = 1 - x @ y.T
+        uniform, array = np.full(n, 1 / n, np.float32), cost.numpy()
+        source, target = torch.empty(2, n * n)
+
+        took = medians(
+            {
+                "ours": lambda cost=cost: sinkhorn(cost, epsilon, iterations),
+                "pot": lambda uniform=uniform, array=array: ot.bregman.sinkhorn_log(
+                    uniform, uniform, array, epsilon, numItermax=iterations, stopThr=0, warn=False
+                ),
+                "geomloss": lambda cost=cost: geomloss.ot.solve(cost, reg=epsilon, max_iter=iterations).plan,
+                "copy": lambda source=source, target=target: target.copy_(source),
+            },
+            seconds,
+        )
+        limit = took["copy"] * iterations
+        print(
+            f"  {n:6d} {1000 * took['ours']:8.2f} {1000 * took['pot']:12.2f} {1000 * took['geomloss']:9.2f}"
+            f" {took['pot'] / took['ours']:10.1f} {took['geomloss'] / took['ours']:14.1f} {took['ours'] / limit:12.2f}"
+        )
+    print()
+
+
+def bench_row_blocks(n: int) -> None:
+    x, y = (F.normalize(torch.randn(n, 64), dim=1).requires_grad_() for _ in range(2))
+
+    def work() -> None:
+        transport_cost(x, y, 0.1, 2)[0].backward()
+
+    peak = peak_bytes(work)
+    whole = 4 * n * n / 2**20
+    print(
+        f"Row blocks, n {n:,}, forward and backward: {peak / 2**20:.0f} MiB peak; the plan alone has {whole:.0f} MiB\n"
+    )
+
+
+def bench_training_step(seconds: float) -> None:
+    """resnet32x4 to resnet8x4 at batch 64: teacher forward, student forward and backward, and the WCoRD loss."""
+    batch = 64
+    teacher, student = (ResNet(3, depth=depth, width=64, size=32) for depth in (32, 8))
+    images = torch.randn(batch, 3, 32, 32)
+    loss = WCoRD(*(Dims(net.dim, net.map_channels) for net in (student, teacher)))
+    rows = {"label": torch.randint(100, (batch,)), "group": torch.full((batch,), -1)}
+    with torch.no_grad():
+        known = teacher(images)
+
+    def networks() -> None:
+        with torch.no_grad():
+            teacher(images)
+        student(images).pooled.sum().backward()
+
+    given = Features(torch.randn(batch, student.dim, requires_grad=True))
+    took = medians({"networks": networks, "loss": lambda: loss(given, known, rows).backward()}, seconds)
+    share = took["loss"] / (took["loss"] + took["networks"])
+    print(
+        f"WCoRD in a step of resnet32x4 -> resnet8x4, batch {batch}: {1000 * took['loss']:.1f} ms of "
+        f"{1000 * (took['loss'] + took['networks']):.0f} ms, {share:.1%}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=4.0, help="for each figure")
+    parser.add_argument("--rows", type=int, default=32_768, help="batch of the row-blocked path")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    print(f"{len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
+    bench_global_term(arguments.seconds)
+    bench_sinkhorn(arguments.seconds)
+    bench_training_step(arguments.seconds)
+    print()
+    bench_row_blocks(arguments.rows)
+
+
+if __name__ == "__main__":
+    main()

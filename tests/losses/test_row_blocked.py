@@ -1,0 +1,51 @@
+"""Oracle: `sinkhorn`, which holds the whole plan."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from losses import row_blocked, sinkhorn
+from losses.row_blocked import transport_cost
+from losses.sinkhorn import marginal_error
+
+
+def unit(n: int, seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return F.normalize(torch.randn(n, 16, generator=torch.Generator().manual_seed(seed), dtype=dtype), dim=1)
+
+
+@pytest.mark.parametrize("elements", [1, 100, 1 << 20])
+@pytest.mark.parametrize(("n", "m"), [(20, 20), (13, 30), (30, 13), (1, 1)])
+@pytest.mark.parametrize("epsilon", [0.5, 0.05, 1e-3])
+def test_is_the_plan_without_the_plan(
+    n: int, m: int, epsilon: float, elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_blocked, "BLOCK_ELEMENTS", elements)
+    x, y = unit(n, 0).requires_grad_(), unit(m, 1).requires_grad_()
+    cost, diagonal, error = transport_cost(x, y, epsilon, 15)
+    found = torch.autograd.grad(3 * cost, (x, y))
+    plan = sinkhorn((1 - x @ y.T).detach(), epsilon, 15)
+    expected = (plan * (1 - x @ y.T)).sum()
+    torch.testing.assert_close(cost, expected)
+    torch.testing.assert_close(found, torch.autograd.grad(3 * expected, (x, y)))
+    torch.testing.assert_close(diagonal, plan.diagonal().sum())
+    torch.testing.assert_close(error, marginal_error(plan))
+
+
+def test_columns_that_no_row_wants_are_filled_as_by_logarithms() -> None:
+    x = unit(8, 0, torch.float32)
+    y = torch.cat([x[:4], -x[:4]])
+    plan = sinkhorn((1 - x @ y.T).double(), 2e-3, 30)
+    torch.testing.assert_close(
+        transport_cost(x, y, 2e-3, 30)[0], (plan * (1 - x @ y.T)).sum().float(), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_an_anchored_prior_is_an_odds() -> None:
+    x, y, a = unit(12, 0), unit(12, 1), 0.3
+    prior = (1 - a) * torch.eye(12, dtype=torch.float64) / 12 + a / 144
+    plan = sinkhorn(1 - x @ y.T, 0.1, 20, prior.log())
+    found = transport_cost(x, y, 0.1, 20, 1 + 12 * (1 - a) / a)
+    torch.testing.assert_close(found[0], (plan * (1 - x @ y.T)).sum())
+    torch.testing.assert_close(found[1], plan.diagonal().sum())
