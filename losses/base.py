@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 Batch = Mapping[str, Any]
-"""What the stream yields. Losses read `label [B]` and `group [B]`, both int64, -1 where unknown."""
+"""What the stream yields. Losses read `label [B]` and `group [B]`, both int64, -1 where unknown, and `index [B]`,
+int64, each sample's place in the training set."""
 
 
 @dataclass
@@ -49,12 +50,14 @@ class Loss(nn.Module):
 
     A loss is built as `LossClass(student_dims, teacher_dims, **own_keywords)`; a config names the keywords and
     their annotations are what it is validated against. Projections and critics are ordinary parameters;
-    queues and banks are registered buffers, so that checkpoints hold them.
+    queues and banks are registered buffers, so that checkpoints hold them. One that keeps something of each sample
+    sets `needs_index` and has a keyword `samples`, which the pipeline fills with the size of the training set.
     """
 
     needs_teacher: ClassVar[bool] = True
     needs_teacher_logits: ClassVar[bool] = False
     needs_student_logits: ClassVar[bool] = False
+    needs_index: ClassVar[bool] = False
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         raise NotImplementedError

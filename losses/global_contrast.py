@@ -89,18 +89,19 @@ class GlobalContrast(Loss):
             self.student_projection.update(h_student)
             self.teacher_projection.update(self.standardise(h_teacher))
 
-        s = self.student_projection(h_student)
-        h = self.standardise(h_teacher)
-        t = self.teacher_projection(h)
-        t_queue, s_queue = self._past(s)
-        log_weight = self._log_weight(h, label, group)
-        # [N, N + Q]: the global batch with the pairs on the diagonal, then the queue. The temperature divides the
-        # anchors, not the products: its gradient would take several passes over them.
-        tau = 1 if self.link == "linear" else self.temperature
-        g_student = torch.cat([s / tau @ t.T, s / tau @ t_queue.T], 1)
-        g_teacher = torch.cat([t / tau @ s.T, t / tau @ s_queue.T], 1)
-        link = {"log_softmax": self._log_softmax, "linear": self._linear}.get(self.link, self._bounded)
-        loss = (link(g_student, log_weight) + link(g_teacher, log_weight)) / 2
+        with torch.autocast(h_student.device.type, enabled=False):
+            s = self.student_projection(h_student)
+            h = self.standardise(h_teacher)
+            t = self.teacher_projection(h)
+            t_queue, s_queue = self._past(s)
+            log_weight = self._log_weight(h, label, group)
+            # [N, N + Q]: the global batch with the pairs on the diagonal, then the queue. The temperature divides the
+            # anchors, not the products: its gradient would take several passes over them.
+            tau = 1 if self.link == "linear" else self.temperature
+            g_student = torch.cat([s / tau @ t.T, s / tau @ t_queue.T], 1)
+            g_teacher = torch.cat([t / tau @ s.T, t / tau @ s_queue.T], 1)
+            link = {"log_softmax": self._log_softmax, "linear": self._linear}.get(self.link, self._bounded)
+            loss = (link(g_student, log_weight) + link(g_teacher, log_weight)) / 2
 
         self._last = s.detach(), t.detach()
         if self.training and self.queue.length:

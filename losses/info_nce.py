@@ -37,6 +37,7 @@ class InfoNCE(Loss):
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         s = gather(self.student_projection(full_precision(student.pooled)))
         t = gather(self.teacher_projection(full_precision(teacher.pooled)))
-        logits = s @ t.T / self.log_temperature.exp().clamp(0.01, 1)
-        target = torch.arange(len(s), device=s.device)
-        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        with torch.autocast(s.device.type, enabled=False):
+            logits = s @ t.T / self.log_temperature.exp().clamp(0.01, 1)
+            target = torch.arange(len(s), device=s.device)
+            return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2

@@ -91,7 +91,8 @@ class Distillation(nn.Module):
 def build_model(config: Config) -> Distillation:
     """Build teacher, student and losses; UserError says which part of the config does not fit which."""
     kinds: dict[str, type[Loss]] = {name: find(name, LOSSES, Loss, "loss") for name in config.losses}
-    classes = load_dataset(config.data.shards).classes.get(config.data.label)
+    dataset = load_dataset(config.data.shards)
+    classes = dataset.classes.get(config.data.label)
     if not any(kind.needs_student_logits for kind in kinds.values()):
         classes = None  # nothing would train a head
     torch.manual_seed(config.seed)
@@ -102,6 +103,8 @@ def build_model(config: Config) -> Distillation:
         loss = kinds[name]
         _check_logits(name, loss, teacher, student, config)
         own = {k: v for k, v in keywords.items() if k != "weight"}
+        if loss.needs_index:
+            own["samples"] = _samples(name, own.get("samples"), dataset.samples("train"))
         try:
             losses[name] = loss(student.dims, teacher.dims if teacher else None, **own)  # type: ignore[arg-type]
         except ValueError as error:
@@ -132,6 +135,16 @@ def _check_logits(name: str, loss: type[Loss], teacher: Network | None, student:
             f"losses.{name}: needs a teacher of the same classes. The data has {_some(student.classes)}; the teacher "
             f"{_some(teacher.classes)}. Remove this loss, or use a feature loss such as wcord."
         )
+
+
+def _samples(name: str, given: int | None, actual: int) -> int:
+    """How many samples a loss keeps something of: all training samples, unless the config says more."""
+    if given is not None and given < actual:
+        raise UserError(
+            f"losses.{name}.samples: {given}, but the training split has {actual} samples; remove it, and their number "
+            "is taken from the data set."
+        )
+    return given or actual
 
 
 def _full(features: Features) -> Features:

@@ -19,6 +19,7 @@ def read_range(
 ) -> Iterator[Sample]:
     """Raw samples `start` to `stop` of shards laid end to end; only `members` are kept, as bytes.
 
+    Beside them `__key__`, `__url__` (the shard's path) and `__place__` (0 for the shard's first sample).
     Raises UserError for a shard that is missing, damaged, or holds another number of samples than recorded.
     """
     offset = 0
@@ -36,7 +37,7 @@ def _read_shard(folder: Path, shard: Shard, first: int, last: int, members: froz
         with Path(path).open("rb", buffering=1 << 20) as file:
             for count, sample in enumerate(_samples(file, path, members), 1):
                 if first < count <= last:
-                    yield sample
+                    yield sample | {"__place__": count - 1}
                 if count > last and last < shard.samples:
                     return
     except (OSError, ValueError) as error:

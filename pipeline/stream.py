@@ -14,6 +14,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,13 @@ class Source:
     @property
     def samples(self) -> int:
         return sum(shard.samples for shard in self.shards)
+
+    def first(self) -> dict[str, int]:
+        """Path of a shard -> how many samples lie before it, in the order of dataset.json."""
+        ends = accumulate(shard.samples for shard in self.shards)
+        return {
+            str(self.folder / shard.file): end - shard.samples for shard, end in zip(self.shards, ends, strict=True)
+        }
 
 
 @dataclass(frozen=True)
@@ -191,7 +199,7 @@ class Prepare:
     """Raw members of one sample to tensors: decode, one geometry for all views, photometrics per modality."""
 
     def __init__(self, source: Source, views: Mapping[str, View], draw: Draw | None) -> None:
-        self.source, self.draw = source, draw
+        self.source, self.draw, self.first = source, draw, source.first()
         self.views = dict(views)
         self.members = frozenset(
             member for view in views.values() for member in (*view.modality.fields, "meta.json", "label.txt")
@@ -216,7 +224,8 @@ class Prepare:
             rng = np.random.default_rng([self.draw.seed, epoch, seed])
             geometry = Geometry.draw(rng, self.draw.crop, self.draw.flip)
 
-        sample: Sample = {"key": raw["__key__"], **self._task(raw, meta, where)}
+        index = self.first[raw["__url__"]] + raw["__place__"]  # in the split, however it is shuffled
+        sample: Sample = {"key": raw["__key__"], "index": index, **self._task(raw, meta, where)}
         tensors: dict[tuple[int, int], torch.Tensor] = {}
         for role, view in self.views.items():
             slot = (self.decoder[role], view.size)
@@ -251,6 +260,7 @@ class Prepare:
     def collate(self, samples: Sequence[Sample]) -> Batch:
         batch: Batch = {role: view.modality.collate([s[role] for s in samples]) for role, view in self.views.items()}
         batch["key"] = [s["key"] for s in samples]
+        batch["index"] = torch.tensor([s["index"] for s in samples])
         batch["label"] = torch.tensor([s["label"] for s in samples])
         batch["group"] = torch.tensor([s["group"] for s in samples])
         return batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from conftest import members, write_dataset
 
 from modalities import RGB, Depth
 from pipeline.errors import UserError
-from pipeline.shards import MANIFEST, load_dataset, write_shard
+from pipeline.shards import MANIFEST, Shard, load_dataset, write_shard
 from pipeline.stream import EvalStream, TrainStream, View, loader, open_split
 
 VIEWS = {"teacher": View(RGB(), 24), "student": View(Depth(), 16)}
@@ -56,6 +57,23 @@ def test_epochs_differ_in_order_and_in_augmentation(shapes: Path) -> None:
     assert first["key"] != second["key"]
     again = dict(zip(second["key"], second["student"], strict=True))
     assert sum(torch.equal(x, again[key]) for key, x in zip(first["key"], first["student"], strict=True)) < 10
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_index_is_the_place_in_the_split_however_it_is_shuffled(shapes: Path, workers: int) -> None:
+    in_order = [sample for shard in open_split(shapes, "train", "label").shards for sample in keys_of(shapes, shard)]
+    for rank in range(2):
+        for batch in take(train_stream(shapes, ranks=2, rank=rank), 12, workers):  # two epochs
+            assert batch["index"].dtype == torch.int64
+            assert [in_order[i] for i in batch["index"].tolist()] == batch["key"]
+    tested = [key for shard in open_split(shapes, "test", "label").shards for key in keys_of(shapes, shard)]
+    for batch in loader(EvalStream(open_split(shapes, "test", "label"), VIEWS, batch=7), workers, CPU):
+        assert [tested[i] for i in batch["index"].tolist()] == batch["key"]
+
+
+def keys_of(folder: Path, shard: Shard) -> list[str]:
+    with tarfile.open(folder / shard.file) as file:
+        return list(dict.fromkeys(name.partition(".")[0] for name in file.getnames()))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -1,0 +1,151 @@
+"""Contrastive representation distillation (Tian, Krishnan and Isola 2020, arXiv 1910.10699)."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, ClassVar
+
+import torch
+import torch.distributed as dist
+from annotated_types import Ge, Gt, Le, Lt
+from torch import Tensor
+from torch.nn import functional as F
+
+from losses.bank import Bank, draw_negatives, last_occurrence, mix
+from losses.base import Batch, Dims, Features, Loss, full_precision
+from losses.critic import CosineProjection
+from losses.diagnostics import effective_rank, relative_std
+from losses.gather import gather, ranks
+
+EPS = 1e-7
+
+
+class CRD(Loss):
+    """`-E_i[log h_ii + sum_j log(1 - h_ij)]`, `h = p / (p + M / N)`, `p = exp(<s_i, t_j> / tau) / Z`, plus its mirror.
+
+    Each student embedding is told from M negatives in a bank of the teacher's N embeddings, each teacher embedding
+    from M of the student's bank. Negatives are of other classes where labels are known, and never the sample itself.
+    Z is fixed on the first batch, at N times the mean of the exponential.
+
+    dim: size of the L2-normalised embeddings. negatives: M. temperature: tau. momentum: the share that a row of a bank
+    keeps when its sample comes by. samples: N, the size of the training set; the pipeline fills it in.
+
+    Reads batch["index"] `[B]`, each sample's place in the training set. A batch["contrast_index"] `[B, 1 + M]`, the
+    sample itself in its first column, replaces the draw. Raises ValueError without `samples` or without an index.
+    """
+
+    needs_index: ClassVar[bool] = True
+    labels: Tensor
+    log_z: Tensor
+    seed: Tensor
+    steps: Tensor
+
+    def __init__(
+        self,
+        student: Dims,
+        teacher: Dims,
+        *,
+        dim: Annotated[int, Gt(0)] = 128,
+        negatives: Annotated[int, Gt(0)] = 16384,
+        temperature: Annotated[float, Ge(0.01), Le(1)] = 0.07,
+        momentum: Annotated[float, Ge(0), Lt(1)] = 0.5,
+        samples: Annotated[int, Ge(2)] | None = None,
+    ) -> None:
+        super().__init__()
+        if samples is None or samples < 2:
+            raise ValueError(
+                f"CRD keeps a bank of the training set: samples must be its size, at least 2, not {samples}."
+            )
+        self.negatives, self.temperature = negatives, temperature
+        self.student_projection = CosineProjection(student.pooled, dim)
+        self.teacher_projection = CosineProjection(teacher.pooled, dim)
+        self.student_bank = Bank(samples, dim, momentum)
+        self.teacher_bank = Bank(samples, dim, momentum)
+        self.register_buffer("labels", torch.full((samples,), -1))
+        self.register_buffer(
+            "log_z", torch.full((2,), -math.inf)
+        )  # of student and teacher anchors; -inf: not fixed yet
+        self.register_buffer("seed", torch.randint(2**62, ()))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        if "index" not in batch:
+            raise ValueError('CRD needs batch["index"], the place of each sample in the training set.')
+        s = self.student_projection(full_precision(student.pooled))
+        t = self.teacher_projection(full_precision(teacher.pooled))
+        index, label = gather(torch.stack([batch["index"], batch["label"]], 1)).unbind(1)  # of the global batch
+        labels = self.labels.index_put((index,), label[last_occurrence(index)])
+        contrast = batch.get("contrast_index")
+        if contrast is None:
+            contrast = self._draw(batch["index"], labels)
+
+        # A sample's loss needs only the banks, so each rank computes its own samples' and DDP averages the gradients.
+        with torch.autocast(s.device.type, enabled=False):
+            x_student = self.teacher_bank.similarity(s.detach(), contrast) / self.temperature  # [B, 1 + M]
+            x_teacher = self.student_bank.similarity(t.detach(), contrast) / self.temperature
+            log_mean = torch.stack([x.logsumexp(1) - math.log(x.shape[1]) for x in (x_student, x_teacher)], 1)
+            s_all, t_all, log_mean_all = gather(torch.cat([s, t, log_mean], 1).detach()).split(
+                [s.shape[1]] * 2 + [2], 1
+            )
+            first = log_mean_all.logsumexp(0) + math.log(len(self.labels) / len(log_mean_all))
+            log_z = torch.where(self.log_z.isinf(), first, self.log_z.to(first.dtype))
+            loss = self._anchored(s, x_student - log_z[0], self.teacher_bank, contrast)
+            loss = loss + self._anchored(t, x_teacher - log_z[1], self.student_bank, contrast)
+
+        self._last = s_all, t_all
+        if self.training:
+            self.student_bank.update(s_all, index)
+            self.teacher_bank.update(t_all, index)
+            self.labels.copy_(labels)
+            self.log_z.copy_(log_z)
+            self.steps += 1
+        return loss
+
+    def _draw(self, index: Tensor, labels: Tensor) -> Tensor:
+        """The sample itself and its negatives `[B, 1 + M]`: a function of seed, step and place in the global batch."""
+        start = dist.get_rank() * len(index) if ranks() > 1 else 0
+        place = torch.arange(start, start + len(index), device=index.device)
+        key = mix(mix(self.seed + self.steps) + place)
+        return torch.cat([index[:, None], draw_negatives(index, labels, self.negatives, key)], 1)
+
+    def _anchored(self, anchor: Tensor, log_p: Tensor, bank: Bank, contrast: Tensor) -> Tensor:
+        """The loss of anchors `[B, dim]` with `log_p [B, 1 + M]`, the positive first.
+
+        As `log h = -softplus(-u)` and `log(1 - h) = -softplus(u) - log(1 + EPS N / M)`, with u the logit of h, the
+        gradient is sigmoid(u) (less 1 for the positive) times the bank's rows. Taken here, it leaves autograd neither
+        rows to hold nor a bank that must not change before the backward.
+        """
+        count, negatives = len(log_p), log_p.shape[1] - 1
+        ratio = negatives / len(self.labels)
+        u = log_p - math.log(ratio + EPS)
+        loss = (F.softplus(-u[:, 0]).sum() + F.softplus(u[:, 1:]).sum()) / count + negatives * math.log1p(EPS / ratio)
+        weight = u.sigmoid()
+        weight[:, 0] -= 1
+        gradient = bank.combine(weight, contrast) / (count * self.temperature)
+        value: Tensor = _WithGradient.apply(anchor, loss, gradient)
+        return value
+
+    def metrics(self) -> dict[str, Tensor]:
+        s, t = self._last
+        similarity = s @ t.T
+        positive = similarity.diagonal().mean()
+        negative = (similarity.sum() - similarity.diagonal().sum()) / max(len(s) * (len(s) - 1), 1)
+        return {
+            "similarity_gap": positive - negative,
+            "projected_std": relative_std(s),
+            "effective_rank": effective_rank(s),
+        }
+
+
+class _WithGradient(torch.autograd.Function):
+    """A value whose gradient with respect to `x` is known already."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return outer[0] * gradient, None, None

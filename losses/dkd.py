@@ -1,0 +1,66 @@
+"""Decoupled knowledge distillation (Zhao et al. 2022, arXiv 2203.08679)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor
+from torch.nn import functional as F
+
+from losses.base import Batch, Dims, Features, Loss, full_precision
+
+
+class DKD(Loss):
+    """`T^2 * (alpha * KL(b_T || b_S) + beta * KL(q_T || q_S))`, the mean over the batch.
+
+    b are the probabilities of target class and rest, q those of the other classes among themselves; KD is the same
+    with alpha 1 and beta the teacher's probability of the rest. A sample without a label (-1) takes the teacher's
+    argmax as its target class. The paper raises this term's weight linearly over the first 20 epochs, and sets beta
+    by the confidence of the teacher, 2 to 8 on CIFAR-100.
+
+    Raises ValueError if teacher and student do not have logits of the same, at least two, classes.
+    """
+
+    needs_teacher_logits = True
+    needs_student_logits = True
+
+    def __init__(
+        self,
+        student: Dims,
+        teacher: Dims,
+        *,
+        alpha: Annotated[float, Ge(0)] = 1.0,
+        beta: Annotated[float, Ge(0)] = 8.0,
+        temperature: Annotated[float, Gt(0)] = 4.0,
+    ) -> None:
+        super().__init__()
+        if student.classes is None or student.classes != teacher.classes or student.classes < 2:
+            raise ValueError(
+                f"DKD needs logits of the same classes, two or more, on both sides; the student has {student.classes}, "
+                f"the teacher {teacher.classes}. Use a feature loss (wcord, info_nce) for a teacher of another task."
+            )
+        self.alpha, self.beta, self.temperature = alpha, beta, temperature
+
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        assert student.logits is not None
+        assert teacher.logits is not None
+        s = full_precision(student.logits) / self.temperature
+        t = full_precision(teacher.logits) / self.temperature
+        target = torch.where(batch["label"] >= 0, batch["label"], t.argmax(1))[:, None]  # [B, 1]
+        class_ = torch.arange(s.shape[1] - 1, device=s.device)
+        others = class_ + (class_ >= target)  # [B, K - 1]: every class but the target
+        s_others, t_others = s.gather(1, others), t.gather(1, others)
+        target_term = _divergence(_binary(s.gather(1, target), s_others), _binary(t.gather(1, target), t_others))
+        return (self.alpha * target_term + self.beta * _divergence(s_others, t_others)) * self.temperature**2
+
+
+def _binary(target: Tensor, others: Tensor) -> Tensor:
+    """`[B, 2]` logits of target against rest: the rest's logit is the logsumexp of its classes."""
+    return torch.cat([target, others.logsumexp(1, keepdim=True)], dim=1)
+
+
+def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """`KL(softmax(teacher) || softmax(student))`, the mean over rows."""
+    return F.kl_div(F.log_softmax(student, 1), F.log_softmax(teacher, 1), log_target=True, reduction="batchmean")

@@ -1,0 +1,35 @@
+"""FitNets: hints from an intermediate layer (Romero et al. 2015, arXiv 1412.6550)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from losses.base import Batch, Dims, Features, Loss
+from losses.maps import paired_channels, paired_maps, same_size
+
+
+class FitNet(Loss):
+    """`mean((r(m_S) - m_T)^2)`, r a 1x1 convolution from the student's channels to the teacher's; needs maps.
+
+    layer: index into the paired maps, negative from the deepest; the middle one without. If the sides differ in their
+    number of maps, the last ones are paired; if in size, the larger map is average-pooled.
+    Raises ValueError if a side has no maps, or not that many.
+    """
+
+    def __init__(self, student: Dims, teacher: Dims, *, layer: int | None = None) -> None:
+        super().__init__()
+        channels = paired_channels("FitNet", student, teacher)
+        self.layer = len(channels) // 2 if layer is None else layer
+        if not -len(channels) <= self.layer < len(channels):
+            raise ValueError(
+                f"FitNet's layer {layer} does not exist: {len(channels)} maps can be paired, layer goes from "
+                f"{-len(channels)} to {len(channels) - 1}."
+            )
+        self.regressor = nn.Conv2d(*channels[self.layer], kernel_size=1)
+
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        s, t = same_size(*paired_maps(student, teacher)[self.layer])
+        with torch.autocast(s.device.type, enabled=False):
+            return F.mse_loss(self.regressor(s), t)

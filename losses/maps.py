@@ -1,0 +1,41 @@
+"""Feature maps in one form: how the losses that compare maps read, pair and resize them."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from losses.base import Dims, Features, full_precision
+
+
+def as_map(x: Tensor) -> Tensor:
+    """`[B, C, H, W]` as it is, tokens `[B, N, C]` as `[B, C, N, 1]`; at least fp32."""
+    return full_precision(x if x.ndim == 4 else x.mT[..., None])
+
+
+def paired_channels(name: str, student: Dims, teacher: Dims) -> list[tuple[int, int]]:
+    """The channels of the paired maps, shallow to deep; ValueError if a side has no maps."""
+    if not student.maps or not teacher.maps:
+        side = "student" if not student.maps else "teacher"
+        raise ValueError(
+            f"{name} compares feature maps, and the {side} has none. Take an encoder that returns maps, or a loss that "
+            "reads the pooled features (wcord, info_nce)."
+        )
+    pairs = min(len(student.maps), len(teacher.maps))
+    return list(zip(student.maps[-pairs:], teacher.maps[-pairs:], strict=True))
+
+
+def paired_maps(student: Features, teacher: Features) -> list[tuple[Tensor, Tensor]]:
+    """The maps of both sides, shallow to deep. If one side has more, its first ones are left out."""
+    pairs = min(len(student.maps), len(teacher.maps))
+    return [(as_map(s), as_map(t)) for s, t in zip(student.maps[-pairs:], teacher.maps[-pairs:], strict=True)]
+
+
+def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Both maps at the smaller height and the smaller width of the two, by adaptive average pooling."""
+    size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
+    return _pool(student, size), _pool(teacher, size)
+
+
+def _pool(x: Tensor, size: tuple[int, int]) -> Tensor:
+    return x if x.shape[2:] == size else F.adaptive_avg_pool2d(x, size)

@@ -1,0 +1,44 @@
+"""Neuron selectivity transfer (Huang and Wang 2017, arXiv 1707.01219) with its polynomial kernel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from losses.base import Batch, Dims, Features, Loss
+from losses.maps import paired_channels, paired_maps, same_size
+
+
+class NST(Loss):
+    """`sum_l MMD^2(channels of m_S^l, channels of m_T^l)`, kernel `<x, y>^2`, the mean over samples; needs maps.
+
+    A channel is its L2-normalised vector over the positions, and the two sets of channels are compared as samples of
+    two distributions. If the sides differ in their number of maps, the last ones are paired; if in size, the larger
+    map is average-pooled. Raises ValueError if a side has no maps.
+    """
+
+    def __init__(self, student: Dims, teacher: Dims) -> None:
+        super().__init__()
+        paired_channels("NST", student, teacher)
+
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        return torch.stack([_discrepancy(*same_size(*pair)) for pair in paired_maps(student, teacher)]).sum()
+
+
+def _discrepancy(student: Tensor, teacher: Tensor) -> Tensor:
+    s, t = (F.normalize(x.flatten(2), dim=2) for x in (student, teacher))  # [B, C, H W]
+    with torch.autocast(s.device.type, enabled=False):
+        if s.shape[2] <= max(s.shape[1], t.shape[1]):
+            # <x, y>^2 = <xx', yy'>: the same number from matrices of positions, which are the smaller ones here.
+            difference = _second_moment(s) - _second_moment(t)
+            return difference.square().sum((1, 2)).mean()
+        return _mean_kernel(s, s) + _mean_kernel(t, t) - 2 * _mean_kernel(s, t)
+
+
+def _second_moment(x: Tensor) -> Tensor:
+    return x.mT @ x / x.shape[1]
+
+
+def _mean_kernel(x: Tensor, y: Tensor) -> Tensor:
+    return (x @ y.mT).square().mean()

@@ -1,0 +1,35 @@
+"""Probabilistic knowledge transfer (Passalis and Tefas 2018, arXiv 1803.10837)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from losses.base import Batch, Dims, Features, Loss, full_precision
+from losses.gather import gather
+
+EPSILON = 1e-7
+
+
+class PKT(Loss):
+    """`mean_ij[P_ij log(P_ij / Q_ij)]`, P (teacher) and Q (student) the row-normalised `(1 + cos(x_i, x_j)) / 2`.
+
+    Over the `[N, N]` pairs of the global batch, each with itself included; needs `pooled` of any two sizes, no labels
+    and no projection. The mean over pairs makes it small: published with the weight 30000.
+    """
+
+    def __init__(self, student: Dims, teacher: Dims) -> None:
+        super().__init__()
+
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        s, t = gather(full_precision(student.pooled)), gather(full_precision(teacher.pooled))
+        with torch.autocast(s.device.type, enabled=False):
+            p, q = _neighbourhood(t), _neighbourhood(s)
+        return (p * ((p + EPSILON) / (q + EPSILON)).log()).mean()
+
+
+def _neighbourhood(x: Tensor) -> Tensor:
+    unit = F.normalize(x, dim=1)
+    similarity = (1 + unit @ unit.T) / 2
+    return similarity / similarity.sum(1, keepdim=True)

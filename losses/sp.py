@@ -1,0 +1,32 @@
+"""Similarity-preserving distillation (Tung and Mori 2019, arXiv 1907.09682)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from losses.base import Batch, Dims, Features, Loss
+from losses.gather import gather
+from losses.maps import as_map, paired_channels
+
+
+class SP(Loss):
+    """`|G_S - G_T|_F^2 / B^2`, G the batch's Gram matrix of flattened last maps with L2-normalised rows; needs maps.
+
+    B is the global batch. The maps may differ in channels and size. One sample alone gives 0.
+    Raises ValueError if a side has no maps.
+    """
+
+    def __init__(self, student: Dims, teacher: Dims) -> None:
+        super().__init__()
+        paired_channels("SP", student, teacher)
+
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        return F.mse_loss(_similarity(student.maps[-1]), _similarity(teacher.maps[-1]))
+
+
+def _similarity(x: Tensor) -> Tensor:
+    x = gather(as_map(x).flatten(1))
+    with torch.autocast(x.device.type, enabled=False):
+        return F.normalize(x @ x.T, dim=1)

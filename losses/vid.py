@@ -1,0 +1,71 @@
+"""Variational information distillation (Ahn et al. 2019, arXiv 1904.05835)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from losses.base import Batch, Dims, Features, Loss, full_precision
+
+START_VARIANCE, LEAST_VARIANCE = 5.0, 1e-5
+
+
+class VID(Loss):
+    """`sum_l mean[(t_l - mu_l(s_l))^2 / v_l + log v_l] / 2`: -log likelihood of the teacher, up to a constant.
+
+    mu_l is a trained regressor (three 1x1 convolutions with ReLU), v_l a trained variance for each teacher channel.
+    The l are the maps, in pairs, where both networks have equally many (the larger map of a pair is pooled to the
+    smaller one; tokens that differ in number are averaged); without such maps it is `pooled` alone. Needs no labels;
+    published with the weight 1. A likelihood: it falls below 0 once the student predicts the teacher well.
+    """
+
+    def __init__(self, student: Dims, teacher: Dims) -> None:
+        super().__init__()
+        self.on_maps = len(student.maps) == len(teacher.maps) > 0
+        channels = zip(student.maps, teacher.maps, strict=True) if self.on_maps else [(student.pooled, teacher.pooled)]
+        self.likelihoods = nn.ModuleList(_Gaussian(s, t) for s, t in channels)
+
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        if self.on_maps:
+            pairs = [_same_positions(s, t) for s, t in zip(student.maps, teacher.maps, strict=True)]
+        else:
+            pairs = [(student.pooled, teacher.pooled)]
+        terms = [minus_log(s, t) for minus_log, (s, t) in zip(self.likelihoods, pairs, strict=True)]
+        return torch.stack(terms).sum()
+
+
+class _Gaussian(nn.Module):
+    """`-log N(t; mu(s), v)` of `[..., C]`, the mean over all entries. A linear layer is a 1x1 convolution here."""
+
+    def __init__(self, student: int, teacher: int) -> None:
+        super().__init__()
+        self.regressor = nn.Sequential(
+            nn.Linear(student, teacher, bias=False),
+            nn.ReLU(),
+            nn.Linear(teacher, teacher, bias=False),
+            nn.ReLU(),
+            nn.Linear(teacher, teacher, bias=False),
+        )
+        start = math.log(math.expm1(START_VARIANCE - LEAST_VARIANCE))  # softplus of it is the start
+        self.softplus_variance = nn.Parameter(torch.full((teacher,), start))
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        with torch.autocast(student.device.type, enabled=False):
+            mean = self.regressor(full_precision(student))
+            variance = F.softplus(self.softplus_variance) + LEAST_VARIANCE
+            return ((full_precision(teacher) - mean).square() / variance + variance.log()).mean() / 2
+
+
+def _same_positions(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """A pair of maps as `[B, N, C]` with one N."""
+    s, t = full_precision(s), full_precision(t)  # before they are averaged
+    if s.ndim == t.ndim == 4 and s.shape[2:] != t.shape[2:]:
+        size = min(s.shape[2], t.shape[2]), min(s.shape[3], t.shape[3])
+        s, t = F.adaptive_avg_pool2d(s, size), F.adaptive_avg_pool2d(t, size)
+    s, t = (x.flatten(2).transpose(1, 2) if x.ndim == 4 else x for x in (s, t))
+    if s.shape[1] != t.shape[1]:
+        s, t = s.mean(1, keepdim=True), t.mean(1, keepdim=True)
+    return s, t

@@ -1,0 +1,46 @@
+"""Inputs that every loss can take, for what holds of all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from losses import LOSSES, Dims, Features, Loss
+
+CLASSES, SAMPLES = 4, 60
+KEYWORDS: dict[str, dict[str, Any]] = {"crd": {"samples": SAMPLES, "negatives": 16}}
+
+
+def dims(pooled: int, channels: int) -> Dims:
+    return Dims(pooled, (channels, 2 * channels), CLASSES)
+
+
+def build(name: str, student: Dims, teacher: Dims) -> Loss:
+    torch.manual_seed(0)
+    return LOSSES[name](student, teacher, **KEYWORDS.get(name, {}))  # type: ignore[call-arg, arg-type]
+
+
+class Network(torch.nn.Module):
+    """The least that has pooled features, maps and logits, `[B, 5]` to `Features`."""
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__()
+        self.dims = dims
+        self.pooled = torch.nn.Linear(5, dims.pooled)
+        self.maps = torch.nn.ModuleList(torch.nn.Linear(5, c * 16) for c in dims.maps)
+        self.logits = torch.nn.Linear(5, dims.classes or 1)
+
+    def forward(self, x: Tensor) -> Features:
+        shapes = zip(self.maps, self.dims.maps, strict=True)
+        maps = [layer(x).view(len(x), channels, 4, 4) for layer, channels in shapes]
+        return Features(self.pooled(x), maps, self.logits(x))
+
+
+def batch(count: int, seed: int = 0, label: int | None = None) -> dict[str, Tensor]:
+    """Labels from -1 on (or all `label`), three groups, and each sample's place in the data set."""
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.randint(-1, CLASSES, (count,), generator=rng) if label is None else torch.full((count,), label)
+    group = torch.randint(-1, 3, (count,), generator=rng)
+    return {"label": labels, "group": group, "index": torch.randperm(SAMPLES, generator=rng)[:count]}

@@ -1,0 +1,108 @@
+"""What holds of every loss, whatever it computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import Network, batch, build, dims
+
+from losses import LOSSES, Features
+from losses.base import Loss
+
+STUDENT, TEACHER = dims(12, 6), dims(20, 10)
+
+
+def made(name: str) -> tuple[Loss, Network, Network]:
+    loss = build(name, STUDENT, TEACHER)
+    return loss, Network(STUDENT), Network(TEACHER).requires_grad_(False)
+
+
+def value(loss: Loss, student: Network, teacher: Network, count: int, **labels: int) -> torch.Tensor:
+    x = torch.randn(count, 5, generator=torch.Generator().manual_seed(count))
+    found: torch.Tensor = loss(student(x), teacher(x), batch(count, **labels))
+    return found
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_small_batches_and_missing_labels_are_finite(name: str, count: int) -> None:
+    loss, student, teacher = made(name)
+    for labels in ({}, {"label": -1}, {"label": 2}):
+        total = value(loss, student, teacher, count, **labels)
+        assert total.shape == ()
+        assert total.dtype == torch.float32
+        total.backward()
+        for module in (student, loss):
+            gradients = [p.grad for p in module.parameters() if p.grad is not None]
+            assert all(torch.isfinite(g).all() for g in gradients)
+        loss.metrics()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_student_learns_and_the_teacher_does_not(name: str) -> None:
+    loss, student, teacher = made(name)
+    value(loss, student, teacher, 9).backward()
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in student.parameters())
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_compiled_whole(name: str) -> None:
+    loss, student, teacher = made(name)
+    value(loss, student, teacher, 9)
+    loss.eval()
+    plain = value(loss, student, teacher, 9)
+    torch.compiler.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="eager")
+    torch.testing.assert_close(value(compiled, student, teacher, 9), plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_autocast_changes_nothing_but_the_rounding_of_its_inputs(name: str) -> None:
+    loss, student, teacher = made(name)
+    x = torch.randn(9, 5)
+
+    def cast(f: Features, dtype: torch.dtype) -> Features:
+        assert f.logits is not None
+        return Features(f.pooled.to(dtype), [m.to(dtype) for m in f.maps], f.logits.to(dtype))
+
+    loss(student(x), teacher(x), batch(9))
+    loss.eval()
+    half = [cast(network(x), torch.bfloat16) for network in (student, teacher)]
+    exact = loss(*(cast(f, torch.float32) for f in half), batch(9))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = loss(*half, batch(9))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradient_in_float64(name: str) -> None:
+    loss, student, teacher = (module.double() for module in made(name))
+    x = torch.randn(5, 5, dtype=torch.float64)
+    loss(student(x), teacher(x), batch(5))
+    loss.eval()
+    seen = student(x)
+    leaves = [leaf.detach().requires_grad_() for leaf in (seen.pooled, *seen.maps, seen.logits)]
+
+    def of(pooled: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = loss(Features(pooled, list(rest[:-1]), rest[-1]), teacher(x), batch(5))
+        return found
+
+    if name in ("local_transport", "wcord"):  # their plan is held fixed by design; test_transport.py differentiates
+        pytest.skip("the gradient is that of a fixed plan")
+    assert torch.autograd.gradcheck(of, leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(("small", "large"), [(8, 4096), (4096, 8)])
+def test_sizes_from_8_to_4096(name: str, small: int, large: int) -> None:
+    loss = build(name, dims(small, 8), dims(large, 16))
+    student, teacher = Network(loss_dims := dims(small, 8)), Network(dims(large, 16))
+    assert loss_dims.pooled == small
+    x = torch.randn(6, 5)
+    with torch.no_grad():
+        known = teacher(x)
+    total = loss(student(x), known, batch(6))
+    total.backward()
+    assert torch.isfinite(total)

@@ -1,0 +1,82 @@
+"""DIST against numpy's correlations, and the invariance that it is made for."""
+
+import numpy as np
+import pytest
+import torch
+
+from losses import Dims, Features
+from losses.dist import DIST
+
+DIMS = Dims(0, classes=7)
+Double = torch.float64
+
+
+def dist(student: torch.Tensor, teacher: torch.Tensor, **keywords: float) -> torch.Tensor:
+    return DIST(DIMS, DIMS, **keywords)(Features(student, logits=student), Features(teacher, logits=teacher), {})
+
+
+def logits(n: int, dtype: torch.dtype = Double) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = torch.Generator().manual_seed(n)
+    student, teacher = (3 * torch.randn(2, n, 7, generator=rng, dtype=Double)).to(dtype).unbind()
+    return student, teacher
+
+
+def test_is_the_definition_written_out() -> None:
+    student, teacher = logits(5)
+    s, t = (torch.softmax(x / 3, 1).numpy() for x in (student, teacher))
+    inter = np.mean([1 - np.corrcoef(s[i], t[i])[0, 1] for i in range(5)])
+    intra = np.mean([1 - np.corrcoef(s[:, k], t[:, k])[0, 1] for k in range(7)])
+    found = dist(student, teacher, beta=0.5, gamma=3, temperature=3)
+    assert found.item() == pytest.approx(9 * (0.5 * inter + 3 * intra), rel=1e-6)
+
+
+def test_defaults_are_the_published_ones() -> None:
+    assert dist(*logits(5)) == dist(*logits(5), beta=2, gamma=2, temperature=4)
+
+
+def test_relations_and_not_probabilities_are_matched() -> None:
+    """A sharper or a softer student of the same relations is as good: probabilities mixed with uniform ones."""
+    _, teacher = logits(5)
+    softened = 4 * (0.6 * torch.softmax(teacher / 4, 1) + 0.4 / 7).log()
+    assert dist(softened, teacher).abs() < 1e-4  # up to the epsilon in the denominator
+    assert dist(-teacher, teacher) > 10
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_gradient_in_float64(n: int) -> None:
+    student, teacher = logits(n)
+    assert torch.autograd.gradcheck(lambda x: dist(x, teacher), student.requires_grad_())
+
+
+def test_one_sample_has_no_relation_within_a_class() -> None:
+    student, teacher = logits(1)
+    torch.testing.assert_close(dist(student, teacher), dist(student, teacher, gamma=0) + 32)
+
+
+def test_constant_predictions_are_finite() -> None:
+    student = torch.zeros(5, 7, requires_grad=True)
+    loss = dist(student, logits(5, torch.float32)[1])
+    loss.backward()
+    assert loss.item() == pytest.approx(64)
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+
+
+def test_half_precision_is_computed_in_fp32() -> None:
+    student, teacher = logits(5, torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = dist(student, teacher)
+    torch.testing.assert_close(found, dist(student.float(), teacher.float()))
+
+
+def test_compiles_into_one_graph() -> None:
+    student, teacher = logits(5)
+    loss = DIST(DIMS, DIMS)
+    arguments = Features(student, logits=student), Features(teacher, logits=teacher), {}
+    torch.testing.assert_close(torch.compile(loss, fullgraph=True, backend="eager")(*arguments), loss(*arguments))
+
+
+def test_refuses_other_classes() -> None:
+    for student, teacher in [(10, 12), (10, None), (1, 1)]:
+        with pytest.raises(ValueError, match="same classes"):
+            DIST(Dims(8, classes=student), Dims(8, classes=teacher))
