@@ -47,8 +47,9 @@ def each(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int, a
         pending, seen = {pool.submit(function, job) for job in jobs}, 0
         while pending:
             done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-            advance(counter.value - seen)
-            seen = counter.value
+            counted = counter.value  # read once: the workers go on counting
+            advance(counted - seen)
+            seen = counted
             for future in done:
                 yield future.result()
     except KeyboardInterrupt:

@@ -11,9 +11,9 @@ ABOVE_LOSSES = {"modalities": {"losses.Features"}}
 """What modalities may take from losses: the types that encoders return, and nothing else."""
 
 PIPELINE = [
-    {"errors"},
+    {"errors", "host", "tar"},
     {"configfile", "components", "faults", "config", "shards"},
-    {"members", "tabletop_shapes", "tabletop_sound", "tabletop", "splits", "parallel", "progress", "scan"},
+    {"members", "tabletop_shapes", "tabletop_sound", "tabletop", "splits", "parallel", "progress", "scan", "samples"},
     {"recipes", "pack", "check", "stream"},
     {"network"},
     {"model"},
