@@ -10,8 +10,8 @@ from torch import Tensor
 LARGEST_SCALING = math.exp(30)
 """fp32 loses entries of the kernel below e^-87; with scalings up to e^30 each way, what is lost stays below e^-27."""
 
-BLOCK_BYTES = 1 << 19
-"""Rows of the kernel that stay in a core's cache between the two products of an iteration."""
+BLOCK_BYTES = 1 << 21
+"""Rows of the kernel that stay in the cache between the two products of an iteration; the fastest of 2^18 to 2^30."""
 
 
 def sinkhorn(
