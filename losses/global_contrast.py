@@ -112,13 +112,12 @@ class GlobalContrast(Loss):
     def temperature(self) -> Tensor:
         return self.log_temperature.exp().clamp(0.01, 1)
 
-    @torch.no_grad()
     def _past(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The queue's projections `t, s [Q, dim]`; as in CRD's banks, without gradient.
+        """The queue's projections `t, s [Q, dim]`.
 
-        The teacher's side is projected anew each step, so only the student's side has aged.
+        The teacher's side is projected anew each step, with gradient; the student's side has aged and has none.
         """
-        t = self.teacher_projection(self.queue.column("teacher").to(like.dtype))
+        t = self.teacher_projection(self.queue.read("teacher").to(like.dtype))
         return t, self.queue.read("student").to(like.dtype)
 
     @torch.no_grad()

@@ -102,7 +102,7 @@ def test_bounded_critic_is_crds_probability_written_out(link: str, weighting: st
     torch.testing.assert_close(loss(student, teacher, batch(5)), expected)
 
 
-def test_past_samples_are_negatives_without_gradient() -> None:
+def test_past_samples_are_negatives_at_the_projections_of_now() -> None:
     """The queue's part, written out: an earlier batch counts as further columns, at the projections of now."""
     loss = GlobalContrast(STUDENT, TEACHER, dim=6, queue=8, exclude=(), discount=True, critic="cosine").double()
     past = pairs(8, 1)
