@@ -1,81 +1,283 @@
-"""A study: methods x seeds of one experiment, run side by side on one thread each, and the table they make.
+"""The study behind the defaults: every method in three settings, tuned alike, over seeds; its tables.
 
-A seed sets the initial weights, the order of samples and which labels are seen; the methods share it, so they
-are compared in pairs. Finished runs are kept: the same command goes on where it stopped.
+    python -m benchmarks.study --gestures PATH_TO_HAND_GESTURES_RGBD --cifar PATH_TO_CIFAR10
+
+gestures: RGB teacher to depth student, the same ten classes, a tenth of the labels. other_task: the teacher knows five
+of the gestures, the student has to learn the other five, so there are no logits to distil. compression: RGB to RGB,
+big to small, all labels. Each method's weight is the best of TRIALS of them on the validation split (one seed); the
+test split is looked at once, with weights fixed. Finished runs are kept: the same command goes on where it stopped.
 """
 
 from __future__ import annotations
 
+import argparse
+import csv
+import json
 import os
-import subprocess
-import sys
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
+from benchmarks.together import train_together
+from pipeline import config as configs
 from pipeline.compare import compare
+from pipeline.config import Config
+from pipeline.evaluate import evaluate
+from pipeline.pack import pack
+from pipeline.recipes import manifest
+from pipeline.shards import write_atomic
+from pipeline.train import train
+
+Losses = dict[str, dict[str, Any]]
 
 CORES = os.cpu_count() or 1
-CE, KD, WCORD = "cross_entropy: {}", "kd: {weight: 3}", "wcord: {relational: 1.5}"
-METHODS = {
-    "labels": f"{{{CE}}}",
-    "kd": f"{{{CE}, {KD}}}",
-    "wcord": f"{{{CE}, {WCORD}}}",
-    "wcord_kd": f"{{{CE}, {KD}, {WCORD}}}",
+STUDENTS = 16
+"""Students that one process trains side by side."""
+
+RELATIONAL_KL = "benchmarks.relational_kl:RelationalKL"
+TASK: Losses = {"cross_entropy": {}}
+TRIALS = (0.3, 1.0, 3.0)
+"""Factors of a method's usual weight that are tried."""
+
+LOGITS: dict[str, Losses] = {
+    "kd": {"kd": {"weight": 3.0}},
+    "wkd_logit": {"wkd_logit": {"weight": 0.3}},
 }
-"""Losses by the name of the method: with the task's own labels only, and with a teacher of the same classes."""
-
-WITHOUT_KD = {
-    "info_nce": f"{{{CE}, info_nce: {{weight: 0.5}}}}",
-    "wcord": f"{{{CE}, wcord: {{global_weight: 0.5, local_weight: 0.5, relational: 0}}}}",
+FEATURES: dict[str, Losses] = {
+    "crd": {"crd": {"weight": 0.8, "negatives": 1024}},
+    "info_nce": {"info_nce": {"weight": 0.5}},
+    "regression": {"cosine": {"weight": 3.0}},
+    "relational_kl": {RELATIONAL_KL: {"weight": 3.0}},
 }
-"""With a teacher of other classes; what the labels alone give is the same run as above."""
+WCORD: dict[str, Losses] = {
+    "plain": {"wcord": {"weight": 1.0, "relational": 0.0}},
+    "plain_heavy": {"wcord": {"weight": 3.0, "relational": 0.0}},
+    "relational": {"wcord": {"weight": 1.0, "relational": 1.5}},
+}
+"""As many trials as every other method has. The one that is best over all settings is the default of all of them."""
+
+PAPER: Losses = {
+    "global_contrast": {"weight": 0.8, "link": "linear", "discount": False},
+    "local_transport": {"weight": 0.05, "space": "shared", "anchor": 1.0, "iterations": 10, "epsilon": 0.05},
+}
+GLOBAL, LOCAL = {"weight": 0.5}, {"weight": 2.0}
+FORMS: dict[str, Losses] = {
+    "global": {"global_contrast": GLOBAL},
+    "global linear": {"global_contrast": GLOBAL | {"link": "linear"}},
+    "global bounded": {"global_contrast": GLOBAL | {"link": "bounded"}},
+    "global log_bounded": {"global_contrast": GLOBAL | {"link": "log_bounded"}},
+    "global cosine critic": {"global_contrast": GLOBAL | {"critic": "cosine"}},
+    "global no discount": {"global_contrast": GLOBAL | {"discount": False}},
+    "global no queue": {"global_contrast": GLOBAL | {"queue": 0}},
+    "local": {"local_transport": LOCAL},
+    "local anchor 0": {"local_transport": LOCAL | {"anchor": 0.0}},
+    "local anchor 1": {"local_transport": LOCAL | {"anchor": 1.0}},
+    "local shared": {"local_transport": LOCAL | {"space": "shared"}},
+    "local unrolled": {"local_transport": LOCAL | {"plan_gradient": "unrolled"}},
+    "local epsilon 0.02": {"local_transport": LOCAL | {"epsilon": 0.02}},
+    "local epsilon 0.5": {"local_transport": LOCAL | {"epsilon": 0.5}},
+    "local relational": {"local_transport": LOCAL | {"relational": 1.5}},
+    "global + local": {"global_contrast": GLOBAL, "local_transport": LOCAL},
+}
+"""The terms one by one, each with one thing changed; all at the weights of `wcord`."""
 
 
-def train_and_evaluate(config: str | Path, run: Path, *overrides: str) -> None:
-    """One run, each command in a process of its own; nothing is done if its results are there."""
-    if (run / "results.json").exists():
-        return
-    _command("train", str(config), f"run={run}", *overrides, "--resume")
-    _command("evaluate", str(run))
-    print(f"done: {run}", flush=True)
+@dataclass(frozen=True)
+class Setting:
+    """One experiment. student: its config. teacher: the config and overrides of the network that teaches it."""
+
+    name: str
+    student: str
+    teacher: tuple[str, ...]
+    student_overrides: tuple[str, ...]
+    logits: bool
+    """Whether teacher and student share the classes."""
+
+    def config(self, out: Path, run: Path, losses: Losses, seed: int, split: str) -> Config:
+        teacher = f"{{run: {out / self.teacher[0]}}}" if losses != TASK else "null"
+        overrides = (f"run={run}", f"seed={seed}", f"teacher={teacher}", f"evaluation.split={split}")
+        losses_override = f"losses={json.dumps(losses)}"
+        return configs.load(self.student, (*overrides, losses_override, *self.student_overrides))
+
+    def methods(self) -> dict[str, Losses]:
+        return (LOGITS if self.logits else {}) | FEATURES
 
 
-def students(
-    pool: ThreadPoolExecutor,
-    config: str | Path,
-    out: Path,
-    methods: Mapping[str, str],
-    teacher: Path,
-    seeds: int,
-    *more: str,
-) -> list[Future[None]]:
-    """Start every method with every seed."""
-    return [
-        pool.submit(
-            train_and_evaluate,
-            config,
-            out / f"{method}_s{seed}",
-            f"seed={seed}",
-            f"losses={losses}",
-            f"teacher={'null' if method == 'labels' else f'{{run: {teacher}}}'}",
-            *more,
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gestures", type=Path, required=True, help="folder with index.csv, hand_rgb/ and hand_depth/")
+    parser.add_argument("--cifar", type=Path, required=True, help="folder with {train,test}/<class>/*.jpg")
+    parser.add_argument("--out", type=Path, default=Path("runs/study"))
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    out: Path = options.out.resolve()
+    pack_gestures(options.gestures.resolve(), out / "gestures_data")
+    pack_cifar(options.cifar.resolve(), out / "cifar_data")
+    settings = all_settings(out)
+    with ProcessPoolExecutor(CORES, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        done = [pool.submit(teach, out / s.teacher[0], s.teacher[1], s.teacher[2:]) for s in settings]
+        wait(done)
+        wait([job for s in settings for job in submit(pool, tuning(s, out))])
+        chosen = choose(settings, out)
+        finals = {s.name: final_methods(s, chosen) for s in settings}
+        wait(
+            [
+                job
+                for seed in range(options.seeds)
+                for s in settings
+                for job in submit(pool, runs(s, out, finals[s.name], seed))
+            ]
         )
-        for seed in range(seeds)
-        for method, losses in methods.items()
+        for s in settings:
+            table(s, out, list(finals[s.name]), options.seeds)
+        wait(
+            [job for seed in range(options.seeds) for s in settings for job in submit(pool, runs(s, out, FORMS, seed))]
+        )
+        for s in settings:
+            table(s, out, ["labels", *FORMS], options.seeds)
+
+
+def all_settings(out: Path) -> list[Setting]:
+    folder = Path(__file__).parent / "configs"
+    gestures, cifar = f"data.shards={out / 'gestures_data'}", f"data.shards={out / 'cifar_data'}"
+    gesture_student, gesture_teacher = str(folder / "gestures_student.yaml"), str(folder / "gestures_teacher.yaml")
+    return [
+        Setting("gestures", gesture_student, ("gestures_teacher", gesture_teacher, gestures), (gestures,), True),
+        Setting(
+            "other_task",
+            gesture_student,
+            ("other_task_teacher", gesture_teacher, gestures, "data.label=taught"),
+            (gestures, "data.label=untaught"),
+            False,
+        ),
+        Setting(
+            "compression",
+            str(folder / "cifar_student.yaml"),
+            ("cifar_teacher", str(folder / "cifar_teacher.yaml"), cifar),
+            (cifar,),
+            True,
+        ),
     ]
 
 
-def table(out: Path, methods: Mapping[str, Path], seeds: int) -> None:
-    """Print a table of methods, each with the folder of its runs, as Markdown; write it, with a plot, into `out`."""
-    runs = [folder / f"{method}_s{seed}" for method, folder in methods.items() for seed in range(seeds)]
-    print(f"\n## {out}\n\n{compare(runs, out, baseline='labels').markdown()}")
-
-
-def _command(*arguments: str) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline", *arguments], env=environment, capture_output=True, text=True, check=False
+def pack_gestures(source: Path, out: Path) -> None:
+    """Split by clip; labels: the class, the class if it is one of the five that the other task's teacher knows, and
+    the class if it is not."""
+    rows = list(csv.DictReader((source / "index.csv").open()))
+    taught = set(sorted({row["class"] for row in rows})[::2])
+    for row in rows:
+        row["taught"], row["untaught"] = (row["class"], "") if row["class"] in taught else ("", row["class"])
+    plan = manifest.plan(
+        _write_table(out.with_suffix(".csv"), rows),
+        {"rgb": f"{source}/hand_rgb/{{id}}.jpg", "depth": f"{source}/hand_depth/{{id}}.png"},
+        labels=["class", "taught", "untaught"],
+        group="{subject}/{class}/{clip}",
     )
-    if done.returncode:
-        raise SystemExit(f"wcord {' '.join(arguments)}\n{done.stdout[-1000:]}{done.stderr[-2000:]}")
+    pack(plan, out, workers=CORES, fractions={"train": 0.6, "val": 0.2, "test": 0.2})
+
+
+def pack_cifar(source: Path, out: Path) -> None:
+    """The last fifth of every class's training images is the validation split."""
+    rows = []
+    for split in "train", "test":
+        for folder in sorted((source / split).iterdir()):
+            files = sorted(folder.iterdir())
+            for number, file in enumerate(files):
+                held_out = split == "train" and number >= 0.8 * len(files)
+                rows.append({"rgb": str(file), "class": folder.name, "split": "val" if held_out else split})
+    plan = manifest.plan(_write_table(out.with_suffix(".csv"), rows), {"rgb": "rgb"}, labels=["class"], split="split")
+    pack(plan, out, workers=CORES)
+
+
+def _write_table(path: Path, rows: Sequence[Mapping[str, str]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def teach(run: Path, config: str, overrides: Sequence[str]) -> None:
+    """Train and evaluate one network, unless that is done."""
+    if not (run / "results.json").exists():
+        train(configs.load(config, [f"run={run}", *overrides]), resume=True)
+        evaluate(run)
+
+
+def tuning(setting: Setting, out: Path) -> list[Config]:
+    """Every method's trials, on the validation split."""
+    trials = {
+        f"{method}_x{factor:g}": {name: keywords | {"weight": keywords["weight"] * factor}}
+        for method, losses in setting.methods().items()
+        for name, keywords in losses.items()
+        for factor in TRIALS
+    }
+    folder = out / setting.name / "tuning"
+    return [setting.config(out, folder / name, TASK | losses, 0, "val") for name, losses in (trials | WCORD).items()]
+
+
+def choose(settings: Sequence[Setting], out: Path) -> dict[str, dict[str, Losses]]:
+    """Setting -> method -> the losses whose student was best; one form of WCoRD for all settings."""
+
+    def score(setting: Setting, name: str) -> float:
+        path = out / setting.name / "tuning" / name / "results.json"
+        return float(json.loads(path.read_bytes())["student/top1"])
+
+    wcord = max(WCORD, key=lambda form: sum(score(setting, form) for setting in settings))
+    chosen: dict[str, dict[str, Losses]] = {}
+    for setting in settings:
+        own = chosen[setting.name] = {"wcord": WCORD[wcord]}
+        for method, losses in setting.methods().items():
+            best = max(TRIALS, key=lambda factor: score(setting, f"{method}_x{factor:g}"))
+            own[method] = {name: kw | {"weight": kw["weight"] * best} for name, kw in losses.items()}
+    write_atomic(out / "chosen.json", json.dumps(chosen, indent=1).encode())
+    return chosen
+
+
+def final_methods(setting: Setting, chosen: Mapping[str, Mapping[str, Losses]]) -> dict[str, Losses]:
+    """Name -> losses beside the task's own; features joined with KD, each at its own weight, where there is a KD."""
+    own = chosen[setting.name]
+    joined = {f"{method} + kd": own[method] | own["kd"] for method in ("wcord", *FEATURES) if setting.logits}
+    return {"labels": {}, **own, **joined, "paper": PAPER}
+
+
+def runs(setting: Setting, out: Path, methods: Mapping[str, Losses], seed: int) -> list[Config]:
+    return [
+        setting.config(out, _run(out, setting, name, seed), TASK | losses, seed, "test")
+        for name, losses in methods.items()
+    ]
+
+
+def submit(pool: ProcessPoolExecutor, students: list[Config]) -> list[Any]:
+    """Jobs of at most STUDENTS students, of about equal size."""
+    jobs = -(-len(students) // STUDENTS)
+    return [pool.submit(train_together, students[i::jobs]) for i in range(jobs)]
+
+
+def wait(jobs: Iterable[Any]) -> None:
+    for job in jobs:
+        job.result()
+
+
+def table(setting: Setting, out: Path, methods: Sequence[str], seeds: int) -> None:
+    """Print the table of methods as Markdown, against the labels alone and against the default."""
+    found = [_run(out, setting, name, seed) for name in methods for seed in range(seeds)]
+    baselines = ["labels", *(name for name in ("wcord", "wcord + kd") if name in methods)]
+    for baseline in baselines:
+        print_table(found, out / setting.name / f"against_{baseline.replace(' ', '_')}", baseline)
+
+
+def print_table(runs: Sequence[Path], folder: Path, baseline: str) -> None:
+    print(f"\n## {folder}\n\n{compare(runs, folder, baseline=baseline).markdown()}", flush=True)
+
+
+def _run(out: Path, setting: Setting, method: str, seed: int) -> Path:
+    return out / setting.name / f"{method}_s{seed}"
+
+
+if __name__ == "__main__":
+    main()

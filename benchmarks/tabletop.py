@@ -6,15 +6,20 @@ python -m benchmarks.tabletop
 from __future__ import annotations
 
 import argparse
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
-from benchmarks.study import CE, CORES, students, table, train_and_evaluate
+from benchmarks.study import CORES, print_table, teach, wait
+from benchmarks.together import train_together
+from pipeline import config as configs
+from pipeline.config import Config
 from pipeline.demo import SCENES
 from pipeline.pack import pack
 from pipeline.recipes import tabletop
 
-DEMO = {"labels": f"{{{CE}}}", "wcord": f"{{{CE}, wcord: {{}}}}"}
+STUDENTS = {"labels": "depth_labels", "wcord": "rgb_to_depth"}
+"""Name in the table -> shipped config."""
 
 
 def main() -> None:
@@ -24,12 +29,19 @@ def main() -> None:
     options = parser.parse_args()
     out: Path = options.out
     pack(tabletop.plan(SCENES), out / "data", workers=CORES)
-    data = f"data.shards={out / 'data'}"
-    train_and_evaluate("rgb_teacher", out / "teacher", data)
-    with ThreadPoolExecutor(CORES) as pool:
-        for run in students(pool, "rgb_to_depth", out, DEMO, out / "teacher", options.seeds, data, "data.workers=1"):
-            run.result()
-    table(out, dict.fromkeys(DEMO, out), options.seeds)
+    teach(out / "teacher", "rgb_teacher", [f"data.shards={out / 'data'}"])
+    with ProcessPoolExecutor(CORES, mp_context=get_context("spawn")) as pool:
+        wait([pool.submit(train_together, students(out, seed)) for seed in range(options.seeds)])
+    print_table([out / f"{name}_s{seed}" for name in STUDENTS for seed in range(options.seeds)], out, "labels")
+
+
+def students(out: Path, seed: int) -> list[Config]:
+    found = []
+    for name, config in STUDENTS.items():
+        overrides = [f"run={out / f'{name}_s{seed}'}", f"seed={seed}", f"data.shards={out / 'data'}"]
+        teacher = [f"teacher.run={out / 'teacher'}"] if name != "labels" else []
+        found.append(configs.load(config, [*overrides, *teacher, "data.workers=1"]))
+    return found
 
 
 if __name__ == "__main__":

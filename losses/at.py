@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,6 +18,8 @@ class AT(Loss):
     The mean goes over samples and positions. If the sides differ in their number of maps, the last ones are paired; if
     in size, the larger map is average-pooled. Raises ValueError if a side has no maps.
     """
+
+    needs_maps: ClassVar[bool] = True
 
     def __init__(self, student: Dims, teacher: Dims) -> None:
         super().__init__()

@@ -50,13 +50,15 @@ class Loss(nn.Module):
 
     A loss is built as `LossClass(student_dims, teacher_dims, **own_keywords)`; a config names the keywords and
     their annotations are what it is validated against. Projections and critics are ordinary parameters;
-    queues and banks are registered buffers, so that checkpoints hold them. One that keeps something of each sample
-    sets `needs_index` and has a keyword `samples`, which the pipeline fills with the size of the training set.
+    queues and banks are registered buffers, so that checkpoints hold them. One that reads `maps` sets `needs_maps`: the
+    pipeline hands them to no other. One that keeps something of each sample sets `needs_index` and has a keyword
+    `samples`, which the pipeline fills with the size of the training set.
     """
 
     needs_teacher: ClassVar[bool] = True
     needs_teacher_logits: ClassVar[bool] = False
     needs_student_logits: ClassVar[bool] = False
+    needs_maps: ClassVar[bool] = False
     needs_index: ClassVar[bool] = False
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:

@@ -13,22 +13,23 @@ from losses.base import full_precision
 
 
 class LipschitzProjection(nn.Module):
-    """`clip(W x / r + b)`: r the input's running mean norm, W spectrally normalised, clipped to the unit ball.
+    """`W clip(x / r + b)`: r the input's running mean norm, clipped to the unit ball, W spectrally normalised.
 
-    With r held fixed, every step is 1-Lipschitz in `x / r`, hence `<p(x), q(y)>` of two such projections is
-    1-Lipschitz in each argument. An L2-normalisation instead of the clip would not be: it magnifies short vectors.
+    With r held fixed, every step is 1-Lipschitz in `x / r` and the result lies in the unit ball, hence `<p(x), q(y)>`
+    of two such projections is 1-Lipschitz in each argument. An L2-normalisation instead of the clip would not be: it
+    magnifies short vectors. centred: inputs that have no common mean need no b.
     `[B, D] -> [B, dim]`, fp32.
     """
 
     norm: Tensor
     batches: Tensor
 
-    def __init__(self, features: int, dim: int) -> None:
+    def __init__(self, features: int, dim: int, centred: bool = False) -> None:
         super().__init__()
-        linear = nn.Linear(features, dim)
-        nn.init.zeros_(linear.bias)
+        linear = nn.Linear(features, dim, bias=False)
         nn.init.orthogonal_(linear.weight)
         self.linear = spectral_norm(linear, n_power_iterations=2)
+        self.shift = None if centred else nn.Parameter(torch.zeros(features))
         self.register_buffer("norm", torch.zeros(()))
         self.register_buffer("batches", torch.zeros(()))
 
@@ -40,18 +41,30 @@ class LipschitzProjection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            # The weight is divided, not the input: a queue's worth of inputs would be copied for it.
-            weight = cast(Tensor, self.linear.weight) / self.norm.clamp(min=1e-6)
-            projected = functional.linear(full_precision(x), weight, cast(Tensor, self.linear.bias))
-            return projected / projected.norm(dim=1, keepdim=True).clamp(min=1)
+            x = full_precision(x) / self._scale
+            if self.shift is not None:
+                x = x + self.shift
+            projected: Tensor = self.linear(x / x.norm(dim=1, keepdim=True).clamp(min=1))
+            return projected
+
+    def products(self, anchors: Tensor, x: Tensor, norm: Tensor) -> Tensor:
+        """`<anchor, p(x)>` `[A, B]` of anchors `[A, dim]` and centred inputs `[B, D]` of norm `[B]`.
+
+        Whatever the number of inputs, none of them is projected: `<a, W x> = <W'a, x>`.
+        """
+        return (anchors @ cast(Tensor, self.linear.weight)) @ x.T / torch.maximum(norm, self._scale)
+
+    @property
+    def _scale(self) -> Tensor:
+        return self.norm.clamp(min=1e-6)
 
 
 class CosineProjection(nn.Module):
     """`W x / |W x|`: the L2-normalised projection of CRD and InfoNCE. `[B, D] -> [B, dim]`, fp32."""
 
-    def __init__(self, features: int, dim: int) -> None:
+    def __init__(self, features: int, dim: int, centred: bool = False) -> None:
         super().__init__()
-        self.linear = nn.Linear(features, dim)
+        self.linear = nn.Linear(features, dim, bias=not centred)
 
     def update(self, x: Tensor) -> None:
         """Nothing to keep: the normalisation is the sample's own."""
@@ -59,3 +72,7 @@ class CosineProjection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             return functional.normalize(self.linear(full_precision(x)), dim=1)
+
+    def products(self, anchors: Tensor, x: Tensor, norm: Tensor) -> Tensor:
+        """`<anchor, p(x)>` `[A, B]` of anchors `[A, dim]` and inputs `[B, D]`."""
+        return anchors @ self(x).T

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,6 +19,8 @@ class FitNet(Loss):
     number of maps, the last ones are paired; if in size, the larger map is average-pooled.
     Raises ValueError if a side has no maps, or not that many.
     """
+
+    needs_maps: ClassVar[bool] = True
 
     def __init__(self, student: Dims, teacher: Dims, *, layer: int | None = None) -> None:
         super().__init__()

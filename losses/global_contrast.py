@@ -63,7 +63,7 @@ class GlobalContrast(Loss):
         super().__init__()
         projection = LipschitzProjection if critic == "lipschitz" else CosineProjection
         self.student_projection = projection(student.pooled, dim)
-        self.teacher_projection = projection(teacher.pooled, dim)
+        self.teacher_projection = projection(teacher.pooled, dim, centred=True)
         self.standardise = Standardise(teacher.pooled)
         self.link, self.weighting, self.exclude, self.discount = link, weighting, exclude, discount
         self.log_temperature = nn.Parameter(
@@ -93,50 +93,46 @@ class GlobalContrast(Loss):
             s = self.student_projection(h_student)
             h = self.standardise(h_teacher)
             t = self.teacher_projection(h)
-            t_queue, s_queue = self._past(s)
-            log_weight = self._log_weight(h, label, group)
-            # [N, N + Q]: the global batch with the pairs on the diagonal, then the queue. The temperature divides the
-            # anchors, not the products: its gradient would take several passes over them.
+            norm = h.norm(dim=1)
+            # The global batch with the pairs on the diagonal, then the queue; a copy, since later pushes change it.
+            everything = torch.cat([h, self.queue.column("teacher").to(h.dtype)])  # [N + Q, D_T]
+            norms = torch.cat([norm, self.queue.column("norm").to(h.dtype)])
+            log_weight = self._log_weight(everything, norms, label, group)
+            # The temperature divides the anchors, not the products: its gradient would take several passes over them.
             tau = 1 if self.link == "linear" else self.temperature
-            g_student = torch.cat([s / tau @ t.T, s / tau @ t_queue.T], 1)
-            g_teacher = torch.cat([t / tau @ s.T, t / tau @ s_queue.T], 1)
+            g_student = self.teacher_projection.products(s / tau, everything, norms)
+            # The student's side of the queue has aged, and has no gradient.
+            g_teacher = torch.cat([t / tau @ s.T, t / tau @ self.queue.read("student").to(t.dtype).T], 1)
             link = {"log_softmax": self._log_softmax, "linear": self._linear}.get(self.link, self._bounded)
             loss = (link(g_student, log_weight) + link(g_teacher, log_weight)) / 2
 
         self._last = s.detach(), t.detach()
         if self.training and self.queue.length:
-            self.queue.push(teacher=h, norm=h.norm(dim=1), student=s, label=label, group=group)
+            self.queue.push(teacher=h, norm=norm, student=s, label=label, group=group)
         return loss
 
     @property
     def temperature(self) -> Tensor:
         return self.log_temperature.exp().clamp(0.01, 1)
 
-    def _past(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The queue's projections `t, s [Q, dim]`.
-
-        The teacher's side is projected anew each step, with gradient; the student's side has aged and has none.
-        """
-        t = self.teacher_projection(self.queue.read("teacher").to(like.dtype))
-        return t, self.queue.read("student").to(like.dtype)
-
     @torch.no_grad()
-    def _log_weight(self, h: Tensor, label: Tensor, group: Tensor) -> Tensor:
+    def _log_weight(self, everything: Tensor, norms: Tensor, label: Tensor, group: Tensor) -> Tensor:
         """`log w_ij [N, N + Q]`: 0 for the pair itself, -inf for what is no negative.
 
-        h: the batch's standardised teacher features `[N, D_T]`.
+        everything: standardised teacher features of batch and queue `[N + Q, D_T]`, of norm `[N + Q]`.
         """
-        n, column = len(h), self.queue.column
-        log_weight = h.new_zeros(n, n + self.queue.length)
-        if self.discount:
-            unit, norm = F.normalize(h, dim=1), column("norm").to(h.dtype).clamp(min=1e-12)
-            similarity = torch.cat([unit @ unit.T, (unit @ column("teacher").to(h.dtype).T).div_(norm)], 1)
-            log_weight = similarity.sub_(0.5).mul_(-2).clamp_(1e-4, 1).log_()
+        n = len(label)
+        none = torch.cat([self.queue.filled.new_zeros(n), ~self.queue.filled]).expand(n, -1)
         for name, value in (("label", label), ("group", group)):
             if name in self.exclude:
                 known = value.masked_fill(value < 0, -2)  # -1 is unknown, and equals nothing
-                log_weight.masked_fill_(known[:, None] == torch.cat([value, column(name)]), -math.inf)
-        log_weight[:, n:].masked_fill_(~self.queue.filled, -math.inf)
+                none = none | (known[:, None] == torch.cat([value, self.queue.column(name)]))
+        log_weight = everything.new_zeros(n, len(everything))
+        if self.discount:
+            norms = norms.clamp(min=1e-12)
+            similarity = (everything[:n] / norms[:n, None] @ everything.T).div_(norms)
+            log_weight = similarity.sub_(0.5).mul_(-2).clamp_(1e-4, 1).log_()
+        log_weight.masked_fill_(none, -math.inf)
         log_weight.diagonal().zero_()
         return log_weight
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,6 +19,8 @@ class SP(Loss):
     B is the global batch. The maps may differ in channels and size. One sample alone gives 0.
     Raises ValueError if a side has no maps.
     """
+
+    needs_maps: ClassVar[bool] = True
 
     def __init__(self, student: Dims, teacher: Dims) -> None:
         super().__init__()

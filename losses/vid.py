@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ class VID(Loss):
     smaller one; tokens that differ in number are averaged); without such maps it is `pooled` alone. Needs no labels;
     published with the weight 1. A likelihood: it falls below 0 once the student predicts the teacher well.
     """
+
+    needs_maps: ClassVar[bool] = True
 
     def __init__(self, student: Dims, teacher: Dims) -> None:
         super().__init__()

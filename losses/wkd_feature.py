@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge
@@ -22,6 +22,8 @@ class WKDFeature(Loss):
     batch normalisation and ReLU behind the convolution, which ours leaves out: samples then stay independent.
     Raises ValueError if a side has no maps.
     """
+
+    needs_maps: ClassVar[bool] = True
 
     def __init__(self, student: Dims, teacher: Dims, *, ratio: Annotated[float, Ge(0)] = 4.0) -> None:
         super().__init__()

@@ -91,6 +91,12 @@ class Train(Section):
     weight_decay: float = Field(default=0.05, ge=0, description="Weight decay.")
     warmup: int = Field(default=100, ge=0, description="Steps of linear warmup.")
     clip: float = Field(default=5.0, gt=0, description="Largest norm of the gradient.")
+    micro_batch: int | None = Field(
+        default=None,
+        gt=0,
+        description="Samples of each process that the networks hold at a time; the losses see the whole batch all the "
+        "same (gradient caching). null: all at once.",
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto", description="Number format; auto asks the device."
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from losses.gather import gather
 from modalities.encoders import find
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.gradient_cache import in_parts
 from pipeline.network import Network, build_network, load_network
 from pipeline.shards import load_dataset
 from pipeline.stream import Batch, View
@@ -25,18 +26,26 @@ from pipeline.stream import Batch, View
 class Distillation(nn.Module):
     """`model(batch) -> (total, terms)`: the weighted sum of the losses, and each of them before its weight.
 
-    teacher: None for supervised training. losses: name -> loss. weights: name -> weight.
+    teacher: None for supervised training. losses: name -> loss. weights: name -> weight. micro_batch: samples that the
+    networks see at a time (`pipeline.gradient_cache`); None for all of them.
     """
 
     def __init__(
-        self, teacher: Network | None, student: Network, losses: Mapping[str, Loss], weights: Mapping[str, float]
+        self,
+        teacher: Network | None,
+        student: Network,
+        losses: Mapping[str, Loss],
+        weights: Mapping[str, float],
+        micro_batch: int | None = None,
     ) -> None:
         super().__init__()
+        self.micro_batch = micro_batch
         self.teacher = teacher.requires_grad_(False) if teacher is not None else None
         self.student = student
         self.losses = nn.ModuleDict({_module_name(name): loss for name, loss in losses.items()})
         self.names = {_module_name(name): name for name in losses}
         self.weights = dict(weights)
+        self.needs_maps = any(loss.needs_maps for loss in losses.values())
         self.train()
 
     def train(self, mode: bool = True) -> Distillation:
@@ -46,7 +55,7 @@ class Distillation(nn.Module):
         return self
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        student = _full(self.student(batch["student"]))
+        student = self._features(self.student, batch["student"])
         teacher = self._teach(batch)
         self._student_features = student.pooled.detach()
         # The networks may run in half precision; the losses never do.
@@ -61,7 +70,13 @@ class Distillation(nn.Module):
         if self.teacher is None:
             return None
         with torch.no_grad():
-            return _full(self.teacher(batch["teacher"]))
+            return self._features(self.teacher, batch["teacher"])
+
+    def _features(self, network: nn.Module, x: Any) -> Features:
+        features: Features = (
+            network(x) if self.micro_batch is None else in_parts(network, x, self.micro_batch, self.needs_maps)
+        )
+        return _full(features if self.needs_maps else Features(features.pooled, logits=features.logits))
 
     @property
     def views(self) -> dict[str, View]:
@@ -110,7 +125,7 @@ def build_model(config: Config) -> Distillation:
         except ValueError as error:
             raise UserError(f"losses.{name}: {error}") from None
     weights = {name: float(keywords.get("weight", 1.0)) for name, keywords in config.losses.items()}
-    return Distillation(teacher, student, losses, weights)
+    return Distillation(teacher, student, losses, weights, config.train.micro_batch)
 
 
 def build_teacher(config: Config) -> Network | None:

@@ -106,3 +106,13 @@ def test_sizes_from_8_to_4096(name: str, small: int, large: int) -> None:
     total = loss(student(x), known, batch(6))
     total.backward()
     assert torch.isfinite(total)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_maps_are_read_only_by_those_who_say_so(name: str) -> None:
+    """The pipeline hands maps to no other, to spare their memory."""
+    loss, student, teacher = made(name)
+    if not loss.needs_maps:
+        x = torch.randn(9, 5)
+        bare = [Features(f.pooled, [], f.logits) for f in (student(x), teacher(x))]
+        torch.testing.assert_close(loss(*bare, batch(9)), made(name)[0](student(x), teacher(x), batch(9)))

@@ -34,6 +34,10 @@ def warm(loss: Loss) -> Loss:
     return loss.eval()
 
 
+def log_weight(loss: GlobalContrast, h: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    return loss._log_weight(h, h.norm(dim=1), label, torch.full_like(label, -1))
+
+
 def test_info_nce_is_the_definition_written_out() -> None:
     loss = InfoNCE(STUDENT, TEACHER, dim=8, temperature=0.1).double()
     student, teacher = pairs(7)
@@ -127,7 +131,7 @@ def test_excluded_samples_do_not_matter() -> None:
     """With two labels, a sample of the same label may be anything: it is no negative."""
     loss = warm(GlobalContrast(STUDENT, TEACHER, dim=6, queue=0, exclude=("label",), discount=False))
     student, teacher = pairs(6, 1)
-    weight = loss._log_weight(teacher.pooled, batch(6, label=2)["label"], batch(6)["group"]).exp()
+    weight = log_weight(loss, teacher.pooled, batch(6, label=2)["label"]).exp()
     same = torch.arange(6)[:, None] % 2 == torch.arange(6)[None] % 2
     torch.testing.assert_close(weight, (~same | torch.eye(6, dtype=torch.bool)).to(Double))
     all_alike = {"label": torch.zeros(6, dtype=torch.int64), "group": torch.full((6,), -1)}
@@ -137,7 +141,7 @@ def test_excluded_samples_do_not_matter() -> None:
 def test_unknown_labels_and_groups_exclude_nothing() -> None:
     loss = warm(GlobalContrast(STUDENT, TEACHER, dim=6, queue=0, discount=False))
     teacher = pairs(6, 1)[1].pooled
-    assert (loss._log_weight(teacher, batch(6)["label"], batch(6)["group"]) == 0).all()
+    assert (log_weight(loss, teacher, batch(6)["label"]) == 0).all()
 
 
 def test_discount_follows_teacher_similarity() -> None:
@@ -145,7 +149,7 @@ def test_discount_follows_teacher_similarity() -> None:
     a = torch.randn(20, dtype=Double)
     b = torch.randn(20, dtype=Double)
     b -= (b @ a) / (a @ a) * a  # at a right angle
-    weight = loss._log_weight(torch.stack([a, 2 * a, b, -a]), *[torch.full((4,), -1)] * 2).exp()
+    weight = log_weight(loss, torch.stack([a, 2 * a, b, -a]), torch.full((4,), -1)).exp()
     expected = torch.tensor([1.0, 1e-4, 1.0, 1.0], dtype=Double)
     torch.testing.assert_close(weight[0], expected)
 

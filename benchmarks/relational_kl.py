@@ -1,0 +1,20 @@
+"""Relational distillation as a loss of its own: what the study holds the full method against."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from losses import Dims, Features, Loss
+from losses.base import Batch
+from losses.gather import gather
+from losses.relational import relational_divergence
+
+
+class RelationalKL(Loss):
+    """KL between the softmaxed similarities inside the batch of teacher and of student."""
+
+    def __init__(self, student: Dims, teacher: Dims) -> None:
+        super().__init__()
+
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        return relational_divergence(gather(student.pooled), gather(teacher.pooled))
