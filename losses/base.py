@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 Batch = Mapping[str, Any]
 """What the stream yields. Losses read `label [B]` and `group [B]`, both int64, -1 where unknown, and `index [B]`,
-int64, each sample's place in the training set."""
+int64, each sample's place in the training set; LocalTransport also `weight [B]`, float, where there is one."""
 
 
 @dataclass

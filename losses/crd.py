@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -113,7 +113,8 @@ class CRD(Loss):
 
         As `log h = -softplus(-u)` and `log(1 - h) = -softplus(u) - log(1 + EPS N / M)`, with u the logit of h, the
         gradient is sigmoid(u) (less 1 for the positive) times the bank's rows. Taken here, it leaves autograd neither
-        rows to hold nor a bank that must not change before the backward.
+        rows to hold nor a bank that must not change before the backward; `inner` carries it, and adds nothing. (An
+        autograd.Function would not do: compiled, it is computed in the backward, from the bank of after the step.)
         """
         count, negatives = len(log_p), log_p.shape[1] - 1
         ratio = negatives / len(self.labels)
@@ -122,8 +123,8 @@ class CRD(Loss):
         weight = u.sigmoid()
         weight[:, 0] -= 1
         gradient = bank.combine(weight, contrast) / (count * self.temperature)
-        value: Tensor = _WithGradient.apply(anchor, loss, gradient)
-        return value
+        inner = (anchor * gradient).sum()
+        return loss + (inner - inner.detach())
 
     def metrics(self) -> dict[str, Tensor]:
         s, t = self._last
@@ -135,17 +136,3 @@ class CRD(Loss):
             "projected_std": relative_std(s),
             "effective_rank": effective_rank(s),
         }
-
-
-class _WithGradient(torch.autograd.Function):
-    """A value whose gradient with respect to `x` is known already."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient)
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return outer[0] * gradient, None, None

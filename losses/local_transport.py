@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from losses.base import Batch, Dims, Features, Loss, full_precision
 from losses.diagnostics import effective_rank, relative_std
 from losses.gather import gather
+from losses.implicit import implicit
 from losses.relational import relational_divergence
 from losses.row_blocked import transport_cost
 from losses.sinkhorn import marginal_error, sinkhorn
@@ -32,16 +33,27 @@ class LocalTransport(Loss):
     """`sum_ij P_ij c(s_i, t_j)` over the global batch.
 
     cost: `cosine`, `1 - cos(s, t)` in [0, 2], `euclidean` or `squared_euclidean`; the latter two of features that are
-    not normalised, as a mean over dimensions. space: `teacher` compares in the teacher's standardised feature space,
-    so that only the student is projected; `shared` projects both to `dim` (the paper's; both sides can then drift
-    together). epsilon, iterations: of `sinkhorn`; epsilon in units of the cost, or of its mean in the batch with
-    `relative_epsilon`. anchor: `a` above, in [0, 1]. marginal_penalty: let the marginals give way for so much a unit
-    of KL, so that a sample without a partner need not be matched; None holds them. plan_gradient: `detached` is the
-    gradient of the entropic optimum (P is that optimum's gradient with respect to the cost, by the envelope theorem;
-    only its entropy is left out of the value); `unrolled` differentiates `sum P c` itself, through the iterations.
-    relational: weight of a Gromov term, which asks the student's similarities inside the batch to follow the
-    teacher's under the same plan; 0 leaves it out.
+        not normalised, as a mean over dimensions.
+    space: `teacher` compares in the teacher's standardised feature space, so that only the student is projected;
+        `shared` projects both to `dim` (the paper's; both sides can then drift together); `raw` compares pooled
+        features as they are, which then must have one size.
+    epsilon, iterations: of `sinkhorn`; epsilon in units of the cost, or of its mean in the batch (`relative_epsilon`).
+    start_epsilon: where epsilon begins, to fall geometrically to its value within `anneal_steps` training steps.
+    anchor: `a` above, in [0, 1].
+    marginal_penalty: let the marginals give way for so much a unit of KL, so that a sample without a partner need not
+        be matched; None holds them.
+    plan_gradient: `detached` is the gradient of the entropic optimum (P is that optimum's gradient with respect to the
+        cost, by the envelope theorem; only its entropy is left out of the value); `unrolled` differentiates `sum P c`
+        itself, through the iterations, `implicit` through the optimum that they tend to (`losses.implicit`).
+    relational: weight of a Gromov term, which asks the student's similarities inside the batch to follow the teacher's
+        under the same plan; 0 leaves it out.
+
+    A batch["weight"] `[B]`, at least 0 and not all 0, sets the marginals: how much mass each sample sends and receives;
+    with 0 it takes no part. Raises ValueError for raw features of two sizes, for `implicit` with marginals that may
+    give way, and for weights with `relational`.
     """
+
+    steps: Tensor
 
     def __init__(
         self,
@@ -49,53 +61,73 @@ class LocalTransport(Loss):
         teacher: Dims,
         *,
         cost: Literal["cosine", "euclidean", "squared_euclidean"] = "cosine",
-        space: Literal["teacher", "shared"] = "teacher",
+        space: Literal["teacher", "shared", "raw"] = "teacher",
         dim: Annotated[int, Gt(0)] = 128,
         epsilon: Annotated[float, Gt(0)] = 0.1,
         relative_epsilon: bool = False,
+        start_epsilon: Annotated[float, Gt(0)] | None = None,
+        anneal_steps: Annotated[int, Gt(0)] = 1000,
         iterations: Annotated[int, Gt(0)] = 20,
         anchor: Annotated[float, Ge(0), Le(1)] = 0.2,
         marginal_penalty: Annotated[float, Gt(0)] | None = None,
-        plan_gradient: Literal["detached", "unrolled"] = "detached",
+        plan_gradient: Literal["detached", "unrolled", "implicit"] = "detached",
         relational: Annotated[float, Ge(0)] = 0.0,
     ) -> None:
         super().__init__()
         self.cost, self.epsilon, self.relative_epsilon, self.iterations = cost, epsilon, relative_epsilon, iterations
         self.anchor, self.marginal_penalty, self.relational = anchor, marginal_penalty, relational
-        self.unrolled = plan_gradient == "unrolled"
-        self.standardise = Standardise(teacher.pooled)
-        shared = space == "shared"
-        self.student_projection = nn.Linear(student.pooled, dim if shared else teacher.pooled)
-        self.teacher_projection = nn.Linear(teacher.pooled, dim) if shared else nn.Identity()
+        self.plan_gradient, self.start_epsilon, self.anneal_steps = plan_gradient, start_epsilon, anneal_steps
+        if space == "raw" and student.pooled != teacher.pooled:
+            raise ValueError(
+                f"space: raw needs features of one size, but the student's have {student.pooled} dimensions and the "
+                f"teacher's {teacher.pooled}; use teacher or shared"
+            )
+        if plan_gradient == "implicit" and marginal_penalty is not None:
+            raise ValueError("plan_gradient: implicit needs marginals that hold; remove marginal_penalty, or unroll")
+        self.standardise = Standardise(teacher.pooled) if space != "raw" else nn.Identity()
+        sizes = {"teacher": teacher.pooled, "shared": dim}
+        self.student_projection = nn.Linear(student.pooled, sizes[space]) if space != "raw" else nn.Identity()
+        self.teacher_projection = nn.Linear(teacher.pooled, dim) if space == "shared" else nn.Identity()
+        if start_epsilon is not None:
+            self.register_buffer("steps", torch.zeros(()))
         # What needs the whole plan at once, or costs that are not inner products.
         self.blocked = (
             cost == "cosine"
             and anchor > 0
-            and not (relational or relative_epsilon or self.unrolled or marginal_penalty)
+            and not (relational or relative_epsilon or start_epsilon or plan_gradient != "detached" or marginal_penalty)
         )
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         h_student, h_teacher = gather(full_precision(student.pooled)), gather(full_precision(teacher.pooled))
-        if self.training:
+        if self.training and isinstance(self.standardise, Standardise):
             self.standardise.update(h_teacher)
         with torch.autocast(h_student.device.type, enabled=False):
             h_teacher = self.standardise(h_teacher)
             s, t = self.student_projection(h_student), self.teacher_projection(h_teacher)
             if self.cost == "cosine":
                 s, t = F.normalize(s, dim=1), F.normalize(t, dim=1)  # [B, d]
-            if self.blocked and len(s) > LARGEST_PLAN:
+            weight = self._marginal(batch)
+            if self.blocked and weight is None and len(s) > LARGEST_PLAN:
                 odds = 1 + len(s) * (1 - self.anchor) / self.anchor
                 loss, diagonal, error = transport_cost(s, t, self.epsilon, self.iterations, odds)
                 self._last = s.detach(), diagonal, error
                 return loss
             cost = self._cost(s, t)  # [B, B]
-            plan = self._plan(cost)
+            plan = self._plan(cost, weight)
             loss = (plan * cost).sum()
             if self.relational:
                 loss = loss + self.relational * relational_divergence(h_student, h_teacher, plan)
         plan = plan.detach()
-        self._last = s.detach(), plan.diagonal().sum(), marginal_error(plan)
+        self._last = s.detach(), plan.diagonal().sum(), marginal_error(plan, weight)
         return loss
+
+    def _marginal(self, batch: Batch) -> Tensor | None:
+        if "weight" not in batch:
+            return None
+        if self.relational:
+            raise ValueError("the relational part knows no sample weights: set relational to 0, or give none")
+        weight = full_precision(gather(batch["weight"]))
+        return weight / weight.sum()
 
     def _cost(self, s: Tensor, t: Tensor) -> Tensor:
         if self.cost == "cosine":
@@ -105,13 +137,25 @@ class LocalTransport(Loss):
         # The square root has no gradient at zero distance.
         return ((s[:, None] - t).square().mean(2) + 1e-12).sqrt()
 
-    def _plan(self, cost: Tensor) -> Tensor:
-        seen = cost if self.unrolled else cost.detach()
+    def _plan(self, cost: Tensor, marginal: Tensor | None = None) -> Tensor:
+        seen = cost if self.plan_gradient == "unrolled" else cost.detach()
         if self.relative_epsilon:
-            seen = seen / seen.detach().mean().clamp(min=1e-12)
-        return sinkhorn(
-            seen, self.epsilon, self.iterations, self._log_prior(cost), marginal_penalty=self.marginal_penalty
+            scale = cost.detach().mean().clamp(min=1e-12)
+            cost, seen = cost / scale, seen / scale
+        epsilon = self._epsilon()
+        log_marginal = None if marginal is None else marginal.log()
+        plan = sinkhorn(
+            seen, epsilon, self.iterations, self._log_prior(cost), log_marginal, log_marginal, self.marginal_penalty
         )
+        return implicit(plan, cost, epsilon) if self.plan_gradient == "implicit" else plan
+
+    def _epsilon(self) -> float | Tensor:
+        if self.start_epsilon is None:
+            return self.epsilon
+        left = (1 - self.steps / self.anneal_steps).clamp(min=0)
+        if self.training:
+            self.steps += 1
+        return self.epsilon * (self.start_epsilon / self.epsilon) ** left
 
     def _log_prior(self, cost: Tensor) -> Tensor:
         n = cost.shape[0]

@@ -19,7 +19,7 @@ BLOCK_BYTES = 1 << 22
 
 def sinkhorn(
     cost: Tensor,
-    epsilon: float = 0.1,
+    epsilon: float | Tensor = 0.1,
     iterations: int = 20,
     log_prior: Tensor | None = None,
     log_row: Tensor | None = None,
@@ -54,7 +54,12 @@ def sinkhorn(
 
 
 def _by_logarithms(
-    log_kernel: Tensor, row: Tensor, column: Tensor, iterations: int, damping: float = 1.0, g: Tensor | None = None
+    log_kernel: Tensor,
+    row: Tensor,
+    column: Tensor,
+    iterations: int,
+    damping: float | Tensor = 1.0,
+    g: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Potentials `f [..., n, 1]`, `g [..., 1, m]` in units of epsilon, stable for every kernel:
 
@@ -129,6 +134,7 @@ def _moderate(scaling: Tensor) -> bool:
     return least.item() > 1 / LARGEST_SCALING and largest.item() < LARGEST_SCALING
 
 
-def marginal_error(plan: Tensor) -> Tensor:
-    """The total mass that a plan `[..., n, m]` puts into wrong rows, `sum_i |sum_j P_ij - 1/n|`, in [0, 2]."""
-    return (plan.sum(-1) - 1 / plan.shape[-2]).abs().sum(-1)
+def marginal_error(plan: Tensor, row: Tensor | None = None) -> Tensor:
+    """The mass that a plan `[..., n, m]` puts into wrong rows, `sum_i |sum_j P_ij - r_i|`, in [0, 2]; r is 1/n or
+    `row [..., n]`."""
+    return (plan.sum(-1) - (1 / plan.shape[-2] if row is None else row)).abs().sum(-1)

@@ -5,7 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from losses import Dims, Features, GlobalContrast, LocalTransport, WCoRD, local_transport
+from losses.implicit import implicit
 from losses.relational import relational_divergence
+from losses.sinkhorn import sinkhorn
 
 STUDENT, TEACHER = Dims(12), Dims(20)
 BATCH = {"label": torch.full((10,), -1), "group": torch.full((10,), -1)}
@@ -92,7 +94,7 @@ def test_unrolled_plan_has_the_gradient_of_its_own_cost(cost: str, relative: boo
     if not relative:
         assert torch.autograd.gradcheck(lambda x: loss(Features(x), teacher, BATCH), x)
     unrolled = torch.autograd.grad(loss(Features(x), teacher, BATCH), x)[0]
-    loss.unrolled = False
+    loss.plan_gradient = "detached"
     detached = torch.autograd.grad(loss(Features(x), teacher, BATCH), x)[0]
     assert (unrolled - detached).abs().max() > 1e-6
 
@@ -167,3 +169,81 @@ def test_autocast_changes_the_loss_by_rounding_only() -> None:
         half = loss(Features(student.pooled.bfloat16()), Features(teacher.pooled.bfloat16()), BATCH)
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, exact, rtol=0.02, atol=0.02)
+
+
+def test_implicit_gradient_is_what_unrolling_tends_to() -> None:
+    student, teacher = features()
+    x, found = student.pooled.requires_grad_(), []
+    for plan_gradient in ("implicit", "unrolled"):
+        loss = make(plan_gradient=plan_gradient, iterations=300)
+        loss.train(False)
+        found.append(torch.autograd.grad(loss(Features(x), teacher, BATCH), x)[0])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-9)
+    detached = torch.autograd.grad(make(iterations=300)(Features(x), teacher, BATCH), x)[0]
+    assert (found[0] - detached).abs().max() > 1e-3 * detached.abs().max()  # it is another gradient
+
+
+def test_implicit_gradient_of_a_plan_with_given_marginals_and_a_masked_row() -> None:
+    rng = torch.Generator().manual_seed(0)
+    cost, upstream = (torch.rand(4, 6, generator=rng, dtype=Double) for _ in range(2))
+    row = torch.tensor([0.5, 0.3, 0.2, 0.0], dtype=Double)
+    column = torch.tensor([0.1, 0.2, 0.3, 0.2, 0.2, 0.0], dtype=Double)
+
+    def value(cost: torch.Tensor) -> torch.Tensor:
+        plan = sinkhorn(cost, 0.3, 400, log_row=row.log(), log_column=column.log())
+        return (upstream * plan).sum()
+
+    plan = sinkhorn(cost, 0.3, 400, log_row=row.log(), log_column=column.log())
+    x = cost.clone().requires_grad_()
+    (ours,) = torch.autograd.grad((upstream * implicit(plan, x, 0.3)).sum(), x)
+    for i in range(4):
+        for j in range(6):
+            step = torch.zeros_like(cost)
+            step[i, j] = 1e-6
+            expected = (value(cost + step) - value(cost - step)) / 2e-6
+            assert ours[i, j] == pytest.approx(float(expected), abs=1e-8)
+
+
+def test_weights_are_the_marginals_and_a_weight_of_zero_is_no_sample() -> None:
+    """Without an anchor the prior does not depend on the number of samples, so leaving one out is comparable."""
+    loss = make(anchor=1.0, iterations=300)
+    student, teacher = features()
+    student.pooled.requires_grad_()
+    weighted = loss(student, teacher, BATCH | {"weight": torch.tensor([2.0] * 7 + [0.0] * 3)})
+    few = loss(Features(student.pooled[:7]), Features(teacher.pooled[:7]), {k: v[:7] for k, v in BATCH.items()})
+    torch.testing.assert_close(weighted, few)
+    (gradient,) = torch.autograd.grad(weighted, student.pooled)
+    assert (gradient[7:] == 0).all()
+    assert torch.isfinite(gradient).all()
+    weight = torch.arange(1, 11)
+    loss(student, teacher, BATCH | {"weight": weight})
+    assert loss.metrics()["marginal_error"] < 1e-6
+    same = make()(student, teacher, BATCH | {"weight": torch.full((10,), 3.0)})
+    torch.testing.assert_close(same, make()(student, teacher, BATCH))
+    with pytest.raises(ValueError, match="relational"):
+        make(relational=1.0)(student, teacher, BATCH | {"weight": weight})
+
+
+def test_epsilon_falls_to_its_value_and_its_place_is_kept() -> None:
+    loss = LocalTransport(STUDENT, TEACHER, epsilon=0.01, start_epsilon=1.0, anneal_steps=4).double()
+    seen = []
+    for step in range(6):
+        if step == 3:
+            other = LocalTransport(STUDENT, TEACHER, epsilon=0.01, start_epsilon=1.0, anneal_steps=4).double()
+            other.load_state_dict(loss.state_dict())
+            loss = other
+        seen.append(float(loss.train()._epsilon()))
+    assert seen == pytest.approx([1, 10**-0.5, 0.1, 10**-1.5, 0.01, 0.01])
+    annealed, there = loss.eval()(*features(), BATCH), make(epsilon=0.01)
+    there.load_state_dict({k: v for k, v in loss.state_dict().items() if k != "steps"})
+    torch.testing.assert_close(annealed, there(*features(), BATCH))
+
+
+def test_raw_space_compares_what_is_there() -> None:
+    same = Dims(12)
+    loss = LocalTransport(same, same, space="raw", anchor=0.0).double()
+    student = features()[0]
+    assert not list(loss.parameters())
+    assert loss(student, student, BATCH) == pytest.approx(0, abs=1e-12)
+    with pytest.raises(ValueError, match="12 dimensions and the teacher's 20"):
+        LocalTransport(STUDENT, TEACHER, space="raw")
