@@ -230,9 +230,9 @@ class Prepare:
         for role, view in self.views.items():
             slot = (self.decoder[role], view.size)
             if slot not in tensors:
-                # The same numbers for every view of a modality: they see the same colours at another size.
-                draw = self.draw
-                rng_view = np.random.default_rng([draw.seed, epoch, seed, slot[0]]) if draw else None
+                # The same numbers for every view of a modality, whoever else looks on: the same colours at any size.
+                draw, name = self.draw, _digest(view.modality.name)
+                rng_view = np.random.default_rng([draw.seed, epoch, seed, name]) if draw else None
                 tensors[slot] = view.modality.augment(decoded[slot[0]], geometry, view.size, rng_view)
             sample[role] = tensors[slot]
         return sample

@@ -15,7 +15,7 @@ PIPELINE = [
     {"configfile", "components", "faults", "config", "shards"},
     {"members", "tabletop_shapes", "tabletop_sound", "tabletop", "splits", "parallel", "progress", "scan", "samples"},
     {"recipes", "pack", "check", "stream"},
-    {"network"},
+    {"network", "gradient_cache"},
     {"model"},
     {"checkpoint", "collapse", "run_folder", "log", "probes"},
     {"train", "evaluate"},
