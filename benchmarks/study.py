@@ -39,7 +39,7 @@ STUDENTS = 16
 
 RELATIONAL_KL = "benchmarks.relational_kl:RelationalKL"
 TASK: Losses = {"cross_entropy": {}}
-TRIALS = (0.3, 1.0, 3.0)
+TRIALS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Factors of a method's usual weight that are tried."""
 
 LOGITS: dict[str, Losses] = {
@@ -56,6 +56,8 @@ WCORD: dict[str, Losses] = {
     "plain": {"wcord": {"weight": 1.0, "relational": 0.0}},
     "plain_heavy": {"wcord": {"weight": 3.0, "relational": 0.0}},
     "relational": {"wcord": {"weight": 1.0, "relational": 1.5}},
+    "relational_light": {"wcord": {"weight": 1.0, "relational": 0.45}},
+    "heavy_relational_light": {"wcord": {"weight": 3.0, "relational": 0.15}},
 }
 """As many trials as every other method has. The one that is best over all settings is the default of all of them."""
 
@@ -82,7 +84,7 @@ FORMS: dict[str, Losses] = {
     "local relational": {"local_transport": LOCAL | {"relational": 1.5}},
     "global + local": {"global_contrast": GLOBAL, "local_transport": LOCAL},
 }
-"""The terms one by one, each with one thing changed; all at the weights of `wcord`."""
+"""The terms one by one, each with one thing changed; all at the weights of `wcord`, on the first setting."""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from typing import Annotated
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from losses.base import Batch, Dims, Features, Loss, full_precision
+from losses.base import Batch, Dims, Features, Loss
 from losses.gather import gather
+from losses.logits import paired_classes, paired_logits
 
 
 class DIST(Loss):
@@ -34,19 +35,12 @@ class DIST(Loss):
         temperature: Annotated[float, Gt(0)] = 4.0,
     ) -> None:
         super().__init__()
-        if student.classes is None or student.classes != teacher.classes or student.classes < 2:
-            raise ValueError(
-                f"DIST needs logits of the same classes, two or more, on both sides; the student has "
-                f"{student.classes}, the teacher {teacher.classes}. Use a feature loss (wcord, info_nce) for a "
-                f"teacher of another task."
-            )
+        paired_classes("DIST", student, teacher, least=2)
         self.beta, self.gamma, self.temperature = beta, gamma, temperature
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
-        assert student.logits is not None
-        assert teacher.logits is not None
-        s = (gather(full_precision(student.logits)) / self.temperature).softmax(1)  # [N, K]
-        t = (gather(full_precision(teacher.logits)) / self.temperature).softmax(1)
+        # [N, K]
+        s, t = ((gather(x) / self.temperature).softmax(1) for x in paired_logits(student, teacher))
         inter_class, intra_class = 1 - _correlation(s, t).mean(), 1 - _correlation(s.T, t.T).mean()
         return (self.beta * inter_class + self.gamma * intra_class) * self.temperature**2
 

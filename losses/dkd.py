@@ -9,7 +9,8 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.nn import functional as F
 
-from losses.base import Batch, Dims, Features, Loss, full_precision
+from losses.base import Batch, Dims, Features, Loss
+from losses.logits import paired_classes, paired_logits
 
 
 class DKD(Loss):
@@ -36,18 +37,11 @@ class DKD(Loss):
         temperature: Annotated[float, Gt(0)] = 4.0,
     ) -> None:
         super().__init__()
-        if student.classes is None or student.classes != teacher.classes or student.classes < 2:
-            raise ValueError(
-                f"DKD needs logits of the same classes, two or more, on both sides; the student has {student.classes}, "
-                f"the teacher {teacher.classes}. Use a feature loss (wcord, info_nce) for a teacher of another task."
-            )
+        paired_classes("DKD", student, teacher, least=2)
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
-        assert student.logits is not None
-        assert teacher.logits is not None
-        s = full_precision(student.logits) / self.temperature
-        t = full_precision(teacher.logits) / self.temperature
+        s, t = (x / self.temperature for x in paired_logits(student, teacher))
         target = torch.where(batch["label"] >= 0, batch["label"], t.argmax(1))[:, None]  # [B, 1]
         class_ = torch.arange(s.shape[1] - 1, device=s.device)
         others = class_ + (class_ >= target)  # [B, K - 1]: every class but the target

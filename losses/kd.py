@@ -8,7 +8,8 @@ from annotated_types import Gt
 from torch import Tensor
 from torch.nn import functional as F
 
-from losses.base import Batch, Dims, Features, Loss, full_precision
+from losses.base import Batch, Dims, Features, Loss
+from losses.logits import paired_classes, paired_logits
 
 
 class KD(Loss):
@@ -22,17 +23,12 @@ class KD(Loss):
 
     def __init__(self, student: Dims, teacher: Dims, *, temperature: Annotated[float, Gt(0)] = 4.0) -> None:
         super().__init__()
-        if student.classes is None or student.classes != teacher.classes:
-            raise ValueError(
-                f"KD needs logits of the same classes on both sides; the student has {student.classes}, the teacher "
-                f"{teacher.classes}. Use a feature loss (wcord, info_nce) for a teacher of another task."
-            )
+        paired_classes("KD", student, teacher)
         self.temperature = temperature
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
-        assert student.logits is not None
-        assert teacher.logits is not None
-        log_p_student = F.log_softmax(full_precision(student.logits) / self.temperature, dim=1)
-        log_p_teacher = F.log_softmax(full_precision(teacher.logits) / self.temperature, dim=1)
+        s, t = paired_logits(student, teacher)
+        log_p_student = F.log_softmax(s / self.temperature, dim=1)
+        log_p_teacher = F.log_softmax(t / self.temperature, dim=1)
         divergence = F.kl_div(log_p_student, log_p_teacher, log_target=True, reduction="batchmean")
         return divergence * self.temperature**2

@@ -8,8 +8,9 @@ from typing import Annotated
 from annotated_types import Gt
 from torch import Tensor
 
-from losses.base import Batch, Dims, Features, full_precision
+from losses.base import Batch, Dims, Features
 from losses.kd import KD
+from losses.logits import paired_classes, paired_logits
 
 
 class LogitStandardisedKD(KD):
@@ -23,17 +24,13 @@ class LogitStandardisedKD(KD):
 
     def __init__(self, student: Dims, teacher: Dims, *, temperature: Annotated[float, Gt(0)] = 2.0) -> None:
         super().__init__(student, teacher, temperature=temperature)
-        if student.classes == 1:
-            raise ValueError("LogitStandardisedKD needs two classes or more: one logit has no deviation.")
+        paired_classes("LogitStandardisedKD", student, teacher, least=2)  # one logit has no deviation
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
-        assert student.logits is not None
-        assert teacher.logits is not None
-        s, t = _standardise(student.logits), _standardise(teacher.logits)
+        s, t = (_standardise(x) for x in paired_logits(student, teacher))
         return super().forward(replace(student, logits=s), replace(teacher, logits=t), batch)
 
 
-def _standardise(logits: Tensor) -> Tensor:
-    x = full_precision(logits)
+def _standardise(x: Tensor) -> Tensor:
     # A head that starts at zero has no deviation: the floor bounds its first gradients.
     return (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True).clamp(min=1e-3)

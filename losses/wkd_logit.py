@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from losses.base import Batch, Dims, Features, Loss, full_precision
 from losses.gather import gather
+from losses.logits import paired_classes, paired_logits
 
 
 class WKDLogit(Loss):
@@ -41,20 +42,13 @@ class WKDLogit(Loss):
         iterations: Annotated[int, Gt(0)] = 10,
     ) -> None:
         super().__init__()
-        if student.classes is None or student.classes != teacher.classes or student.classes < 2:
-            raise ValueError(
-                f"WKDLogit needs logits of the same classes, two or more, on both sides; the student has "
-                f"{student.classes}, the teacher {teacher.classes}. Use a feature loss (wkd_feature, wcord) for a "
-                "teacher of another task."
-            )
+        classes = paired_classes("WKDLogit", student, teacher, least=2)
         self.temperature, self.transport = temperature, transport
         self.epsilon, self.iterations = epsilon, iterations
-        self.cost = ClassCost(student.classes, teacher.pooled)
+        self.cost = ClassCost(classes, teacher.pooled)
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
-        assert student.logits is not None
-        assert teacher.logits is not None
-        z_student, z_teacher = full_precision(student.logits), full_precision(teacher.logits)
+        z_student, z_teacher = paired_logits(student, teacher)
         target = torch.where(batch["label"] >= 0, batch["label"], z_teacher.argmax(1))
         if self.training:
             self.cost.update(gather(full_precision(teacher.pooled)), gather(target))

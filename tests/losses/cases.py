@@ -44,3 +44,22 @@ def batch(count: int, seed: int = 0, label: int | None = None) -> dict[str, Tens
     labels = torch.randint(-1, CLASSES, (count,), generator=rng) if label is None else torch.full((count,), label)
     group = torch.randint(-1, 3, (count,), generator=rng)
     return {"label": labels, "group": group, "index": torch.randperm(SAMPLES, generator=rng)[:count]}
+
+
+def of_maps(*maps: Tensor) -> Features:
+    """Features of which a loss reads the maps only."""
+    return Features(torch.empty(len(maps[0]), 8), list(maps))
+
+
+def vectors(n: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """A student's `[n, 5]` and a teacher's `[n, 8]`."""
+    rng = torch.Generator().manual_seed(n)
+    x = torch.randn(n, 13, generator=rng, dtype=torch.float64).to(dtype)
+    return x[:, :5], x[:, 5:]
+
+
+def logits(n: int, classes: int = 7, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """A student's and a teacher's `[n, classes]`, peaked."""
+    rng = torch.Generator().manual_seed(n)
+    student, teacher = (3 * torch.randn(2, n, classes, generator=rng, dtype=torch.float64) + 1).to(dtype).unbind()
+    return student, teacher

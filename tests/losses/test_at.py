@@ -1,30 +1,24 @@
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from cases import of_maps
 from torch.nn import functional as F
 
-from losses import Dims, Features
+from losses import Dims
 from losses.at import AT
 
-GOLDEN = Path(__file__).parents[2].parent / "shared" / "reference" / "golden.npz"
 STUDENT, TEACHER = Dims(8, maps=(12,)), Dims(8, maps=(20,))
 Double = torch.float64
 
 
-def features(*maps: torch.Tensor) -> Features:
-    return Features(torch.empty(len(maps[0]), 8), list(maps))
-
-
 def at(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    return AT(STUDENT, TEACHER)(features(student), features(teacher), {})
+    return AT(STUDENT, TEACHER)(of_maps(student), of_maps(teacher), {})
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="the published reference values do not lie beside this checkout")
 @pytest.mark.parametrize(("case", "key"), [("same", "map/teacher"), ("small", "map/teacher_small")])
-def test_agrees_with_published_values(case: str, key: str) -> None:
-    golden = np.load(GOLDEN)
+def test_agrees_with_published_values(case: str, key: str, golden: Any) -> None:
     student = torch.from_numpy(golden["map/student"]).requires_grad_()
     loss = at(student, torch.from_numpy(golden[key]))
     loss.backward()
@@ -47,7 +41,7 @@ def test_pairs_the_last_maps_and_adds_them_up() -> None:
     t = [torch.randn(3, c, n, n, dtype=Double) for c, n in ((5, 16), (6, 8), (20, 4))]
     loss = AT(Dims(8, maps=(4, 12)), Dims(8, maps=(5, 6, 20)))
     expected = at(s[0], t[1]) + at(s[1], t[2])
-    torch.testing.assert_close(loss(features(*s), features(*t), {}), expected)
+    torch.testing.assert_close(loss(of_maps(*s), of_maps(*t), {}), expected)
 
 
 def test_ignores_scale_sign_and_order_of_channels() -> None:
@@ -87,7 +81,7 @@ def test_compiles_and_runs_in_half_precision() -> None:
     s, t = torch.randn(2, 12, 8, 8), torch.randn(2, 20, 4, 4)
     loss = AT(STUDENT, TEACHER)
     compiled = torch.compile(loss, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(features(s), features(t), {}), at(s, t))
+    torch.testing.assert_close(compiled(of_maps(s), of_maps(t), {}), at(s, t))
     with torch.autocast("cpu", torch.bfloat16):
         half = at(s.bfloat16(), t.bfloat16())
     assert half.dtype == torch.float32

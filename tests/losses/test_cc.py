@@ -1,27 +1,19 @@
 """CC against published values and its definition written out."""
 
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from cases import vectors
 
 from losses import Dims, Features
 from losses.cc import CC
 
-GOLDEN = Path(__file__).parents[2].parent / "shared" / "reference" / "golden.npz"
 Double = torch.float64
 
 
-def pooled(n: int, dtype: torch.dtype = Double) -> tuple[torch.Tensor, torch.Tensor]:
-    rng = torch.Generator().manual_seed(n)
-    x = torch.randn(n, 13, generator=rng, dtype=Double).to(dtype)
-    return x[:, :5], x[:, 5:]
-
-
-@pytest.mark.skipif(not GOLDEN.exists(), reason="the published reference values do not lie beside this checkout")
-def test_agrees_with_published_values() -> None:
-    golden = np.load(GOLDEN)
+def test_agrees_with_published_values(golden: Any) -> None:
     student = torch.from_numpy(golden["vector/student"]).requires_grad_()
     loss = CC(Dims(40), Dims(40), dim=None)
     value = loss(Features(student), Features(torch.from_numpy(golden["vector/teacher"])), {})
@@ -34,7 +26,7 @@ def test_agrees_with_published_values() -> None:
 @pytest.mark.parametrize("n", [2, 6])
 def test_is_the_definition_written_out(n: int) -> None:
     loss = CC(Dims(5), Dims(8), dim=4).double()
-    student, teacher = pooled(n)
+    student, teacher = vectors(n)
     s = student @ loss.student_embedding.weight.T + loss.student_embedding.bias
     t = teacher @ loss.teacher_embedding.weight.T + loss.teacher_embedding.bias
     expected = sum(abs(s[i, d] - t[i, d]) * abs(s[i + 1, d] - t[i + 1, d]) for i in range(n - 1) for d in range(4))
@@ -49,7 +41,7 @@ def test_embeds_both_sides_in_128_dimensions() -> None:
 
 def test_gradient_in_float64() -> None:
     loss = CC(Dims(5), Dims(8), dim=4).double()
-    student, teacher = pooled(5)
+    student, teacher = vectors(5)
     assert torch.autograd.gradcheck(
         lambda x: loss(Features(x), Features(teacher), {}),
         student.requires_grad_(),
@@ -58,13 +50,13 @@ def test_gradient_in_float64() -> None:
 
 def test_trains_both_embeddings() -> None:
     loss = CC(Dims(5), Dims(8)).double()
-    student, teacher = pooled(5)
+    student, teacher = vectors(5)
     loss(Features(student), Features(teacher), {}).backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in loss.parameters())
 
 
 def test_one_sample_has_no_neighbour() -> None:
-    student, teacher = pooled(1)
+    student, teacher = vectors(1)
     value = CC(Dims(5), Dims(8)).double()(Features(student.requires_grad_()), Features(teacher), {})
     value.backward()
     assert value == 0
@@ -74,7 +66,7 @@ def test_one_sample_has_no_neighbour() -> None:
 
 def test_half_precision_is_computed_in_fp32() -> None:
     loss = CC(Dims(5), Dims(8))
-    student, teacher = pooled(6, torch.bfloat16)
+    student, teacher = vectors(6, torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
         found = loss(Features(student), Features(teacher), {})
     torch.testing.assert_close(found, loss(Features(student.float()), Features(teacher.float()), {}))
@@ -82,7 +74,7 @@ def test_half_precision_is_computed_in_fp32() -> None:
 
 def test_compiles_into_one_graph() -> None:
     loss = CC(Dims(5), Dims(8)).double()
-    student, teacher = pooled(6)
+    student, teacher = vectors(6)
     arguments = Features(student), Features(teacher), {}
     torch.testing.assert_close(torch.compile(loss, fullgraph=True, backend="eager")(*arguments), loss(*arguments))
 

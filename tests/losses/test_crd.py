@@ -24,7 +24,6 @@ from pipeline.errors import UserError
 from pipeline.model import build_model
 from pipeline.train import train
 
-GOLDEN = Path(__file__).parents[2].parent / "shared" / "reference" / "golden.npz"
 STUDENT, TEACHER = Dims(12), Dims(20)
 Double = torch.float64
 Run = dict[str, Any]
@@ -54,10 +53,8 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     return name
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="the published reference values do not lie beside this checkout")
 @pytest.mark.parametrize("dtype", [torch.float32, Double])
-def test_agrees_with_published_values(dtype: torch.dtype, path: str) -> None:
-    golden = np.load(GOLDEN)
+def test_agrees_with_published_values(dtype: torch.dtype, path: str, golden: Any) -> None:
 
     def read(key: str, dtype: torch.dtype = dtype) -> Tensor:
         return torch.from_numpy(golden[f"crd/{key}"]).to(dtype)

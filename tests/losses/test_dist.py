@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from cases import logits
 
 from losses import Dims, Features
 from losses.dist import DIST
@@ -13,12 +14,6 @@ Double = torch.float64
 
 def dist(student: torch.Tensor, teacher: torch.Tensor, **keywords: float) -> torch.Tensor:
     return DIST(DIMS, DIMS, **keywords)(Features(student, logits=student), Features(teacher, logits=teacher), {})
-
-
-def logits(n: int, dtype: torch.dtype = Double) -> tuple[torch.Tensor, torch.Tensor]:
-    rng = torch.Generator().manual_seed(n)
-    student, teacher = (3 * torch.randn(2, n, 7, generator=rng, dtype=Double)).to(dtype).unbind()
-    return student, teacher
 
 
 def test_is_the_definition_written_out() -> None:
@@ -55,7 +50,7 @@ def test_one_sample_has_no_relation_within_a_class() -> None:
 
 def test_constant_predictions_are_finite() -> None:
     student = torch.zeros(5, 7, requires_grad=True)
-    loss = dist(student, logits(5, torch.float32)[1])
+    loss = dist(student, logits(5, dtype=torch.float32)[1])
     loss.backward()
     assert loss.item() == pytest.approx(64)
     assert student.grad is not None
@@ -63,7 +58,7 @@ def test_constant_predictions_are_finite() -> None:
 
 
 def test_half_precision_is_computed_in_fp32() -> None:
-    student, teacher = logits(5, torch.bfloat16)
+    student, teacher = logits(5, dtype=torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
         found = dist(student, teacher)
     torch.testing.assert_close(found, dist(student.float(), teacher.float()))

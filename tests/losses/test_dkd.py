@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from cases import logits
 
 from losses import KD, Dims, Features
 from losses.dkd import DKD
@@ -17,12 +18,6 @@ def dkd(student: torch.Tensor, teacher: torch.Tensor, label: torch.Tensor, **key
     empty = torch.empty(len(student), 0)
     batch = {"label": label}
     return DKD(dims, dims, **keywords)(Features(empty, logits=student), Features(empty, logits=teacher), batch)
-
-
-def logits(n: int, classes: int = 7, dtype: torch.dtype = Double) -> tuple[torch.Tensor, torch.Tensor]:
-    rng = torch.Generator().manual_seed(n)
-    student, teacher = (3 * torch.randn(2, n, classes, generator=rng, dtype=Double)).to(dtype).unbind()
-    return student, teacher
 
 
 def test_is_the_definition_written_out() -> None:

@@ -1,16 +1,13 @@
 import pytest
 import torch
+from cases import of_maps
 from torch.nn import functional as F
 
-from losses import Dims, Features
+from losses import Dims
 from losses.fitnet import FitNet
 
 STUDENT, TEACHER = Dims(8, maps=(4, 6, 12)), Dims(8, maps=(5, 7, 20))
 Double = torch.float64
-
-
-def features(*maps: torch.Tensor) -> Features:
-    return Features(torch.empty(len(maps[0]), 8), list(maps))
 
 
 def maps(channels: tuple[int, ...], sizes: tuple[int, ...] = (8, 4, 2), samples: int = 3) -> list[torch.Tensor]:
@@ -28,7 +25,7 @@ def test_is_the_definition_written_out(layer: int | None, index: int) -> None:
             for j in range(s[index].shape[3]):
                 regressed = weight @ s[index][b, :, i, j] + bias
                 total += float((regressed - t[index][b, :, i, j]).square().sum())
-    torch.testing.assert_close(loss(features(*s), features(*t), {}).item(), total / t[index].numel())
+    torch.testing.assert_close(loss(of_maps(*s), of_maps(*t), {}).item(), total / t[index].numel())
 
 
 def test_pairs_the_last_maps_when_numbers_differ() -> None:
@@ -36,7 +33,7 @@ def test_pairs_the_last_maps_when_numbers_differ() -> None:
     s, t = maps(student.maps, (4, 2)), maps(teacher.maps)
     loss = FitNet(student, teacher, layer=0).double()
     expected = F.mse_loss(loss.regressor(s[0]), t[1])
-    torch.testing.assert_close(loss(features(*s), features(*t), {}), expected)
+    torch.testing.assert_close(loss(of_maps(*s), of_maps(*t), {}), expected)
 
 
 @pytest.mark.parametrize(("large", "small"), [(8, 4), (7, 3)])
@@ -45,35 +42,35 @@ def test_pools_the_larger_map(large: int, small: int) -> None:
     loss = FitNet(one, other).double()
     s, t = torch.randn(2, 6, large, large, dtype=Double), torch.randn(2, 9, small, small, dtype=Double)
     expected = F.mse_loss(F.adaptive_avg_pool2d(loss.regressor(s), small), t)
-    torch.testing.assert_close(loss(features(s), features(t), {}), expected)
+    torch.testing.assert_close(loss(of_maps(s), of_maps(t), {}), expected)
     loss = FitNet(other, one).double()
     expected = F.mse_loss(loss.regressor(t), F.adaptive_avg_pool2d(s, small))
-    torch.testing.assert_close(loss(features(t), features(s), {}), expected)
+    torch.testing.assert_close(loss(of_maps(t), of_maps(s), {}), expected)
 
 
 def test_tokens_are_positions() -> None:
     loss = FitNet(STUDENT, TEACHER).double()
     s, t = maps(STUDENT.maps), maps(TEACHER.maps)
     tokens = [[x.flatten(2).mT for x in side] for side in (s, t)]
-    expected = loss(features(*s), features(*t), {})
-    torch.testing.assert_close(loss(features(*tokens[0]), features(*tokens[1]), {}), expected)
+    expected = loss(of_maps(*s), of_maps(*t), {})
+    torch.testing.assert_close(loss(of_maps(*tokens[0]), of_maps(*tokens[1]), {}), expected)
 
 
 def test_gradients_in_float64_also_of_the_regressor() -> None:
     loss = FitNet(Dims(8, maps=(3,)), Dims(8, maps=(4,))).double()
     s = torch.randn(2, 3, 3, 3, dtype=Double, requires_grad=True)
     t = torch.randn(2, 4, 2, 2, dtype=Double)
-    assert torch.autograd.gradcheck(lambda x, *_: loss(features(x), features(t), {}), (s, *loss.parameters()))
+    assert torch.autograd.gradcheck(lambda x, *_: loss(of_maps(x), of_maps(t), {}), (s, *loss.parameters()))
 
 
 def test_compiles_and_runs_in_half_precision() -> None:
     loss = FitNet(STUDENT, TEACHER)
     s, t = ([x.float() for x in maps(dims.maps, samples=1)] for dims in (STUDENT, TEACHER))
-    expected = loss(features(*s), features(*t), {})
+    expected = loss(of_maps(*s), of_maps(*t), {})
     compiled = torch.compile(loss, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(features(*s), features(*t), {}), expected)
+    torch.testing.assert_close(compiled(of_maps(*s), of_maps(*t), {}), expected)
     with torch.autocast("cpu", torch.bfloat16):
-        half = loss(features(*(x.bfloat16() for x in s)), features(*(x.bfloat16() for x in t)), {})
+        half = loss(of_maps(*(x.bfloat16() for x in s)), of_maps(*(x.bfloat16() for x in t)), {})
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, expected, rtol=0.01, atol=0)
 

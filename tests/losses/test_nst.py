@@ -1,30 +1,24 @@
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from cases import of_maps
 from torch.nn import functional as F
 
-from losses import Dims, Features
+from losses import Dims
 from losses.nst import NST
 
-GOLDEN = Path(__file__).parents[2].parent / "shared" / "reference" / "golden.npz"
 STUDENT, TEACHER = Dims(8, maps=(12,)), Dims(8, maps=(20,))
 Double = torch.float64
 
 
-def features(*maps: torch.Tensor) -> Features:
-    return Features(torch.empty(len(maps[0]), 8), list(maps))
-
-
 def nst(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    return NST(STUDENT, TEACHER)(features(student), features(teacher), {})
+    return NST(STUDENT, TEACHER)(of_maps(student), of_maps(teacher), {})
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="the published reference values do not lie beside this checkout")
 @pytest.mark.parametrize(("case", "key"), [("same", "map/teacher"), ("small", "map/teacher_small")])
-def test_agrees_with_published_values(case: str, key: str) -> None:
-    golden = np.load(GOLDEN)
+def test_agrees_with_published_values(case: str, key: str, golden: Any) -> None:
     student = torch.from_numpy(golden["map/student"]).requires_grad_()
     loss = nst(student, torch.from_numpy(golden[key]))
     loss.backward()
@@ -48,7 +42,7 @@ def test_adds_up_the_last_maps() -> None:
     s = [torch.randn(3, c, n, n, dtype=Double) for c, n in ((4, 8), (12, 4))]
     t = [torch.randn(3, c, n, n, dtype=Double) for c, n in ((5, 16), (6, 8), (20, 4))]
     loss = NST(Dims(8, maps=(4, 12)), Dims(8, maps=(5, 6, 20)))
-    torch.testing.assert_close(loss(features(*s), features(*t), {}), nst(s[0], t[1]) + nst(s[1], t[2]))
+    torch.testing.assert_close(loss(of_maps(*s), of_maps(*t), {}), nst(s[0], t[1]) + nst(s[1], t[2]))
 
 
 def test_ignores_each_channels_scale_and_order() -> None:
@@ -82,7 +76,7 @@ def test_one_dead_channel_is_finite() -> None:
 def test_compiles_and_runs_in_half_precision() -> None:
     s, t = torch.randn(2, 12, 8, 8), torch.randn(2, 20, 4, 4)
     compiled = torch.compile(NST(STUDENT, TEACHER), fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(features(s), features(t), {}), nst(s, t))
+    torch.testing.assert_close(compiled(of_maps(s), of_maps(t), {}), nst(s, t))
     with torch.autocast("cpu", torch.bfloat16):
         half = nst(s.bfloat16(), t.bfloat16())
     assert half.dtype == torch.float32

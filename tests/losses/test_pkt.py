@@ -1,16 +1,16 @@
 """PKT against published values and its definition written out."""
 
 import math
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from cases import vectors
 
 from losses import Dims, Features
 from losses.pkt import PKT
 
-GOLDEN = Path(__file__).parents[2].parent / "shared" / "reference" / "golden.npz"
 Double = torch.float64
 
 
@@ -18,15 +18,7 @@ def pkt(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     return PKT(Dims(student.shape[1]), Dims(teacher.shape[1]))(Features(student), Features(teacher), {})
 
 
-def pooled(n: int, dtype: torch.dtype = Double) -> tuple[torch.Tensor, torch.Tensor]:
-    rng = torch.Generator().manual_seed(n)
-    x = torch.randn(n, 13, generator=rng, dtype=Double).to(dtype)
-    return x[:, :5], x[:, 5:]
-
-
-@pytest.mark.skipif(not GOLDEN.exists(), reason="the published reference values do not lie beside this checkout")
-def test_agrees_with_published_values() -> None:
-    golden = np.load(GOLDEN)
+def test_agrees_with_published_values(golden: Any) -> None:
     student = torch.from_numpy(golden["vector/student"]).requires_grad_()
     loss = pkt(student, torch.from_numpy(golden["vector/teacher"]))
     loss.backward()
@@ -36,7 +28,7 @@ def test_agrees_with_published_values() -> None:
 
 
 def test_is_the_definition_written_out() -> None:
-    student, teacher = pooled(6)
+    student, teacher = vectors(6)
     q, p = np.zeros((6, 6)), np.zeros((6, 6))
     for matrix, x in ((q, student.numpy()), (p, teacher.numpy())):
         for i, j in np.ndindex(6, 6):
@@ -48,7 +40,7 @@ def test_is_the_definition_written_out() -> None:
 
 def test_length_of_every_sample_and_turn_of_all_are_free() -> None:
     rng = torch.Generator().manual_seed(0)
-    student, teacher = pooled(6)
+    student, teacher = vectors(6)
     turn = torch.linalg.qr(torch.randn(5, 5, dtype=Double, generator=rng))[0]
     length = torch.rand(6, 1, dtype=Double, generator=rng) + 0.1
     torch.testing.assert_close(pkt(length * student @ turn, teacher), pkt(student, teacher))
@@ -56,12 +48,12 @@ def test_length_of_every_sample_and_turn_of_all_are_free() -> None:
 
 
 def test_gradient_in_float64() -> None:
-    student, teacher = pooled(5)
+    student, teacher = vectors(5)
     assert torch.autograd.gradcheck(lambda x: pkt(x, teacher), student.requires_grad_())
 
 
 def test_one_sample_has_no_neighbours() -> None:
-    student, teacher = pooled(1)
+    student, teacher = vectors(1)
     loss = pkt(student.requires_grad_(), teacher)
     loss.backward()
     assert student.grad is not None
@@ -70,7 +62,7 @@ def test_one_sample_has_no_neighbours() -> None:
 
 
 def test_opposite_and_dead_features_are_finite() -> None:
-    student, teacher = pooled(4, torch.float32)
+    student, teacher = vectors(4, torch.float32)
     student = torch.stack([student[0], -student[0], 0 * student[0], student[1]]).requires_grad_()
     loss = pkt(student, teacher)
     loss.backward()
@@ -80,14 +72,14 @@ def test_opposite_and_dead_features_are_finite() -> None:
 
 
 def test_half_precision_is_computed_in_fp32() -> None:
-    student, teacher = pooled(6, torch.bfloat16)
+    student, teacher = vectors(6, torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
         found = pkt(student, teacher)
     torch.testing.assert_close(found, pkt(student.float(), teacher.float()))
 
 
 def test_compiles_into_one_graph() -> None:
-    student, teacher = pooled(6)
+    student, teacher = vectors(6)
     loss = PKT(Dims(5), Dims(8))
     arguments = Features(student), Features(teacher), {}
     torch.testing.assert_close(torch.compile(loss, fullgraph=True, backend="eager")(*arguments), loss(*arguments))

@@ -1,31 +1,26 @@
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from cases import of_maps
 
-from losses import Dims, Features
+from losses import Dims
 from losses.sp import SP
 
-GOLDEN = Path(__file__).parents[2].parent / "shared" / "reference" / "golden.npz"
 STUDENT, TEACHER = Dims(8, maps=(12,)), Dims(8, maps=(20,))
 Double = torch.float64
 
 
-def features(*maps: torch.Tensor) -> Features:
-    return Features(torch.empty(len(maps[0]), 8), list(maps))
-
-
 def sp(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    return SP(STUDENT, TEACHER)(features(student), features(teacher), {})
+    return SP(STUDENT, TEACHER)(of_maps(student), of_maps(teacher), {})
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="the published reference values do not lie beside this checkout")
-def test_agrees_with_published_values() -> None:
-    golden = np.load(GOLDEN)
+def test_agrees_with_published_values(golden: Any) -> None:
     student = torch.from_numpy(golden["map/student"]).requires_grad_()
     loss = sp(student, torch.from_numpy(golden["map/teacher"]))
     loss.backward()
@@ -45,7 +40,7 @@ def test_compares_the_last_maps() -> None:
     s, t = torch.randn(3, 12, 4, 4), torch.randn(3, 20, 4, 4)
     loss = SP(Dims(8, maps=(4, 12)), Dims(8, maps=(5, 6, 20)))
     first = [torch.randn(3, c, 8, 8) for c in (4, 5, 6)]
-    torch.testing.assert_close(loss(features(first[0], s), features(*first[1:], t), {}), sp(s, t))
+    torch.testing.assert_close(loss(of_maps(first[0], s), of_maps(*first[1:], t), {}), sp(s, t))
 
 
 def test_ignores_scale_and_order_of_the_pairs() -> None:
@@ -74,7 +69,7 @@ def test_one_sample_gives_zero() -> None:
 def test_compiles_and_runs_in_half_precision() -> None:
     s, t = torch.randn(4, 12, 8, 8), torch.randn(4, 20, 4, 4)
     compiled = torch.compile(SP(STUDENT, TEACHER), fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(features(s), features(t), {}), sp(s, t))
+    torch.testing.assert_close(compiled(of_maps(s), of_maps(t), {}), sp(s, t))
     with torch.autocast("cpu", torch.bfloat16):
         half = sp(s.bfloat16(), t.bfloat16())
     assert half.dtype == torch.float32

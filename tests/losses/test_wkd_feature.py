@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from cases import of_maps
 
 from losses import Dims, Features
 from losses.wkd_feature import WKDFeature
@@ -10,13 +11,9 @@ STUDENT, TEACHER = Dims(8, maps=(3, 6)), Dims(8, maps=(9,))
 Double = torch.float64
 
 
-def features(*maps: torch.Tensor) -> Features:
-    return Features(torch.empty(len(maps[0]), 8), list(maps))
-
-
 def maps(size: int = 4) -> tuple[Features, Features]:
     s = [torch.randn(3, 3, 8, 8, dtype=Double), torch.randn(3, 6, size, size, dtype=Double)]
-    return features(*s), features(torch.randn(3, 9, 4, 4, dtype=Double))
+    return of_maps(*s), of_maps(torch.randn(3, 9, 4, 4, dtype=Double))
 
 
 @pytest.mark.parametrize("size", [4, 7])  # the sides may differ in size
@@ -48,22 +45,22 @@ def test_does_not_look_at_the_order_of_positions() -> None:
     student, teacher = maps()
     shuffled = student.maps[-1].flatten(2)[:, :, torch.randperm(16)]
     expected = loss(student, teacher, {})
-    torch.testing.assert_close(loss(features(shuffled.mT), teacher, {}), expected)  # tokens
-    torch.testing.assert_close(loss(features(shuffled.view(3, 6, 2, 8)), teacher, {}), expected)
-    assert loss(student, features(teacher.maps[-1].roll(1, 0)), {}) != expected
+    torch.testing.assert_close(loss(of_maps(shuffled.mT), teacher, {}), expected)  # tokens
+    torch.testing.assert_close(loss(of_maps(shuffled.view(3, 6, 2, 8)), teacher, {}), expected)
+    assert loss(student, of_maps(teacher.maps[-1].roll(1, 0)), {}) != expected
 
 
 def test_gradients_in_float64_also_of_the_projector() -> None:
     loss = WKDFeature(Dims(8, maps=(3,)), Dims(8, maps=(4,))).double()
     s = torch.randn(2, 3, 3, 3, dtype=Double, requires_grad=True)
     t = torch.randn(2, 4, 2, 2, dtype=Double)
-    assert torch.autograd.gradcheck(lambda x, *_: loss(features(x), features(t), {}), (s, *loss.parameters()))
+    assert torch.autograd.gradcheck(lambda x, *_: loss(of_maps(x), of_maps(t), {}), (s, *loss.parameters()))
 
 
 def test_one_position_and_flat_maps_are_finite() -> None:
     loss = WKDFeature(STUDENT, TEACHER)
     s = torch.ones(1, 6, 1, 1, requires_grad=True)
-    value = loss(features(s), features(torch.zeros(1, 9, 4, 4)), {})
+    value = loss(of_maps(s), of_maps(torch.zeros(1, 9, 4, 4)), {})
     value.backward()
     assert torch.isfinite(value)
     assert torch.isfinite(s.grad).all()
@@ -72,12 +69,12 @@ def test_one_position_and_flat_maps_are_finite() -> None:
 
 def test_compiles_and_runs_in_half_precision() -> None:
     loss = WKDFeature(STUDENT, TEACHER)
-    student, teacher = (features(*(x.float() for x in side.maps)) for side in maps())
+    student, teacher = (of_maps(*(x.float() for x in side.maps)) for side in maps())
     expected = loss(student, teacher, {})
     compiled = torch.compile(loss, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(student, teacher, {}), expected)
     with torch.autocast("cpu", torch.bfloat16):
-        half = loss(*(features(*(x.bfloat16() for x in side.maps)) for side in (student, teacher)), {})
+        half = loss(*(of_maps(*(x.bfloat16() for x in side.maps)) for side in (student, teacher)), {})
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, expected, rtol=0.02, atol=0)
 

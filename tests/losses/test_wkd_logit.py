@@ -214,5 +214,5 @@ def test_refuses_other_classes() -> None:
     for student, teacher in [(DIMS, Dims(D, classes=7)), (DIMS, Dims(D)), (Dims(D), DIMS), (Dims(D), Dims(D))]:
         with pytest.raises(ValueError, match="logits of the same classes"):
             WKDLogit(student, teacher)
-    with pytest.raises(ValueError, match="two or more"):
+    with pytest.raises(ValueError, match="2 or more"):
         WKDLogit(Dims(D, classes=1), Dims(D, classes=1))
