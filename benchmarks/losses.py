@@ -19,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 from losses import Dims, Features, GlobalContrast, WCoRD, sinkhorn
 from losses.row_blocked import transport_cost
 from modalities.encoders.resnet import ResNet
+from pipeline.gradient_cache import in_parts
 
 Work = Callable[[], object]
 
@@ -165,6 +166,24 @@ def bench_training_step(seconds: float) -> None:
     )
 
 
+def bench_gradient_caching(seconds: float) -> None:
+    batch, part = 1024, 64
+    student = ResNet(3, depth=8, width=16, size=32)
+    images, known = torch.randn(batch, 3, 32, 32), Features(torch.randn(batch, 256))
+    loss = WCoRD(Dims(student.dim, student.map_channels), Dims(256))
+    rows = {"label": torch.randint(100, (batch,)), "group": torch.full((batch,), -1)}
+    works = {
+        "whole": lambda: loss(student(images), known, rows).backward(),
+        "parts": lambda: loss(in_parts(student, images, part, maps=False), known, rows).backward(),
+    }
+    took = medians(works, seconds)
+    peaks = {name: peak_bytes(work) / 2**20 for name, work in works.items()}
+    print(
+        f"Gradient caching, resnet8, batch {batch:,} in parts of {part}: {peaks['parts']:.0f} MiB peak against "
+        f"{peaks['whole']:.0f} MiB, {took['parts'] / took['whole']:.2f} times the time\n"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=2.0, help="for each figure")
@@ -176,6 +195,7 @@ def main() -> None:
     bench_sinkhorn(arguments.seconds)
     bench_training_step(arguments.seconds)
     print()
+    bench_gradient_caching(arguments.seconds)
     bench_row_blocks(arguments.rows)
 
 

@@ -218,8 +218,7 @@ def launch(arguments: list[str], processes: int = 2) -> subprocess.CompletedProc
     )
 
 
-def test_two_processes_train_one_model(make_config: Any, teacher: str) -> None:
-    """The run asserts at every checkpoint that the ranks hold equal weights; its loss follows the single process's."""
+def test_the_loss_of_two_processes_follows_that_of_one(make_config: Any, teacher: str) -> None:
     path = make_config("student", teacher, WCORD)
     # A learning rate of almost 0: then both runs see the same network, and only the batches' composition differs.
     steady = ["train.learning_rate=1e-12", "data.crop=[1.0,1.0]", "data.flip=false"]
@@ -232,6 +231,19 @@ def test_two_processes_train_one_model(make_config: Any, teacher: str) -> None:
         assert b["loss/cross_entropy"] == pytest.approx(a["loss/cross_entropy"], rel=0.15)
         assert b["loss/kd"] == pytest.approx(a["loss/kd"], rel=0.25)
         assert b["loss/wcord"] == pytest.approx(a["loss/wcord"], rel=0.1)
+
+
+@pytest.mark.parametrize("parts", ["null", "3"])
+def test_two_processes_train_one_model(make_config: Any, teacher: str, parts: str) -> None:
+    """The run asserts at every checkpoint that the ranks hold equal weights; here that would show if they did not."""
+    path = make_config("student", teacher, WCORD)
+    before = weights(
+        run_config(path, "train.steps=1", "train.learning_rate=1e-12", "run=" + str(path.parent / "start"))
+    )
+    done = launch(["train", str(path), f"train.micro_batch={parts}", "train.learning_rate=0.01"])
+    assert done.returncode == 0, done.stderr[-2000:]
+    after = weights(Path(configs.load(path).run))
+    assert any((after[key] - before[key]).abs().max() > 1e-3 for key in before)
 
 
 def test_a_batch_that_the_ranks_cannot_share_is_refused(make_config: Any) -> None:
