@@ -54,6 +54,7 @@ FEATURES: dict[str, Losses] = {
 JOINED = ("wcord", "wcord tuned", "crd", "regression")
 """Methods that are also tried together with KD."""
 
+
 def _wcord(scale: float, relational: float) -> Losses:
     return {"wcord": {"global_weight": 0.5 * scale, "local_weight": 2.0 * scale, "relational": relational}}
 
