@@ -146,11 +146,9 @@ def main() -> None:
         )
         for s in settings:
             table(s, out, list(finals[s.name]), options.seeds)
-        wait(
-            [job for seed in range(options.seeds) for s in settings for job in submit(pool, runs(s, out, FORMS, seed))]
-        )
-        for s in settings:
-            table(s, out, ["labels", *FORMS], options.seeds)
+        first = settings[0]
+        wait([job for seed in range(options.seeds) for job in submit(pool, runs(first, out, FORMS, seed))])
+        table(first, out, ["labels", *FORMS], options.seeds)
 
 
 def all_settings(out: Path) -> list[Setting]:
