@@ -142,6 +142,20 @@ def test_relations_do_not_see_rotation_scale_and_shift() -> None:
     assert relational_divergence(torch.randn(10, 12, dtype=Double), x) > 0.01
 
 
+def test_relations_are_carried_by_the_plan_before_the_softmax() -> None:
+    """The definition, entry by entry: KL between the softmaxes over j != i of S_S and of (B P) S_T (B P)'."""
+    student, teacher = features()
+    plan = sinkhorn(torch.rand(10, 10, dtype=Double), epsilon=0.1)
+    s, t = (F.normalize(x.pooled - x.pooled.mean(0), dim=1) for x in (student, teacher))
+    carried = 10 * plan @ (t @ t.T) @ (10 * plan).T
+    expected = 0.0
+    for i in range(10):
+        others = [j for j in range(10) if j != i]
+        p, q = ((similarity[i, others] / 0.1).softmax(0) for similarity in (carried, s @ s.T))
+        expected += float((p * (p / q).log()).sum()) / 10
+    assert float(relational_divergence(student.pooled, teacher.pooled, plan)) == pytest.approx(expected, rel=1e-10)
+
+
 def test_relations_of_tiny_batches_have_a_gradient_of_zero() -> None:
     x = torch.randn(2, 12, requires_grad=True)
     relational_divergence(x, torch.randn(2, 20)).backward()

@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from conftest import members, write_dataset
+from shapes_dataset import members, write_dataset
 from sources import content
 
 from pipeline.check import check

@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from conftest import members, write_dataset
+from shapes_dataset import members, write_dataset
 
 from pipeline.cli import main
 from pipeline.shards import MANIFEST, load_dataset, write_shard

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import members, write_dataset
+from shapes_dataset import members, write_dataset
 
 from pipeline import config as configs
 from pipeline.errors import UserError

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import members, write_dataset
+from shapes_dataset import members, write_dataset
 
 from modalities import RGB, Depth
 from pipeline.errors import UserError
