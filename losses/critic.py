@@ -11,14 +11,16 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from losses.base import full_precision
 
+POWER_ITERATIONS = 8
+
 
 class LipschitzProjection(nn.Module):
     """`W clip(x / r + b)`: r the input's running mean norm, clipped to the unit ball, W spectrally normalised.
 
     With r held fixed, every step is 1-Lipschitz in `x / r` and the result lies in the unit ball, hence `<p(x), q(y)>`
     of two such projections is 1-Lipschitz in each argument. An L2-normalisation instead of the clip would not be: it
-    magnifies short vectors. centred: inputs that have no common mean need no b.
-    `[B, D] -> [B, dim]`, fp32.
+    magnifies short vectors. While W moves, POWER_ITERATIONS a step follow its norm to within 5 per cent.
+    centred: inputs that have no common mean need no b. `[B, D] -> [B, dim]`, fp32.
     """
 
     norm: Tensor
@@ -28,7 +30,7 @@ class LipschitzProjection(nn.Module):
         super().__init__()
         linear = nn.Linear(features, dim, bias=False)
         nn.init.orthogonal_(linear.weight)
-        self.linear = spectral_norm(linear, n_power_iterations=2)
+        self.linear = spectral_norm(linear, n_power_iterations=POWER_ITERATIONS)
         self.shift = None if centred else nn.Parameter(torch.zeros(features))
         self.register_buffer("norm", torch.zeros(()))
         self.register_buffer("batches", torch.zeros(()))
@@ -39,20 +41,27 @@ class LipschitzProjection(nn.Module):
         self.batches += 1
         self.norm += (full_precision(x).norm(dim=1).mean() - self.norm) / self.batches.clamp(max=100)
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def weight(self) -> Tensor:
+        """W; while training, every look at it goes on with the power iteration, so look once a step."""
+        return cast(Tensor, self.linear.weight)
+
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """weight: W, if it was looked at already."""
         with torch.autocast(x.device.type, enabled=False):
             x = full_precision(x) / self._scale
             if self.shift is not None:
                 x = x + self.shift
-            projected: Tensor = self.linear(x / x.norm(dim=1, keepdim=True).clamp(min=1))
-            return projected
+            return functional.linear(
+                x / x.norm(dim=1, keepdim=True).clamp(min=1), self.weight if weight is None else weight
+            )
 
-    def products(self, anchors: Tensor, x: Tensor, norm: Tensor) -> Tensor:
+    def products(self, anchors: Tensor, x: Tensor, norm: Tensor, weight: Tensor) -> Tensor:
         """`<anchor, p(x)>` `[A, B]` of anchors `[A, dim]` and centred inputs `[B, D]` of norm `[B]`.
 
         Whatever the number of inputs, none of them is projected: `<a, W x> = <W'a, x>`.
         """
-        return (anchors @ cast(Tensor, self.linear.weight)) @ x.T / torch.maximum(norm, self._scale)
+        return (anchors @ weight) @ x.T / torch.maximum(norm, self._scale)
 
     @property
     def _scale(self) -> Tensor:
@@ -69,10 +78,14 @@ class CosineProjection(nn.Module):
     def update(self, x: Tensor) -> None:
         """Nothing to keep: the normalisation is the sample's own."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def weight(self) -> Tensor:
+        return self.linear.weight
+
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             return functional.normalize(self.linear(full_precision(x)), dim=1)
 
-    def products(self, anchors: Tensor, x: Tensor, norm: Tensor) -> Tensor:
+    def products(self, anchors: Tensor, x: Tensor, norm: Tensor, weight: Tensor) -> Tensor:
         """`<anchor, p(x)>` `[A, B]` of anchors `[A, dim]` and inputs `[B, D]`."""
         return anchors @ self(x).T

@@ -23,6 +23,7 @@ from losses.diagnostics import effective_rank, relative_std
 from losses.gather import gather
 from losses.queue import Queue
 from losses.standardise import Standardise
+from losses.temperature import bounded_temperature
 
 
 class GlobalContrast(Loss):
@@ -38,12 +39,12 @@ class GlobalContrast(Loss):
     dim: size of the projections. critic: `lipschitz` (spectrally normalised, clipped to the unit ball) or `cosine`
     (L2-normalised projections, not Lipschitz; what InfoNCE and CRD use). temperature: start value of tau, which is
     learnt within [0.01, 1] unless `learn_temperature` is false; the linear link has none. queue: slots, 0 for in-batch
-    negatives only. exclude: samples that share a known label or group are no negatives of each other. discount: weigh
-    negatives by `clamp((0.5 - cos(t_i, t_j)) / 0.5, 1e-4, 1)`, t the standardised teacher features.
+    negatives only. exclude: samples that share a known label or group are no negatives of each other; where
+    batch["index"] tells a sample's place in the training set, its own past is none either. discount: weigh negatives by
+    `clamp((0.5 - cos(t_i, t_j)) / 0.5, 1e-4, 1)`, t the standardised teacher features.
     """
 
     log_normaliser: Tensor
-    normalised: Tensor
 
     def __init__(
         self,
@@ -69,9 +70,9 @@ class GlobalContrast(Loss):
         self.log_temperature = nn.Parameter(
             torch.tensor(math.log(temperature)), requires_grad=learn_temperature and link != "linear"
         )
-        self.register_buffer("log_normaliser", torch.zeros(()))
-        self.register_buffer("normalised", torch.zeros((), dtype=torch.bool))
-        # The frozen teacher's features never age: the queue keeps them, standardised, and projects them anew each step.
+        self.register_buffer("log_normaliser", torch.tensor(-math.inf))  # not fixed yet
+        # A frozen teacher's features do not age, but for the statistics that they are standardised by, which settle
+        # early: the queue keeps them, and compares them under the projection of now.
         self.queue = Queue(
             queue,
             teacher=(teacher.pooled, torch.float32),
@@ -79,11 +80,15 @@ class GlobalContrast(Loss):
             student=(dim, torch.float32),
             label=(0, torch.int64),
             group=(0, torch.int64),
+            index=(0, torch.int64),
         )
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         h_student, h_teacher = gather(full_precision(student.pooled)), gather(full_precision(teacher.pooled))
-        label, group = gather(batch["label"]), gather(batch["group"])
+        known = torch.stack(
+            [batch["label"], batch["group"], batch.get("index", torch.full_like(batch["label"], -1))], 1
+        )
+        label, group, index = gather(known).unbind(1)
         if self.training:
             self.standardise.update(h_teacher)
             self.student_projection.update(h_student)
@@ -92,15 +97,16 @@ class GlobalContrast(Loss):
         with torch.autocast(h_student.device.type, enabled=False):
             s = self.student_projection(h_student)
             h = self.standardise(h_teacher)
-            t = self.teacher_projection(h)
+            w = self.teacher_projection.weight
+            t = self.teacher_projection(h, w)
             norm = h.norm(dim=1)
             # The global batch with the pairs on the diagonal, then the queue; a copy, since later pushes change it.
             everything = torch.cat([h, self.queue.column("teacher").to(h.dtype)])  # [N + Q, D_T]
             norms = torch.cat([norm, self.queue.column("norm").to(h.dtype)])
-            log_weight = self._log_weight(everything, norms, label, group)
+            log_weight = self._log_weight(everything, norms, label=label, group=group, index=index)
             # The temperature divides the anchors, not the products: its gradient would take several passes over them.
             tau = 1 if self.link == "linear" else self.temperature
-            g_student = self.teacher_projection.products(s / tau, everything, norms)
+            g_student = self.teacher_projection.products(s / tau, everything, norms, w)
             # The student's side of the queue has aged, and has no gradient.
             g_teacher = torch.cat([t / tau @ s.T, t / tau @ self.queue.read("student").to(t.dtype).T], 1)
             link = {"log_softmax": self._log_softmax, "linear": self._linear}.get(self.link, self._bounded)
@@ -108,23 +114,24 @@ class GlobalContrast(Loss):
 
         self._last = s.detach(), t.detach()
         if self.training and self.queue.length:
-            self.queue.push(teacher=h, norm=norm, student=s, label=label, group=group)
+            self.queue.push(teacher=h, norm=norm, student=s, label=label, group=group, index=index)
         return loss
 
     @property
     def temperature(self) -> Tensor:
-        return self.log_temperature.exp().clamp(0.01, 1)
+        return bounded_temperature(self.log_temperature)
 
     @torch.no_grad()
-    def _log_weight(self, everything: Tensor, norms: Tensor, label: Tensor, group: Tensor) -> Tensor:
+    def _log_weight(self, everything: Tensor, norms: Tensor, **same: Tensor) -> Tensor:
         """`log w_ij [N, N + Q]`: 0 for the pair itself, -inf for what is no negative.
 
-        everything: standardised teacher features of batch and queue `[N + Q, D_T]`, of norm `[N + Q]`.
+        everything: standardised teacher features of batch and queue `[N + Q, D_T]`, of norm `[N + Q]`. same: label,
+        group and index of the batch's samples `[N]`, -1 where unknown.
         """
-        n = len(label)
+        n = len(same["index"])
         none = torch.cat([self.queue.filled.new_zeros(n), ~self.queue.filled]).expand(n, -1)
-        for name, value in (("label", label), ("group", group)):
-            if name in self.exclude:
+        for name, value in same.items():
+            if name == "index" or name in self.exclude:
                 known = value.masked_fill(value < 0, -2)  # -1 is unknown, and equals nothing
                 none = none | (known[:, None] == torch.cat([value, self.queue.column(name)]))
         log_weight = everything.new_zeros(n, len(everything))
@@ -146,16 +153,23 @@ class GlobalContrast(Loss):
 
     def _bounded(self, x: Tensor, log_weight: Tensor) -> Tensor:
         """CRD's probability `h = e^(g / tau) / (e^(g / tau) + M Z)` that a pair is true, Z the mean of e^(g / tau)
-        over the negatives of the first batch."""
+        over the negatives of the first batch that has any."""
         negatives = log_weight.exp().fill_diagonal_(0)
         count = negatives.sum(1).mean().clamp(min=1)  # M
-        if self.training and not self.normalised:
-            self.log_normaliser.copy_(((x.detach().exp() * negatives).sum() / negatives.sum().clamp(min=1e-6)).log())
-            self.normalised.fill_(True)
-        x = x - self.log_normaliser - count.log()
+        log_normaliser = self._log_normaliser(x.detach(), log_weight)
+        if self.training:
+            self.log_normaliser.copy_(log_normaliser)
+        x = x - log_normaliser.to(x.dtype).nan_to_num(neginf=0) - count.log()
         if self.link == "bounded":
             return self._negatives(x.sigmoid(), log_weight) - x.sigmoid().diagonal().mean()
         return -self._negatives(F.logsigmoid(-x), log_weight) - F.logsigmoid(x).diagonal().mean()
+
+    def _log_normaliser(self, x: Tensor, log_weight: Tensor) -> Tensor:
+        """log Z: what it was fixed to, or what this batch fixes it to; -inf while there were no negatives."""
+        log_weight = log_weight.clone().fill_diagonal_(-math.inf)
+        first = (x + log_weight).flatten().logsumexp(0) - log_weight.flatten().logsumexp(0)
+        first = first.nan_to_num(nan=-math.inf)
+        return torch.where(self.log_normaliser.isinf(), first.to(self.log_normaliser.dtype), self.log_normaliser)
 
     def _negatives(self, value: Tensor, log_weight: Tensor) -> Tensor:
         """The weighted mean over the negatives, or its M-fold."""

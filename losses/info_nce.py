@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from losses.base import Batch, Dims, Features, Loss, full_precision
 from losses.critic import CosineProjection
 from losses.gather import gather
+from losses.temperature import bounded_temperature
 
 
 class InfoNCE(Loss):
@@ -38,6 +39,6 @@ class InfoNCE(Loss):
         s = gather(self.student_projection(full_precision(student.pooled)))
         t = gather(self.teacher_projection(full_precision(teacher.pooled)))
         with torch.autocast(s.device.type, enabled=False):
-            logits = s @ t.T / self.log_temperature.exp().clamp(0.01, 1)
+            logits = s @ t.T / bounded_temperature(self.log_temperature)
             target = torch.arange(len(s), device=s.device)
             return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2

@@ -1,5 +1,7 @@
 """GlobalContrast, InfoNCE and their critics against definitions written out, and the properties they promise."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -35,7 +37,8 @@ def warm(loss: Loss) -> Loss:
 
 
 def log_weight(loss: GlobalContrast, h: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    return loss._log_weight(h, h.norm(dim=1), label, torch.full_like(label, -1))
+    unknown = torch.full_like(label, -1)
+    return loss._log_weight(h, h.norm(dim=1), label=label, group=unknown, index=unknown)
 
 
 def test_info_nce_is_the_definition_written_out() -> None:
@@ -206,6 +209,57 @@ def test_lipschitz_bound_holds_between_random_and_adversarial_pairs() -> None:
         (-ratio().sum()).backward()
         ascent.step()
     assert 0.95 < ratio().max() <= 1 + 1e-3  # the bound is reached, and not passed
+
+
+def test_critic_stays_lipschitz_while_it_is_trained() -> None:
+    """Optimiser steps move W away from the singular vectors that the power iteration knows."""
+    torch.manual_seed(0)
+    projection = LipschitzProjection(64, 32)
+    optimizer = torch.optim.AdamW(projection.parameters(), lr=2e-3)
+    x, y = torch.randn(256, 64), torch.randn(256, 32)
+    projection.update(x)
+    for _ in range(100):
+        optimizer.zero_grad()
+        weight = projection.weight
+        assert torch.linalg.matrix_norm(weight.detach(), 2) < 1.05
+        (projection(x, weight) * y).mean().neg().backward()
+        optimizer.step()
+
+
+def test_own_past_is_no_negative() -> None:
+    loss = GlobalContrast(STUDENT, TEACHER, dim=6, queue=16, discount=False).double()
+    same = batch(8) | {"index": torch.arange(8)}
+    loss(*pairs(8), same)
+    loss.eval()
+    known, unknown = loss(*pairs(8, 1), same), loss(*pairs(8, 1), batch(8))
+    alone = loss(*pairs(8, 1), same | {"index": torch.arange(8) + 8})
+    torch.testing.assert_close(alone, unknown)
+    assert known < unknown - 1e-3
+
+
+@pytest.mark.parametrize("link", ["bounded", "log_bounded"])
+def test_normaliser_waits_for_negatives_and_does_not_overflow(link: Any) -> None:
+    loss = GlobalContrast(STUDENT, TEACHER, dim=6, queue=0, link=link, critic="cosine", temperature=0.01)
+    loss(*(Features(x.pooled.float()) for x in pairs(1)), batch(1))
+    student, teacher = (Features(x.pooled.float().requires_grad_()) for x in pairs(8))
+    value = loss(student, teacher, batch(8))
+    value.backward()
+    assert torch.isfinite(loss.log_normaliser)
+    assert torch.isfinite(value)
+    assert student.pooled.grad is not None
+    assert 0 < student.pooled.grad.norm() < torch.inf
+
+
+@pytest.mark.parametrize("kind", [InfoNCE, GlobalContrast])
+@pytest.mark.parametrize("start", [0.01, 1.0])
+def test_temperature_comes_back_from_its_bounds(kind: Any, start: float) -> None:
+    loss = kind(STUDENT, TEACHER, dim=6, temperature=start)
+    outward = -1.0 if start < 0.1 else 1.0
+    with torch.no_grad():
+        loss.log_temperature += outward  # as an optimiser might
+    loss(*(Features(x.pooled.float()) for x in pairs(8)), batch(8)).backward()
+    assert float(loss.log_temperature.detach().exp()) == pytest.approx(start)
+    assert loss.log_temperature.grad != 0
 
 
 def test_metrics_show_a_collapse() -> None:
