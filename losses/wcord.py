@@ -16,7 +16,7 @@ class WCoRD(Loss):
     """`global_weight * GlobalContrast + local_weight * LocalTransport`; the other keywords are theirs.
 
     The weights are those of the study in docs/method.md. A larger `relational` helps where the teacher is good and the
-    steps are many, and collapses the student elsewhere.
+    steps are many, and collapses the student elsewhere; it needs the whole plan, whatever the batch.
     List `global_contrast` and `local_transport` on their own to set everything that they offer.
     """
 
@@ -25,7 +25,7 @@ class WCoRD(Loss):
         student: Dims,
         teacher: Dims,
         *,
-        global_weight: Annotated[float, Ge(0)] = 1.5,
+        global_weight: Annotated[float, Ge(0)] = 0.5,
         local_weight: Annotated[float, Ge(0)] = 6.0,
         dim: Annotated[int, Gt(0)] = 128,
         queue: Annotated[int, Ge(0)] = 1024,
