@@ -46,7 +46,10 @@ def full_precision(x: Tensor) -> Tensor:
 
 
 class Loss(nn.Module):
-    """A term of the objective: `loss(student, teacher, batch) -> scalar`, fp32, a mean over the global batch.
+    """A term of the objective: `loss(student, teacher, batch) -> scalar`, fp32.
+
+    Its mean over the ranks, which DDP takes of the gradients, is the loss of the global batch: one that compares
+    samples gathers them, one that does not may look at its own.
 
     A loss is built as `LossClass(student_dims, teacher_dims, **own_keywords)`; a config names the keywords and
     their annotations are what it is validated against. Projections and critics are ordinary parameters;

@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+RIDGE = 1e-10
+"""Relative. Where the plan falls into blocks, the potentials are free by a constant in each of them: any will do."""
+
 
 def implicit(plan: Tensor, cost: Tensor, epsilon: float | Tensor) -> Tensor:
     """The plan as it is, with the gradient to `cost` that it has if its marginals are exact and held.
@@ -41,7 +44,11 @@ class _Implicit(torch.autograd.Function):
         row = torch.where(row > 0, row, 1)
         right_row, right_column = pe.sum(1), pe.sum(0)
         # a is eliminated. b is known up to a constant, which the rank-one term takes away.
-        system = torch.diag(torch.where(column > 0, column, 1)) - p.T @ (p / row[:, None]) + torch.outer(column, column)
-        b = torch.linalg.solve(system, right_column - p.T @ (right_row / row))
+        system = (
+            torch.diag(torch.where(column > 0, column, 1) * (1 + RIDGE))
+            - p.T @ (p / row[:, None])
+            + torch.outer(column, column)
+        )
+        b = torch.linalg.solve_ex(system, right_column - p.T @ (right_row / row))[0]
         a = (right_row - p @ b) / row
         return (-(pe - p * a[:, None] - p * b) / ctx.epsilon).to(upstream.dtype), None, None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from losses.base import Batch, Dims, Features, Loss, full_precision
 from losses.gather import gather
+from losses.unit import unit
 
 EPSILON = 1e-7
 
@@ -30,6 +30,6 @@ class PKT(Loss):
 
 
 def _neighbourhood(x: Tensor) -> Tensor:
-    unit = F.normalize(x, dim=1)
-    similarity = (1 + unit @ unit.T) / 2
+    direction = unit(x)
+    similarity = (1 + direction @ direction.T) / 2
     return similarity / similarity.sum(1, keepdim=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from losses.unit import unit
+
 
 def relational_divergence(
     student: Tensor, teacher: Tensor, plan: Tensor | None = None, temperature: float = 0.1
@@ -28,7 +30,7 @@ def relational_divergence(
 
 
 def _directions(x: Tensor) -> Tensor:
-    return F.normalize(x - x.mean(0), dim=1)
+    return unit(x - x.mean(0))
 
 
 def _neighbours(square: Tensor) -> Tensor:

@@ -74,6 +74,9 @@ def _by_logarithms(
 
 def _logsumexp(x: Tensor, dim: int) -> Tensor:
     """0 where all of a row is -inf: such a row's marginal is -inf too, and the two would make nan."""
+    if x.requires_grad:  # masked before as well, or the gradient would be nan
+        empty = x.detach().amax(dim, keepdim=True) == -math.inf
+        return torch.logsumexp(x.masked_fill(empty, 0.0), dim, keepdim=True).masked_fill(empty, 0.0)
     total = torch.logsumexp(x, dim, keepdim=True)
     return total.masked_fill(total == -math.inf, 0.0)
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from losses.base import Batch, Dims, Features, Loss
 from losses.gather import gather
 from losses.maps import as_map, paired_channels
+from losses.unit import unit
 
 
 class SP(Loss):
@@ -33,4 +34,4 @@ class SP(Loss):
 def _similarity(x: Tensor) -> Tensor:
     x = gather(as_map(x).flatten(1))
     with torch.autocast(x.device.type, enabled=False):
-        return F.normalize(x @ x.T, dim=1)
+        return unit(x @ x.T)

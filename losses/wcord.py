@@ -40,11 +40,11 @@ class WCoRD(Loss):
         self.local_transport = LocalTransport(student, teacher, epsilon=epsilon, anchor=anchor, relational=relational)
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
-        self._global = self.global_contrast(student, teacher, batch)
-        self._local = self.local_transport(student, teacher, batch)
-        return self.global_weight * self._global + self.local_weight * self._local
+        dual = self.global_contrast(student, teacher, batch)
+        primal = self.local_transport(student, teacher, batch)
+        self._terms = {"global": dual.detach(), "local": primal.detach()}
+        return self.global_weight * dual + self.local_weight * primal
 
     def metrics(self) -> dict[str, Tensor]:
-        terms = {"global": self._global.detach(), "local": self._local.detach()}
         own = {f"global/{name}": value for name, value in self.global_contrast.metrics().items()}
-        return terms | own | {f"local/{name}": value for name, value in self.local_transport.metrics().items()}
+        return self._terms | own | {f"local/{name}": value for name, value in self.local_transport.metrics().items()}

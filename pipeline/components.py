@@ -107,6 +107,19 @@ def validated(document: Document, at: Key, fields: Mapping[str, Any], settings: 
         return settings
 
 
+def _defaults(loss: type[Loss]) -> dict[str, Any]:
+    """What a config leaves to the loss, so that a run's config says it even when a later version has other defaults."""
+    return {
+        name: parameter.default
+        for name, parameter in inspect.signature(loss).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and _can_be_written(parameter.default)
+    }
+
+
+def _can_be_written(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str, tuple, list, dict))
+
+
 def _loss(document: Document, at: Key, written: Any) -> Any:
     settings = {} if written is None else written
     if not isinstance(settings, dict):
@@ -120,7 +133,7 @@ def _loss(document: Document, at: Key, written: Any) -> Any:
         return settings
     if loss.needs_teacher and document.data.get("teacher") is None:
         document.fault(at, "needs a teacher: add `teacher:`, or remove this loss")
-    return {"weight": 1.0, **settings}
+    return {"weight": 1.0, **_defaults(loss), **settings}
 
 
 def _network(document: Document, role: str, network: dict[str, Any]) -> None:

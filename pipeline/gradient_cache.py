@@ -66,6 +66,8 @@ class _Run:
         with torch.enable_grad(), self.autocast, self.random[number]:  # type: ignore[union-attr]
             outputs = self._outputs(self.parts[number])
         kept = [(outputs[i], gradient) for i, gradient in upstream if outputs[i].requires_grad]
+        if not kept:  # what had an upstream gradient is frozen
+            return [None] * len(parameters)
         targets, gradients = zip(*kept, strict=True)
         return list(torch.autograd.grad(targets, parameters, gradients, allow_unused=True))
 

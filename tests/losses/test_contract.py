@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 
 import pytest
@@ -135,3 +136,11 @@ def test_maps_are_read_only_by_those_who_say_so(name: str) -> None:
         x = torch.randn(9, 5)
         bare = [Features(f.pooled, [], f.logits) for f in (student(x), teacher(x))]
         torch.testing.assert_close(loss(*bare, batch(9)), made(name)[0](student(x), teacher(x), batch(9)))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_keeps_no_graph(name: str) -> None:
+    """What it keeps for its metrics would hold the batch's activations, and could not be copied."""
+    loss, student, teacher = made(name)
+    value(loss, student, teacher, 9)
+    copy.deepcopy(loss).metrics()

@@ -69,6 +69,7 @@ def test_opposite_and_dead_features_are_finite() -> None:
     assert student.grad is not None
     assert loss.isfinite()
     assert student.grad.isfinite().all()
+    assert (student.grad[2] == 0).all()
 
 
 def test_half_precision_is_computed_in_fp32() -> None:

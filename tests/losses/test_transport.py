@@ -1,5 +1,7 @@
 """LocalTransport, the relational term and WCoRD: limits that are known, gradients, invariances."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -131,6 +133,28 @@ def test_metrics_count_the_mass_on_the_pairs() -> None:
     loss(*features(), BATCH)
     assert loss.metrics()["plan_diagonal"] == pytest.approx(1)
     assert loss.metrics()["marginal_error"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("keywords", [{"anchor": 0.0}, {"epsilon": 0.002}, {"epsilon": 0.01}])
+def test_implicit_gradient_of_a_plan_that_falls_into_pairs(keywords: dict[str, Any]) -> None:
+    """Then the potentials are not unique; the gradient is, and unrolling finds it too."""
+    found = []
+    for plan_gradient in "implicit", "unrolled":
+        loss = LocalTransport(TEACHER, TEACHER, space="raw", plan_gradient=plan_gradient, iterations=100, **keywords)
+        teacher = features()[1]
+        x = (teacher.pooled + 0.1 * features(2)[1].pooled).requires_grad_()
+        found.append(torch.autograd.grad(loss(Features(x), teacher, BATCH), x)[0])
+    torch.testing.assert_close(*found, atol=1e-7, rtol=1e-5)
+
+
+def test_unrolled_gradient_of_samples_without_weight_or_partner() -> None:
+    loss = make(anchor=0.0, plan_gradient="unrolled")
+    student, teacher = features()
+    x = student.pooled.requires_grad_()
+    weight = torch.tensor([1.0, 0, 1, 1, 0, 1, 1, 1, 1, 1], dtype=Double)
+    loss(Features(x), teacher, BATCH | {"weight": weight}).backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad.norm(dim=1) > 0, weight > 0)
 
 
 def test_relations_do_not_see_rotation_scale_and_shift() -> None:

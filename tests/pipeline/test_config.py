@@ -43,6 +43,17 @@ class Transport(Loss):
         super().__init__()
 
 
+DEFAULTS = {
+    "anchor": 0.2,
+    "space": "teacher",
+    "range": (0.0, 1.0),
+    "exclude": (),
+    "queue": None,
+    "either": 1,
+    "learn": True,
+}
+
+
 class Supervised(Loss):
     needs_teacher = False
 
@@ -130,7 +141,7 @@ def test_a_good_file_has_its_values_and_the_defaults(read: Read) -> None:
     assert experiment.teacher.run == "runs/teacher"
     assert experiment.student.modality == {"name": "sonar"}
     assert experiment.student.encoder == {"name": "net", "width": 4}
-    assert experiment.losses == {"supervised": {"weight": 1.0}, "transport": {"weight": 2.0, "epsilon": 0.1}}
+    assert experiment.losses == {"supervised": {"weight": 1.0}, "transport": DEFAULTS | {"weight": 2.0, "epsilon": 0.1}}
     assert isinstance(experiment.losses["transport"]["weight"], float)
     assert experiment.evaluation.split == "test"
 
@@ -290,7 +301,7 @@ def test_overrides_beat_the_file_and_the_last_beats_the_first(read: Read) -> Non
     assert experiment.data.crop == (0.5, 0.75)
     assert experiment.data.label == "colour=red"
     assert experiment.data.flip is True
-    assert experiment.losses == {"supervised": {"weight": 3.0}, "transport": {"weight": 2.0, "epsilon": 0.5}}
+    assert experiment.losses == {"supervised": {"weight": 3.0}, "transport": DEFAULTS | {"weight": 2.0, "epsilon": 0.5}}
     assert experiment.student.modality == {"name": "sonar", "bands": (1, 2)}
     assert experiment.evaluation.baselines == ["runs/a", "runs/b"]
 
@@ -552,7 +563,7 @@ def test_own_classes_are_checked_like_the_others(read: Read, faults: Faults, mod
         ("encoder: {name: net, width: 4}", f"encoder: {{name: '{module}:Net', layers: 3}}"),
     ]
     experiment = read(*changes)
-    assert experiment.losses[f"{module}:Mine"] == {"weight": 1.0, "margin": 2.0, "untyped": [1]}
+    assert experiment.losses[f"{module}:Mine"] == {"weight": 1.0, "margin": 2.0, "untyped": [1], "net": None}
     assert experiment.student.modality == {"name": f"{module}:Radar", "gain": 2.0}
     assert experiment.student.encoder == {"name": f"{module}:Net", "layers": 3}
     assert read(text=experiment.to_yaml()) == experiment

@@ -48,6 +48,16 @@ def losses() -> dict[str, Loss]:
     return {name: LOSSES[name](DIMS, DIMS, **keywords.get(name, {})) for name in names}  # type: ignore[arg-type]
 
 
+def test_a_frozen_trunk_gets_no_gradient_from_a_loss_on_its_features() -> None:
+    student = Student().requires_grad_(False)
+    student.head.requires_grad_()
+    features = in_parts(student, torch.randn(10, 1, 8, 8), 4, False)
+    features.pooled.square().sum().backward()
+    assert student.head.weight.grad is None
+    in_parts(student, torch.randn(10, 1, 8, 8), 4, False).logits.sum().backward()
+    assert student.head.weight.grad is not None
+
+
 @pytest.mark.parametrize("name", sorted(losses()))
 @pytest.mark.parametrize("size", [1, 4, 10])
 def test_gradients_are_those_of_the_parts_with_graph(name: str, size: int) -> None:
