@@ -10,7 +10,22 @@ from torch import Tensor
 from losses import LOSSES, Dims, Features, Loss
 
 CLASSES, SAMPLES = 4, 60
-KEYWORDS: dict[str, dict[str, Any]] = {"crd": {"samples": SAMPLES, "negatives": 16}}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "crd": ("crd", {"samples": SAMPLES, "negatives": 16}),
+    "global linear": ("global_contrast", {"link": "linear"}),
+    "global bounded": ("global_contrast", {"link": "bounded", "critic": "cosine"}),
+    "global log_bounded": ("global_contrast", {"link": "log_bounded", "weighting": "sum", "queue": 16}),
+    "global without queue": ("global_contrast", {"queue": 0, "discount": False, "exclude": ()}),
+    "local shared": ("local_transport", {"space": "shared", "anchor": 1.0}),
+    "local unrolled": ("local_transport", {"plan_gradient": "unrolled", "cost": "euclidean"}),
+    "local implicit": ("local_transport", {"plan_gradient": "implicit", "iterations": 200}),
+    "local regression": ("local_transport", {"anchor": 0.0, "plan_gradient": "unrolled"}),
+    "local unbalanced": ("local_transport", {"marginal_penalty": 0.5, "cost": "squared_euclidean"}),
+    "local annealed": ("local_transport", {"start_epsilon": 1.0, "relational": 0.5, "relative_epsilon": True}),
+}
+"""Losses with keywords, by a name of their own."""
+
+NAMES = sorted({*LOSSES, *VARIANTS})
 
 
 def dims(pooled: int, channels: int) -> Dims:
@@ -19,7 +34,8 @@ def dims(pooled: int, channels: int) -> Dims:
 
 def build(name: str, student: Dims, teacher: Dims) -> Loss:
     torch.manual_seed(0)
-    return LOSSES[name](student, teacher, **KEYWORDS.get(name, {}))  # type: ignore[call-arg, arg-type]
+    kind, keywords = VARIANTS.get(name, (name, {}))
+    return LOSSES[kind](student, teacher, **keywords)  # type: ignore[call-arg, arg-type]
 
 
 class Network(torch.nn.Module):

@@ -10,9 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from cases import Network, batch, build, dims
-
-from losses import LOSSES
+from cases import NAMES, Network, batch, build, dims
 
 BATCH, STEPS = 12, 3
 STUDENT, TEACHER = dims(6, 3), dims(10, 5)
@@ -45,7 +43,7 @@ def run(name: str, rank: int, ranks: int, dtype: torch.dtype) -> dict[str, Any]:
 def worker(rank: int, ranks: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks)
     torch.set_num_threads(1)
-    found = {f"{name} {dtype}": run(name, rank, ranks, dtype) for name in LOSSES for dtype in TOLERANCE}
+    found = {f"{name} {dtype}": run(name, rank, ranks, dtype) for name in NAMES for dtype in TOLERANCE}
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -59,7 +57,7 @@ def ranks(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", NAMES)
 def test_several_ranks_equal_one(ranks: list[dict[str, Any]], name: str, dtype: torch.dtype) -> None:
     one, relative = run(name, 0, 1, dtype), TOLERANCE[dtype]
     for found in (part[f"{name} {dtype}"] for part in ranks):
