@@ -136,6 +136,7 @@ def main() -> None:
         done = [pool.submit(teach, out / s.teacher[0], s.teacher[1], s.teacher[2:]) for s in settings]
         wait(done)
         wait([job for s in settings for job in submit(pool, tuning(s, out))])
+        print_tuning(settings, out)
         chosen = choose(settings, out)
         finals = {s.name: final_methods(s, chosen) for s in settings}
         wait(
@@ -233,19 +234,33 @@ def tuning(setting: Setting, out: Path) -> list[Config]:
     return [setting.config(out, folder / name, TASK | losses, 0, "val") for name, losses in (trials | WCORD).items()]
 
 
+def score(setting: Setting, out: Path, name: str) -> float:
+    """The top-1 accuracy of a trial on the validation split."""
+    path = out / setting.name / "tuning" / name / "results.json"
+    return float(json.loads(path.read_bytes())["student/top1"])
+
+
+def print_tuning(settings: Sequence[Setting], out: Path) -> None:
+    """Print every trial's accuracy as Markdown."""
+    for s in settings:
+        print(f"\n## {s.name}: top-1 % on the validation split\n")
+        print(f"| usual weight times | {' | '.join(f'{factor:g}' for factor in TRIALS)} |")
+        print(f"| --- |{' ---: |' * len(TRIALS)}")
+        for method in s.methods():
+            found = [100 * score(s, out, f"{method}_x{factor:g}") for factor in TRIALS]
+            print(f"| {method} | {' | '.join(f'{value:.1f}' for value in found)} |")
+        print(f"\n| wcord | {' | '.join(WCORD)} |\n| --- |{' ---: |' * len(WCORD)}")
+        print(f"| top-1 % | {' | '.join(f'{100 * score(s, out, form):.1f}' for form in WCORD)} |")
+
+
 def choose(settings: Sequence[Setting], out: Path) -> dict[str, dict[str, Losses]]:
     """Setting -> method -> the losses whose student was best on the validation split, and the default `wcord`."""
-
-    def score(setting: Setting, name: str) -> float:
-        path = out / setting.name / "tuning" / name / "results.json"
-        return float(json.loads(path.read_bytes())["student/top1"])
-
     chosen: dict[str, dict[str, Losses]] = {}
     for setting in settings:
-        best_form = max(WCORD, key=lambda form: score(setting, form))
+        best_form = max(WCORD, key=lambda form: score(setting, out, form))
         own = chosen[setting.name] = {"wcord": WCORD[DEFAULT], "wcord tuned": WCORD[best_form]}
         for method, losses in setting.methods().items():
-            best = max(TRIALS, key=lambda factor: score(setting, f"{method}_x{factor:g}"))
+            best = max(TRIALS, key=lambda factor: score(setting, out, f"{method}_x{factor:g}"))
             own[method] = {name: kw | {"weight": kw["weight"] * best} for name, kw in losses.items()}
     write_atomic(out / "chosen.json", json.dumps(chosen, indent=1).encode())
     return chosen
