@@ -100,6 +100,9 @@ FORMS: dict[str, Losses] = {
 """The terms one by one, each with one thing changed, at the weights of the form `plain`; on the first setting."""
 
 
+FORM_SEEDS = 3
+
+
 @dataclass(frozen=True)
 class Setting:
     """One experiment. student: its config. teacher: the config and overrides of the network that teaches it."""
@@ -110,6 +113,7 @@ class Setting:
     student_overrides: tuple[str, ...]
     logits: bool
     """Whether teacher and student share the classes."""
+    seeds: int
 
     def config(self, out: Path, run: Path, losses: Losses, seed: int, split: str) -> Config:
         teacher = f"{{run: {out / self.teacher[0]}}}" if losses != TASK else "null"
@@ -126,7 +130,6 @@ def main() -> None:
     parser.add_argument("--gestures", type=Path, required=True, help="folder with index.csv, hand_rgb/ and hand_depth/")
     parser.add_argument("--cifar", type=Path, required=True, help="folder with {train,test}/<class>/*.jpg")
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
-    parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     out: Path = options.out.resolve()
     pack_gestures(options.gestures.resolve(), out / "gestures_data")
@@ -139,19 +142,12 @@ def main() -> None:
         print_tuning(settings, out)
         chosen = choose(settings, out)
         finals = {s.name: final_methods(s, chosen) for s in settings}
-        wait(
-            [
-                job
-                for seed in range(options.seeds)
-                for s in settings
-                for job in submit(pool, runs(s, out, finals[s.name], seed))
-            ]
-        )
+        wait([job for s in settings for job in submit_seeds(pool, s, out, finals[s.name], s.seeds)])
         for s in settings:
-            table(s, out, list(finals[s.name]), options.seeds)
+            table(s, out, list(finals[s.name]), s.seeds)
         first = settings[0]
-        wait([job for seed in range(options.seeds) for job in submit(pool, runs(first, out, FORMS, seed))])
-        table(first, out, ["labels", *FORMS], options.seeds)
+        wait(submit_seeds(pool, first, out, FORMS, FORM_SEEDS))
+        table(first, out, ["labels", *FORMS], FORM_SEEDS)
 
 
 def all_settings(out: Path) -> list[Setting]:
@@ -159,13 +155,16 @@ def all_settings(out: Path) -> list[Setting]:
     gestures, cifar = f"data.shards={out / 'gestures_data'}", f"data.shards={out / 'cifar_data'}"
     gesture_student, gesture_teacher = str(folder / "gestures_student.yaml"), str(folder / "gestures_teacher.yaml")
     return [
-        Setting("gestures", gesture_student, ("gestures_teacher", gesture_teacher, gestures), (gestures,), True),
+        Setting(
+            "gestures", gesture_student, ("gestures_teacher", gesture_teacher, gestures), (gestures,), True, seeds=5
+        ),
         Setting(
             "other_task",
             gesture_student,
             ("other_task_teacher", gesture_teacher, gestures, "data.label=taught"),
             (gestures, "data.label=untaught"),
             False,
+            seeds=5,
         ),
         Setting(
             "compression",
@@ -173,6 +172,7 @@ def all_settings(out: Path) -> list[Setting]:
             ("cifar_teacher", str(folder / "cifar_teacher.yaml"), cifar),
             (cifar,),
             True,
+            seeds=3,
         ),
     ]
 
@@ -280,6 +280,12 @@ def runs(setting: Setting, out: Path, methods: Mapping[str, Losses], seed: int) 
         setting.config(out, _run(out, setting, name, seed), TASK | losses, seed, "test")
         for name, losses in methods.items()
     ]
+
+
+def submit_seeds(
+    pool: ProcessPoolExecutor, setting: Setting, out: Path, methods: Mapping[str, Losses], seeds: int
+) -> list[Any]:
+    return [job for seed in range(seeds) for job in submit(pool, runs(setting, out, methods, seed))]
 
 
 def submit(pool: ProcessPoolExecutor, students: list[Config]) -> list[Any]:
