@@ -132,10 +132,15 @@ class LocalTransport(Loss):
     def _cost(self, s: Tensor, t: Tensor) -> Tensor:
         if self.cost == "cosine":
             return 1 - s @ t.T
+        centre = t.detach().mean(0)  # no distance changes, but the terms below cancel less
+        s, t = s - centre, t - centre
+        norms = s.square().sum(1, keepdim=True) + t.square().sum(1)
+        squared = (norms - 2 * s @ t.T).clamp(min=0) / s.shape[1]
         if self.cost == "squared_euclidean":
-            return (s[:, None] - t).square().mean(2)
-        # The square root has no gradient at zero distance.
-        return ((s[:, None] - t).square().mean(2) + 1e-12).sqrt()
+            return squared
+        # The square root has no gradient at zero distance, and a wrong one where the distance is rounding.
+        rounding = torch.finfo(s.dtype).eps * norms.detach() / s.shape[1]
+        return (squared + rounding + 1e-12).sqrt()
 
     def _plan(self, cost: Tensor, marginal: Tensor | None = None) -> Tensor:
         seen = cost if self.plan_gradient == "unrolled" else cost.detach()

@@ -15,7 +15,7 @@ BLOCK_ELEMENTS = 1 << 23
 """Entries of the cost matrix that exist at a time."""
 
 SMALLEST_SUM = 1e-30
-"""A column sum below it is taken again by logarithms; fp32 loses what is under e^-87 of a row's largest entry."""
+"""Column sums below it are taken again by logarithms; fp32 loses what is under e^-87 of a row's largest entry."""
 
 
 def transport_cost(
@@ -39,9 +39,7 @@ class _TransportCost(torch.autograd.Function):
         ctx: Any, x: Tensor, y: Tensor, epsilon: float, iterations: int, diagonal_odds: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         problem = _Problem(x, y, epsilon, math.log(diagonal_odds))
-        g = x.new_zeros(len(y))
-        for _ in range(iterations):
-            f, g = problem.update(g)
+        f, g = problem.potentials(iterations)
         gradient_x, gradient_y, column = torch.empty_like(x), torch.zeros_like(y), torch.zeros_like(g)
         diagonal, error = x.new_zeros(()), x.new_zeros(())
         for rows, log_plan in problem.blocks(g):
@@ -77,9 +75,27 @@ class _Problem:
                 block.diagonal(start).add_(self.log_odds)
             yield rows, block
 
-    def update(self, g: Tensor) -> tuple[Tensor, Tensor]:
-        """Row potentials, then column potentials, in units of epsilon, in one pass where no column sum underflows."""
-        n, m = len(self.x), len(self.y)
+    def potentials(self, iterations: int) -> tuple[Tensor, Tensor]:
+        """Of the rows and of the columns, in units of epsilon. Iterations of one pass each, and only if a column sum
+        underflowed all of them again with two: to look at the sums is to wait for the device, so it is done once."""
+        f, g, least = self._iterate(iterations, by_logarithms=False)
+        if not least > SMALLEST_SUM:  # or nan, to which a sum of 0 leads
+            f, g, _ = self._iterate(iterations, by_logarithms=True)
+        return f, g
+
+    def _iterate(self, iterations: int, by_logarithms: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The potentials and the smallest column sum."""
+        g, least = self.y.new_zeros(len(self.y)), self.y.new_full((), math.inf)
+        for _ in range(iterations):
+            f, column = self._sums(g)
+            least = torch.minimum(least, column.min())
+            log_column = self._log_column(f, g) if by_logarithms else column.log()
+            g = g - math.log(len(self.y)) - log_column
+        return f, g, least
+
+    def _sums(self, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Row potentials, and the column sums under them."""
+        n = len(self.x)
         f, column = g.new_empty(n), torch.zeros_like(g)
         for rows, block in self.blocks(g):
             largest = block.amax(1, keepdim=True)
@@ -87,9 +103,10 @@ class _Problem:
             total = kernel.sum(1)
             f[rows] = -math.log(n) - largest[:, 0] - total.log()
             column.addmv_(kernel.T, 1 / (n * total))
-        log_column = column.log()
-        if column.min() < SMALLEST_SUM:
-            log_column = torch.full_like(g, -math.inf)
-            for rows, block in self.blocks(g):
-                log_column = torch.logaddexp(log_column, torch.logsumexp(block.add_(f[rows, None]), 0))
-        return f, g - math.log(m) - log_column
+        return f, column
+
+    def _log_column(self, f: Tensor, g: Tensor) -> Tensor:
+        total = torch.full_like(g, -math.inf)
+        for rows, block in self.blocks(g):
+            total = torch.logaddexp(total, torch.logsumexp(block.add_(f[rows, None]), 0))
+        return total

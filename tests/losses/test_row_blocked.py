@@ -42,6 +42,21 @@ def test_columns_that_no_row_wants_are_filled_as_by_logarithms() -> None:
     )
 
 
+@pytest.mark.parametrize(("epsilon", "underflows"), [(0.1, False), (2e-3, True)])
+def test_looks_at_the_data_once(epsilon: float, underflows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever becomes a number or a choice of Python waits for the device."""
+    looks: list[str] = []
+    for name in ("__bool__", "__float__", "__int__", "item", "tolist"):
+        plain = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda x, name=name, plain=plain: (looks.append(name), plain(x))[1])
+    x = unit(8, 0, torch.float32)
+    passes, blocks = [], row_blocked._Problem.blocks
+    monkeypatch.setattr(row_blocked._Problem, "blocks", lambda *arguments: passes.append(0) or blocks(*arguments))
+    transport_cost(x, torch.cat([x[:4], -x[:4]]), epsilon, 30)
+    assert looks == ["__bool__"]
+    assert len(passes) == (91 if underflows else 31)
+
+
 def test_an_anchored_prior_is_an_odds() -> None:
     x, y, a = unit(12, 0), unit(12, 1), 0.3
     prior = (1 - a) * torch.eye(12, dtype=torch.float64) / 12 + a / 144

@@ -89,13 +89,23 @@ def test_detaching_the_plan_is_the_envelope_theorem() -> None:
 @pytest.mark.parametrize("cost", ["cosine", "euclidean", "squared_euclidean"])
 @pytest.mark.parametrize("relative", [False, True])
 def test_unrolled_plan_has_the_gradient_of_its_own_cost(cost: str, relative: bool) -> None:
-    """The mean cost that makes epsilon relative is a constant of the batch, so only the absolute form is checked."""
+    """The mean cost that makes epsilon relative is a constant of the batch: held at its value, it is a larger epsilon,
+    whose gradient is checked."""
     loss = make(cost=cost, plan_gradient="unrolled", iterations=5, relative_epsilon=relative)
     student, teacher = features()
     x = student.pooled.requires_grad_()
-    if not relative:
-        assert torch.autograd.gradcheck(lambda x: loss(Features(x), teacher, BATCH), x)
+    scale = 1.0
+    if relative:
+        with torch.no_grad():
+            s, t = loss.student_projection(x), loss.standardise(teacher.pooled)
+            if cost == "cosine":
+                s, t = F.normalize(s, dim=1), F.normalize(t, dim=1)
+            scale = float(loss._cost(s, t).mean())
+        assert abs(scale - 1) > 0.01
+    held = make(cost=cost, plan_gradient="unrolled", iterations=5, epsilon=0.1 * scale)
+    assert torch.autograd.gradcheck(lambda x: held(Features(x), teacher, BATCH), x)
     unrolled = torch.autograd.grad(loss(Features(x), teacher, BATCH), x)[0]
+    torch.testing.assert_close(unrolled, torch.autograd.grad(held(Features(x), teacher, BATCH), x)[0])
     loss.plan_gradient = "detached"
     detached = torch.autograd.grad(loss(Features(x), teacher, BATCH), x)[0]
     assert (unrolled - detached).abs().max() > 1e-6
@@ -112,6 +122,43 @@ def test_costs_written_out() -> None:
     squared = torch.cdist(s, t).square() / 6
     torch.testing.assert_close(make(cost="squared_euclidean")._cost(s, t), squared)
     torch.testing.assert_close(make(cost="euclidean")._cost(s, t), squared.sqrt())
+
+
+@pytest.mark.parametrize("cost", ["euclidean", "squared_euclidean"])
+def test_distances_in_fp32_near_zero_and_far_from_the_origin(cost: str) -> None:
+    loss, rng = make(cost=cost), torch.Generator().manual_seed(0)
+    t = torch.randn(8, 64, generator=rng, dtype=Double)
+    nearly = t[4:] + torch.logspace(-5, -2, 4, dtype=Double)[:, None]
+    s = torch.cat([t[:2], t[2:4] + 1, nearly]) + 100
+    x = s.float().requires_grad_()
+    found = loss._cost(x, (t + 100).float())
+    exact = torch.cdist(x.detach().double(), (t + 100).float().double()) / 8
+    exact = exact if cost == "euclidean" else exact.square()
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=2e-3 if cost == "euclidean" else 2e-6)
+    found.diagonal().sum().backward()
+    assert x.grad is not None
+    steepest = 1 / 8 if cost == "euclidean" else 2 / 8  # of a distance, and of its square where it is 1
+    assert (x.grad.norm(dim=1) < 1.5 * steepest).all()
+
+
+@pytest.mark.parametrize("distance", [0, 1e-6, 1e-4, 3e-4, 1e-3, 1e-2])
+def test_slope_of_a_distance_that_is_rounding(distance: float) -> None:
+    """A distance's own slope is 1, over the root of the dimensions as it is a mean over them."""
+    rng = torch.Generator().manual_seed(0)
+    t, noise = torch.randn(2, 256, 64, generator=rng)
+    s = (t + distance * noise).requires_grad_()
+    make(cost="euclidean")._cost(s, t).diagonal().sum().backward()
+    assert s.grad is not None
+    assert 8 * s.grad.norm(dim=1).max() < 2
+
+
+@pytest.mark.parametrize("cost", ["euclidean", "squared_euclidean"])
+def test_distances_take_no_memory_a_dimension(cost: str) -> None:
+    loss, sizes = make(cost=cost), []
+    s, t = torch.randn(10, 50, requires_grad=True), torch.randn(10, 50)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+        loss._cost(s, t)
+    assert 0 < max(sizes) <= 10 * 50
 
 
 def test_a_large_batch_takes_the_blocked_path_to_the_same_end(monkeypatch: pytest.MonkeyPatch) -> None:
