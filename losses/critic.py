@@ -19,7 +19,7 @@ class LipschitzProjection(nn.Module):
 
     With r held fixed, every step is 1-Lipschitz in `x / r` and the result lies in the unit ball, hence `<p(x), q(y)>`
     of two such projections is 1-Lipschitz in each argument. An L2-normalisation instead of the clip would not be: it
-    magnifies short vectors. While W moves, POWER_ITERATIONS a step follow its norm to within 5 per cent.
+    magnifies short vectors. While W moves, POWER_ITERATIONS a step follow its norm to within 10 per cent.
     centred: inputs that have no common mean need no b. `[B, D] -> [B, dim]`, fp32.
     """
 

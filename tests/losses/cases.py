@@ -19,6 +19,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "local shared": ("local_transport", {"space": "shared", "anchor": 1.0}),
     "local unrolled": ("local_transport", {"plan_gradient": "unrolled", "cost": "euclidean"}),
     "local implicit": ("local_transport", {"plan_gradient": "implicit", "iterations": 200}),
+    "local raw": ("local_transport", {"space": "raw", "plan_gradient": "unrolled", "cost": "squared_euclidean"}),
+    "local raw implicit": ("local_transport", {"space": "raw", "plan_gradient": "implicit", "iterations": 100}),
     "local regression": ("local_transport", {"anchor": 0.0, "plan_gradient": "unrolled"}),
     "local unbalanced": ("local_transport", {"marginal_penalty": 0.5, "cost": "squared_euclidean"}),
     "local annealed": ("local_transport", {"start_epsilon": 1.0, "relational": 0.5, "relative_epsilon": True}),
@@ -32,6 +34,11 @@ def dims(pooled: int, channels: int) -> Dims:
     return Dims(pooled, (channels, 2 * channels), CLASSES)
 
 
+def sides(name: str, student: Dims, teacher: Dims) -> tuple[Dims, Dims]:
+    """The two as they are, or the teacher's twice for a variant that needs features of one size."""
+    return (teacher, teacher) if VARIANTS.get(name, (name, {}))[1].get("space") == "raw" else (student, teacher)
+
+
 def build(name: str, student: Dims, teacher: Dims) -> Loss:
     torch.manual_seed(0)
     kind, keywords = VARIANTS.get(name, (name, {}))
@@ -41,16 +48,16 @@ def build(name: str, student: Dims, teacher: Dims) -> Loss:
 class Network(torch.nn.Module):
     """The least that has pooled features, maps and logits, `[B, 5]` to `Features`."""
 
-    def __init__(self, dims: Dims) -> None:
+    def __init__(self, dims: Dims, size: int = 4) -> None:
         super().__init__()
-        self.dims = dims
+        self.dims, self.size = dims, size
         self.pooled = torch.nn.Linear(5, dims.pooled)
-        self.maps = torch.nn.ModuleList(torch.nn.Linear(5, c * 16) for c in dims.maps)
+        self.maps = torch.nn.ModuleList(torch.nn.Linear(5, c * size**2) for c in dims.maps)
         self.logits = torch.nn.Linear(5, dims.classes or 1)
 
     def forward(self, x: Tensor) -> Features:
         shapes = zip(self.maps, self.dims.maps, strict=True)
-        maps = [layer(x).view(len(x), channels, 4, 4) for layer, channels in shapes]
+        maps = [layer(x).view(len(x), channels, self.size, self.size) for layer, channels in shapes]
         return Features(self.pooled(x), maps, self.logits(x))
 
 

@@ -64,21 +64,6 @@ def test_one_sample_has_no_neighbour() -> None:
     assert (student.grad == 0).all()
 
 
-def test_half_precision_is_computed_in_fp32() -> None:
-    loss = CC(Dims(5), Dims(8))
-    student, teacher = vectors(6, torch.bfloat16)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = loss(Features(student), Features(teacher), {})
-    torch.testing.assert_close(found, loss(Features(student.float()), Features(teacher.float()), {}))
-
-
-def test_compiles_into_one_graph() -> None:
-    loss = CC(Dims(5), Dims(8)).double()
-    student, teacher = vectors(6)
-    arguments = Features(student), Features(teacher), {}
-    torch.testing.assert_close(torch.compile(loss, fullgraph=True, backend="eager")(*arguments), loss(*arguments))
-
-
 def test_refuses_other_sizes_without_an_embedding() -> None:
     with pytest.raises(ValueError, match="Set dim"):
         CC(Dims(5), Dims(8), dim=None)

@@ -221,7 +221,7 @@ def test_critic_stays_lipschitz_while_it_is_trained() -> None:
     for _ in range(100):
         optimizer.zero_grad()
         weight = projection.weight
-        assert torch.linalg.matrix_norm(weight.detach(), 2) < 1.05
+        assert torch.linalg.matrix_norm(weight.detach(), 2) < 1.1
         (projection(x, weight) * y).mean().neg().backward()
         optimizer.step()
 

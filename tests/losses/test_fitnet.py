@@ -10,8 +10,8 @@ STUDENT, TEACHER = Dims(8, maps=(4, 6, 12)), Dims(8, maps=(5, 7, 20))
 Double = torch.float64
 
 
-def maps(channels: tuple[int, ...], sizes: tuple[int, ...] = (8, 4, 2), samples: int = 3) -> list[torch.Tensor]:
-    return [torch.randn(samples, c, n, n, dtype=Double) for c, n in zip(channels, sizes, strict=True)]
+def maps(channels: tuple[int, ...], sizes: tuple[int, ...] = (8, 4, 2)) -> list[torch.Tensor]:
+    return [torch.randn(3, c, n, n, dtype=Double) for c, n in zip(channels, sizes, strict=True)]
 
 
 @pytest.mark.parametrize(("layer", "index"), [(None, 1), (0, 0), (2, 2), (-1, 2)])
@@ -61,18 +61,6 @@ def test_gradients_in_float64_also_of_the_regressor() -> None:
     s = torch.randn(2, 3, 3, 3, dtype=Double, requires_grad=True)
     t = torch.randn(2, 4, 2, 2, dtype=Double)
     assert torch.autograd.gradcheck(lambda x, *_: loss(of_maps(x), of_maps(t), {}), (s, *loss.parameters()))
-
-
-def test_compiles_and_runs_in_half_precision() -> None:
-    loss = FitNet(STUDENT, TEACHER)
-    s, t = ([x.float() for x in maps(dims.maps, samples=1)] for dims in (STUDENT, TEACHER))
-    expected = loss(of_maps(*s), of_maps(*t), {})
-    compiled = torch.compile(loss, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(of_maps(*s), of_maps(*t), {}), expected)
-    with torch.autocast("cpu", torch.bfloat16):
-        half = loss(of_maps(*(x.bfloat16() for x in s)), of_maps(*(x.bfloat16() for x in t)), {})
-    assert half.dtype == torch.float32
-    torch.testing.assert_close(half, expected, rtol=0.01, atol=0)
 
 
 def test_refuses_what_cannot_work() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from cases import NAMES, Network, batch, build, dims
+from cases import NAMES, Network, batch, build, dims, sides
 
 BATCH, STEPS = 12, 3
 STUDENT, TEACHER = dims(6, 3), dims(10, 5)
@@ -19,8 +19,9 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 def run(name: str, rank: int, ranks: int, dtype: torch.dtype) -> dict[str, Any]:
     """Three steps of one loss on this rank's share of the batch, DDP's averaging written out."""
-    loss = build(name, STUDENT, TEACHER).to(dtype)
-    student, teacher = Network(STUDENT).to(dtype), Network(TEACHER).to(dtype).requires_grad_(False)
+    pair = sides(name, STUDENT, TEACHER)
+    loss = build(name, *pair).to(dtype)
+    student, teacher = Network(pair[0]).to(dtype), Network(pair[1]).to(dtype).requires_grad_(False)
     values: list[float] = []
     for step in range(STEPS):
         x = torch.randn(BATCH, 5, generator=torch.Generator().manual_seed(step), dtype=torch.float64).to(dtype)

@@ -12,9 +12,9 @@ from losses.siglip import SigLIP
 Double = torch.float64
 
 
-def pooled(n: int, dtype: torch.dtype = Double) -> tuple[Features, Features]:
+def pooled(n: int) -> tuple[Features, Features]:
     rng = torch.Generator().manual_seed(n)
-    x = torch.randn(n, 13, generator=rng, dtype=Double).to(dtype)
+    x = torch.randn(n, 13, generator=rng, dtype=Double)
     return Features(x[:, :5]), Features(x[:, 5:])
 
 
@@ -65,17 +65,3 @@ def test_trains_every_parameter() -> None:
     loss = SigLIP(Dims(5), Dims(8)).double()
     loss(*pooled(5), {}).backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in loss.parameters())
-
-
-def test_half_precision_is_computed_in_fp32() -> None:
-    loss = SigLIP(Dims(5), Dims(8))
-    halves = pooled(6, torch.bfloat16)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = loss(*halves, {})
-    torch.testing.assert_close(found, loss(*(Features(f.pooled.float()) for f in halves), {}))
-
-
-def test_compiles_into_one_graph() -> None:
-    loss = SigLIP(Dims(5), Dims(8)).double()
-    arguments = *pooled(6), {}
-    torch.testing.assert_close(torch.compile(loss, fullgraph=True, backend="eager")(*arguments), loss(*arguments))

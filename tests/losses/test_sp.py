@@ -1,12 +1,8 @@
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from cases import of_maps
 
 from losses import Dims
@@ -72,48 +68,6 @@ def test_one_sample_gives_zero() -> None:
     loss.backward()
     assert loss.abs() < 1e-6
     assert s.grad.abs().max() < 1e-6
-
-
-def test_compiles_and_runs_in_half_precision() -> None:
-    s, t = torch.randn(4, 12, 8, 8), torch.randn(4, 20, 4, 4)
-    compiled = torch.compile(SP(STUDENT, TEACHER), fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(of_maps(s), of_maps(t), {}), sp(s, t))
-    with torch.autocast("cpu", torch.bfloat16):
-        half = sp(s.bfloat16(), t.bfloat16())
-    assert half.dtype == torch.float32
-    torch.testing.assert_close(half, sp(s, t), rtol=0.05, atol=0)
-
-
-def pair() -> tuple[torch.Tensor, torch.Tensor]:
-    rng = torch.Generator().manual_seed(0)
-    return (
-        torch.randn(6, 12, 3, 3, generator=rng, dtype=Double),
-        torch.randn(6, 20, 3, 3, generator=rng, dtype=Double),
-    )
-
-
-def worker(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    torch.set_num_threads(1)
-    s, t = (x.chunk(2)[rank] for x in pair())
-    s = s.clone().requires_grad_()
-    loss = sp(s, t)
-    loss.backward()
-    torch.save((loss.detach(), s.grad / 2), f"{folder}/{rank}.pt")  # DDP's average
-    dist.destroy_process_group()
-
-
-def test_two_ranks_see_the_global_batch() -> None:
-    s, t = pair()
-    s.requires_grad_()
-    loss = sp(s, t)
-    loss.backward()
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(worker, args=(folder,), nprocs=2)
-        parts = [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    for value, _ in parts:
-        torch.testing.assert_close(value, loss.detach())
-    torch.testing.assert_close(torch.cat([gradient for _, gradient in parts]), s.grad)
 
 
 def test_refuses_networks_without_maps() -> None:

@@ -1,11 +1,6 @@
-import tempfile
-from pathlib import Path
-
 import ot
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.nn import functional as F
 
 from losses import Dims, Features, sinkhorn
@@ -163,51 +158,6 @@ def test_extreme_logits_stay_finite_in_fp32(epsilon: float) -> None:
     value.backward()
     assert torch.isfinite(value)
     assert torch.isfinite(z.grad).all()
-
-
-def test_compiles_and_runs_in_half_precision() -> None:
-    student, teacher, batch = data()
-    student, teacher = (Features(x.pooled.float(), logits=x.logits.float()) for x in (student, teacher))
-    expected = WKDLogit(DIMS, DIMS)(student, teacher, batch)
-    compiled = torch.compile(WKDLogit(DIMS, DIMS), fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(student, teacher, batch), expected)
-    half = [Features(x.pooled.bfloat16(), logits=x.logits.bfloat16()) for x in (student, teacher)]
-    with torch.autocast("cpu", torch.bfloat16):
-        value = WKDLogit(DIMS, DIMS)(*half, batch)
-    assert value.dtype == torch.float32
-    torch.testing.assert_close(value, expected, rtol=0.05, atol=0)
-
-
-def steps(rank: int, ranks: int) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
-    loss = WKDLogit(DIMS, DIMS).double()
-    gradients = []
-    for step in range(2):
-        student, teacher, batch = data(12, seed=step)
-        mine = slice(rank * 12 // ranks, (rank + 1) * 12 // ranks)
-        z = student.logits[mine].clone().requires_grad_()
-        part = Features(teacher.pooled[mine], logits=teacher.logits[mine])
-        loss(Features(student.pooled[mine], logits=z), part, {"label": batch["label"][mine]}).backward()
-        gradients.append(z.grad / ranks)  # DDP's average
-    return gradients, dict(loss.named_buffers())
-
-
-def worker(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    torch.set_num_threads(1)
-    torch.save(steps(rank, 2), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-def test_two_ranks_equal_one() -> None:
-    gradients, buffers = steps(0, 1)
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(worker, args=(folder,), nprocs=2)
-        parts = [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    for step, gradient in enumerate(gradients):
-        torch.testing.assert_close(torch.cat([part[0][step] for part in parts]), gradient)
-    for _, found in parts:
-        for name, buffer in buffers.items():
-            torch.testing.assert_close(found[name], buffer)
 
 
 def test_refuses_other_classes() -> None:
