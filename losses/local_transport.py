@@ -14,7 +14,6 @@ from typing import Annotated, Literal
 import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from losses.base import Batch, Dims, Features, Loss, full_precision
 from losses.diagnostics import effective_rank, relative_std
@@ -24,6 +23,7 @@ from losses.relational import relational_divergence
 from losses.row_blocked import transport_cost
 from losses.sinkhorn import marginal_error, sinkhorn
 from losses.standardise import Standardise
+from losses.unit import unit
 
 LARGEST_PLAN = 4096
 """Global batches beyond it never hold their plan: `row_blocked.transport_cost` takes over where it can."""
@@ -105,7 +105,7 @@ class LocalTransport(Loss):
             h_teacher = self.standardise(h_teacher)
             s, t = self.student_projection(h_student), self.teacher_projection(h_teacher)
             if self.cost == "cosine":
-                s, t = F.normalize(s, dim=1), F.normalize(t, dim=1)  # [B, d]
+                s, t = unit(s), unit(t)  # [B, d]
             weight = self._marginal(batch)
             if self.blocked and weight is None and len(s) > LARGEST_PLAN:
                 odds = 1 + len(s) * (1 - self.anchor) / self.anchor

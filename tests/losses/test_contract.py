@@ -65,8 +65,9 @@ def two_steps(name: str, backend: str | None) -> list[torch.Tensor]:
 @pytest.mark.parametrize("name", NAMES)
 def test_compiled_whole(name: str) -> None:
     """Traced forward and backward, in which what is mutated and what is saved must not meet."""
-    for ours, expected in zip(two_steps(name, "aot_eager"), two_steps(name, None), strict=True):
-        torch.testing.assert_close(ours, expected)
+    ours, expected = two_steps(name, "aot_eager"), two_steps(name, None)
+    torch.testing.assert_close(ours[0], expected[0], rtol=2e-6, atol=0)
+    torch.testing.assert_close(ours, expected)
 
 
 @pytest.mark.slow
