@@ -90,10 +90,10 @@ def _by_kernel(log_kernel: Tensor, iterations: int) -> Tensor:
     """
     m = log_kernel.shape[-1]
     row, column = torch.zeros_like(log_kernel[..., :1]), torch.zeros_like(log_kernel[..., :1, :])
-    f, g = _by_logarithms(log_kernel, row, column, 1)
-    kernel = _exponential(log_kernel, f, g)
+    f, g = -log_kernel.amax(-1, keepdim=True).clamp(min=torch.finfo(log_kernel.dtype).min), column
+    kernel = (log_kernel + f).exp_()
     u, v = torch.ones_like(f), torch.ones_like(g)
-    done, stride = 1, 1
+    done, stride = 0, 1
     while done < iterations:
         stride = min(stride, iterations - done)
         next_u, next_v = _scalings(kernel, v, stride)

@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
@@ -94,11 +95,7 @@ def validated(document: Document, at: Key, fields: Mapping[str, Any], settings: 
 
     fields: as from `parameters`. Raises UserError if one of these types is none that can be validated.
     """
-    try:
-        schema = with_config(_REFUSING)(TypedDict("Settings", dict(fields)))  # type: ignore[operator]
-        adapter: TypeAdapter[dict[str, Any]] = TypeAdapter(schema)
-    except (PydanticUserError, TypeError) as error:
-        raise UserError(f"its annotations cannot be validated: {error}") from None
+    adapter = _adapter(fields)
     try:
         # By way of JSON, where a list is how a tuple is written even if types are strict.
         return adapter.validate_json(json.dumps(settings))
@@ -107,17 +104,26 @@ def validated(document: Document, at: Key, fields: Mapping[str, Any], settings: 
         return settings
 
 
-def _defaults(loss: type[Loss]) -> dict[str, Any]:
-    """What a config leaves to the loss, so that a run's config says it even when a later version has other defaults."""
-    return {
-        name: parameter.default
-        for name, parameter in inspect.signature(loss).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and _can_be_written(parameter.default)
-    }
+def _adapter(fields: Mapping[str, Any]) -> TypeAdapter[dict[str, Any]]:
+    try:
+        return TypeAdapter(with_config(_REFUSING)(TypedDict("Settings", dict(fields))))  # type: ignore[operator]
+    except (PydanticUserError, TypeError) as error:
+        raise UserError(f"its annotations cannot be validated: {error}") from None
 
 
-def _can_be_written(value: Any) -> bool:
-    return value is None or isinstance(value, (bool, int, float, str, tuple, list, dict))
+def _defaults(loss: type[Loss], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config leaves to the loss, so that a run's config says it even when a later version has other defaults.
+
+    As if it were read from the config: a default that could not be written there is left to the loss.
+    """
+    found: dict[str, Any] = {}
+    for name, parameter in inspect.signature(loss).parameters.items():
+        filled_in = loss.needs_index and name == "samples"  # by the pipeline, which knows the training set
+        if parameter.kind is parameter.KEYWORD_ONLY and not filled_in:
+            with suppress(TypeError, ValueError):
+                written = json.dumps({name: parameter.default}, allow_nan=False)
+                found |= _adapter({name: fields[name]}).validate_json(written)
+    return found
 
 
 def _loss(document: Document, at: Key, written: Any) -> Any:
@@ -133,7 +139,7 @@ def _loss(document: Document, at: Key, written: Any) -> Any:
         return settings
     if loss.needs_teacher and document.data.get("teacher") is None:
         document.fault(at, "needs a teacher: add `teacher:`, or remove this loss")
-    return {"weight": 1.0, **_defaults(loss), **settings}
+    return {"weight": 1.0, **_defaults(loss, fields), **settings}
 
 
 def _network(document: Document, role: str, network: dict[str, Any]) -> None:

@@ -58,6 +58,25 @@ class Supervised(Loss):
     needs_teacher = False
 
 
+class Banked(Loss):
+    needs_index = True
+
+    def __init__(
+        self,
+        student: Dims,
+        teacher: Dims,
+        *,
+        samples: int | None = None,
+        scale: float = 4,
+        pair: list[int] = (1, 2),  # type: ignore[assignment]
+        untyped: Any = (1, 2),
+        limit: float = float("inf"),
+        loose: float = None,  # type: ignore[assignment]
+        made: Any = object,
+    ) -> None:
+        super().__init__()
+
+
 class Net(Encoder):
     def __init__(self, channels: int, *, width: Annotated[int, Gt(0)] = 8, weights: str = "random") -> None:
         raise AssertionError("a config is checked without building anything")
@@ -74,7 +93,7 @@ class Sonar(Modality):  # type: ignore[misc]
 @pytest.fixture
 def _components(monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses, a modality and an encoder that the tests know, in place of the real ones."""
-    monkeypatch.setattr(losses, "LOSSES", {"supervised": Supervised, "transport": Transport})
+    monkeypatch.setattr(losses, "LOSSES", {"supervised": Supervised, "transport": Transport, "banked": Banked})
     monkeypatch.setitem(modalities.MODALITIES, "sonar", Sonar)
 
 
@@ -554,6 +573,27 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "broken_terms_of_test.py").write_text("1 / 0")
     monkeypatch.delitem(sys.modules, "own_terms_of_test", raising=False)
     return "own_terms_of_test"
+
+
+def test_a_loss_holds_the_defaults_that_a_config_can_say(read: Read) -> None:
+    """Not what the pipeline fills in, nor what the file that `to_yaml` writes could not be read back with."""
+    said = {"weight": 1.0, "scale": 4.0, "pair": [1, 2], "untyped": [1, 2]}
+    for written, more in (("", {}), ("{samples: 9}", {"samples": 9})):
+        experiment = read(("  supervised:", f"  banked: {written}"))
+        assert experiment.losses["banked"] == said | more
+        assert isinstance(experiment.losses["banked"]["scale"], float)
+        assert read(text=experiment.to_yaml()) == experiment
+
+
+def test_a_written_config_keeps_its_objective_when_a_default_changes(
+    read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = read()
+    defaults = Transport.__init__.__kwdefaults__
+    monkeypatch.setitem(defaults, "anchor", 0.7)
+    assert read().losses["transport"]["anchor"] == 0.7
+    assert read(text=before.to_yaml()) == before
+    assert read(text=before.to_yaml(), overrides=["losses.transport.queue=7"]).losses["transport"]["queue"] == 7
 
 
 def test_own_classes_are_checked_like_the_others(read: Read, faults: Faults, module: str) -> None:

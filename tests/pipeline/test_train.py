@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from losses import CrossEntropy
 from pipeline import config as configs
 from pipeline.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 from pipeline.errors import UserError
@@ -144,6 +145,14 @@ def test_a_checkpoint_of_another_student_is_refused_by_name(make_config: Any) ->
     run_config(path)
     with pytest.raises(UserError, match=r"step_00000012: made by another student .*\"?width'?\"?: 4"):
         run_config(path, "student.encoder.width=6", "train.steps=20", resume=True)
+
+
+def test_a_checkpoint_of_an_older_default_is_refused_by_name(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_config()
+    run_config(path)
+    monkeypatch.setitem(CrossEntropy.__init__.__kwdefaults__, "label_smoothing", 0.1)
+    with pytest.raises(UserError, match=r"made by another losses .*0\.0.* there, .*0\.1.* here"):
+        run_config(path, "train.steps=20", resume=True)
 
 
 def test_a_damaged_checkpoint_is_named(make_config: Any) -> None:
