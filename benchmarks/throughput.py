@@ -135,8 +135,9 @@ def main() -> None:
         teacher = train(configs.load("rgb_teacher", [data, f"run={folder / 'teacher'}", "train.steps=5"]))
         overrides = [data, f"teacher.run={teacher}", f"train.steps={arguments.steps}", "train.log_every=20"]
         overrides += ["train.checkpoint_every=100000", "evaluation.baselines=[]"]
-        # As many samples a process as in the one process, and as the parts are measured with.
-        several = [*overrides, f"data.batch_size={64 * CORES}", "data.workers=1"]
+        # As many samples a process as in the one process, and as the parts are measured with; each reads its own
+        # data, for every core has a process already.
+        several = [*overrides, f"data.batch_size={64 * CORES}", "data.workers=0"]
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(CORES)]
         for _ in range(arguments.rounds):
             with get_context("spawn").Pool(CORES) as pool:

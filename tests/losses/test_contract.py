@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -144,5 +145,9 @@ def test_maps_are_read_only_by_those_who_say_so(name: str) -> None:
 def test_a_loss_keeps_no_graph(name: str) -> None:
     """What it keeps for its metrics would hold the batch's activations, and could not be copied."""
     loss, student, teacher = made(name)
-    value(loss, student, teacher, 9)
+    seen = student(torch.randn(9, 5))
+    loss(seen, teacher(torch.randn(9, 5)), batch(9))
     copy.deepcopy(loss).metrics()
+    outputs = [weakref.ref(output) for output in (seen.pooled, *seen.maps, seen.logits)]
+    del seen
+    assert not any(output() is not None for output in outputs)

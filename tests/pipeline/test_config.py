@@ -71,7 +71,7 @@ class Banked(Loss):
         pair: list[int] = (1, 2),  # type: ignore[assignment]
         untyped: Any = (1, 2),
         limit: float = float("inf"),
-        loose: float = None,  # type: ignore[assignment]
+        refused: Annotated[float, Gt(0)] = 0.0,
         made: Any = object,
     ) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class Sonar(Modality):  # type: ignore[misc]
 @pytest.fixture
 def _components(monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses, a modality and an encoder that the tests know, in place of the real ones."""
-    monkeypatch.setattr(losses, "LOSSES", {"supervised": Supervised, "transport": Transport, "banked": Banked})
+    monkeypatch.setattr(losses, "LOSSES", {"supervised": Supervised, "transport": Transport})
     monkeypatch.setitem(modalities.MODALITIES, "sonar", Sonar)
 
 
@@ -575,8 +575,9 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "own_terms_of_test"
 
 
-def test_a_loss_holds_the_defaults_that_a_config_can_say(read: Read) -> None:
+def test_a_loss_holds_the_defaults_that_a_config_can_say(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not what the pipeline fills in, nor what the file that `to_yaml` writes could not be read back with."""
+    monkeypatch.setitem(losses.LOSSES, "banked", Banked)
     said = {"weight": 1.0, "scale": 4.0, "pair": [1, 2], "untyped": [1, 2]}
     for written, more in (("", {}), ("{samples: 9}", {"samples": 9})):
         experiment = read(("  supervised:", f"  banked: {written}"))
