@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.nn  # its default arguments keep the process group for good if it is imported after the group
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.utils import parse_flag_from_env
 from safetensors.torch import save
@@ -33,6 +34,15 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
     """
     keep_freed_memory()
     accelerator = start_accelerator(config)
+    run = _train(config, accelerator, resume, overwrite)
+    # The process group's threads end with it, and it with the models that hold it. One that is alive when Python
+    # finalises aborts the process, and the launcher then kills the other ranks.
+    accelerator.free_memory()
+    accelerator.end_training()
+    return run
+
+
+def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bool) -> Path:
     run = Path(config.run)
     claim(run, resume, overwrite)
     data = config.data
@@ -47,7 +57,6 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
         if accelerator.is_main_process and not (run / "student" / DESCRIPTION).exists():
             save_network(distillation.student, run / "student")
         accelerator.print(f"{run}: already trained for {done} steps; nothing to do.")
-        accelerator.end_training()
         return run
     accelerator.wait_for_everyone()  # nobody may delete before all have looked
     if accelerator.is_main_process:
@@ -105,7 +114,6 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
         save_network(distillation.student, run / "student")
     log.close()
     accelerator.print(f"{run}: done. The student is in {run / 'student'}; next: wcord evaluate {run}")
-    accelerator.end_training()
     return run
 
 

@@ -215,11 +215,11 @@ def test_learning_rate_warms_up_and_ends_at_zero(make_config: Any) -> None:
     assert rates[-1] == pytest.approx(0)
 
 
-def launch(arguments: list[str], processes: int = 2) -> subprocess.CompletedProcess[str]:
+def launch(arguments: list[str], program: tuple[str, ...] = ("-m", "pipeline")) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
     return subprocess.run(
-        [*command, "--standalone", "-m", "pipeline", *arguments],
+        [*command, "--standalone", *program, *arguments],
         env=environment,
         capture_output=True,
         text=True,
@@ -253,6 +253,23 @@ def test_two_processes_train_one_model(make_config: Any, teacher: str, parts: st
     assert done.returncode == 0, done.stderr
     after = weights(Path(configs.load(path).run))
     assert any((after[key] - before[key]).abs().max() > 1e-3 for key in before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="thread names are read from /proc")
+def test_the_threads_of_the_process_group_end_with_the_training(make_config: Any, tmp_path: Path) -> None:
+    """One that is alive when Python finalises may abort its process, and the launcher then kills the others."""
+    program = tmp_path / "names_of_threads.py"
+    program.write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from pipeline import config\n"
+        "from pipeline.train import train\n"
+        "train(config.load(sys.argv[1]))\n"
+        "print([name.read_text() for name in Path('/proc/self/task').glob('*/comm') if 'gloo' in name.read_text()])\n"
+    )
+    done = launch([str(make_config())], (str(program),))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("[]") == 2
 
 
 def test_a_batch_that_the_ranks_cannot_share_is_refused(make_config: Any) -> None:
