@@ -38,6 +38,7 @@ STUDENTS = 16
 """Students that one process trains side by side."""
 
 RELATIONAL_KL = "benchmarks.relational_kl:RelationalKL"
+GRADIENT_NORM = "benchmarks.gradient_norm:GradientNormWCoRD"
 TASK: Losses = {"cross_entropy": {}}
 TRIALS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Factors of a method's usual weight that are tried."""
@@ -82,23 +83,31 @@ GLOBAL, LOCAL = {"weight": 0.5}, {"weight": 2.0}
 FORMS: dict[str, Losses] = {
     "global": {"global_contrast": GLOBAL},
     "global linear": {"global_contrast": GLOBAL | {"link": "linear"}},
+    "global linear sum": {"global_contrast": GLOBAL | {"link": "linear", "weighting": "sum"}},
     "global bounded": {"global_contrast": GLOBAL | {"link": "bounded"}},
     "global log_bounded": {"global_contrast": GLOBAL | {"link": "log_bounded"}},
     "global cosine critic": {"global_contrast": GLOBAL | {"critic": "cosine"}},
     "global no discount": {"global_contrast": GLOBAL | {"discount": False}},
-    "global no queue": {"global_contrast": GLOBAL | {"queue": 0}},
+    "global queue 0": {"global_contrast": GLOBAL | {"queue": 0}},
+    "global queue 256": {"global_contrast": GLOBAL | {"queue": 256}},
+    "global queue 4096": {"global_contrast": GLOBAL | {"queue": 4096}},
     "local": {"local_transport": LOCAL},
     "local anchor 0": {"local_transport": LOCAL | {"anchor": 0.0}},
     "local anchor 1": {"local_transport": LOCAL | {"anchor": 1.0}},
     "local shared": {"local_transport": LOCAL | {"space": "shared"}},
     "local unrolled": {"local_transport": LOCAL | {"plan_gradient": "unrolled"}},
+    "local implicit": {"local_transport": LOCAL | {"plan_gradient": "implicit"}},
+    "local iterations 5": {"local_transport": LOCAL | {"iterations": 5}},
+    "local iterations 100": {"local_transport": LOCAL | {"iterations": 100}},
     "local epsilon 0.02": {"local_transport": LOCAL | {"epsilon": 0.02}},
     "local epsilon 0.5": {"local_transport": LOCAL | {"epsilon": 0.5}},
     "local relational": {"local_transport": LOCAL | {"relational": 1.5}},
     "global + local": {"global_contrast": GLOBAL, "local_transport": LOCAL},
+    "wcord": {"wcord": {}},
+    "wcord by gradient norm": {GRADIENT_NORM: {}},
 }
-"""The terms one by one, each with one thing changed, at the weights of the form `plain`; on the first setting."""
-
+"""The terms one by one, each with one thing changed, at the weights of the form `plain`, and `wcord` with its weights
+fixed or by gradient norm; on the first setting."""
 
 FORM_SEEDS = 3
 
