@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ LONGEST_STRIDE = 8
 """Iterations between two looks at the scalings."""
 
 BLOCK_BYTES = 1 << 22
-"""Rows of the kernel that stay in the cache between the two products of an iteration; from 2^19 on about as fast."""
+"""Rows of the kernel that stay in the cache between the two products of an iteration."""
 
 
 def sinkhorn(
@@ -37,13 +39,11 @@ def sinkhorn(
     Returns `[..., n, m]`. Its column sums are exact unless penalised; `marginal_error` tells how far its rows are.
     """
     with torch.autocast(cost.device.type, enabled=False):
-        log_kernel = -cost.to(torch.promote_types(cost.dtype, torch.float32)) / epsilon
-        if log_prior is not None:
-            log_kernel = log_kernel + log_prior.to(log_kernel.dtype)
         n, m = cost.shape[-2:]
+        log_kernel = _log_kernel(cost, epsilon, log_prior)
         free = log_row is None and log_column is None and marginal_penalty is None
         if free and not torch.compiler.is_compiling() and cost.device.type == "cpu" and not log_kernel.requires_grad:
-            return _by_kernel(log_kernel, iterations)
+            return _by_kernel(log_kernel, lambda: _log_kernel(cost, epsilon, log_prior), iterations)
         row = log_kernel.new_full((n, 1), -math.log(n)) if log_row is None else log_row.to(log_kernel)[..., None]
         column = (
             log_kernel.new_full((1, m), -math.log(m)) if log_column is None else log_column.to(log_kernel)[..., None, :]
@@ -51,6 +51,12 @@ def sinkhorn(
         damping = 1.0 if marginal_penalty is None else marginal_penalty / (marginal_penalty + epsilon)
         f, g = _by_logarithms(log_kernel, row, column, iterations, damping)
         return torch.exp(log_kernel + f + g)
+
+
+def _log_kernel(cost: Tensor, epsilon: float | Tensor, log_prior: Tensor | None) -> Tensor:
+    """A tensor of its own, at least fp32."""
+    log_kernel = cost.to(torch.promote_types(cost.dtype, torch.float32)) / -epsilon
+    return log_kernel if log_prior is None else log_kernel + log_prior.to(log_kernel.dtype)
 
 
 def _by_logarithms(
@@ -81,17 +87,19 @@ def _logsumexp(x: Tensor, dim: int) -> Tensor:
     return total.masked_fill(total == -math.inf, 0.0)
 
 
-def _by_kernel(log_kernel: Tensor, iterations: int) -> Tensor:
+def _by_kernel(kernel: Tensor, log_kernel: Callable[[], Tensor], iterations: int) -> Tensor:
     """The same plan under uniform marginals with products instead of exponentials (Schmitzer 2019, arXiv 1610.06519).
 
     With potentials absorbed into it, K is of moderate size, and an iteration is  u = 1 / K v,  v = 1 / K'u: the
     marginals differ by a factor only, which is left for the end. Where u or v have left their range, the iterations
     since they were last looked at are taken again: one by logarithms, which is absorbed, then by products.
+
+    kernel: log K, which becomes the plan in its place; log_kernel: makes log K once more, which is seldom needed.
     """
-    m = log_kernel.shape[-1]
-    row, column = torch.zeros_like(log_kernel[..., :1]), torch.zeros_like(log_kernel[..., :1, :])
-    f, g = -log_kernel.amax(-1, keepdim=True).clamp(min=torch.finfo(log_kernel.dtype).min), column
-    kernel = (log_kernel + f).exp_()
+    m = kernel.shape[-1]
+    row, column = torch.zeros_like(kernel[..., :1]), torch.zeros_like(kernel[..., :1, :])
+    f, g = -kernel.amax(-1, keepdim=True).clamp(min=torch.finfo(kernel.dtype).min), column
+    kernel.add_(f).exp_()
     u, v = torch.ones_like(f), torch.ones_like(g)
     done, stride = 0, 1
     while done < iterations:
@@ -101,35 +109,40 @@ def _by_kernel(log_kernel: Tensor, iterations: int) -> Tensor:
             u, v = next_u, next_v
             done, stride = done + stride, min(2 * stride, LONGEST_STRIDE)
             continue
-        f, g = _by_logarithms(log_kernel, row, column, 1, g=g + v.log())
-        kernel = _exponential(log_kernel, f, g)
+        kernel = log_kernel()
+        f, g = _by_logarithms(kernel, row, column, 1, g=g + v.log())
+        kernel.add_(f).add_(g).exp_()
         u, v = torch.ones_like(f), torch.ones_like(g)
         done, stride = done + 1, 1
     return kernel.mul_(u).mul_(v / m)
 
 
-def _exponential(log_kernel: Tensor, f: Tensor, g: Tensor) -> Tensor:
-    return (log_kernel + f).add_(g).exp_()
-
-
 def _scalings(kernel: Tensor, v: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """Iterations that each read the kernel from memory once: `[..., n, 1]`, `[..., 1, m]`."""
-    n, m = kernel.shape[-2:]
-    if kernel.ndim > 2:
-        for _ in range(iterations):
-            u = (kernel @ v.mT).reciprocal_()
-            v = (u.mT @ kernel).reciprocal_()
-        return u, v
-    u, v = kernel.new_empty(n), v[0]
-    rows = max(BLOCK_BYTES // (m * kernel.element_size()), 1)
-    blocks = list(zip(kernel.split(rows), u.split(rows), strict=True))
+    """`[..., n, 1]`, `[..., 1, m]` after so many iterations."""
+    if kernel.ndim == 2 and kernel.nbytes > BLOCK_BYTES:
+        return _scalings_of_large(kernel.numpy(), v[0].numpy(), iterations)
     for _ in range(iterations):
-        column = kernel.new_zeros(m)
+        u = (kernel @ v.mT).reciprocal_()
+        v = (u.mT @ kernel).reciprocal_()
+    return u, v
+
+
+def _scalings_of_large(kernel: np.ndarray, v: np.ndarray, iterations: int) -> tuple[Tensor, Tensor]:
+    """The same, reading the kernel from memory once an iteration.
+
+    By NumPy, whose products of a matrix with a vector use all cores; PyTorch's, MKL's, use one. NumPy's threads spin on
+    for some milliseconds, which costs what comes next more than a smaller kernel gains.
+    """
+    u = np.empty(len(kernel), kernel.dtype)
+    rows = max(BLOCK_BYTES // kernel[0].nbytes, 1)
+    blocks = [(kernel[start : start + rows], u[start : start + rows]) for start in range(0, len(u), rows)]
+    for _ in range(iterations):
+        column = np.zeros_like(v)
         for block, part in blocks:
-            torch.mv(block, v, out=part).reciprocal_()
-            column.addmv_(block.T, part)
-        v = column.reciprocal_()
-    return u[:, None], v[None]
+            np.reciprocal(np.dot(block, v, out=part), out=part)
+            column += part @ block
+        v = np.reciprocal(column)
+    return torch.from_numpy(u)[:, None], torch.from_numpy(v)[None]
 
 
 def _moderate(scaling: Tensor) -> bool:

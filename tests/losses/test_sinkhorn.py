@@ -90,7 +90,7 @@ def test_identity_prior_keeps_the_pairs() -> None:
 
 
 @pytest.mark.parametrize("epsilon", [1.0, 0.05, 1e-2, 1e-3])
-@pytest.mark.parametrize(("n", "m"), [(1, 1), (7, 33), (300, 200)])
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (7, 33), (300, 200), (900, 1000)])
 @pytest.mark.parametrize("prior", [False, True])
 def test_products_and_logarithms_are_the_same_iteration(n: int, m: int, epsilon: float, prior: bool) -> None:
     """A cost that asks for a gradient takes the logarithms; the same iterations have to end in the same plan."""
