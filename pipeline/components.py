@@ -143,30 +143,39 @@ def _loss(document: Document, at: Key, written: Any) -> Any:
 
 
 def _network(document: Document, role: str, network: dict[str, Any]) -> None:
-    """Check modality and encoder, and replace them by `{name: ..., settings}`."""
-    modality: type[Modality] | None = None
+    """Check modality and encoder, or lists of them, and replace each by `{name: ..., settings}`."""
+    modalities: dict[Key, type[Modality]] = {}
     for part in "modality", "encoder":
         written = network.get(part)
-        if written is None:
-            continue
-        spec = {"name": written} if isinstance(written, str) else written
-        at: Key = (role, part)
-        if not isinstance(spec, dict) or not isinstance(name := spec.get("name"), str):
-            document.fault(at, f"must be a name, or {{name: ..., its settings}}, got {show_value(written)}")
-            continue
-        network[part] = spec
-        try:
-            if part == "modality":
-                modality = find_modality(name)
-                fields = parameters(modality, keyword_only=False)
-            else:
-                encoder = modality and find_encoder(modality, name)
-                if encoder is None:
-                    continue
-                fields = parameters(encoder, keyword_only=True)
-            network[part] = validated(document, at, {"name": Required[str], **fields}, spec)
-        except UserError as error:
-            document.fault(at if spec is not written else (*at, "name"), str(error))
+        if isinstance(written, list):
+            network[part] = [
+                _component(document, (role, part, number), one, modalities) for number, one in enumerate(written)
+            ]
+        elif written is not None:
+            network[part] = _component(document, (role, part), written, modalities)
+
+
+def _component(document: Document, at: Key, written: Any, modalities: dict[Key, type[Modality]]) -> Any:
+    """Check one; a modality is noted under its place in the list, where the encoder that reads it looks."""
+    spec = {"name": written} if isinstance(written, str) else written
+    place = at[2:]
+    if not isinstance(spec, dict) or not isinstance(name := spec.get("name"), str):
+        document.fault(at, f"must be a name, or {{name: ..., its settings}}, got {show_value(written)}")
+        return written
+    try:
+        if at[1] == "modality":
+            modalities[place] = find_modality(name)
+            fields = parameters(modalities[place], keyword_only=False)
+        else:
+            modality = modalities.get(place)
+            encoder = modality and find_encoder(modality, name)
+            if encoder is None:
+                return spec
+            fields = parameters(encoder, keyword_only=True)
+        return validated(document, at, {"name": Required[str], **fields}, spec)
+    except UserError as error:
+        document.fault(at if spec is not written else (*at, "name"), str(error))
+        return spec
 
 
 def _found(name: str, find: Callable[[], T]) -> T:

@@ -54,23 +54,32 @@ class Data(Section):
 
 
 class Network(Section):
-    """A modality and the encoder that reads it."""
+    """A modality and the encoder that reads it; or a list of each, for a network that sees several."""
 
-    modality: Component = Field(description="Name of the modality, or {name: ..., its own keywords}.")
-    encoder: Component = Field(description="Name of one of the modality's encoders, or {name: ..., its keywords}.")
+    modality: Component | list[Component] = Field(description="Name of the modality, or {name: ..., its own keywords}.")
+    encoder: Component | list[Component] = Field(
+        description="Name of one of the modality's encoders, or {name: ..., its keywords}."
+    )
+
+    @model_validator(mode="after")
+    def _as_many(self) -> Network:
+        _check_as_many(self.modality, self.encoder)
+        return self
 
 
 class Teacher(Section):
     """The frozen network that the student learns from: one trained here, or one with pretrained weights."""
 
-    run: str | None = Field(
-        default=None, min_length=1, description="Run folder of a trained network; brings modality and encoder."
+    run: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=2)] | None = Field(
+        default=None,
+        description="Run folder of a trained network; brings modality and encoder. Of several, features are joined and "
+        "class probabilities averaged.",
     )
-    modality: Component | None = Field(
-        default=None, description="Name of the modality, or {name: ..., its own keywords}."
+    modality: Component | list[Component] | None = Field(
+        default=None, description="Name of the modality, or {name: ..., its own keywords}; or a list of them."
     )
-    encoder: Component | None = Field(
-        default=None, description="Name of a pretrained encoder, or {name: ..., its keywords}."
+    encoder: Component | list[Component] | None = Field(
+        default=None, description="Name of a pretrained encoder, or {name: ..., its keywords}; or a list of them."
     )
 
     @model_validator(mode="after")
@@ -79,7 +88,15 @@ class Teacher(Section):
             raise ValueError("has a run, which brings its own modality and encoder: remove those, or the run")
         if self.run is None and not (self.modality and self.encoder):
             raise ValueError("needs `run: <run folder>`, or else both `modality:` and `encoder:`")
+        _check_as_many(self.modality, self.encoder)
         return self
+
+
+def _check_as_many(modality: Any, encoder: Any) -> None:
+    if isinstance(modality, list) != isinstance(encoder, list) or (
+        isinstance(modality, list) and (len(modality) != len(encoder) or len(modality) < 2)
+    ):
+        raise ValueError("a list of modalities needs a list of as many encoders, two at least")
 
 
 class Train(Section):

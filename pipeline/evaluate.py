@@ -16,10 +16,10 @@ from pipeline import config as configs
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.model import build_teacher
-from pipeline.network import Network, build_network, load_network
+from pipeline.network import Joint, Network, build_network, load_network
 from pipeline.probes import Standard, accuracy, classify_frozen, retrieval, to_teacher_space
 from pipeline.shards import load_dataset, write_atomic
-from pipeline.stream import EvalStream, Source, loader, open_split, pictures
+from pipeline.stream import EvalStream, Source, View, loader, open_split, pictures
 
 Results = dict[str, float]
 PICTURES, THUMBNAIL, EMBEDDINGS = 300, 72, 5000
@@ -82,7 +82,7 @@ def evaluate(run: str | Path) -> Results:
 
 
 @torch.no_grad()
-def embed(networks: Mapping[str, Network], source: Source, config: Config) -> Embedded:
+def embed(networks: Mapping[str, Network | Joint], source: Source, config: Config) -> Embedded:
     """Run the networks over a whole split, on the GPU if there is one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for network in networks.values():
@@ -106,7 +106,7 @@ def embed(networks: Mapping[str, Network], source: Source, config: Config) -> Em
     return found
 
 
-def _networks(run: Path, config: Config) -> dict[str, Network]:
+def _networks(run: Path, config: Config) -> dict[str, Network | Joint]:
     student = load_network(run / "student")
     torch.manual_seed(config.seed + 1)
     random = build_network(config.student.modality, config.student.encoder, None, "student")
@@ -131,7 +131,7 @@ def _baselines(config: Config) -> Results:
 
 def _save_samples(
     folder: Path,
-    networks: Mapping[str, Network],
+    networks: Mapping[str, Network | Joint],
     source: Source,
     found: Embedded,
     embeddings: Mapping[str, np.ndarray],
@@ -156,7 +156,8 @@ def _save_samples(
     thumbnails = {"rows": np.searchsorted(rows, shown)}
     for role, view in views.items():
         thumbnails[role] = np.stack([_thumbnail(seen[key][role]) for key in keys])
-        thumbnails[f"{role}_modality"] = np.array(view.modality.name)
+        seen_by = (view,) if isinstance(view, View) else view
+        thumbnails[f"{role}_modality"] = np.array(" + ".join(v.modality.name for v in seen_by))
     _write_arrays(folder / "thumbnails.npz", thumbnails)
 
 

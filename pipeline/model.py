@@ -18,9 +18,9 @@ from modalities.encoders import find
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.gradient_cache import in_parts
-from pipeline.network import Network, build_network, load_network
+from pipeline.network import Joint, Network, build_network, load_network, load_single
 from pipeline.shards import load_dataset
-from pipeline.stream import Batch, View
+from pipeline.stream import Batch, Sight
 
 
 class Distillation(nn.Module):
@@ -32,8 +32,8 @@ class Distillation(nn.Module):
 
     def __init__(
         self,
-        teacher: Network | None,
-        student: Network,
+        teacher: Network | Joint | None,
+        student: Network | Joint,
         losses: Mapping[str, Loss],
         weights: Mapping[str, float],
         micro_batch: int | None = None,
@@ -79,8 +79,8 @@ class Distillation(nn.Module):
         return _full(features if self.needs_maps else Features(features.pooled, logits=features.logits))
 
     @property
-    def views(self) -> dict[str, View]:
-        teacher = {"teacher": self.teacher.view} if self.teacher is not None else {}
+    def views(self) -> dict[str, Sight]:
+        teacher: dict[str, Sight] = {"teacher": self.teacher.view} if self.teacher is not None else {}
         return teacher | {"student": self.student.view}
 
     def metrics(self) -> dict[str, Tensor]:
@@ -128,10 +128,12 @@ def build_model(config: Config) -> Distillation:
     return Distillation(teacher, student, losses, weights, config.train.micro_batch)
 
 
-def build_teacher(config: Config) -> Network | None:
-    """The frozen teacher: of a finished run, or pretrained without a head; None if the config has none."""
+def build_teacher(config: Config) -> Network | Joint | None:
+    """The frozen teacher: of a finished run or several, or pretrained without a head; None if the config has none."""
     if config.teacher is None:
         return None
+    if isinstance(config.teacher.run, list):
+        return Joint([load_single(Path(run) / "student") for run in config.teacher.run], None)
     if config.teacher.run is not None:
         return load_network(Path(config.teacher.run) / "student")
     assert config.teacher.modality is not None
@@ -139,7 +141,9 @@ def build_teacher(config: Config) -> Network | None:
     return build_network(config.teacher.modality, config.teacher.encoder, None, "teacher")
 
 
-def _check_logits(name: str, loss: type[Loss], teacher: Network | None, student: Network, config: Config) -> None:
+def _check_logits(
+    name: str, loss: type[Loss], teacher: Network | Joint | None, student: Network | Joint, config: Config
+) -> None:
     if loss.needs_student_logits and student.classes is None:
         raise UserError(
             f"losses.{name}: needs class logits, but {config.data.shards} has no classes for the label "

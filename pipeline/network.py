@@ -1,16 +1,18 @@
-"""One network of a run, encoder and head, and the folder it is taken away in."""
+"""One network of a run, encoder and head, or several that see together, and the folder it is taken away in."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import modalities
 from losses import Dims, Features
@@ -56,10 +58,62 @@ class Network(nn.Module):
         return features
 
 
+class Joint(nn.Module):
+    """Networks that each see a sample in another way, as one: their pooled features `[B, sum of D]` side by side.
+
+    classes: of a linear head on these features, which is trained with them; without it, and where the networks have
+    heads of one and the same classes, the logits are the log of the mean of their probabilities.
+    """
+
+    def __init__(self, networks: Sequence[Network], classes: Sequence[str] | None) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        own = networks[0].classes if all(n.classes == networks[0].classes for n in networks) else None
+        self.classes: list[str] | None = list(classes) if classes else own
+        self.head = nn.Linear(sum(n.encoder.dim for n in networks), len(classes)) if classes else None
+
+    @property
+    def dims(self) -> Dims:
+        parts = [network.dims for network in self._networks()]
+        maps = tuple(channels for part in parts for channels in part.maps)
+        return Dims(sum(part.pooled for part in parts), maps, len(self.classes) if self.classes else None)
+
+    @property
+    def view(self) -> tuple[View, ...]:
+        return tuple(network.view for network in self._networks())
+
+    def forward(self, x: Sequence[Any]) -> Features:
+        """x: what each network's modality made of the samples, in their order."""
+        parts = [network(own) for network, own in zip(self.networks, x, strict=True)]
+        pooled = torch.cat([part.pooled for part in parts], 1)
+        logits = None
+        if self.head is not None:
+            logits = self.head(pooled)
+        elif self.classes:
+            each = torch.stack([F.log_softmax(part.logits.float(), 1) for part in parts])
+            logits = each.logsumexp(0) - math.log(len(parts))
+        return Features(pooled, [m for part in parts for m in part.maps], logits)
+
+    def _networks(self) -> list[Network]:
+        return cast(list[Network], list(self.networks))
+
+
 def build_network(
-    modality: Mapping[str, Any], encoder: Mapping[str, Any], classes: Sequence[str] | None, where: str
-) -> Network:
-    """Build a network from the config's words for it; UserError, with the config path `where`, for what cannot be."""
+    modality: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    encoder: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    classes: Sequence[str] | None,
+    where: str,
+) -> Network | Joint:
+    """Build a network from the config's words for it, a joint one from a list of modalities and one of encoders.
+
+    Raises UserError, with the config path `where`, for what cannot be.
+    """
+    if isinstance(modality, Mapping):
+        return _build_single(modality, encoder, classes, where)
+    return Joint([_build_single(m, e, None, where) for m, e in zip(modality, encoder, strict=True)], classes)
+
+
+def _build_single(modality: Any, encoder: Any, classes: Sequence[str] | None, where: str) -> Network:
     try:
         adapter = modalities.get(modality["name"])(**{k: v for k, v in modality.items() if k != "name"})
         built = adapter.encoder(encoder)
@@ -69,41 +123,72 @@ def build_network(
     return Network(adapter, built, spec)
 
 
-def save_network(network: Network, folder: Path) -> None:
-    """Write weights, description and preprocessing: all that `load_network` needs, without the data or a hub."""
+def save_network(network: Network | Joint, folder: Path) -> None:
+    """Write weights, description and preprocessing: all that `load_network` needs, without the data or a hub.
+
+    The parts of a joint network lie in folders of their own, each a whole network.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    preprocessing = network.encoder.preprocessing
-    description = {
-        "version": 1,
-        **network.spec,
-        "encoder": network.encoder.portable(network.spec["encoder"], folder),
-        "preprocessing": {"size": preprocessing.size, "mean": preprocessing.mean, "std": preprocessing.std},
-    }
-    weights = save({k: v.contiguous() for k, v in network.state_dict().items()})
-    write_atomic(folder / WEIGHTS, weights)
+    if isinstance(network, Joint):
+        description: dict[str, Any] = {
+            "version": 1,
+            "networks": [],
+            "classes": network.classes if network.head else None,
+        }
+        for number, part in enumerate(network._networks()):
+            save_network(part, folder / str(number))
+            description["networks"].append(f"./{number}")
+        state = network.head.state_dict(prefix="head.") if network.head is not None else {}
+    else:
+        preprocessing = network.encoder.preprocessing
+        description = {
+            "version": 1,
+            **network.spec,
+            "encoder": network.encoder.portable(network.spec["encoder"], folder),
+            "preprocessing": {"size": preprocessing.size, "mean": preprocessing.mean, "std": preprocessing.std},
+        }
+        state = network.state_dict()
+    write_atomic(folder / WEIGHTS, save({k: v.contiguous() for k, v in state.items()}))
     write_atomic(folder / DESCRIPTION, json.dumps(description, indent=1).encode())
 
 
-def load_network(folder: str | Path) -> Network:
+def load_network(folder: str | Path) -> Network | Joint:
     """Load what `save_network` wrote, on the CPU.
 
     Raises UserError for a folder without a network, or weights that do not belong to its description.
     """
     folder = Path(folder)
     path = folder / DESCRIPTION
+    network: Network | Joint
     try:
         spec = json.loads(path.read_bytes())
-        encoder = {k: _inside(folder, v) for k, v in spec["encoder"].items()}
-        network = build_network(spec["modality"], encoder, spec["classes"], str(path))
+        if "networks" in spec:
+            network = Joint([load_single(_inside(folder, part)) for part in spec["networks"]], spec["classes"])
+        else:
+            encoder = {k: _inside(folder, v) for k, v in spec["encoder"].items()}
+            network = build_network(spec["modality"], encoder, spec["classes"], str(path))
     except FileNotFoundError:
         raise UserError(f"{path}: not found. Give a run folder whose training has finished (`wcord train`).") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged ({error}). Train again, or restore the folder.") from None
+    own = network.head if isinstance(network, Joint) else network
     try:
-        network.load_state_dict(load_file(folder / WEIGHTS))
+        state = load_file(folder / WEIGHTS)
+        if isinstance(network, Joint):
+            state = {name.removeprefix("head."): value for name, value in state.items()}
+        if own is not None:
+            own.load_state_dict(state)
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{folder / WEIGHTS}: does not fit {DESCRIPTION} beside it: {reason}") from None
+    return network
+
+
+def load_single(folder: str | Path) -> Network:
+    """`load_network` of one that is not joint itself; UserError if it is."""
+    network = load_network(folder)
+    if isinstance(network, Joint):
+        raise UserError(f"{folder}: is joint itself, and cannot be part of another joint network; name its parts.")
     return network
 
 

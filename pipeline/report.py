@@ -24,7 +24,16 @@ from pipeline.report_samples import (
     read_embeddings,
     read_thumbnails,
 )
-from pipeline.report_words import baselines, code, how_good, majority_share, parameters, warnings, what_was_trained
+from pipeline.report_words import (
+    baselines,
+    code,
+    how_good,
+    majority_share,
+    parameters,
+    run_names,
+    warnings,
+    what_was_trained,
+)
 from pipeline.runs import KEY_METRICS, Run, in_words, is_fraction, labels, read_run
 from pipeline.shards import write_atomic
 
@@ -244,7 +253,7 @@ def _reproduce(run: Run) -> str:
     teacher = run.config.get("teacher")
     needs = "the same packed data"
     if isinstance(teacher, dict) and teacher.get("run"):
-        needs += f" and the teacher run <code>{escape(str(teacher['run']))}</code>"
+        needs += f" and the teacher run <code>{escape(run_names(teacher['run']))}</code>"
     text = config.read_text(encoding="utf-8", errors="replace")
     return (
         f"<p>The same again, given {needs}:</p><pre><code>{escape(commands)}</code></pre>"

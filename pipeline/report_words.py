@@ -177,9 +177,16 @@ def _network(side: Any, count: float | None, modality: str = "") -> str:
     spec = _mapping(side)
     size = "" if count is None else f"{parameters(count)} parameters"
     if spec.get("run"):
-        return f"<b>{escape(modality)}</b> network of <code>{escape(str(spec['run']))}</code>" + (size and f" ({size})")
+        return f"<b>{escape(modality)}</b> network of <code>{escape(run_names(spec['run']))}</code>" + (
+            size and f" ({size})"
+        )
     inside = ", ".join(filter(None, [_named(spec.get("encoder")), size]))
     return f"<b>{_named(spec.get('modality'))}</b> network ({inside})"
+
+
+def run_names(run: Any) -> str:
+    """A teacher's run, or its runs."""
+    return _listed([str(one) for one in run]) if isinstance(run, list) else str(run)
 
 
 def _named(component: Any) -> str:

@@ -41,6 +41,10 @@ class View:
     size: int
 
 
+Sight = View | tuple[View, ...]
+"""What a network sees: one view, or several that it joins."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A split of a packed data set, and which label of it is the task.
@@ -102,7 +106,7 @@ class TrainStream(IterableDataset[Any]):
     def __init__(
         self,
         source: Source,
-        views: Mapping[str, View],
+        views: Mapping[str, Sight],
         *,
         batch: int,
         ranks: int = 1,
@@ -163,7 +167,9 @@ class TrainStream(IterableDataset[Any]):
 class EvalStream(IterableDataset[Any]):
     """Every sample of a split once, without augmentation, in an order that depends on the number of readers."""
 
-    def __init__(self, source: Source, views: Mapping[str, View], *, batch: int, ranks: int = 1, rank: int = 0) -> None:
+    def __init__(
+        self, source: Source, views: Mapping[str, Sight], *, batch: int, ranks: int = 1, rank: int = 0
+    ) -> None:
         super().__init__()
         self.source, self.batch, self.ranks, self.rank = source, batch, ranks, rank
         self.prepare = Prepare(source, views, None)
@@ -198,21 +204,24 @@ class Draw:
 class Prepare:
     """Raw members of one sample to tensors: decode, one geometry for all views, photometrics per modality."""
 
-    def __init__(self, source: Source, views: Mapping[str, View], draw: Draw | None) -> None:
+    def __init__(self, source: Source, views: Mapping[str, Sight], draw: Draw | None) -> None:
         self.source, self.draw, self.first = source, draw, source.first()
         self.views = dict(views)
+        everything = [view for sight in self.views.values() for view in _several(sight)]
         self.members = frozenset(
-            member for view in views.values() for member in (*view.modality.fields, "meta.json", "label.txt")
+            member for view in everything for member in (*view.modality.fields, "meta.json", "label.txt")
         )
         # Views of the same modality share the decoding, and the tensor as well where the size is the same.
-        distinct: list[Modality] = []
-        self.decoder: dict[str, int] = {}
-        for role, view in self.views.items():
-            same = [i for i, known in enumerate(distinct) if _same_modality(known, view.modality)]
-            if not same:
-                distinct.append(view.modality)
-            self.decoder[role] = same[0] if same else len(distinct) - 1
-        self.modalities = distinct
+        self.modalities: list[Modality] = []
+        self.slots = {role: [self._slot(view) for view in _several(sight)] for role, sight in self.views.items()}
+
+    def _slot(self, view: View) -> tuple[int, int]:
+        """Which of the modalities it decodes by, and its size."""
+        for number, known in enumerate(self.modalities):
+            if _same_modality(known, view.modality):
+                return number, view.size
+        self.modalities.append(view.modality)
+        return len(self.modalities) - 1, view.size
 
     def __call__(self, raw: Sample, epoch: int) -> Sample:
         where = f"{raw['__url__']}: sample {raw['__key__']}"
@@ -227,14 +236,14 @@ class Prepare:
         index = self.first[raw["__url__"]] + raw["__place__"]  # in the split, however it is shuffled
         sample: Sample = {"key": raw["__key__"], "index": index, **self._task(raw, meta, where)}
         tensors: dict[tuple[int, int], torch.Tensor] = {}
-        for role, view in self.views.items():
-            slot = (self.decoder[role], view.size)
-            if slot not in tensors:
-                # The same numbers for every view of a modality, whoever else looks on: the same colours at any size.
-                draw, name = self.draw, _digest(view.modality.name)
-                rng_view = np.random.default_rng([draw.seed, epoch, seed, name]) if draw else None
-                tensors[slot] = view.modality.augment(decoded[slot[0]], geometry, view.size, rng_view)
-            sample[role] = tensors[slot]
+        for number, size in sorted({slot for slots in self.slots.values() for slot in slots}):
+            # The same numbers for every view of a modality, whoever else looks on: the same colours at any size.
+            modality, draw = self.modalities[number], self.draw
+            rng_view = np.random.default_rng([draw.seed, epoch, seed, _digest(modality.name)]) if draw else None
+            tensors[number, size] = modality.augment(decoded[number], geometry, size, rng_view)
+        for role, slots in self.slots.items():
+            seen = tuple(tensors[slot] for slot in slots)
+            sample[role] = seen[0] if isinstance(self.views[role], View) else seen
         return sample
 
     def _task(self, raw: Sample, meta: Mapping[str, Any], where: str) -> Sample:
@@ -258,7 +267,13 @@ class Prepare:
         return {"label": label, "group": digest}
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
-        batch: Batch = {role: view.modality.collate([s[role] for s in samples]) for role, view in self.views.items()}
+        batch: Batch = {}
+        for role, sight in self.views.items():
+            own = [s[role] for s in samples]
+            if isinstance(sight, View):
+                batch[role] = sight.modality.collate(own)
+            else:
+                batch[role] = tuple(v.modality.collate(x) for v, x in zip(sight, zip(*own, strict=True), strict=True))
         batch["key"] = [s["key"] for s in samples]
         batch["index"] = torch.tensor([s["index"] for s in samples])
         batch["label"] = torch.tensor([s["label"] for s in samples])
@@ -267,7 +282,7 @@ class Prepare:
 
 
 def pictures(
-    source: Source, views: Mapping[str, View], keys: Collection[str]
+    source: Source, views: Mapping[str, Sight], keys: Collection[str]
 ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """What a person would see of the samples of these keys: key, and role -> uint8 RGB `[H, W, 3]`."""
     members = Prepare(source, views, None).members
@@ -275,7 +290,12 @@ def pictures(
         if raw["__key__"] in keys:
             where = f"{raw['__url__']}: sample {raw['__key__']}"
             meta = _meta(raw, where)
-            seen = {role: v.modality.picture(_decode(v.modality, raw, meta, where)) for role, v in views.items()}
+            seen = {
+                role: _side_by_side(
+                    [v.modality.picture(_decode(v.modality, raw, meta, where)) for v in _several(sight)]
+                )
+                for role, sight in views.items()
+            }
             yield raw["__key__"], seen
 
 
@@ -314,6 +334,17 @@ def _start_worker(worker: int) -> None:
 def _worker() -> tuple[int, int]:
     info = get_worker_info()
     return (info.id, info.num_workers) if info else (0, 1)
+
+
+def _several(sight: Sight) -> tuple[View, ...]:
+    return (sight,) if isinstance(sight, View) else sight
+
+
+def _side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """As high as the first one."""
+    height = len(pictures[0])
+    widths = [max(round(p.shape[1] * height / len(p)), 1) for p in pictures]
+    return np.hstack([cv2.resize(p, (w, height)) for p, w in zip(pictures, widths, strict=True)])
 
 
 def _same_modality(a: Modality, b: Modality) -> bool:
