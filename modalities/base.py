@@ -27,8 +27,17 @@ class Modality(ABC):
     name: ClassVar[str]
     fields: ClassVar[tuple[str, ...]]
     """Shard members it can read, in order of preference; a sample needs one of them, e.g. `("rgb.jpg", "rgb.png")`."""
+    field: str | None = None
+    """Another field than `fields` name, read in the same formats; a keyword of modalities that let a config choose it."""
     encoders: ClassVar[Mapping[str, type[Encoder]]] = {}
     """Encoders by the name that a config gives; their keyword-only parameters are what it is validated against."""
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The members that this instance reads: `fields`, or `field` with their suffixes."""
+        if self.field is None:
+            return self.fields
+        return tuple(f"{self.field}.{member.partition('.')[2]}" for member in self.fields)
 
     @abstractmethod
     def decode(self, data: bytes, meta: Mapping[str, Any]) -> Any:

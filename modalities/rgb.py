@@ -26,6 +26,7 @@ class RGB(Modality):
 
     jitter: in training, brightness, contrast and saturation are each multiplied by a factor drawn from
     1 - jitter to 1 + jitter; 0: not at all.
+    field: of the shards, where it is not `rgb`: a second camera, another style of drawing.
     """
 
     name: ClassVar[str] = "rgb"
@@ -33,6 +34,7 @@ class RGB(Modality):
     encoders: ClassVar[Mapping[str, type[Encoder]]] = IMAGE_ENCODERS
 
     jitter: Annotated[float, Ge(0), Le(1)] = 0.2
+    field: str | None = None
 
     def decode(self, data: bytes, meta: Mapping[str, Any]) -> np.ndarray:
         """uint8 `[H, W, 3]`; 16 bits become 8, grey is repeated, transparency is laid on white.

@@ -209,7 +209,7 @@ class Prepare:
         self.views = dict(views)
         everything = [view for sight in self.views.values() for view in _several(sight)]
         self.members = frozenset(
-            member for view in everything for member in (*view.modality.fields, "meta.json", "label.txt")
+            member for view in everything for member in (*view.modality.members, "meta.json", "label.txt")
         )
         # Views of the same modality share the decoding, and the tensor as well where the size is the same.
         self.modalities: list[Modality] = []
@@ -362,9 +362,9 @@ def _meta(raw: Sample, where: str) -> Mapping[str, Any]:
 
 
 def _decode(modality: Modality, raw: Sample, meta: Mapping[str, Any], where: str) -> Any:
-    member = next((field for field in modality.fields if field in raw), None)
+    member = next((field for field in modality.members if field in raw), None)
     if member is None:
-        wanted = " or ".join(modality.fields)
+        wanted = " or ".join(modality.members)
         raise UserError(
             f"{where}: has no {wanted}, which the modality `{modality.name}` reads; it has "
             f"{', '.join(sorted(k for k in raw if not k.startswith('__')))}. Run `wcord check` on the data set."

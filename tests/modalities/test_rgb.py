@@ -152,3 +152,8 @@ def test_the_encoder_has_the_modalitys_mean_unless_the_spec_gives_one():
 
 def test_picture_is_the_photo():
     assert np.array_equal(RGB().picture(photo()), photo())
+
+
+def test_another_field_is_read_in_the_same_formats() -> None:
+    assert RGB().members == RGB.fields
+    assert RGB(field="noto").members == ("noto.jpg", "noto.png", "noto.webp")

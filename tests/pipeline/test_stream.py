@@ -113,6 +113,12 @@ def test_views_of_one_modality_may_differ_in_size(shapes: Path) -> None:
     torch.testing.assert_close(*means, atol=8.0, rtol=0)  # the same photo in the same light
 
 
+def test_a_field_that_no_sample_has_is_named(shapes: Path) -> None:
+    stream = TrainStream(open_split(shapes, "train", "label"), {"student": View(RGB(field="noto"), 16)}, batch=4)
+    with pytest.raises(UserError, match=r"has no noto\.jpg or noto\.png or noto\.webp, which"):
+        next(loader(stream, 0, CPU))
+
+
 def test_labels_groups_and_the_fraction_that_is_seen(shapes: Path) -> None:
     source = open_split(shapes, "train", "label", visible_labels=0.3, seed=1)
     batch = next(loader(TrainStream(source, VIEWS, batch=96), 0, CPU))
