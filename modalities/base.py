@@ -28,7 +28,7 @@ class Modality(ABC):
     fields: ClassVar[tuple[str, ...]]
     """Shard members it can read, in order of preference; a sample needs one of them, e.g. `("rgb.jpg", "rgb.png")`."""
     field: str | None = None
-    """Another field than `fields` name, read in the same formats; a keyword of modalities that let a config choose it."""
+    """Another field than `fields` name, in the same formats; a keyword of modalities that let a config choose it."""
     encoders: ClassVar[Mapping[str, type[Encoder]]] = {}
     """Encoders by the name that a config gives; their keyword-only parameters are what it is validated against."""
 
