@@ -184,6 +184,19 @@ def compare(
 
 
 @app.command()
+def bench(
+    config: Annotated[Path, typer.Argument(help="YAML of a bench: teachers, pairs, methods.")],
+    overrides: Overrides = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs side by side; a core each by default.")] = None,
+) -> None:
+    """Train and compare a matrix of pairs, methods and seeds; goes on where it stopped."""
+    from pipeline.bench import run_bench, summary
+
+    tables = run_bench(config, overrides or [], jobs)
+    print(summary(tables))
+
+
+@app.command()
 def report(
     runs: RunFolders,
     out: Annotated[Path | None, typer.Option(help="HTML file; report.html in the first run by default.")] = None,

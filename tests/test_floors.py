@@ -20,7 +20,7 @@ PIPELINE = [
     {"checkpoint", "collapse", "run_folder", "log", "probes"},
     {"train", "evaluate"},
     {"runs", "charts", "compare", "report_samples", "report_words", "report"},
-    {"demo", "cli", "__main__"},
+    {"demo", "bench", "cli", "__main__"},
 ]
 
 
