@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from importlib.metadata import entry_points
 
+from modalities.audio import Audio
 from modalities.base import Encoder, Features, Geometry, Modality
 from modalities.depth import Depth
 from modalities.encoders import find, import_class
 from modalities.rgb import RGB
 
-__all__ = ["MODALITIES", "RGB", "Depth", "Encoder", "Features", "Geometry", "Modality", "get"]
+__all__ = ["MODALITIES", "RGB", "Audio", "Depth", "Encoder", "Features", "Geometry", "Modality", "get"]
 
-MODALITIES: dict[str, type[Modality]] = {"rgb": RGB, "depth": Depth}
+MODALITIES: dict[str, type[Modality]] = {"rgb": RGB, "depth": Depth, "audio": Audio}
 
 
 def get(name: str) -> type[Modality]:

@@ -17,7 +17,7 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     "depth": ("png",),
     "mask": ("png",),
     "text": ("txt",),
-    "audio": ("wav", "flac"),
+    "audio": ("wav", "flac", "ogg", "mp3"),
 }
 """The known fields and the kinds of file that each may be. Any other field takes any file that is not a pickle."""
 
@@ -218,6 +218,9 @@ def _wav(data: bytes) -> None:
                 raise ValueError("a WAV file without sound")
             if length > rest:
                 raise ValueError(f"the WAV file is truncated: {rest} of {length} bytes of sound are there")
+            sound = data[at + 8 : at + 8 + length]
+            if sound.count(sound[:1]) == len(sound) and sound[:1] in b"\0\x80":
+                raise ValueError("the WAV file is silent from beginning to end")
             return
         at += 8 + length + length % 2
     raise ValueError("a WAV file without sound")

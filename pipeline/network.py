@@ -117,7 +117,7 @@ def _build_single(modality: Any, encoder: Any, classes: Sequence[str] | None, wh
     try:
         adapter = modalities.get(modality["name"])(**{k: v for k, v in modality.items() if k != "name"})
         built = adapter.encoder(encoder)
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         raise UserError(f"{where}: {error}") from None
     spec = {"modality": dict(modality), "encoder": dict(encoder), "classes": list(classes) if classes else None}
     return Network(adapter, built, spec)

@@ -1,4 +1,4 @@
-"""The encoders for image-like modalities, and how a config's description becomes one."""
+"""The encoders by modality, and how a config's description becomes one."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import Any, TypeVar, cast
 
 from modalities.encoders.base import Encoder, Preprocessing
 from modalities.encoders.cnn5 import CNN5
+from modalities.encoders.log_mel_cnn import LogMelCNN
 from modalities.encoders.pretrained import PretrainedVision
 from modalities.encoders.resnet import ResNet
 
-__all__ = ["IMAGE_ENCODERS", "Encoder", "Preprocessing", "build", "find", "import_class"]
+__all__ = ["AUDIO_ENCODERS", "IMAGE_ENCODERS", "Encoder", "Preprocessing", "build", "find", "import_class"]
 
 IMAGE_ENCODERS: dict[str, type[Encoder]] = {"cnn5": CNN5, "resnet": ResNet, "transformers": PretrainedVision}
+AUDIO_ENCODERS: dict[str, type[Encoder]] = {"log_mel_cnn": LogMelCNN}
 
 Class = TypeVar("Class", bound=type)
 
@@ -23,13 +25,14 @@ Class = TypeVar("Class", bound=type)
 def build(
     encoders: Mapping[str, type[Encoder]],
     spec: Mapping[str, Any],
-    channels: int,
+    input_size: int,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Encoder:
     """Build what `spec` describes: `{"name": one of encoders or package.module:Class, **its keywords}`.
 
-    channels: of the encoder's input. mean, std: the modality's own, where the encoder takes them and spec has none.
+    input_size: of what the encoder reads: channels of an image, samples a second of a sound. mean, std: the modality's
+    own, where the encoder takes them and spec has none.
     Raises ValueError for an unknown name or keyword, naming those there are.
     """
     keywords = {name: value for name, value in spec.items() if name != "name"}
@@ -41,9 +44,9 @@ def build(
         if name not in offered:
             raise ValueError(f"encoder {spec['name']}: no setting {name!r}{near(name, offered)}")
     for name, default in (("mean", mean), ("std", std)):
-        if name in offered and keywords.get(name) is None:
+        if default is not None and name in offered and keywords.get(name) is None:
             keywords[name] = default
-    return encoder(channels, **keywords)
+    return encoder(input_size, **keywords)
 
 
 def find(name: str, known: Mapping[str, Class], base: Class, kind: str) -> Class:

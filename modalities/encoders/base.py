@@ -60,7 +60,7 @@ class Encoder(nn.Module):
         x = x.float() / 255 if x.dtype == torch.uint8 else x
         return (x - self.mean) / self.std
 
-    def forward(self, x: Tensor) -> Features:
+    def forward(self, x: Any) -> Features:
         raise NotImplementedError
 
     def portable(self, spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -47,10 +47,10 @@ def make_source(folder: Path, count: int = 30) -> Path:
     return folder / "index.csv"
 
 
-def wav(samples: int = 50, announced: int | None = None) -> bytes:
+def wav(samples: int = 50, announced: int | None = None, sound: bytes = b"\1\2") -> bytes:
     form = b"fmt \x10\0\0\0\1\0\1\0" + (8000).to_bytes(4, "little") + (16000).to_bytes(4, "little") + b"\2\0\x10\0"
     size = 2 * samples if announced is None else announced
-    body = b"WAVE" + form + b"data" + size.to_bytes(4, "little") + bytes(2 * samples)
+    body = b"WAVE" + form + b"data" + size.to_bytes(4, "little") + sound * samples
     return b"RIFF" + len(body).to_bytes(4, "little") + body
 
 

@@ -36,7 +36,12 @@ def test_members_that_are_not_what_they_say_raise(member: str, data: bytes, reas
 def test_wav_files_are_held_against_their_header() -> None:
     inspect("audio.wav", wav())
     inspect("audio.wav", wav(announced=0xFFFFFFFF))
-    for data, reason in ((wav()[:-1], "truncated"), (wav(0), "without sound"), (wav()[:40], "without sound")):
+    for data, reason in (
+        (wav()[:-1], "truncated"),
+        (wav(0), "without sound"),
+        (wav()[:40], "without sound"),
+        (wav(sound=b"\0\0"), "silent"),
+    ):
         with pytest.raises(ValueError, match=reason):
             inspect("audio.wav", data)
 

@@ -1,0 +1,50 @@
+"""Imports torchaudio beside a CPU build of torch, where the native library of its wheel does not load."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+EXTRA = "pip install 'wcord[audio]'"
+
+
+def import_torchaudio() -> ModuleType:
+    """Import `torchaudio`, without its native library where that does not load: transforms do not need it.
+
+    To be called before transformers reads audio, whose import of torchaudio would fail too.
+    Raises ImportError, with the extra to install, where there is no torchaudio.
+    """
+    try:
+        return importlib.import_module("torchaudio")
+    except OSError:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchaudio"]:
+            del sys.modules[name]
+        sys.modules["torchaudio._extension"] = _without_native_library()
+        return importlib.import_module("torchaudio")
+    except ImportError as error:
+        raise ImportError(f"audio needs torchaudio: {EXTRA} ({error})") from error
+
+
+def import_soundfile() -> ModuleType:
+    """Import `soundfile`; ImportError, with the extra to install, where it is not there."""
+    try:
+        return importlib.import_module("soundfile")
+    except (ImportError, OSError) as error:
+        raise ImportError(f"audio needs soundfile: {EXTRA} ({error})") from error
+
+
+def _without_native_library() -> ModuleType:
+    def missing(function: Callable[..., Any]) -> Callable[..., Any]:
+        def fail(*_: Any, **__: Any) -> None:
+            raise RuntimeError(f"{function.__name__} needs torchaudio's native library, which does not load here")
+
+        return fail
+
+    module: Any = ModuleType("torchaudio._extension")
+    module._IS_TORCHAUDIO_EXT_AVAILABLE = module._IS_ALIGN_AVAILABLE = False
+    module.fail_if_no_align = missing
+    module._check_cuda_version = lambda: None
+    return module

@@ -1,0 +1,144 @@
+"""Sound: read as it is meant, cut and padded without a trace, and the log-mel network against a float64 reference."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from modalities import Audio, Geometry
+from modalities.encoders.log_mel_cnn import FLOOR, LogMelCNN
+from modalities.testing import check_modality
+
+WHOLE = Geometry()
+
+
+def tone(seconds: float, rate: int = 16_000, hz: float = 440.0) -> np.ndarray:
+    return (0.5 * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+def sound_file(sound: np.ndarray, rate: int = 16_000, kind: str = "WAV", subtype: str = "PCM_16") -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, sound, rate, format=kind, subtype=subtype)
+    return buffer.getvalue()
+
+
+def test_it_keeps_the_contract() -> None:
+    samples = [sound_file(tone(1.0)), sound_file(tone(0.3, 8000), 8000), sound_file(tone(0.1, 44_100), 44_100, "FLAC")]
+    check_modality(Audio(seconds=0.5), samples, specs=[{"name": "log_mel_cnn", "width": 4}])
+
+
+@pytest.mark.parametrize(
+    ("kind", "subtype", "exact"),
+    [("WAV", "PCM_U8", 0.01), ("WAV", "PCM_16", 1e-4), ("WAV", "PCM_24", 1e-6), ("WAV", "FLOAT", 0),
+     ("FLAC", "PCM_16", 1e-4), ("FLAC", "PCM_24", 1e-6), ("OGG", "VORBIS", 0.1)],
+)  # fmt: skip
+def test_formats_and_channels(kind: str, subtype: str, exact: float) -> None:
+    stereo = np.stack([tone(0.5), np.zeros(8000, np.float32)], 1)
+    got = Audio().decode(sound_file(stereo, 16_000, kind, subtype), {})
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, stereo.mean(1), atol=exact)
+
+
+@pytest.mark.parametrize("rate", [8000, 22_050, 44_100, 48_000])
+def test_resampling_keeps_pitch_duration_and_loudness(rate: int) -> None:
+    got = Audio(rate=16_000).decode(sound_file(tone(1.0, rate, 1000.0), rate), {})
+    assert len(got) == pytest.approx(16_000, abs=1)
+    spectrum = np.abs(np.fft.rfft(got[:16_000]))
+    assert spectrum.argmax() * 16_000 / len(got[:16_000]) == pytest.approx(1000, abs=1.1)
+    assert np.abs(got[1000:-1000]).max() == pytest.approx(0.5, rel=0.01)
+
+
+BAD = {
+    "not a sound": (b"hello, this is text" * 20, "not a readable sound file"),
+    "no samples": (sound_file(np.zeros(0, np.float32)), "no samples"),
+    "not finite": (sound_file(np.array([0.1, np.nan, 0.2], np.float32), subtype="FLOAT"), "not finite"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_files_are_named(case: str) -> None:
+    data, words = BAD[case]
+    with pytest.raises(ValueError, match=words):
+        Audio().decode(data, {})
+
+
+def test_a_huge_file_is_refused_before_it_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modalities.audio.MOST_VALUES", 15_999)
+    with pytest.raises(ValueError, match="1 s of sound in one sample; cut it"):
+        Audio().decode(sound_file(tone(1.0)), {})
+
+
+def test_excerpts_are_drawn_in_training_and_central_otherwise() -> None:
+    audio, sound = Audio(seconds=0.01, gain=0.0), np.arange(1000, dtype=np.float32)
+    centre = audio.augment(sound, WHOLE, 64, None)
+    assert centre.tolist() == list(range(420, 580))
+    starts = {int(audio.augment(sound, WHOLE, 64, np.random.default_rng(seed))[0]) for seed in range(200)}
+    assert len(starts) > 100
+    assert min(starts) >= 0
+    assert max(starts) <= 840
+    loud = Audio(seconds=0.01, gain=6.0)
+    ratios = [float(loud.augment(np.ones(500, np.float32), WHOLE, 64, np.random.default_rng(s))[0]) for s in range(200)]
+    assert 10 ** (-6 / 20) <= min(ratios) < 0.6 < 1.8 < max(ratios) <= 10 ** (6 / 20)
+
+
+def reference_log_mel(sound: np.ndarray, rate: int, n_fft: int, window: int, hop: int, bands: int) -> np.ndarray:
+    """Zero-padded frames, periodic Hann window in the middle of n_fft, power, triangles on the HTK scale; float64."""
+    padded = np.pad(sound.astype(np.float64), n_fft // 2)
+    hann = np.zeros(n_fft)
+    left = (n_fft - window) // 2
+    hann[left : left + window] = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
+    frames = [padded[k * hop : k * hop + n_fft] * hann for k in range(len(sound) // hop + 1)]
+    power = np.abs(np.fft.rfft(frames, axis=1)) ** 2
+    mel = np.linspace(0, 2595 * math.log10(1 + rate / 2 / 700), bands + 2)
+    corners = 700 * (10 ** (mel / 2595) - 1)
+    bins = np.linspace(0, rate / 2, n_fft // 2 + 1)
+    rising = (bins[:, None] - corners[:-2]) / (corners[1:-1] - corners[:-2])
+    falling = (corners[2:] - bins[:, None]) / (corners[2:] - corners[1:-1])
+    return np.log(power @ np.clip(np.minimum(rising, falling), 0, None) + FLOOR).T
+
+
+@pytest.mark.parametrize(
+    ("rate", "window", "hop"), [(16_000, 0.025, 0.010), (8000, 0.032, 0.008), (44_100, 0.025, 0.010)]
+)
+def test_log_mel_against_a_plain_reference(rate: int, window: float, hop: float) -> None:
+    rng = np.random.default_rng(0)
+    sound = (tone(0.4, rate, 700.0) + 0.1 * rng.standard_normal(round(0.4 * rate))).astype(np.float32)
+    encoder = LogMelCNN(rate, window=window, hop=hop, bands=40)
+    got = encoder.log_mel(torch.from_numpy(sound)[None])[0]
+    n_fft = encoder.spectrogram.n_fft
+    expected = reference_log_mel(sound, rate, n_fft, round(window * rate), round(hop * rate), 40)
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+def test_padding_and_the_batch_change_nothing() -> None:
+    torch.manual_seed(0)
+    audio, encoder = Audio(), LogMelCNN(16_000, width=4)
+    for layer in encoder.layers:  # statistics that are not the trivial ones
+        layer[1].running_mean.normal_()
+        layer[1].bias.data.normal_()
+    encoder.eval()
+    sounds = [torch.from_numpy(tone(s, hz=300 * s + 200)) for s in (0.1, 0.73, 0.5, 0.01)]
+    together = encoder(audio.collate(sounds)).pooled
+    alone = torch.cat([encoder(audio.collate([sound])).pooled for sound in sounds])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_masking_hides_in_training_only_and_is_the_seed_s() -> None:
+    encoder = LogMelCNN(16_000, width=4, masking=0.3)
+    batch = Audio().collate([torch.from_numpy(tone(0.5)) for _ in range(3)])
+
+    def first(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return encoder._hide(torch.ones(3, 1, 64, 51))
+
+    assert torch.equal(first(1), first(1))
+    assert not torch.equal(first(1), first(2))
+    kept = torch.stack([first(seed).mean() for seed in range(50)]).mean().item()
+    assert kept == pytest.approx((1 - 0.15) ** 2, abs=0.03)
+    encoder.eval()
+    assert torch.equal(encoder(batch).pooled, encoder(batch).pooled)
