@@ -9,10 +9,11 @@ from modalities.base import Encoder, Features, Geometry, Modality
 from modalities.depth import Depth
 from modalities.encoders import find, import_class
 from modalities.rgb import RGB
+from modalities.text import Text
 
-__all__ = ["MODALITIES", "RGB", "Audio", "Depth", "Encoder", "Features", "Geometry", "Modality", "get"]
+__all__ = ["MODALITIES", "RGB", "Audio", "Depth", "Encoder", "Features", "Geometry", "Modality", "Text", "get"]
 
-MODALITIES: dict[str, type[Modality]] = {"rgb": RGB, "depth": Depth, "audio": Audio}
+MODALITIES: dict[str, type[Modality]] = {"rgb": RGB, "depth": Depth, "audio": Audio, "text": Text}
 
 
 def get(name: str) -> type[Modality]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -66,6 +67,14 @@ class Modality(ABC):
 
         Raises ValueError for a name or a setting that this modality does not offer, naming those it does.
         """
+
+    def portable(self, spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+        """The spec that rebuilds this modality from what is in `folder`: a student is taken away in one.
+
+        spec: what it was built from. A modality that reads files or a hub writes what it needs into a sub-folder and
+        names it `./sub-folder`.
+        """
+        return dict(spec)
 
     @abstractmethod
     def picture(self, value: Any) -> np.ndarray:

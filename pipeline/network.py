@@ -24,6 +24,7 @@ from pipeline.stream import View
 
 DESCRIPTION = "network.json"
 WEIGHTS = "model.safetensors"
+PARTS = "modality", "encoder"
 
 
 class Network(nn.Module):
@@ -144,6 +145,7 @@ def save_network(network: Network | Joint, folder: Path) -> None:
         description = {
             "version": 1,
             **network.spec,
+            "modality": network.modality.portable(network.spec["modality"], folder),
             "encoder": network.encoder.portable(network.spec["encoder"], folder),
             "preprocessing": {"size": preprocessing.size, "mean": preprocessing.mean, "std": preprocessing.std},
         }
@@ -165,11 +167,11 @@ def load_network(folder: str | Path) -> Network | Joint:
         if "networks" in spec:
             network = Joint([load_single(_inside(folder, part)) for part in spec["networks"]], spec["classes"])
         else:
-            encoder = {k: _inside(folder, v) for k, v in spec["encoder"].items()}
-            network = build_network(spec["modality"], encoder, spec["classes"], str(path))
+            modality, encoder = ({k: _inside(folder, v) for k, v in spec[part].items()} for part in PARTS)
+            network = build_network(modality, encoder, spec["classes"], str(path))
     except FileNotFoundError:
         raise UserError(f"{path}: not found. Give a run folder whose training has finished (`wcord train`).") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged ({error}). Train again, or restore the folder.") from None
     own = network.head if isinstance(network, Joint) else network
     try:

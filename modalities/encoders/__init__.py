@@ -12,11 +12,23 @@ from modalities.encoders.base import Encoder, Preprocessing
 from modalities.encoders.cnn5 import CNN5
 from modalities.encoders.log_mel_cnn import LogMelCNN
 from modalities.encoders.pretrained import PretrainedVision
+from modalities.encoders.pretrained_text import PretrainedText
 from modalities.encoders.resnet import ResNet
+from modalities.encoders.text_transformer import TextTransformer
 
-__all__ = ["AUDIO_ENCODERS", "IMAGE_ENCODERS", "Encoder", "Preprocessing", "build", "find", "import_class"]
+__all__ = [
+    "AUDIO_ENCODERS",
+    "IMAGE_ENCODERS",
+    "TEXT_ENCODERS",
+    "Encoder",
+    "Preprocessing",
+    "build",
+    "find",
+    "import_class",
+]
 
 IMAGE_ENCODERS: dict[str, type[Encoder]] = {"cnn5": CNN5, "resnet": ResNet, "transformers": PretrainedVision}
+TEXT_ENCODERS: dict[str, type[Encoder]] = {"text_transformer": TextTransformer, "transformers": PretrainedText}
 AUDIO_ENCODERS: dict[str, type[Encoder]] = {"log_mel_cnn": LogMelCNN}
 
 Class = TypeVar("Class", bound=type)
@@ -31,8 +43,8 @@ def build(
 ) -> Encoder:
     """Build what `spec` describes: `{"name": one of encoders or package.module:Class, **its keywords}`.
 
-    input_size: of what the encoder reads: channels of an image, samples a second of a sound. mean, std: the modality's
-    own, where the encoder takes them and spec has none.
+    input_size: of what the encoder reads: channels of an image, samples a second of a sound, token ids of a text.
+    mean, std: the modality's own, where the encoder takes them and spec has none.
     Raises ValueError for an unknown name or keyword, naming those there are.
     """
     keywords = {name: value for name, value in spec.items() if name != "name"}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from losses import Features
 from modalities.encoders.base import Encoder, Preprocessing
+from modalities.transformers_loader import import_transformers
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,11 @@ class PretrainedVision(Encoder):
         native = side(getattr(config, "image_size", None)) == self.preprocessing.size
         resized = "interpolate_pos_encoding" in accepted and not native
         self.arguments = {"interpolate_pos_encoding": True} if resized else {}
-        self.dim, self.map_channels = self.measure(model)
+        size = self.preprocessing.size
+        black = torch.zeros(1, channels, size, size, device=self.mean.device)
+        features = freeze_unused(self, black, f"transformers: {model} does not run on an image of {size} x {size}")
+        self.dim = features.pooled.shape[1]
+        self.map_channels = tuple(m.shape[1] if m.ndim == 4 else m.shape[2] for m in features.maps)
 
     def forward(self, x: Tensor) -> Features:
         out = self.network(pixel_values=self.normalise(x), output_hidden_states=True, **self.arguments)
@@ -77,32 +82,30 @@ class PretrainedVision(Encoder):
         (folder / "encoder" / "preprocessor_config.json").write_text(json.dumps(processor, indent=1))
         return {**spec, "model": "./encoder", "weights": "random", "size": size, "pooler": self.pooler}
 
-    def measure(self, model: str) -> tuple[int, tuple[int, ...]]:
-        """`dim` and `map_channels`, by a run on a black image: configs name them in too many ways.
 
-        Freezes what `pooled` leaves out.
-        """
-        size = self.preprocessing.size
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        try:
-            with torch.enable_grad():
-                features = self.eval()(torch.zeros(1, 3, size, size, device=self.mean.device))
-                used = torch.autograd.grad(features.pooled.sum(), parameters, allow_unused=True)
-        except Exception as error:  # whatever a foreign network raises
-            raise ValueError(f"transformers: {model} does not run on an image of {size} x {size}: {error}") from error
-        self.train()
-        for parameter, gradient in zip(parameters, used, strict=True):
-            parameter.requires_grad_(gradient is not None)
-        channels = tuple(m.shape[1] if m.ndim == 4 else m.shape[2] for m in features.maps)
-        return features.pooled.shape[1], channels
-
-
-def read_config(model: str) -> Any:
-    """The model's config; of one that joins vision and text, the vision side's."""
-    from transformers import AutoConfig
-
+def freeze_unused(encoder: Encoder, example: Any, failure: str) -> Features:
+    """Freeze what `pooled` does not depend on, and return the features of an example, whose sizes are the encoder's:
+    configs name them in too many ways. Raises ValueError, which begins with `failure`."""
+    parameters = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
     try:
-        config = AutoConfig.from_pretrained(model, local_files_only=Path(model).exists(), trust_remote_code=False)
+        with torch.enable_grad():
+            features: Features = encoder.eval()(example)
+            used = torch.autograd.grad(features.pooled.sum(), parameters, allow_unused=True)
+    except Exception as error:  # whatever a foreign network raises
+        raise ValueError(f"{failure}: {error}") from error
+    encoder.train()
+    for parameter, gradient in zip(parameters, used, strict=True):
+        parameter.requires_grad_(gradient is not None)
+    return features
+
+
+def read_config(model: str, part: str = "vision_config") -> Any:
+    """The model's config; of one that joins vision and text, that of its `part`."""
+    transformers = import_transformers()
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            model, local_files_only=Path(model).exists(), trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         cure = (
             "a folder needs the config.json, preprocessor_config.json and model.safetensors of `save_pretrained`"
@@ -110,17 +113,16 @@ def read_config(model: str) -> Any:
             else "check the name, or download it where there is a network and give the folder"
         )
         raise ValueError(f"transformers: cannot read model {model!r}: {cure}. ({first_line(error)})") from error
-    return getattr(config, "vision_config", config)
+    return getattr(config, part, config)
 
 
 def read_network(model: str, config: Any, weights: str) -> tuple[nn.Module, bool]:
     """The network, and whether its pooler can be used: checkpoints of classifiers often come without one."""
-    from transformers import AutoModel
-
+    transformers = import_transformers()
     if weights == "random":
-        return AutoModel.from_config(config, trust_remote_code=False), True
+        return transformers.AutoModel.from_config(config, trust_remote_code=False), True
     try:
-        network, info = AutoModel.from_pretrained(
+        network, info = transformers.AutoModel.from_pretrained(
             model,
             config=config,
             local_files_only=Path(model).exists(),

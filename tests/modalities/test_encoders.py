@@ -13,7 +13,6 @@ from typing import get_type_hints
 
 import pytest
 import torch
-import transformers
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 
@@ -23,6 +22,9 @@ from modalities.encoders import IMAGE_ENCODERS, Encoder, Preprocessing, build
 from modalities.encoders.cnn5 import CNN5
 from modalities.encoders.pretrained import PretrainedVision
 from modalities.encoders.resnet import ResNet
+from modalities.transformers_loader import import_transformers
+
+transformers = import_transformers()
 
 
 def parameters(module: torch.nn.Module) -> int:
