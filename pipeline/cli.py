@@ -62,6 +62,10 @@ def pack_manifest(
     group: Annotated[str | None, typer.Option(help="Column or template of what stays in one split.")] = None,
     split: Annotated[str | None, typer.Option(help="Column that holds train, val or test.")] = None,
     key: Annotated[str | None, typer.Option(help="Column or template that names samples.")] = None,
+    partners: Annotated[
+        Path | None,
+        typer.Option(help="Second table: each row gets a partner of its class and split, as {partner.COLUMN}."),
+    ] = None,
     test: Test = 0.2,
     val: Val = 0.0,
     seed: Seed = 0,
@@ -76,7 +80,18 @@ def pack_manifest(
     from pipeline.recipes import manifest as recipe
     from pipeline.recipes import parse_fields
 
-    plan = recipe.plan(manifest, parse_fields(field), label, group, split, key, name=name, licence=licence)
+    plan = recipe.plan(
+        manifest,
+        parse_fields(field),
+        label,
+        group,
+        split,
+        key,
+        name=name,
+        licence=licence,
+        partners=partners,
+        seed=seed,
+    )
     _pack(plan, out, test, val, seed, shard_mb, workers, max_refused, overwrite)
 
 

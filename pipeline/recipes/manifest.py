@@ -20,6 +20,7 @@ from pipeline.recipes import (
     safe_key,
     stamp,
 )
+from pipeline.recipes.partners import PREFIX, with_partners
 from pipeline.recipes.table import Row, Template, read_table
 from pipeline.splits import SPLITS
 
@@ -34,6 +35,8 @@ def plan(
     classes: Sequence[str] | None = None,
     name: str | None = None,
     licence: str = "not stated",
+    partners: str | Path | None = None,
+    seed: int = 0,
 ) -> Plan:
     """Plan a data set from a table.
 
@@ -45,12 +48,19 @@ def plan(
     group: column or template of what must stay in one split; None makes every sample its own group.
     split: column that holds train, val or test; None leaves it to the fractions.
     key: column or template that names samples; by default the column `id`, else the path of the first file.
+    partners: a second table, of which every row gets a partner of its class and split, chosen by seed (see
+        `pipeline.recipes.partners`); its columns are `partner.NAME`, their paths relative to its own folder.
     classes: names of the first label in order; a number is then an index, and other values are refused.
 
     Raises UserError for a table or template that cannot be read; single rows at fault are listed in `refused`.
     """
     path = Path(manifest)
     rows, broken = read_table(path)
+    if partners is not None:
+        if not labels or not split:
+            raise UserError("partners: pairs are made by class and inside a split; name both columns (label, split).")
+        rows, alone = with_partners(rows, Path(partners), labels[0], split, seed)
+        broken += alone
     columns = sorted({column for _, row in rows for column in row})
     if not fields:
         raise UserError("no fields: say where the files are, e.g. `--field rgb=photos/{id}.jpg`.")
@@ -61,6 +71,7 @@ def plan(
         names["label"] = list(classes)
     reader = _Reader(
         folder=path.parent,
+        partners=Path(partners).parent if partners is not None else path.parent,
         fields={field: Template(text, columns, f"field {field}") for field, text in fields.items()},
         key=Template(key_column, columns, "key") if key_column else None,
         group=Template(group, columns, "group") if group else None,
@@ -74,7 +85,8 @@ def plan(
     return Plan(
         recipe="manifest",
         name=name or path.resolve().parent.name,
-        options={"fields": dict(fields), "labels": list(labels), "group": group, "split": split, "key": key},
+        options={"fields": dict(fields), "labels": list(labels), "group": group, "split": split, "key": key}
+        | ({"partners": str(partners), "pairing": seed} if partners is not None else {}),
         samples=samples,
         refused=broken + [row for row in read if isinstance(row, Refusal)],
         classes=names,
@@ -89,6 +101,7 @@ class _Reader:
     """What the user asked for, resolved against the table's columns: it turns a row into a sample."""
 
     folder: Path
+    partners: Path
     fields: Mapping[str, Template]
     key: Template | None
     group: Template | None
@@ -140,15 +153,16 @@ class _Reader:
             if field == "text" and value and not value.endswith(".txt"):
                 texts["text.txt"] = value
             elif value:
-                files[member_name(field, value)] = self._path(value)
+                folder = self.partners if any(n.startswith(PREFIX) for n in template.names) else self.folder
+                files[member_name(field, value)] = self._path(value, folder)
         if not files and not texts:
             raise ValueError("all its fields are empty")
         return files, texts
 
-    def _path(self, value: str) -> str:
+    def _path(self, value: str, folder: Path) -> str:
         if os.pardir in Path(os.path.normpath(value)).parts[:1]:
             raise ValueError(f"`{value}` leaves the table's folder; write an absolute path if that is meant")
-        return str(self.folder / value)
+        return str(folder / value)
 
 
 def _label_columns(labels: Sequence[str], columns: Sequence[str], classes: Sequence[str] | None) -> dict[str, str]:

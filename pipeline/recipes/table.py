@@ -33,6 +33,11 @@ class Template:
         if all(name is None for _, name in self.parts):
             raise UserError(f"{what}: `{text}` is no column and names none in braces; there are {', '.join(columns)}.")
 
+    @property
+    def names(self) -> list[str]:
+        """The columns that it names."""
+        return [name for _, name in self.parts if name is not None]
+
     def __call__(self, row: Row) -> str:
         """The text with the row's values, empty if one of them is empty."""
         values = [row.get(name, "") if name is not None else None for _, name in self.parts]

@@ -191,6 +191,54 @@ def test_fields_and_suffixes_make_members() -> None:
             member_name(field, path)
 
 
+def two_tables(folder: Path) -> tuple[Path, Path]:
+    """12 photos of classes a and b, 9 in train; 5 sounds of a and b, each of one split; and one photo of class c."""
+    (folder / "photos").mkdir(parents=True)
+    (folder / "sounds").mkdir()
+    rows = [["id", "class", "split"]]
+    for n in range(13):
+        (folder / f"photos/{n}.jpg").write_bytes(jpeg(n))
+        rows.append([str(n), "c" if n == 12 else "ab"[n % 2], "train" if n % 12 < 9 else "test"])
+    with (folder / "photos.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    rows = [["file", "class", "split"]]
+    for name, kind, split in (("a0", "a", "train"), ("a1", "a", "train"), ("a2", "a", "test"), ("b0", "b", "train"),
+                              ("b1", "b", "test")):  # fmt: skip
+        (folder / f"sounds/{name}.wav").write_bytes(wav(50 + int(name[1]) + (10 if kind == "b" else 0)))
+        rows.append([f"{name}.wav", kind, split])
+    with (folder / "sounds/list.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder / "photos.csv", folder / "sounds/list.csv"
+
+
+def test_pairs_by_class_stay_in_their_split_and_are_dealt_evenly(tmp_path: Path) -> None:
+    photos, sounds = two_tables(tmp_path)
+
+    def pairs(seed: int) -> dict[str, str]:
+        fields = {"rgb": "photos/{id}.jpg", "audio": "partner.file"}
+        plan = manifest.plan(photos, fields, ["class"], split="split", partners=sounds, seed=seed)
+        assert [fault.reason for fault in plan.refused] == ["class `c` in split `train` has no partner in list.csv"]
+        assert pack(plan, tmp_path / f"packed{seed}", workers=1, max_refused=0.5).samples("train") == 9
+        return {sample.key: Path(sample.files["audio.wav"]).stem for sample in plan.samples}
+
+    one = pairs(0)
+    train = {key: sound for key, sound in one.items() if int(key) < 9}
+    assert sorted(train.values()).count("b0") == 4
+    assert {sorted(train.values()).count(name) for name in ("a0", "a1")} == {2, 3}
+    assert {sound for key, sound in one.items() if int(key) >= 9} == {"a2", "b1"}
+    assert one == pairs(0)
+    assert any(pairs(seed) != one for seed in range(1, 6))
+
+
+def test_partners_without_class_or_split_are_told(tmp_path: Path) -> None:
+    photos, sounds = two_tables(tmp_path)
+    with pytest.raises(UserError, match="partners: pairs are made by class and inside a split"):
+        manifest.plan(photos, {"rgb": "photos/{id}.jpg"}, ["class"], partners=sounds)
+    sounds.write_text(sounds.read_text().replace("split", "part", 1))
+    with pytest.raises(UserError, match=r"list.csv: no column `split`, which pairs need in both tables"):
+        manifest.plan(photos, {"rgb": "photos/{id}.jpg"}, ["class"], split="split", partners=sounds)
+
+
 def test_fields_are_given_as_name_and_source() -> None:
     assert parse_fields(["rgb=photos/{id}.jpg", "text=a=b"]) == {"rgb": "photos/{id}.jpg", "text": "a=b"}
     for given in (["rgb"], ["=x"], ["rgb="], ["rgb=a", "rgb=b"]):
