@@ -12,6 +12,7 @@ from modalities.encoders.base import Encoder, Preprocessing
 from modalities.encoders.cnn5 import CNN5
 from modalities.encoders.log_mel_cnn import LogMelCNN
 from modalities.encoders.pretrained import PretrainedVision
+from modalities.encoders.pretrained_audio import PretrainedAudio
 from modalities.encoders.pretrained_text import PretrainedText
 from modalities.encoders.resnet import ResNet
 from modalities.encoders.text_transformer import TextTransformer
@@ -29,7 +30,7 @@ __all__ = [
 
 IMAGE_ENCODERS: dict[str, type[Encoder]] = {"cnn5": CNN5, "resnet": ResNet, "transformers": PretrainedVision}
 TEXT_ENCODERS: dict[str, type[Encoder]] = {"text_transformer": TextTransformer, "transformers": PretrainedText}
-AUDIO_ENCODERS: dict[str, type[Encoder]] = {"log_mel_cnn": LogMelCNN}
+AUDIO_ENCODERS: dict[str, type[Encoder]] = {"log_mel_cnn": LogMelCNN, "transformers": PretrainedAudio}
 
 Class = TypeVar("Class", bound=type)
 

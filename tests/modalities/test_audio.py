@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,10 @@ import torch
 from modalities import Audio, Geometry
 from modalities.encoders.log_mel_cnn import FLOOR, LogMelCNN
 from modalities.testing import check_modality
+from modalities.transformers_loader import import_transformers
+from pipeline.network import build_network, load_network, save_network
+
+transformers = import_transformers()
 
 WHOLE = Geometry()
 
@@ -142,3 +148,65 @@ def test_masking_hides_in_training_only_and_is_the_seed_s() -> None:
     assert kept == pytest.approx((1 - 0.15) ** 2, abs=0.03)
     encoder.eval()
     assert torch.equal(encoder(batch).pooled, encoder(batch).pooled)
+
+
+SMALL = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 32}
+
+
+@pytest.fixture(scope="module", params=["wav2vec2", "whisper", "ast"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp(request.param)
+    torch.manual_seed(0)
+    if request.param == "wav2vec2":
+        config = transformers.Wav2Vec2Config(
+            **SMALL, conv_dim=(8, 8), conv_stride=(5, 16), conv_kernel=(10, 16), feat_extract_norm="layer",
+            do_stable_layer_norm=True, num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2,
+        )  # fmt: skip
+        network, extractor = (
+            transformers.Wav2Vec2Model(config),
+            transformers.Wav2Vec2FeatureExtractor(return_attention_mask=True),
+        )
+    elif request.param == "whisper":
+        config = transformers.WhisperConfig(
+            d_model=16, encoder_layers=2, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
+            encoder_ffn_dim=32, decoder_ffn_dim=32, vocab_size=60, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+            decoder_start_token_id=1,
+        )  # fmt: skip
+        network, extractor = transformers.WhisperModel(config), transformers.WhisperFeatureExtractor()
+    else:
+        config = transformers.ASTConfig(**SMALL, max_length=128, num_mel_bins=32)
+        network = transformers.ASTModel(config)
+        extractor = transformers.ASTFeatureExtractor(num_mel_bins=32, max_length=128)
+    network.save_pretrained(folder)
+    extractor.save_pretrained(folder)
+    return folder
+
+
+def test_models_of_transformers_hear_each_sound_as_if_it_were_alone(model: Path) -> None:
+    audio, spec = Audio(), {"name": "transformers", "model": str(model)}
+    encoder = audio.encoder(spec).eval()
+    sounds = [torch.from_numpy(tone(s, hz=300 * s + 200)) for s in (0.9, 0.3, 0.5)]
+    with torch.no_grad():
+        together = encoder(audio.collate(sounds)).pooled
+        alone = torch.cat([encoder(audio.collate([sound])).pooled for sound in sounds])
+    torch.testing.assert_close(together, alone, atol=2e-5, rtol=1e-4)
+    check_modality(audio, [sound_file(tone(0.4))], specs=[spec])
+    with pytest.raises(ValueError, match="hears 16000 Hz, the modality gives 8000; set its `rate: 16000`"):
+        Audio(rate=8000).encoder(spec)
+
+
+def test_a_student_takes_model_and_extractor_with_it(model: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(model, tmp_path / "model")
+    spec = {"name": "transformers", "model": str(own)}
+    network = build_network({"name": "audio"}, spec, ["a", "b"], "student").eval()
+    save_network(network, tmp_path / "student")
+    shutil.rmtree(own)
+    loaded = load_network(tmp_path / "student").eval()
+    batch = Audio().collate([torch.from_numpy(tone(0.3))])
+    assert torch.equal(network(batch).logits, loaded(batch).logits)
+
+
+def test_a_model_that_does_not_hear_is_refused(tmp_path: Path) -> None:
+    transformers.BertModel(transformers.BertConfig(**SMALL, vocab_size=9)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"has no feature extractor for sound: preprocessor_config.json is needed"):
+        Audio().encoder({"name": "transformers", "model": str(tmp_path)})

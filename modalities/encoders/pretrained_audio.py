@@ -1,0 +1,96 @@
+"""Any audio encoder of the transformers library, with the feature extractor that lies beside its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from losses import Features
+from modalities.encoders.base import Encoder, Preprocessing
+from modalities.encoders.pretrained import first_line, freeze_unused, read_config, read_network
+from modalities.encoders.text_transformer import pool
+from modalities.transformers_loader import import_transformers
+
+
+class PretrainedAudio(Encoder):
+    """A transformers audio encoder by hub name or local folder: wav2vec2 and HuBERT, Whisper's encoder, AST.
+
+    rate: samples a second of the waveform, which must be the model's own. model: `facebook/wav2vec2-base`, ...; its
+    code must be in transformers itself. weights: `random` builds the network from its config alone. `pooled` is the
+    mean over the tokens that hear something, or AST's own pooled output; the maps are all hidden states `[B, N, C]`.
+    Parameters that `pooled` does not depend on are frozen: DDP wants a gradient for every other.
+    Raises ValueError for a model that cannot be found, has no feature extractor, or hears another rate.
+    """
+
+    def __init__(self, rate: int, *, model: str, weights: Literal["pretrained", "random"] = "pretrained") -> None:
+        super().__init__(Preprocessing.of(1, 1))
+        config = read_config(model, part="audio_config")
+        self.extractor = read_extractor(model, rate)
+        self.config = config
+        network: Any = read_network(model, config, weights)[0]
+        # Of a model that also writes, such as Whisper, the part that listens.
+        self.network = network.get_encoder() if getattr(config, "is_encoder_decoder", False) else network
+        self.rate = rate
+        silence = {"waveform": torch.zeros(1, rate), "length": torch.tensor([rate])}
+        features = freeze_unused(self, silence, f"transformers: {model} does not run on a second of sound")
+        self.dim, self.map_channels = features.pooled.shape[1], tuple(m.shape[2] for m in features.maps)
+
+    def forward(self, x: dict[str, Tensor]) -> Features:
+        """x: `waveform [B, T]` and `length [B]` in samples."""
+        sounds = [sound[:n].cpu().numpy() for sound, n in zip(x["waveform"], x["length"].tolist(), strict=True)]
+        # Whisper and AST hear a fixed length, which is their extractor's default.
+        padding = {"padding": True} if "attention_mask" in self.extractor.model_input_names else {}
+        found = self.extractor(
+            sounds, sampling_rate=self.rate, return_tensors="pt", return_attention_mask=True, **padding
+        )
+        inputs = {name: value.to(x["waveform"].device) for name, value in found.items()}
+        mask = inputs.get("attention_mask")
+        if not getattr(self.extractor, "return_attention_mask", True):  # what its models were trained without
+            inputs.pop("attention_mask", None)
+        out = self.network(**inputs, output_hidden_states=True)
+        if out.get("pooler_output") is not None:
+            return Features(out.pooler_output, list(out.hidden_states))
+        tokens = out.last_hidden_state
+        return Features(pool(tokens, self._heard(tokens, mask), "mean"), list(out.hidden_states))
+
+    def _heard(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """Which tokens `[B, N]` begin inside the sound, given the mask of samples or frames `[B, T]`."""
+        if mask is None:
+            return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        own = getattr(self.network, "_get_feature_vector_attention_mask", None)
+        if own is not None:  # wav2vec2 and its kin, whose convolutions have no padding
+            heard: Tensor = own(tokens.shape[1], mask)
+            return heard.bool()
+        share = mask.sum(1, keepdim=True) / mask.shape[1]
+        return torch.arange(tokens.shape[1], device=tokens.device) < share * tokens.shape[1]
+
+    def portable(self, spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+        """Write the model's config and feature extractor to `folder/encoder`; see `Encoder.portable`."""
+        self.config.save_pretrained(folder / "encoder")
+        self.extractor.save_pretrained(folder / "encoder")
+        return {**spec, "model": "./encoder", "weights": "random"}
+
+
+def read_extractor(model: str, rate: int) -> Any:
+    """The model's feature extractor; ValueError if there is none, or it wants another rate."""
+    try:
+        extractor = import_transformers().AutoFeatureExtractor.from_pretrained(
+            model, local_files_only=Path(model).exists(), trust_remote_code=False
+        )
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"transformers: {model!r} has no feature extractor for sound: preprocessor_config.json is needed. "
+            f"({first_line(error)})"
+        ) from error
+    wanted = getattr(extractor, "sampling_rate", None)
+    if wanted is None:
+        raise ValueError(f"transformers: {model} does not hear; give an audio encoder such as wav2vec2")
+    if wanted != rate:
+        raise ValueError(
+            f"transformers: {model} hears {wanted} Hz, the modality gives {rate}; set its `rate: {wanted}`"
+        )
+    return extractor
