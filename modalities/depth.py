@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import cv2
@@ -12,104 +13,155 @@ import numpy as np
 import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from modalities.base import Modality
+from modalities.depth_map import DepthMap, gravity, hha, intrinsics, normals, transform, vertices
 from modalities.encoders import IMAGE_ENCODERS, Encoder, build
+from modalities.encoders.pointnet import PointNet
 from modalities.geometry import Geometry
 
-FIELD_OF_VIEW = math.radians(60)  # horizontal; assumed where meta.json has no intrinsics, near most depth cameras'
-
-
-@dataclass(frozen=True)
-class DepthMap:
-    """metres float32 `[H, W]`, 0 where not valid bool `[H, W]`; intrinsics fx, fy, cx, cy in its pixels.
-
-    Pixel centres are whole numbers: the point at metres z in column u lies at x = (u - cx) / fx * z.
-    """
-
-    metres: np.ndarray
-    valid: np.ndarray
-    intrinsics: tuple[float, float, float, float]
+TALLEST = 2.5
+"""Metres above the lowest surface that the height of `hha` is scaled to."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Depth(Modality):
-    """Depth maps from 16-bit PNG.
+    """Depth maps from 16-bit PNG, or from `.npy` in metres.
 
-    scale: metres per unit of the PNG; 0.001 is millimetres.
-    input: what the encoder sees, float32. `depth`: depth in [-1, 1] and validity 0 or 1; `depth+normals`: also the
-    unit surface normal (x right, y down, z away from the camera; it faces the camera); `image`: depth in [0, 1] three
-    times, for networks made for 3 channels. All are 0 where there is no reading.
+    scale: metres per unit of the PNG; 0.001 is millimetres. baseline: metres between two cameras; the PNG then holds
+    disparity, `scale` pixels a unit, and depth is fx * baseline / disparity.
+    input: what the encoder sees, float32, 0 where there is no reading. With validity, 0 or 1, as the last channel:
+    `depth`: depth in [-1, 1], validity second; `depth+normals`: then also the unit surface normal (x right, y down, z
+    away from the camera; it faces the camera); `normals`: that alone; `inverse`: 1 / depth in [-1, 1], 1 at `near`;
+    `vertex`: the point's x, y, z, scaled as depth is; `hha`: inverse depth, height above the lowest surface over 2.5 m,
+    angle to gravity in [-1, 1] (from `meta["gravity"]`, or as floors and walls suggest). Without validity: `image`:
+    depth in [0, 1] three times, for networks made for 3 channels. `points`: up to `points` of the vertices, drawn anew
+    in training, for the encoder `pointnet`.
     near, far: the metres that become -1 and 1; what is beyond is clipped.
     centre: -1 to 1 is instead `span` metres around the crop's median depth, so that distance from the camera drops out.
     jitter: in training, all depth of a sample is multiplied by a factor drawn from 1 - jitter to 1 + jitter; 0: not.
     dropout: in training, the mean fraction of pixels that lose their reading, singly and in a rectangle; 0: none.
+    field: of the shards, where it is not `depth`.
     """
 
     name: ClassVar[str] = "depth"
-    fields: ClassVar[tuple[str, ...]] = ("depth.png",)
-    encoders: ClassVar[Mapping[str, type[Encoder]]] = IMAGE_ENCODERS
+    fields: ClassVar[tuple[str, ...]] = ("depth.png", "depth.npy")
+    encoders: ClassVar[Mapping[str, type[Encoder]]] = {**IMAGE_ENCODERS, "pointnet": PointNet}
 
-    input: Literal["depth", "depth+normals", "image"] = "depth"
+    input: Literal["depth", "depth+normals", "normals", "inverse", "vertex", "hha", "image", "points"] = "depth"
     scale: Annotated[float, Gt(0)] = 0.001
+    baseline: Annotated[float, Gt(0)] | None = None
     near: Annotated[float, Ge(0)] = 0.0
     far: Annotated[float, Gt(0)] = 10.0
     centre: bool = False
     span: Annotated[float, Gt(0)] = 1.0
+    points: Annotated[int, Gt(0)] = 1024
     jitter: Annotated[float, Ge(0), Lt(1)] = 0.02
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.05
+    field: str | None = None
 
     def __post_init__(self) -> None:
         if self.near >= self.far:
             raise ValueError(f"near: {self.near} must be smaller than far: {self.far}")
+        if self.input in ("inverse", "hha") and self.near == 0:
+            raise ValueError(f"near: must be above 0 for input: {self.input}, which is 1 / depth")
 
     @property
     def channels(self) -> int:
-        return {"depth": 2, "depth+normals": 5, "image": 3}[self.input]
+        return {"depth": 2, "inverse": 2, "depth+normals": 5, "image": 3, "points": 3}.get(self.input, 4)
 
     def decode(self, data: bytes, meta: Mapping[str, Any]) -> DepthMap:
-        """Metres, validity and intrinsics.
+        """Metres, validity, intrinsics and gravity.
 
         `meta["intrinsics"]` has fx, fy, cx, cy in pixels and, if they are of an image of another resolution, its width
         and height. Without it the horizontal field of view is taken to be 60 degrees.
         """
-        try:
-            raw = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-        except cv2.error:
-            raw = None
-        if raw is None:
-            raise ValueError(f"{len(data)} bytes are not a readable PNG; depth needs a whole 16-bit PNG")
-        if raw.ndim != 2:
-            raise ValueError(f"PNG with {raw.shape[2]} channels: depth needs one channel of 16 bit")
-        if raw.dtype != np.uint16:
-            raise ValueError("8-bit PNG: depth needs 16 bit in millimetres (or set scale to its metres per unit)")
-        return DepthMap(raw * np.float32(self.scale), raw > 0, intrinsics(meta, *raw.shape))
+        if data.startswith(b"\x93NUMPY"):
+            metres = read_metres(data)
+            valid = np.isfinite(metres) & (metres > 0)
+            metres = np.where(valid, metres, 0).astype(np.float32)
+        else:
+            raw = read_png(data)
+            metres, valid = raw * np.float32(self.scale), raw > 0
+        camera = intrinsics(meta, *metres.shape)
+        if self.baseline is not None:
+            metres = np.divide(camera[0] * self.baseline, metres, out=np.zeros_like(metres), where=valid)
+        return DepthMap(metres, valid, camera, gravity(meta))
 
     def augment(self, value: DepthMap, geometry: Geometry, size: int, rng: np.random.Generator | None) -> Tensor:
-        """float32 `[channels, size, size]`."""
+        """float32 `[channels, size, size]`; of points `[at most points, 3]`."""
         depth = transform(value, geometry, size)
-        metres, valid = depth.metres, depth.valid
+        kept = depth.valid
         if rng is not None:
-            metres = metres * np.float32(rng.uniform(1 - self.jitter, 1 + self.jitter))
+            factor = np.float32(rng.uniform(1 - self.jitter, 1 + self.jitter))
+            depth = replace(depth, metres=depth.metres * factor)
             if self.dropout > 0:
-                valid = valid & ~dropped(size, self.dropout, rng)
-        scaled = np.where(valid, self.scaled(metres, valid), np.float32(0))
-        if self.input == "image":
-            return torch.from_numpy(np.where(valid, (scaled + 1) / 2, 0)).expand(3, -1, -1).contiguous()
-        channels = [scaled[None], valid[None].astype(np.float32)]
-        if self.input == "depth+normals":
-            channels.append(normals(depth).transpose(2, 0, 1) * valid)
-        return torch.from_numpy(np.concatenate(channels))
+                kept = depth.valid & ~dropped(size, self.dropout, rng)
+        if self.input == "points":
+            return self.sample(depth, kept, rng)
+        return torch.from_numpy(np.concatenate(self.maps(depth, kept)))
+
+    def maps(self, depth: DepthMap, kept: np.ndarray) -> list[np.ndarray]:
+        """The channels, `[C, size, size]` each, of the readings that are kept; normals see all."""
+        mask = kept[None].astype(np.float32)
+        match self.input:
+            case "image":
+                return [(self.scaled(depth.metres, kept)[None] + 1) / 2 * mask] * 3
+            case "inverse":
+                return [self.inverse(depth)[None] * mask, mask]
+            case "normals":
+                return [normals(depth).transpose(2, 0, 1) * mask, mask]
+            case "vertex":
+                return [self.scaled_vertices(depth, kept).transpose(2, 0, 1) * mask, mask]
+            case "hha":
+                height, angle = hha(depth)
+                tilt = angle / np.float32(math.pi / 2) - 1
+                return [np.stack([self.inverse(depth), np.minimum(height / TALLEST, 1), tilt]) * mask, mask]
+        channels = [self.scaled(depth.metres, kept)[None] * mask, mask]
+        return [*channels, normals(depth).transpose(2, 0, 1) * mask] if self.input == "depth+normals" else channels
+
+    def sample(self, depth: DepthMap, kept: np.ndarray, rng: np.random.Generator | None) -> Tensor:
+        """Points `[N, 3]`, evenly over the readings without rng; one at 0 where there is no reading."""
+        points = self.scaled_vertices(depth, kept)[kept]
+        count = min(len(points), self.points)
+        if count == 0:
+            return torch.zeros(1, 3)
+        even = np.linspace(0, len(points) - 1, count).round().astype(int)
+        return torch.from_numpy(points[even if rng is None else rng.permutation(len(points))[:count]])
+
+    def middle_and_half(self, metres: np.ndarray, valid: np.ndarray) -> tuple[np.float32, np.float32]:
+        """The metres that become 0, and those from there to 1."""
+        if self.centre:
+            return np.float32(np.median(metres[valid]) if valid.any() else 0), np.float32(self.span)
+        return np.float32((self.near + self.far) / 2), np.float32((self.far - self.near) / 2)
 
     def scaled(self, metres: np.ndarray, valid: np.ndarray) -> np.ndarray:
         """Metres to [-1, 1]."""
-        if self.centre:
-            middle, half = (float(np.median(metres[valid])) if valid.any() else 0.0), self.span
-        else:
-            middle, half = (self.near + self.far) / 2, (self.far - self.near) / 2
-        return np.clip((metres - np.float32(middle)) / np.float32(half), -1, 1)
+        middle, half = self.middle_and_half(metres, valid)
+        return np.clip((metres - middle) / half, -1, 1)
+
+    def scaled_vertices(self, depth: DepthMap, valid: np.ndarray) -> np.ndarray:
+        """Points `[size, size, 3]` in [-1, 1]."""
+        middle, half = self.middle_and_half(depth.metres, valid)
+        return np.clip((vertices(depth) - np.array([0, 0, middle], np.float32)) / half, -1, 1)
+
+    def inverse(self, depth: DepthMap) -> np.ndarray:
+        """1 / depth to [-1, 1]: -1 at far and beyond, 1 at near."""
+        nearest, farthest = 1 / self.near, 1 / self.far
+        inverse = np.divide(1, depth.metres, out=np.zeros_like(depth.metres), where=depth.valid)
+        return np.clip((inverse - np.float32(farthest)) / np.float32(nearest - farthest) * 2 - 1, -1, 1)
+
+    def collate(self, values: Sequence[Tensor]) -> Any:
+        """`[B, C, size, size]`; of points `points [B, N, 3]` and `mask [B, N]`, True where there is one."""
+        if self.input != "points":
+            return torch.stack(list(values))
+        mask = pad_sequence([torch.ones(len(value), dtype=torch.bool) for value in values], batch_first=True)
+        return {"points": pad_sequence(list(values), batch_first=True), "mask": mask}
 
     def encoder(self, spec: Mapping[str, Any]) -> Encoder:
+        if (spec.get("name") == "pointnet") != (self.input == "points"):
+            raise ValueError(f"encoder {spec.get('name')}: pointnet reads `input: points`, the others read images")
         return build(self.encoders, spec, self.channels)
 
     def picture(self, value: DepthMap) -> np.ndarray:
@@ -120,48 +172,6 @@ class Depth(Modality):
         shade = np.clip((value.metres - near) / max(far - near, 1e-6) * 255, 0, 255).astype(np.uint8)
         colours = cv2.cvtColor(cv2.applyColorMap(shade, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
         return colours * value.valid[..., None]
-
-
-def transform(depth: DepthMap, geometry: Geometry, size: int) -> DepthMap:
-    """Crop, flip and scale depth and intrinsics to `[size, size]`.
-
-    A pixel's metres are the mean over its valid sources; it is valid if they are at least half of them.
-    """
-    weight = geometry.resize(depth.valid.astype(np.float32), size)
-    total = geometry.resize(depth.metres, size)
-    valid = weight > 0.499  # half, but for rounding
-    metres = np.divide(total, weight, out=np.zeros_like(total), where=valid)
-    return DepthMap(metres, valid, geometry.intrinsics(depth.intrinsics, depth.metres.shape, size))
-
-
-def intrinsics(meta: Mapping[str, Any], height: int, width: int) -> tuple[float, float, float, float]:
-    """fx, fy, cx, cy in pixels of a map of that size; ValueError for intrinsics that are none."""
-    given = meta.get("intrinsics")
-    if given is None:
-        focal = width / 2 / math.tan(FIELD_OF_VIEW / 2)
-        return focal, focal, (width - 1) / 2, (height - 1) / 2
-    try:
-        fx, fy, cx, cy = (float(given[key]) for key in ("fx", "fy", "cx", "cy"))
-        x, y = width / float(given.get("width", width)), height / float(given.get("height", height))
-        good = all(map(math.isfinite, (fx, fy, cx, cy, x, y))) and min(fx, fy, x, y) > 0
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):
-        good = False
-    if not good:
-        raise ValueError(
-            f"meta.json: intrinsics: {given!r}: expected numbers fx, fy, cx, cy in pixels, focal lengths positive"
-        )
-    return fx * x, fy * y, (cx + 0.5) * x - 0.5, (cy + 0.5) * y - 0.5
-
-
-def normals(depth: DepthMap) -> np.ndarray:
-    """Unit normals float32 `[H, W, 3]`, from each pixel's right and lower neighbour; 0 where one is not valid."""
-    from modalities.open3d_loader import import_open3d
-
-    o3d = import_open3d()
-    fx, fy, cx, cy = depth.intrinsics
-    matrix = o3d.core.Tensor(np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]))
-    metres = o3d.t.geometry.Image(o3d.core.Tensor(np.ascontiguousarray(depth.metres[..., None])))
-    return metres.create_vertex_map(matrix, 0.0).create_normal_map(0.0).as_tensor().numpy()
 
 
 def dropped(size: int, fraction: float, rng: np.random.Generator) -> np.ndarray:
@@ -176,3 +186,29 @@ def dropped(size: int, fraction: float, rng: np.random.Generator) -> np.ndarray:
     mask = rng.random((size, size), dtype=np.float32) < rate
     mask[y0:y1, x0:x1] = True
     return mask
+
+
+def read_png(data: bytes) -> np.ndarray:
+    """uint16 `[H, W]`; ValueError for anything else."""
+    try:
+        raw = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        raw = None
+    if raw is None:
+        raise ValueError(f"{len(data)} bytes are not a readable PNG; depth needs a whole 16-bit PNG")
+    if raw.ndim != 2:
+        raise ValueError(f"PNG with {raw.shape[2]} channels: depth needs one channel of 16 bit")
+    if raw.dtype != np.uint16:
+        raise ValueError("8-bit PNG: depth needs 16 bit in millimetres (or set scale to its metres per unit)")
+    return raw
+
+
+def read_metres(data: bytes) -> np.ndarray:
+    """float `[H, W]` of a `.npy`; ValueError for anything else, pickles included."""
+    try:
+        metres = np.load(io.BytesIO(data), allow_pickle=False)
+    except (OSError, EOFError, MemoryError, ValueError) as error:
+        raise ValueError(f"not a whole NumPy array: {error}") from None
+    if metres.ndim != 2 or metres.dtype.kind != "f":
+        raise ValueError(f"an array of {metres.dtype} {list(metres.shape)}: depth.npy holds metres, float [H, W]")
+    return metres

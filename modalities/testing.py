@@ -138,8 +138,9 @@ def check_flip(adapter: Modality, value: Any, size: int) -> None:
     plain, flipped, cropped = (adapter.augment(value, g, size, None) for g in (WHOLE, FLIPPED, GEOMETRIES[2]))
     if plain.ndim != 3 or plain.shape[1:] != (size, size) or same(plain, cropped):
         return
-    straight = (flipped.float() - plain.float()).abs().mean()
-    mirrored = (flipped.float() - plain.float().flip(2)).abs().mean()
+    # Directions, such as normals, also change their sign.
+    flipped, plain = flipped.float().abs(), plain.float().abs()
+    straight, mirrored = (flipped - plain).abs().mean(), (flipped - plain.flip(2)).abs().mean()
     require(mirrored <= straight, "augment: it crops as the geometry says, but does not mirror left and right on flip")
 
 

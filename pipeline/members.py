@@ -14,7 +14,7 @@ import numpy as np
 
 SUFFIXES: dict[str, tuple[str, ...]] = {
     "rgb": ("jpg", "png", "webp"),
-    "depth": ("png",),
+    "depth": ("png", "npy"),
     "mask": ("png",),
     "text": ("txt",),
     "audio": ("wav", "flac", "ogg", "mp3"),
@@ -80,7 +80,7 @@ def inspect(member: str, data: bytes) -> Facts:
     elif suffix == "flac":
         _flac(data)
     elif suffix == "npy":
-        _array(data)
+        return _array(field, data)
     return Facts()
 
 
@@ -184,11 +184,20 @@ def _image(field: str, data: bytes) -> Facts:
     return Facts(size, float(np.median(readings)), float(np.mean(readings == 65535)))
 
 
-def _array(data: bytes) -> None:
+def _array(field: str, data: bytes) -> Facts:
+    """Open a NumPy array, which for depth holds metres."""
     try:
-        np.load(BytesIO(data), allow_pickle=False)
-    except (OSError, EOFError, MemoryError) as error:
+        array = np.load(BytesIO(data), allow_pickle=False)
+    except (OSError, EOFError, MemoryError, ValueError) as error:
         raise ValueError(f"not a whole NumPy array: {error}") from None
+    if field != "depth":
+        return Facts()
+    if array.ndim != 2 or array.dtype.kind != "f":
+        raise ValueError(f"an array of {array.dtype} {list(array.shape)}; depth in .npy is metres, float [H, W]")
+    readings = array[np.isfinite(array) & (array > 0)]
+    if not readings.size:
+        raise ValueError("a depth map without a single reading")
+    return Facts((array.shape[1], array.shape[0]), 1000 * float(np.median(readings)))
 
 
 def _text(data: bytes) -> None:
