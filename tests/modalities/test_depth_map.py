@@ -241,7 +241,8 @@ def test_pointnet_is_blind_to_order_and_padding() -> None:
 
 
 def test_points_keep_the_contract_and_want_their_own_encoder() -> None:
-    units = (room(20)[0] * 1000).clip(0, 65_535).astype(np.uint16)
+    ball = sphere(np.array([-0.4, 0.1, 2.0]), 0.5)
+    units = (np.where(ball > 0, ball, room(20)[0]) * 1000).clip(0, 65_535).astype(np.uint16)
     data = cv2.imencode(".png", units)[1].tobytes()
     check_modality(Depth(input="points", points=64), [data], specs=[{"name": "pointnet", "width": 8}])
     for kind in ("hha", "vertex", "normals"):
