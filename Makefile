@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: setup demo test lint bench bench-losses clean
+.PHONY: setup demo test lint bench bench-losses bench-modalities clean
 
 setup: $(VENV)/.ready
 
@@ -25,6 +25,9 @@ lint: setup
 
 bench: setup
 	$(RUN)/python -m benchmarks.throughput
+
+bench-modalities: setup
+	$(RUN)/python -m benchmarks.modalities
 
 bench-losses: setup
 	$(RUN)/python -m pip install --quiet -e '.[bench]'

@@ -142,7 +142,9 @@ def check_flip(adapter: Modality, value: Any, size: int) -> None:
     flipped, plain = flipped.float().abs(), plain.float().abs()
     straight, mirrored = (flipped - plain).abs().mean(), (flipped - plain.flip(2)).abs().mean()
     # A picture that is nearly its own mirror image tells little.
-    require(mirrored <= 2 * straight, "augment: it crops as the geometry says, but does not mirror left and right on flip")
+    require(
+        mirrored <= 2 * straight, "augment: it crops as the geometry says, but does not mirror left and right on flip"
+    )
 
 
 def check_collate(adapter: Modality, values: Sequence[Any], size: int) -> None:

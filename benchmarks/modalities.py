@@ -1,0 +1,101 @@
+"""`make bench-modalities`: what an adapter costs a sample beside the bare decoder of its format, on one core."""
+
+from __future__ import annotations
+
+import argparse
+import io
+
+import cv2
+import numpy as np
+import soundfile
+import torch
+
+from benchmarks.losses import Work, medians
+from modalities import RGB, Audio, Depth, Geometry, Modality, Text
+
+GEOMETRY = Geometry(0.1, 0.1, 0.9, 0.9, True)
+
+
+def adapter(modality: Modality, data: bytes, size: int) -> Work:
+    """Decode and augment, as a loader does for training."""
+    rng = np.random.default_rng(0)
+    return lambda: modality.augment(modality.decode(data, {}), GEOMETRY, size, rng)
+
+
+def photo(width: int, height: int) -> np.ndarray:
+    """Smooth colours with some grain, as photos have, so that a JPEG has a photo's size."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 255, (height // 16, width // 16, 3), np.uint8)
+    smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).astype(float)
+    return (smooth + rng.normal(0, 6, smooth.shape)).clip(0, 255).astype(np.uint8)
+
+
+def rgb() -> dict[str, Work]:
+    data = cv2.imencode(".jpg", photo(320, 240))[1].tobytes()
+    array = np.frombuffer(data, np.uint8)
+    return {
+        "bare": lambda: cv2.imdecode(array, cv2.IMREAD_COLOR),
+        "decode": lambda: RGB().decode(data, {}),
+        "decode + augment": adapter(RGB(), data, 224),
+    }
+
+
+def audio() -> dict[str, Work]:
+    sound = np.random.default_rng(0).normal(0, 0.1, 160_000).cumsum() / 50
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.clip(sound, -1, 1), 16_000, format="FLAC")
+    data = buffer.getvalue()
+    return {
+        "bare": lambda: soundfile.read(io.BytesIO(data), dtype="float32"),
+        "decode": lambda: Audio(seconds=10.0).decode(data, {}),
+        "decode + augment": adapter(Audio(seconds=10.0), data, 64),
+    }
+
+
+def text() -> dict[str, Work]:
+    data = b"a small red ball lies on a wooden table\na ball on a table\n"
+    return {
+        "bare": data.decode,
+        "decode": lambda: Text().decode(data, {}),
+        "decode + augment": adapter(Text(), data, 64),
+    }
+
+
+def depth(kind: str) -> dict[str, Work]:
+    metres = np.add.outer(np.linspace(1, 3, 480), np.linspace(0, 0.5, 640))
+    data = cv2.imencode(".png", (metres * 1000).astype(np.uint16))[1].tobytes()
+    array = np.frombuffer(data, np.uint8)
+    modality = Depth(input=kind, near=0.5)  # type: ignore[arg-type]
+    value = modality.decode(data, {})
+    rng = np.random.default_rng(0)
+    return {
+        "bare": lambda: cv2.imdecode(array, cv2.IMREAD_UNCHANGED),
+        "decode": lambda: modality.decode(data, {}),
+        "decode + augment": adapter(modality, data, 480),
+        "augment alone": lambda: modality.augment(value, Geometry(), 480, rng),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=2.0, help="for each figure")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    rows = {
+        "rgb, 320 x 240 JPEG to 224": rgb(),
+        "audio, 10 s of 16 kHz FLAC": audio(),
+        "text, two captions": text(),
+        **{
+            f"depth, 640 x 480 PNG to 480, {k}": depth(k) for k in ("depth", "depth+normals", "vertex", "hha", "points")
+        },
+    }
+    for name, works in rows.items():
+        took = medians(works, arguments.seconds)
+        print(name)
+        for work, seconds in took.items():
+            print(f"  {work:18s} {1000 * seconds:8.3f} ms  {seconds / took['bare']:5.2f} of the bare decoder")
+
+
+if __name__ == "__main__":
+    main()
