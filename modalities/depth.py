@@ -111,24 +111,25 @@ class Depth(Modality):
             case "inverse":
                 return [self.inverse(depth)[None] * mask, mask]
             case "normals":
-                return [normals(depth).transpose(2, 0, 1) * mask, mask]
+                return [planes(normals(depth)) * mask, mask]
             case "vertex":
-                return [self.scaled_vertices(depth, kept).transpose(2, 0, 1) * mask, mask]
+                return [planes(self.scaled_vertices(depth, kept)) * mask, mask]
             case "hha":
                 height, angle = hha(depth)
                 tilt = angle / np.float32(math.pi / 2) - 1
                 return [np.stack([self.inverse(depth), np.minimum(height / TALLEST, 1), tilt]) * mask, mask]
         channels = [self.scaled(depth.metres, kept)[None] * mask, mask]
-        return [*channels, normals(depth).transpose(2, 0, 1) * mask] if self.input == "depth+normals" else channels
+        return [*channels, planes(normals(depth)) * mask] if self.input == "depth+normals" else channels
 
     def sample(self, depth: DepthMap, kept: np.ndarray, rng: np.random.Generator | None) -> Tensor:
         """Points `[N, 3]`, evenly over the readings without rng; one at 0 where there is no reading."""
-        points = self.scaled_vertices(depth, kept)[kept]
-        count = min(len(points), self.points)
+        readings = np.flatnonzero(kept)
+        count = min(len(readings), self.points)
         if count == 0:
             return torch.zeros(1, 3)
-        even = np.linspace(0, len(points) - 1, count).round().astype(int)
-        return torch.from_numpy(points[even if rng is None else rng.permutation(len(points))[:count]])
+        even = np.linspace(0, len(readings) - 1, count).round().astype(int)
+        chosen = readings[even if rng is None else rng.choice(len(readings), count, replace=False, shuffle=False)]
+        return torch.from_numpy(self.scaled_vertices(depth, kept).reshape(-1, 3)[chosen])
 
     def middle_and_half(self, metres: np.ndarray, valid: np.ndarray) -> tuple[np.float32, np.float32]:
         """The metres that become 0, and those from there to 1."""
@@ -186,6 +187,11 @@ def dropped(size: int, fraction: float, rng: np.random.Generator) -> np.ndarray:
     mask = rng.random((size, size), dtype=np.float32) < rate
     mask[y0:y1, x0:x1] = True
     return mask
+
+
+def planes(image: np.ndarray) -> np.ndarray:
+    """`[H, W, C]` as `[C, H, W]`, each channel in one piece: what is computed on it then runs through memory once."""
+    return np.ascontiguousarray(image.transpose(2, 0, 1))
 
 
 def read_png(data: bytes) -> np.ndarray:

@@ -11,6 +11,9 @@ import numpy as np
 
 from modalities.geometry import Geometry
 
+SURFACES = 4000
+"""Normals, evenly of all, that gravity is estimated from."""
+
 FIELD_OF_VIEW = math.radians(60)  # horizontal; assumed where meta.json has no intrinsics, near most depth cameras'
 
 
@@ -104,6 +107,7 @@ def down(normal: np.ndarray, start: np.ndarray) -> np.ndarray:
     rounds with the surfaces within 45 degrees of what is expected, five within 15 (Gupta, Arbelaez and Malik 2013).
     """
     gravity = start
+    normal = normal[:: max(len(normal) // SURFACES, 1)]
     for degrees in (45,) * 5 + (15,) * 5:
         cosine = np.abs(normal @ gravity)
         floors, walls = (
