@@ -125,6 +125,23 @@ def pack_folders(
     _pack(plan, out, test, val, seed, shard_mb, workers, max_refused, overwrite)
 
 
+@pack.command("dataset")
+def pack_dataset(
+    dataset: Annotated[str, typer.Argument(help="cifar10, cifar100, stl10, esc50, speech_commands, flickr8k or coco.")],
+    source: Annotated[Path, typer.Argument(help="Folder that it was unpacked into.")],
+    out: Out,
+    seed: Seed = 0,
+    shard_mb: ShardMB = 64.0,
+    workers: Workers = None,
+    max_refused: MaxRefused = 0.05,
+    overwrite: Overwrite = False,
+) -> None:
+    """Pack a public data set from the files as their authors publish them, with its official splits."""
+    from pipeline.recipes import known as recipe
+
+    _pack(recipe.plan(dataset, source), out, 0.0, 0.0, seed, shard_mb, workers, max_refused, overwrite)
+
+
 @pack.command("tabletop")
 def pack_tabletop(
     out: Out,

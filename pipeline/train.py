@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,8 @@ def start_accelerator(config: Config) -> Accelerator:
         precision = "bf16" if native else "fp32"
     if precision == "fp16" and device == "cpu":
         raise UserError("train.precision: fp16 needs a GPU; use fp32 (or bf16) on a CPU.")
+    # The new name of `broadcast_buffers` is not known to every version of torch that we run on.
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     # The buffers are averaged where they are read; the graph is the same at every step.
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, static_graph=True, gradient_as_bucket_view=True)
     accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=[ddp])

@@ -1,0 +1,178 @@
+"""Public data sets, from tiny files of exactly their format to shards."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from sources import jpeg, samples_in, wav
+
+from pipeline.errors import UserError
+from pipeline.pack import pack
+from pipeline.recipes import Plan, known
+
+RNG = np.random.default_rng(0)
+
+
+def packed(name: str, source: Path) -> tuple[Plan, dict[str, dict[str, Any]]]:
+    """The plan, and each packed sample by its key with its split."""
+    plan = known.plan(name, source)
+    out = source.parent / "packed"
+    dataset = pack(plan, out, workers=1, fractions={"train": 1.0}, max_refused=0.9)
+    return plan, {s["__key__"]: s | {"split": split} for split in dataset.splits for s in samples_in(out, split)}
+
+
+def image(sample: dict[str, Any]) -> np.ndarray:
+    return cv2.imdecode(np.frombuffer(sample["rgb.png"], np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+
+
+def test_cifar10(tmp_path: Path) -> None:
+    source = tmp_path / "cifar-10-batches-bin"
+    source.mkdir()
+    pixels = RNG.integers(0, 256, (6, 2, 3, 32, 32), np.uint8)
+    for n, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
+        (source / f"{name}.bin").write_bytes(b"".join(bytes([n + k]) + pixels[n, k].tobytes() for k in range(2)))
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    (source / "batches.meta.txt").write_text("\n".join(names) + "\n\n")
+    plan, samples = packed("cifar10", source)
+    assert plan.classes == {"label": names}
+    assert len(samples) == 12
+    one = samples["data_batch_3_00001"]
+    assert (one["split"], one["label.txt"]) == ("train", b"3")
+    np.testing.assert_array_equal(image(one), pixels[2, 1].transpose(1, 2, 0))
+    assert samples["test_batch_00000"]["split"] == "test"
+
+
+def test_cifar100(tmp_path: Path) -> None:
+    source = tmp_path / "cifar-100-binary"
+    source.mkdir()
+    for name, labels in (("train", [(1, 4), (0, 2)]), ("test", [(1, 3)])):
+        (source / f"{name}.bin").write_bytes(b"".join(bytes(pair) + bytes(3072) for pair in labels))
+    (source / "fine_label_names.txt").write_text("apple\nbaby\nbear\nbed\nbee\n")
+    (source / "coarse_label_names.txt").write_text("fruit\nthings\n")
+    _, samples = packed("cifar100", source)
+    assert samples["train_00000"]["label.txt"] == b"4"
+    assert json.loads(samples["train_00000"]["meta.json"])["labels"] == {"coarse": 1}
+    (source / "fine_label_names.txt").write_text("apple\n")
+    with pytest.raises(UserError, match="class 4 in the files, but there are 1 names"):
+        known.plan("cifar100", source)
+
+
+def test_stl10(tmp_path: Path) -> None:
+    source = tmp_path / "stl10_binary"
+    source.mkdir()
+    pixels = RNG.integers(0, 256, (2, 3, 96, 96), np.uint8)
+    for name, count in (("train", 2), ("test", 1), ("unlabeled", 1)):
+        (source / f"{name}_X.bin").write_bytes(pixels[:count].tobytes())
+    (source / "train_y.bin").write_bytes(bytes([10, 1]))
+    (source / "test_y.bin").write_bytes(bytes([2]))
+    (source / "class_names.txt").write_text("airplane\nbird\ncar\ncat\ndeer\ndog\nhorse\nmonkey\nship\ntruck\n")
+    _, samples = packed("stl10", source)
+    assert [samples[f"train_00000{n}"]["label.txt"] for n in (0, 1)] == [b"9", b"0"]
+    np.testing.assert_array_equal(image(samples["train_000001"]), pixels[1].transpose(2, 1, 0))  # columns first
+    assert "label.txt" not in samples["unlabeled_000000"]
+    assert samples["unlabeled_000000"]["split"] == "train"
+    (source / "test_y.bin").write_bytes(bytes([2, 3]))
+    with pytest.raises(UserError, match=r"2 labels for 1 images in test_X.bin"):
+        known.plan("stl10", source)
+
+
+def test_a_cut_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "train.bin").write_bytes(bytes(3000))
+    with pytest.raises(UserError, match="3000 bytes are no whole number of records of 3074"):
+        known.plan("cifar100", tmp_path)
+    with pytest.raises(UserError, match="The binary version of the set is wanted"):
+        known.plan("cifar10", tmp_path)
+
+
+def test_esc50(tmp_path: Path) -> None:
+    source = tmp_path / "ESC-50-master"
+    (source / "meta").mkdir(parents=True)
+    (source / "audio").mkdir()
+    rows = [("1-100032-A-0.wav", 1, 0, "dog", "True", 100032, "A"), ("5-9032-A-0.wav", 5, 0, "dog", "True", 9032, "A"),
+            ("2-1-B-1.wav", 2, 1, "rain", "False", 1, "B"), ("3-7-A-1.wav", 3, 1, "rain", "False", 7, "A")]  # fmt: skip
+    with (source / "meta" / "esc50.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("filename", "fold", "target", "category", "esc10", "src_file", "take"), *rows])
+    for row in rows[:3]:
+        (source / "audio" / row[0]).write_bytes(wav())
+    plan, samples = packed("esc50", source)
+    assert {key: (s["split"], s["label.txt"]) for key, s in samples.items()} == {
+        "1-100032-A-0": ("train", b"0"),
+        "5-9032-A-0": ("test", b"0"),
+        "2-1-B-1": ("train", b"1"),
+    }
+    assert [fault.reason for fault in plan.refused] == ["there is no such file"]
+    assert plan.licence == "CC BY-NC 3.0"
+    assert {s.group for s in plan.samples} == {"100032", "9032", "1"}
+
+
+def test_speech_commands(tmp_path: Path) -> None:
+    source = tmp_path / "speech_commands_v0.02"
+    for word in ("yes", "no", "_background_noise_"):
+        (source / word).mkdir(parents=True)
+    for name in ("yes/a_nohash_0", "yes/a_nohash_1", "no/a_nohash_0", "no/b_nohash_0", "yes/c_nohash_0"):
+        (source / f"{name}.wav").write_bytes(wav())
+    (source / "_background_noise_/pink.wav").write_bytes(wav())
+    (source / "validation_list.txt").write_text("no/b_nohash_0.wav\n")
+    (source / "testing_list.txt").write_text("yes/c_nohash_0.wav\n")
+    plan, samples = packed("speech_commands", source)
+    assert plan.classes == {"label": ["no", "yes"]}
+    assert {key: s["split"] for key, s in samples.items()} == {
+        "yes-a_nohash_0": "train",
+        "yes-a_nohash_1": "train",
+        "no-a_nohash_0": "train",
+        "no-b_nohash_0": "val",
+        "yes-c_nohash_0": "test",
+    }
+    assert [s.group for s in plan.samples].count("a") == 3
+
+
+def test_flickr8k(tmp_path: Path) -> None:
+    source = tmp_path / "flickr8k"
+    (source / "Flicker8k_Dataset").mkdir(parents=True)
+    for name in "abc":
+        (source / f"Flicker8k_Dataset/{name}.jpg").write_bytes(jpeg(1))
+    (source / "Flickr8k.token.txt").write_text(
+        "a.jpg#0\tA dog .\na.jpg#1\tIt runs .\nb.jpg#0\tA cat .\nd.jpg#0\tGone .\n"
+    )
+    for name, photos in (("train", "a.jpg\nd.jpg\n"), ("dev", "b.jpg\n"), ("test", "c.jpg\n")):
+        (source / f"Flickr_8k.{name}Images.txt").write_text(photos)
+    plan, samples = packed("flickr8k", source)
+    assert samples["a"]["text.txt"] == b"A dog .\nIt runs ."
+    assert {key: s["split"] for key, s in samples.items()} == {"a": "train", "b": "val"}
+    assert {fault.key: fault.reason for fault in plan.refused} == {
+        "c": "there is no caption for it",
+        "d": "there is no such file",
+    }
+
+
+def test_coco(tmp_path: Path) -> None:
+    source = tmp_path / "coco"
+    (source / "annotations").mkdir(parents=True)
+    for part, number in (("train2017", 9), ("val2017", 139)):
+        (source / part).mkdir()
+        name = f"{number:012d}.jpg"
+        (source / part / name).write_bytes(jpeg(number))
+        content = {
+            "images": [{"id": number, "file_name": name}],
+            "annotations": [{"image_id": number, "id": k, "caption": c} for k, c in enumerate(["A  bowl\n", "Food."])],
+        }
+        (source / f"annotations/captions_{part}.json").write_text(json.dumps(content))
+    _, samples = packed("coco", source)
+    assert samples["000000000009"]["text.txt"] == b"A bowl\nFood."
+    assert samples["000000000139"]["split"] == "test"
+    (source / "annotations/captions_train2017.json").write_text("[]")
+    with pytest.raises(UserError, match=r"captions_train2017.json: not COCO's captions"):
+        known.plan("coco", source)
+
+
+def test_an_unknown_or_empty_set_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cifar11: no such data set; there are cifar10, cifar100"):
+        known.plan("cifar11", tmp_path)
+    with pytest.raises(UserError, match=r"no captions_train2017.json"):
+        known.plan("coco", tmp_path)
