@@ -127,7 +127,7 @@ def pack_folders(
 
 @pack.command("dataset")
 def pack_dataset(
-    dataset: Annotated[str, typer.Argument(help="cifar10, cifar100, stl10, esc50, speech_commands, flickr8k or coco.")],
+    dataset: Annotated[str, typer.Argument(help="Its name, such as cifar10; a wrong one lists all.")],
     source: Annotated[Path, typer.Argument(help="Folder that it was unpacked into.")],
     out: Out,
     seed: Seed = 0,

@@ -9,6 +9,7 @@ from pipeline.errors import UserError
 from pipeline.recipes import Plan, check_unique
 from pipeline.recipes.binary_images import cifar10, cifar100, stl10
 from pipeline.recipes.captions import coco, flickr8k
+from pipeline.recipes.rgbd import nyu_depth_v2, sun_rgbd
 from pipeline.recipes.sounds import esc50, speech_commands
 
 KNOWN: dict[str, Callable[[Path], Plan]] = {
@@ -19,6 +20,8 @@ KNOWN: dict[str, Callable[[Path], Plan]] = {
     "speech_commands": speech_commands,
     "flickr8k": flickr8k,
     "coco": coco,
+    "nyu_depth_v2": nyu_depth_v2,
+    "sun_rgbd": sun_rgbd,
 }
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from sources import jpeg, samples_in, wav
 
+from modalities import Depth
 from pipeline.errors import UserError
 from pipeline.pack import pack
 from pipeline.recipes import Plan, known
@@ -169,6 +170,72 @@ def test_coco(tmp_path: Path) -> None:
     (source / "annotations/captions_train2017.json").write_text("[]")
     with pytest.raises(UserError, match=r"captions_train2017.json: not COCO's captions"):
         known.plan("coco", source)
+
+
+def test_nyu_depth_v2(tmp_path: Path) -> None:
+    h5py, scipy_io = pytest.importorskip("h5py"), pytest.importorskip("scipy.io")
+    source = tmp_path / "nyu"
+    source.mkdir()
+    photo = np.zeros((3, 3, 640, 480), np.uint8)
+    photo[:, 0, 100:200] = 250  # red, columns 100 to 199: MATLAB's arrays lie column by column
+    metres = np.full((3, 640, 480), 2.0, np.float32)
+    metres[1, 320, 240] = 5.5
+    labels = np.zeros((3, 640, 480), np.uint16)
+    labels[0, 10, 20] = 700
+    with h5py.File(source / "nyu_depth_v2_labeled.mat", "w") as file:
+        file["images"], file["depths"], file["labels"] = photo, metres, labels
+        for name, texts in (("sceneTypes", ["kitchen", "office", "kitchen"]), ("scenes", ["k_1", "o_1", "k_2"])):
+            cells = file.create_dataset(name, (1, 3), h5py.ref_dtype)
+            for n, text in enumerate(texts):
+                file[f"#{name}{n}"] = np.array([[ord(letter)] for letter in text], np.uint16)
+                cells[0, n] = file[f"#{name}{n}"].ref
+    scipy_io.savemat(source / "splits.mat", {"trainNdxs": [[1], [3]], "testNdxs": [[2]]})
+    plan, samples = packed("nyu_depth_v2", source)
+    assert plan.classes == {"label": ["kitchen", "office"]}
+    assert [(s["split"], s["label.txt"]) for s in samples.values()] == [
+        ("train", b"0"),
+        ("train", b"0"),
+        ("test", b"1"),
+    ]
+    shown = cv2.imdecode(np.frombuffer(samples["nyu_0000"]["rgb.jpg"], np.uint8), cv2.IMREAD_COLOR)
+    assert shown.shape == (480, 640, 3)
+    assert shown[240, 150, 2] > 200 > 50 > shown[240, 150, 0]
+    assert shown[240, 300].max() < 50
+    depth = Depth().decode(samples["nyu_0001"]["depth.png"], json.loads(samples["nyu_0001"]["meta.json"]))
+    assert depth.metres[240, 320] == pytest.approx(5.5)
+    assert depth.intrinsics[0] == pytest.approx(518.857901)
+    mask = cv2.imdecode(np.frombuffer(samples["nyu_0000"]["mask.png"], np.uint8), cv2.IMREAD_UNCHANGED)
+    assert mask[20, 10] == 700
+
+
+def test_sun_rgbd(tmp_path: Path) -> None:
+    scipy_io = pytest.importorskip("scipy.io")
+    source = tmp_path / "sun"
+    millimetres = np.array([[1500, 0], [8000, 4321]], np.uint16)
+    rotated = (millimetres << 3) | (millimetres >> 13)
+    for name, kind in (("kv1/NYUdata/NYU0001", "office"), ("xtion/a/0001", "kitchen"), ("xtion/a/0002", "kitchen")):
+        folder = source / "SUNRGBD" / name
+        for part in ("image", "depth_bfx"):
+            (folder / part).mkdir(parents=True)
+        (folder / "image/0.jpg").write_bytes(jpeg(3))
+        if name != "xtion/a/0002":
+            cv2.imwrite(str(folder / "depth_bfx/0.png"), rotated)
+        (folder / "intrinsics.txt").write_text("518.8 0 320\n0 519.5 240\n0 0 1\n")
+        (folder / "scene.txt").write_text(kind)
+    tools = source / "SUNRGBDtoolbox" / "traintestSUNRGBD"
+    tools.mkdir(parents=True)
+    paths = np.empty((1, 1), object)
+    paths[0, 0] = "/n/fs/sun3d/data/SUNRGBD/kv1/NYUdata/NYU0001/"
+    scipy_io.savemat(tools / "allsplit.mat", {"alltrain": paths})
+    plan, samples = packed("sun_rgbd", source)
+    assert {key: s["split"] for key, s in samples.items()} == {"kv1-NYUdata-NYU0001": "train", "xtion-a-0001": "test"}
+    one = samples["xtion-a-0001"]
+    depth = Depth().decode(one["depth.png"], json.loads(one["meta.json"]))
+    np.testing.assert_allclose(depth.metres, millimetres / 1000, rtol=1e-6)
+    assert depth.intrinsics[:2] == pytest.approx((518.8, 519.5))
+    assert [fault.reason for fault in plan.refused] == [
+        "1 photos in image/ and 0 maps in depth_bfx/, one of each is wanted"
+    ]
 
 
 def test_an_unknown_or_empty_set_is_told(tmp_path: Path) -> None:

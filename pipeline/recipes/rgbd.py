@@ -1,0 +1,130 @@
+"""RGB-D sets as their authors publish them: NYU-Depth v2 and SUN RGB-D."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from pipeline.errors import UserError
+from pipeline.recipes import Plan, Refusal, Sample, number_classes, refusal, safe_key, stamp
+
+NYU_CAMERA = {"fx": 518.857901, "fy": 519.469611, "cx": 324.582449, "cy": 252.736166, "width": 640, "height": 480}
+"""Pixels; of the toolbox's camera_params.m, whose first pixel is 1."""
+
+
+def nyu_depth_v2(source: Path) -> Plan:
+    """`nyu_depth_v2_labeled.mat` (HDF5) and `splits.mat`: aligned photo, depth, mask of object classes (16 bit, 0 =
+    unlabelled), the kind of room as class; photos become JPEG of quality 95; 795 to train on and 654 to test."""
+    path = source / "nyu_depth_v2_labeled.mat"
+    train = set(_matlab(source / "splits.mat", "trainNdxs").ravel().tolist())
+    try:
+        file = _open(str(path))
+        kinds = [_text(file, ref) for ref in file["sceneTypes"][0]]
+        scenes = [_text(file, ref) for ref in file["scenes"][0]]
+    except (OSError, KeyError) as error:
+        raise UserError(f"{path}: not the labelled set of NYU-Depth v2: {error}") from None
+    names, mark = number_classes(kinds), stamp([str(path)])[1]
+    samples = []
+    for n, (scene, kind) in enumerate(zip(scenes, kinds, strict=True)):
+        make, split = partial(_nyu_frame, str(path), n), "train" if n + 1 in train else "test"
+        key, label = f"nyu_{n:04d}", names.index(kind)
+        samples.append(Sample(key, scene, 500_000, mark, make=make, label=label, split=split, source=f"{scene} {n}"))
+    return _plan("nyu_depth_v2", source, samples, [], names)
+
+
+def sun_rgbd(source: Path) -> Plan:
+    """The folders of `SUNRGBD/`, each with `image/`, `depth_bfx/`, `intrinsics.txt` and `scene.txt`, and
+    `SUNRGBDtoolbox/traintestSUNRGBD/allsplit.mat`; depth's rotated bits are put right."""
+    root = source / "SUNRGBD"
+    listed = _matlab(source / "SUNRGBDtoolbox" / "traintestSUNRGBD" / "allsplit.mat", "alltrain").ravel()
+    train = {str(entry[0]).rstrip("/").partition("SUNRGBD/")[2] for entry in listed}
+    found: list[tuple[Path, str]] = []
+    refused: list[Refusal] = []
+    for folder in sorted(path.parent for path in root.rglob("scene.txt")):
+        try:
+            _pair(folder)
+            kind = (folder / "scene.txt").read_text().strip()
+        except (OSError, ValueError) as error:
+            refused.append(refusal(safe_key(str(folder.relative_to(root))), str(folder), error))
+            continue
+        found.append((folder, kind))
+    names = number_classes(kind for _, kind in found)
+    samples = []
+    for folder, kind in found:
+        relative = folder.relative_to(root).as_posix()
+        size, mark = stamp(_pair(folder))
+        split = "train" if relative in train else "test"
+        make = partial(_sun_frame, str(folder))
+        key = safe_key(relative)
+        samples.append(Sample(key, key, size, mark, make=make, label=names.index(kind), split=split, source=relative))
+    return _plan("sun_rgbd", source, samples, refused, names)
+
+
+def _plan(name: str, source: Path, samples: list[Sample], refused: list[Refusal], names: list[str]) -> Plan:
+    units = {"depth.png": "millimetres, 0 = no reading"}
+    options = {"source": str(source)}
+    return Plan(name, name, options, samples, refused, {"label": names}, units, split_rule="official")
+
+
+def _nyu_frame(path: str, number: int) -> dict[str, bytes]:
+    file = _open(path)
+    photo = np.ascontiguousarray(file["images"][number].transpose(2, 1, 0)[..., ::-1])
+    millimetres = np.clip(1000 * np.nan_to_num(file["depths"][number].T), 0, 65_535).round().astype(np.uint16)
+    return {
+        "rgb.jpg": cv2.imencode(".jpg", photo, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes(),
+        "depth.png": cv2.imencode(".png", millimetres)[1].tobytes(),
+        "mask.png": cv2.imencode(".png", file["labels"][number].T.astype(np.uint16))[1].tobytes(),
+        "meta.json": json.dumps({"intrinsics": NYU_CAMERA}).encode(),
+    }
+
+
+def _sun_frame(folder: str) -> dict[str, bytes]:
+    photo, depth = _pair(Path(folder))
+    raw = cv2.imread(depth, cv2.IMREAD_UNCHANGED)
+    if raw is None or raw.dtype != np.uint16:
+        raise ValueError(f"{depth}: not a 16-bit PNG")
+    millimetres = (raw >> 3) | (raw << 13)  # as the toolbox's read3dPoints.m reads it
+    fx, _, cx, _, fy, cy = (float(x) for x in (Path(folder) / "intrinsics.txt").read_text().split()[:6])
+    height, width = raw.shape
+    camera = {"fx": fx, "fy": fy, "cx": cx, "cy": cy, "width": width, "height": height}
+    return {
+        "rgb.jpg": Path(photo).read_bytes(),
+        "depth.png": cv2.imencode(".png", millimetres)[1].tobytes(),
+        "meta.json": json.dumps({"intrinsics": camera}).encode(),
+    }
+
+
+def _pair(folder: Path) -> tuple[str, str]:
+    """The photo and the depth map in a scene's folder; ValueError unless there is one of each."""
+    photos, maps = sorted((folder / "image").glob("*.jpg")), sorted((folder / "depth_bfx").glob("*.png"))
+    if len(photos) != 1 or len(maps) != 1:
+        raise ValueError(f"{len(photos)} photos in image/ and {len(maps)} maps in depth_bfx/, one of each is wanted")
+    return str(photos[0]), str(maps[0])
+
+
+@lru_cache(maxsize=1)
+def _open(path: str) -> Any:
+    try:
+        import h5py
+    except ImportError as error:
+        raise UserError("NYU-Depth v2 is an HDF5 file: pip install 'wcord[pack]'") from error
+    return h5py.File(path, "r")
+
+
+def _text(file: Any, reference: Any) -> str:
+    return "".join(map(chr, file[reference][:].ravel()))
+
+
+def _matlab(path: Path, name: str) -> np.ndarray:
+    from scipy.io import loadmat
+
+    try:
+        found: np.ndarray = loadmat(str(path))[name]
+    except (OSError, KeyError, ValueError, NotImplementedError) as error:
+        raise UserError(f"{path}: no `{name}` can be read from it ({error}); it holds the official split.") from None
+    return found
