@@ -28,7 +28,8 @@ from pipeline.host import keep_freed_memory
 from pipeline.model import Distillation, build_model
 from pipeline.pack import pack
 from pipeline.recipes import tabletop
-from pipeline.stream import TrainStream, open_split
+from pipeline.source import open_split
+from pipeline.stream import TrainStream
 from pipeline.train import build_optimizer, train
 
 ENVIRONMENT: dict[str, dict[str, str]] = {"one": {}, "many": {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}}

@@ -22,7 +22,8 @@ from pipeline.network import Network, save_network
 from pipeline.probes import accuracy, classify_frozen
 from pipeline.run_folder import write_config
 from pipeline.shards import write_atomic
-from pipeline.stream import EvalStream, TrainStream, loader, open_split
+from pipeline.source import open_split
+from pipeline.stream import EvalStream, TrainStream, loader
 from pipeline.train import assert_finite_weights, build_optimizer, learning_rate
 
 CPU = torch.device("cpu")

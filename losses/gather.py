@@ -46,6 +46,14 @@ def gather(local: Tensor) -> Tensor:
     return gathered
 
 
+def least_over_ranks(local: Tensor) -> Tensor:
+    """The smallest of a tensor over ranks, elementwise, without gradient."""
+    least = local.detach().clone()
+    if ranks() > 1:
+        dist.all_reduce(least, dist.ReduceOp.MIN)
+    return least
+
+
 def sum_over_ranks(local: Tensor) -> Tensor:
     """The sum of a tensor over ranks, without gradient."""
     total = local.detach().clone()

@@ -20,7 +20,7 @@ from pipeline.config import Config, Section
 from pipeline.configfile import Document
 from pipeline.errors import UserError
 from pipeline.evaluate import evaluate
-from pipeline.faults import explain
+from pipeline.explain import explain
 from pipeline.shards import load_dataset, write_atomic
 from pipeline.train import train
 

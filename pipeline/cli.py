@@ -166,11 +166,13 @@ def check(
     ranks: Annotated[int, typer.Option(help="Processes that will train on it.")] = 1,
     workers: Annotated[int, typer.Option(help="Loader workers of each.")] = 2,
     quick: Annotated[bool, typer.Option("--quick", help="Do not open images and sounds.")] = False,
+    listed: Annotated[Path | None, typer.Option(help="Only the samples that a run skipped: its skipped.jsonl.")] = None,
 ) -> None:
     """Read a packed data set and name every fault, a line each; exit code 1 if there is one."""
     from pipeline.check import check as run_check
+    from pipeline.recheck import recheck
 
-    report = run_check(shards, ranks, workers, quick)
+    report = recheck(shards, listed) if listed else run_check(shards, ranks, workers, quick)
     print(report)
     raise typer.Exit(1 if report.faults else 0)
 

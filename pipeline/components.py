@@ -17,7 +17,7 @@ from typing_extensions import NotRequired, Required, TypedDict
 
 from pipeline.configfile import Document, Key, show_value
 from pipeline.errors import UserError
-from pipeline.faults import explain, unknown
+from pipeline.explain import explain, unknown
 
 if TYPE_CHECKING:  # they bring torch, which is not needed to read what a config may contain
     from losses import Loss

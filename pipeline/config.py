@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pipeline.components import check_components
 from pipeline.configfile import Document, Key, dump
 from pipeline.errors import UserError
-from pipeline.faults import explain, near
+from pipeline.explain import explain, near
 
 SHIPPED = next(
     (folder for parent in Path(__file__).parents[:2] if (folder := parent / "configs").is_dir()),
@@ -42,6 +42,18 @@ class Data(Section):
         default=(1.0, 1.0),
         strict=False,
         description="Range of the random crop's area, shared by all modalities of a sample.",
+    )
+    max_faulty: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Largest fraction of samples that may be unreadable: they are skipped, counted and listed. 0: the "
+        "first one ends the run.",
+    )
+    unpaired: Literal["error", "skip", "keep"] = Field(
+        default="error",
+        description="Of samples that lack a modality: error; skip them; or keep those that lack only the teacher's for "
+        "the losses that need no teacher.",
     )
     flip: bool = Field(default=False, description="Mirror half of the samples, all modalities of a sample alike.")
 

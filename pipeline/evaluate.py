@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 
@@ -17,9 +17,12 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.model import build_teacher
 from pipeline.network import Joint, Network, build_network, load_network
+from pipeline.prepare import View, pictures
 from pipeline.probes import Standard, accuracy, classify_frozen, retrieval, to_teacher_space
 from pipeline.shards import load_dataset, write_atomic
-from pipeline.stream import EvalStream, Source, View, loader, open_split, pictures
+from pipeline.skipped import SKIPPED, Skipped, counts, read_skipped
+from pipeline.source import Policy, Source, open_split
+from pipeline.stream import EvalStream, loader
 
 Results = dict[str, float]
 PICTURES, THUMBNAIL, EMBEDDINGS = 300, 72, 5000
@@ -34,6 +37,7 @@ class Embedded:
     label: np.ndarray
     features: dict[str, np.ndarray]
     prediction: dict[str, np.ndarray]
+    skipped: list[Skipped] = field(default_factory=list)
 
 
 def evaluate(run: str | Path) -> Results:
@@ -49,14 +53,18 @@ def evaluate(run: str | Path) -> Results:
         raise UserError(f"{run}: not a run folder (no config.yaml). Give the `run` of a config that was trained.")
     config = configs.load(run / "config.yaml")
     baselines = _baselines(config)
+    policy = Policy(config.data.max_faulty, config.data.unpaired)
     train, test = (
-        open_split(config.data.shards, split, config.data.label) for split in ("train", config.evaluation.split)
+        open_split(config.data.shards, split, config.data.label, policy=policy)
+        for split in ("train", config.evaluation.split)
     )
     classes = load_dataset(config.data.shards).classes.get(config.data.label, [])
     networks = _networks(run, config)
     seen, unseen = embed(networks, train, config), embed(networks, test, config)
 
     results: Results = {"samples/train": len(seen.keys), "samples/test": len(unseen.keys)}
+    results |= _named("skipped/train", counts(read_skipped(run / SKIPPED)))
+    results |= _named("skipped/test", counts(unseen.skipped))
     for role, network in networks.items():
         results[f"parameters/{role}"] = sum(p.numel() for p in network.parameters())
         if role in unseen.prediction and network.classes == classes:
@@ -94,12 +102,15 @@ def embed(networks: Mapping[str, Network | Joint], source: Source, config: Confi
     prediction: dict[str, list[np.ndarray]] = {role: [] for role in networks}
     for batch in loader(EvalStream(source, views, batch=256), config.data.workers, device):
         found.keys += batch["key"]
+        found.skipped += batch["skipped"]
         label.append(batch["label"].cpu().numpy())
         for role, network in networks.items():
             out = network(batch[role])
             features[role].append(out.pooled.float().cpu().numpy())
             if out.logits is not None:
                 prediction[role].append(out.logits.argmax(1).cpu().numpy())
+    if not found.keys:
+        raise UserError(f"{source.folder}: no sample can be used; run `wcord check` on the data set.")
     found.label = np.concatenate(label)
     found.features = {role: np.concatenate(parts) for role, parts in features.items()}
     found.prediction = {role: np.concatenate(parts) for role, parts in prediction.items() if parts}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -17,8 +17,8 @@ from pipeline.collapse import collapse_warnings
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.model import Distillation
+from pipeline.prepare import Batch
 from pipeline.shards import write_atomic
-from pipeline.stream import Batch
 
 
 class Log:
@@ -53,8 +53,13 @@ class Log:
         for name, value in {"loss": loss.detach(), **{f"loss/{k}": v for k, v in terms.items()}}.items():
             self.terms[name] = self.terms[name] + value if name in self.terms else value
 
-    def write(self, step: int, rate: float, norm: Tensor | float, model: Distillation) -> None:
-        """Average the terms since the last line over steps and ranks, and write them with the losses' metrics."""
+    def write(
+        self, step: int, rate: float, norm: Tensor | float, model: Distillation, skipped: Mapping[str, int]
+    ) -> None:
+        """Average the terms since the last line over steps and ranks, and write them with the losses' metrics.
+
+        skipped: training samples that were passed over so far, by cause.
+        """
         seconds = time.perf_counter() - self.since
         values = torch.stack([v.float() for v in self.terms.values()]) / self.count
         means = dict(zip(self.terms, self.accelerator.reduce(values, "mean").tolist(), strict=True))
@@ -72,6 +77,7 @@ class Log:
             "samples_per_second": self.count * self.config.data.batch_size / seconds,
             "data_wait": self.waited / seconds,
             **{name: float(value) for name, value in model.metrics().items()},
+            **{f"skipped/{cause}": float(count) for cause, count in skipped.items()},
         }
         self.scalars(step, row)
         self.written = True
@@ -91,9 +97,11 @@ class Log:
         steps = self.config.train.steps
         left = (time.perf_counter() - self.start) / (step - self.first) * (steps - step)
         terms = " ".join(f"{k.removeprefix('loss/')} {v:.3f}" for k, v in row.items() if k.startswith("loss/"))
+        skipped = sum(int(v) for k, v in row.items() if k.startswith("skipped/"))
         return (
             f"step {step}/{steps}  loss {row['loss']:.3f} ({terms})  {row['samples_per_second']:.0f} samples/s  "
             f"waiting for data {row['data_wait']:.0%}  {int(left // 60)}:{int(left % 60):02d} left"
+            + (f"  {skipped} samples skipped" if skipped else "")
         )
 
     def _warn(self, row: dict[str, float]) -> None:

@@ -19,8 +19,9 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.gradient_cache import in_parts
 from pipeline.network import Joint, Network, build_network, load_network, load_single
+from pipeline.paired import term
+from pipeline.prepare import Batch, Sight
 from pipeline.shards import load_dataset
-from pipeline.stream import Batch, Sight
 
 
 class Distillation(nn.Module):
@@ -61,10 +62,10 @@ class Distillation(nn.Module):
         # The networks may run in half precision; the losses never do.
         with torch.autocast(student.pooled.device.type, enabled=False):
             terms: dict[str, Tensor] = {
-                self.names[name]: loss(student, teacher, batch) for name, loss in self.losses.items()
+                self.names[name]: term(cast(Loss, loss), student, teacher, batch) for name, loss in self.losses.items()
             }
-        total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
-        return total, {name: term.detach() for name, term in terms.items()}
+        total = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
+        return total, {name: value.detach() for name, value in terms.items()}
 
     def _teach(self, batch: Batch) -> Features | None:
         if self.teacher is None:

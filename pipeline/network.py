@@ -19,8 +19,8 @@ from losses import Dims, Features
 from modalities.base import Modality
 from modalities.encoders.base import Encoder
 from pipeline.errors import UserError
+from pipeline.prepare import View
 from pipeline.shards import write_atomic
-from pipeline.stream import View
 
 DESCRIPTION = "network.json"
 WEIGHTS = "model.safetensors"

@@ -4,52 +4,89 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline.errors import UserError
-from pipeline.shards import Shard
+from pipeline.shards import MANIFEST, Shard, sha256
 from pipeline.tar import read_members
 
 Sample = dict[str, Any]
 
+CURE = "Run `wcord check` on the data set; delete the shard and pack again to rebuild it."
+
 
 def read_range(
-    folder: Path, shards: Iterable[Shard], start: int, stop: int, members: frozenset[str]
+    folder: Path, shards: Iterable[Shard], start: int, stop: int, members: frozenset[str], tolerant: bool = False
 ) -> Iterator[Sample]:
     """Raw samples `start` to `stop` of shards laid end to end; only `members` are kept, as bytes.
 
     Beside them `__key__`, `__url__` (the shard's path) and `__place__` (0 for the shard's first sample).
-    Raises UserError for a shard that is missing, damaged, or holds another number of samples than recorded.
+    Raises UserError for a shard that is missing, damaged, changed since packing, or in which members of a sample are
+    not together. tolerant: its samples come instead without members, with the reason as `__lost__`; all of them, for
+    then nothing tells which of its members belong together.
     """
     offset = 0
     for shard in shards:
         first, last = max(start - offset, 0), min(stop - offset, shard.samples)
         offset += shard.samples
         if first < last:
-            yield from _read_shard(folder, shard, first, last, members)
+            yield from _read_shard(folder, shard, first, last, members, tolerant)
 
 
-def _read_shard(folder: Path, shard: Shard, first: int, last: int, members: frozenset[str]) -> Iterator[Sample]:
-    path = str(folder / shard.file)
-    count = 0
+def _read_shard(
+    folder: Path, shard: Shard, first: int, last: int, members: frozenset[str], tolerant: bool
+) -> Iterator[Sample]:
+    path = folder / shard.file
+    due = first
     try:
-        with Path(path).open("rb", buffering=1 << 20) as file:
-            for count, sample in enumerate(_samples(file, path, members), 1):
-                if first < count <= last:
-                    yield sample | {"__place__": count - 1}
-                if count > last and last < shard.samples:
+        if fault := distrust(path, shard, _stamp(path)):
+            raise ValueError(fault)
+        with path.open("rb", buffering=1 << 20) as file:
+            for place, sample in enumerate(_samples(file, str(path), members)):
+                if place >= last:
                     return
+                if place >= first:
+                    yield sample | {"__place__": place}
+                    due = place + 1
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: cannot be read after sample {count}: {error}. "
-            "Run `wcord check` on the data set; delete the shard and pack again to rebuild it."
-        ) from None
-    if count != shard.samples:
-        raise UserError(
-            f"{path}: has {count} samples with {', '.join(sorted(members))}, dataset.json says {shard.samples}. "
-            "Run `wcord check` on the data set."
-        )
+        if not tolerant:
+            raise UserError(f"{path}: {error}. {CURE}") from None
+        for lost in range(due, last):
+            yield {"__key__": "", "__url__": str(path), "__place__": lost, "__lost__": str(error)}
+
+
+@cache
+def distrust(path: Path, shard: Shard, stamp: tuple[int, int]) -> str | None:
+    """Why a shard is not read: it is not what was packed, or a sample's members are not together; None if it is fine.
+
+    Read to its end once a process; `stamp` is its size and time of change, so that it is read again if it changes.
+    """
+    if sha256(path) != shard.sha256:
+        return f"its sha256 is not the one in {MANIFEST}: it was damaged or changed after packing"
+    keys: set[str] = set()
+    own: set[str] = set()
+    last = None
+    with path.open("rb", buffering=1 << 16) as file:
+        for name, _ in read_members(file, lambda name: False):
+            key, _, member = name.partition(".")
+            if not (key and member):
+                return f"{name} is not named KEY.MEMBER"
+            if key != last:
+                if key in keys:
+                    return f"members of sample {key} stand apart from each other, or two samples have that key"
+                keys.add(key)
+                last, own = key, set()
+            if member.lower() in own:
+                return f"sample {key} has {member} twice"
+            own.add(member.lower())
+    return None if len(keys) == shard.samples else f"has {len(keys)} samples where {MANIFEST} says {shard.samples}"
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    about = path.stat()
+    return about.st_size, about.st_mtime_ns
 
 
 def _samples(file: BinaryIO, path: str, members: frozenset[str]) -> Iterator[Sample]:
@@ -62,7 +99,8 @@ def _samples(file: BinaryIO, path: str, members: frozenset[str]) -> Iterator[Sam
             sample = {}
         if not sample:
             sample = {"__key__": key, "__url__": path}
-        sample[member.lower()] = data
+        if data is not None:
+            sample[member.lower()] = data
     if sample:
         yield sample
 

@@ -24,7 +24,7 @@ MANIFEST = "dataset.json"
 class Shard(BaseModel):
     """One tar: its file name beside `dataset.json`, how many samples, its size in bytes, its sha256."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", frozen=True)
     file: Annotated[str, Field(pattern=r"^\w[\w.-]*\.tar$")]  # a plain name: it must not lead out of the folder
     samples: int
     bytes: int

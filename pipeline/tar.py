@@ -12,8 +12,8 @@ BLOCK = 512
 LARGEST_EXTENSION = 1 << 20  # bytes; a longer name or pax record is an attack or damage
 
 
-def read_members(file: BinaryIO, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of each plain file that is `wanted` by its name; of others nothing is read where one can seek.
+def read_members(file: BinaryIO, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes | None]]:
+    """Name and bytes of each plain file; None, and nothing is read, for those that are not `wanted` by their name.
 
     Raises ValueError where the tar is damaged, cut short, or ends without its end mark.
     """
@@ -33,7 +33,8 @@ def read_members(file: BinaryIO, wanted: Callable[[str], bool]) -> Iterator[tupl
                 name, size = _pax(data, name)
             continue
         name = name or _ustar_name(header)
-        if kind in (b"0", b"\0") and wanted(name):
+        plain = kind in (b"0", b"\0")
+        if plain and wanted(name):
             data = file.read(length)
             if len(data) < length:
                 raise ValueError(f"{name} is cut short")
@@ -41,6 +42,8 @@ def read_members(file: BinaryIO, wanted: Callable[[str], bool]) -> Iterator[tupl
             file.seek(padding, 1)
         elif kind not in b"123456":  # links, devices and folders have no data, whatever their size says
             file.seek(length + padding, 1)
+            if plain:
+                yield name, None
         name, size = "", -1
 
 

@@ -24,7 +24,9 @@ from pipeline.log import Log
 from pipeline.model import Distillation, build_model
 from pipeline.network import DESCRIPTION, save_network
 from pipeline.run_folder import RESULTS, WRITTEN, claim, clear, write_config
-from pipeline.stream import EvalStream, TrainStream, loader, open_split
+from pipeline.skipped import SKIPPED, Ledger
+from pipeline.source import Policy, open_split
+from pipeline.stream import EvalStream, TrainStream, loader
 
 
 def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path:
@@ -47,8 +49,10 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
     run = Path(config.run)
     claim(run, resume, overwrite)
     data = config.data
-    source = open_split(data.shards, "train", data.label, data.labels, config.seed)
-    held_out = open_split(data.shards, config.evaluation.split, data.label) if config.evaluation.every else None
+    policy = Policy(data.max_faulty, data.unpaired)
+    source = open_split(data.shards, "train", data.label, data.labels, config.seed, policy)
+    checked = config.evaluation.split if config.evaluation.every else None
+    held_out = open_split(data.shards, checked, data.label, policy=policy) if checked else None
 
     distillation = build_model(config)
     identity = _identity(config, distillation)
@@ -78,9 +82,11 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
         start=done,
     )
     batches = loader(stream, data.workers, accelerator.device)
+    ledger = Ledger(run / SKIPPED, source.samples, policy.max_faulty)
     log = Log(config, run, done, stream.steps_per_epoch, accelerator)
     for step in range(done + 1, config.train.steps + 1):
         batch = log.waiting(batches)
+        ledger.add(batch.pop("skipped"))
         # Randomness inside the networks is a function of the step, so a resumed run draws the same.
         torch.manual_seed(hash((config.seed, step, accelerator.process_index)))
         rate = learning_rate(step, config)
@@ -96,7 +102,8 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
         last = step == config.train.steps
         log.add(loss, terms)
         if step % config.train.log_every == 0 or last:
-            log.write(step, rate, norm, distillation)
+            ledger.share(accelerator)
+            log.write(step, rate, norm, distillation, ledger.counts())
         if held_out and (step % config.evaluation.every == 0 or last):
             average_buffers(distillation, accelerator)
             log.scalars(step, {"held_out/top1": top1(distillation, held_out, config, accelerator)})

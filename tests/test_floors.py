@@ -12,10 +12,12 @@ ABOVE_LOSSES = {"modalities": {"losses.Features"}}
 
 PIPELINE = [
     {"errors", "host", "tar"},
-    {"configfile", "components", "faults", "config", "shards"},
-    {"members", "tabletop_shapes", "tabletop_sound", "tabletop", "splits", "parallel", "progress", "scan", "samples"},
+    {"configfile", "components", "explain", "config", "shards"},
+    {"members", "tabletop_shapes", "tabletop_sound", "tabletop", "splits", "parallel", "progress", "scan"},
+    {"samples", "skipped", "source"},
+    {"prepare", "paired"},
     {"recipes", "pack", "check", "stream"},
-    {"network", "gradient_cache"},
+    {"network", "gradient_cache", "recheck"},
     {"model"},
     {"checkpoint", "collapse", "run_folder", "log", "probes"},
     {"train", "evaluate"},

@@ -15,8 +15,10 @@ from shapes_dataset import members, write_dataset
 
 from modalities import RGB, Depth
 from pipeline.errors import UserError
+from pipeline.prepare import View
 from pipeline.shards import MANIFEST, Shard, load_dataset, write_shard
-from pipeline.stream import EvalStream, TrainStream, View, loader, open_split
+from pipeline.source import open_split
+from pipeline.stream import EvalStream, TrainStream, loader
 
 VIEWS = {"teacher": View(RGB(), 24), "student": View(Depth(), 16)}
 CPU = torch.device("cpu")

@@ -1,0 +1,228 @@
+"""Raw members of a sample to what every network sees of it, under one geometry; and samples to batches."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from modalities.base import Geometry, Modality
+from pipeline.errors import UserError
+from pipeline.samples import CURE, Sample, read_range
+from pipeline.skipped import SampleError, Skipped
+from pipeline.source import Source
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class View:
+    """What one network sees of a sample: a modality at the input size of its encoder."""
+
+    modality: Modality
+    size: int
+
+
+Sight = View | tuple[View, ...]
+"""What a network sees: one view, or several that it joins."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How training samples are varied: the ranges of the shared geometry."""
+
+    seed: int
+    crop: tuple[float, float]
+    flip: bool
+
+
+class Prepare:
+    """Raw members of one sample to tensors: decode, one geometry for all views, photometrics per modality."""
+
+    def __init__(self, source: Source, views: Mapping[str, Sight], draw: Draw | None) -> None:
+        self.source, self.draw, self.first = source, draw, source.first()
+        self.views = dict(views)
+        everything = [view for sight in self.views.values() for view in _several(sight)]
+        self.members = frozenset(
+            member for view in everything for member in (*view.modality.members, "meta.json", "label.txt")
+        )
+        # Views of the same modality share the decoding, and the tensor as well where the size is the same.
+        self.modalities: list[Modality] = []
+        self.slots = {role: [self._slot(view) for view in _several(sight)] for role, sight in self.views.items()}
+        # Samples may lack what only the teacher would see, where the config keeps them.
+        needed = {number for number, _ in self.slots.get("student", [])}
+        keep = draw is not None and source.policy.unpaired == "keep"
+        self.optional = set(range(len(self.modalities))) - needed if keep else set()
+        self.filler: dict[str, Any] = {}
+
+    def _slot(self, view: View) -> tuple[int, int]:
+        """Which of the modalities it decodes by, and its size."""
+        for number, known in enumerate(self.modalities):
+            if _same_modality(known, view.modality):
+                return number, view.size
+        self.modalities.append(view.modality)
+        return len(self.modalities) - 1, view.size
+
+    def __call__(self, raw: Sample, epoch: int) -> Sample:
+        """Raises SampleError for a sample that cannot be used."""
+        if "__lost__" in raw:
+            raise _error(raw, "shard", f"{raw['__url__']}: {raw['__lost__']}. {CURE}")
+        meta = _meta(raw)
+        decoded = [
+            None if number in self.optional and _member(modality, raw) is None else _decode(modality, raw, meta)
+            for number, modality in enumerate(self.modalities)
+        ]
+        seed = int.from_bytes(blake2b(raw["__key__"].encode(), digest_size=8).digest(), "little")
+        geometry = Geometry()
+        if self.draw is not None:
+            rng = np.random.default_rng([self.draw.seed, epoch, seed])
+            geometry = Geometry.draw(rng, self.draw.crop, self.draw.flip)
+
+        index = self.first[raw["__url__"]] + raw["__place__"]  # in the split, however it is shuffled
+        sample: Sample = {"key": raw["__key__"], "index": index, **self._task(raw, meta)}
+        tensors: dict[tuple[int, int], torch.Tensor | None] = {}
+        for number, size in sorted({slot for slots in self.slots.values() for slot in slots}):
+            # The same numbers for every view of a modality, whoever else looks on: the same colours at any size.
+            modality, draw, value = self.modalities[number], self.draw, decoded[number]
+            rng_view = np.random.default_rng([draw.seed, epoch, seed, _digest(modality.name)]) if draw else None
+            tensors[number, size] = None if value is None else modality.augment(value, geometry, size, rng_view)
+        for role, slots in self.slots.items():
+            seen = tuple(tensors[slot] for slot in slots)
+            whole = seen[0] if isinstance(self.views[role], View) else seen
+            sample[role] = None if any(part is None for part in seen) else whole
+        return sample
+
+    def _task(self, raw: Sample, meta: Mapping[str, Any]) -> Sample:
+        source = self.source
+        group = meta.get("group")
+        digest = -1 if group is None else _digest(str(group)) >> 1
+        if source.classes == 0:
+            return {"label": -1, "group": digest}
+        if source.label == "label":
+            text = raw.get("label.txt", b"-1").decode("ascii", "replace").strip()
+        else:
+            text = str(meta.get("labels", {}).get(source.label, -1))
+        label = int(text) if re.fullmatch(r"-?\d+", text) else -2
+        if not -1 <= label < source.classes:
+            raise _error(
+                raw,
+                "label",
+                f"{_where(raw)}: label `{text}` is not a class index in 0..{source.classes - 1}; "
+                "run `wcord check` on the data set and pack it again.",
+            )
+        if _unit(f"label/{source.seed}/{raw['__key__']}") >= source.visible_labels:
+            label = -1
+        return {"label": label, "group": digest}
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Batch tensors by role; where samples without the teacher's view are kept, `paired [B]` tells them, bool."""
+        batch: Batch = {}
+        for role, sight in self.views.items():
+            own = self._filled(role, [s[role] for s in samples])
+            if isinstance(sight, View):
+                batch[role] = sight.modality.collate(own)
+            else:
+                batch[role] = tuple(v.modality.collate(x) for v, x in zip(sight, zip(*own, strict=True), strict=True))
+        if self.optional:
+            batch["paired"] = torch.tensor([all(s[role] is not None for role in self.views) for s in samples])
+        batch["key"] = [s["key"] for s in samples]
+        batch["index"] = torch.tensor([s["index"] for s in samples])
+        batch["label"] = torch.tensor([s["label"] for s in samples])
+        batch["group"] = torch.tensor([s["group"] for s in samples])
+        return batch
+
+    def _filled(self, role: str, values: list[Any]) -> list[Any]:
+        """Another sample's view where there is none; nothing reads it, but a batch has one shape."""
+        if self.optional:
+            self.filler[role] = next((v for v in values if v is not None), self.filler.get(role))
+            if self.filler[role] is None:
+                raise UserError(f"{self.source.folder}: no sample of a whole batch has what the {role} sees.")
+        return [self.filler[role] if v is None else v for v in values]
+
+
+def pictures(
+    source: Source, views: Mapping[str, Sight], keys: Collection[str]
+) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """What a person would see of the samples of these keys: key, and role -> uint8 RGB `[H, W, 3]`."""
+    members = Prepare(source, views, None).members
+    for raw in read_range(source.folder, source.shards, 0, source.samples, members):
+        if raw["__key__"] in keys:
+            meta = _meta(raw)
+            seen = {
+                role: _side_by_side([v.modality.picture(_decode(v.modality, raw, meta)) for v in _several(sight)])
+                for role, sight in views.items()
+            }
+            yield raw["__key__"], seen
+
+
+def _several(sight: Sight) -> tuple[View, ...]:
+    return (sight,) if isinstance(sight, View) else sight
+
+
+def _side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """As high as the first one."""
+    height = len(pictures[0])
+    widths = [max(round(p.shape[1] * height / len(p)), 1) for p in pictures]
+    return np.hstack([cv2.resize(p, (w, height)) for p, w in zip(pictures, widths, strict=True)])
+
+
+def _same_modality(a: Modality, b: Modality) -> bool:
+    return type(a) is type(b) and vars(a) == vars(b)
+
+
+def _meta(raw: Sample) -> Mapping[str, Any]:
+    try:
+        meta = json.loads(raw.get("meta.json", b"{}"))
+    except (ValueError, RecursionError) as error:
+        message = f"{_where(raw)}: meta.json: not valid JSON ({error}); run `wcord check` on the data set."
+        raise _error(raw, "meta.json", message) from None
+    if not isinstance(meta, dict):
+        message = f"{_where(raw)}: meta.json: expected an object, got {type(meta).__name__}."
+        raise _error(raw, "meta.json", message)
+    return meta
+
+
+def _member(modality: Modality, raw: Sample) -> str | None:
+    return next((field for field in modality.members if field in raw), None)
+
+
+def _decode(modality: Modality, raw: Sample, meta: Mapping[str, Any]) -> Any:
+    member = _member(modality, raw)
+    if member is None:
+        wanted = " or ".join(modality.members)
+        message = (
+            f"{_where(raw)}: has no {wanted}, which the modality `{modality.name}` reads; it has "
+            f"{', '.join(sorted(k for k in raw if not k.startswith('__')))}. Run `wcord check` on the data set."
+        )
+        raise _error(raw, f"no {modality.members[0].partition('.')[0]}", message, unpaired=True)
+    try:
+        return modality.decode(raw[member], meta)
+    except ValueError as error:
+        message = f"{_where(raw)}: {member}: {error} Run `wcord check` on the data set."
+        raise _error(raw, member, message) from None
+
+
+def _where(raw: Sample) -> str:
+    return f"{raw['__url__']}: sample {raw['__key__']}"
+
+
+def _error(raw: Sample, cause: str, message: str, unpaired: bool = False) -> SampleError:
+    shard = Path(raw["__url__"]).name
+    return SampleError(Skipped(shard, raw["__place__"], raw["__key__"], cause, message, unpaired))
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _unit(text: str) -> float:
+    """A number in [0, 1) that is fixed by a text."""
+    return _digest(text) / 2**64
