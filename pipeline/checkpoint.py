@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,25 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.errors import UserError
+from pipeline.network import Joint, Network, save_network
+from pipeline.shards import sha256, write_atomic
+
+BEST = "best"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """model: what training changes. optimizer: its state_dict. step: how many steps were taken."""
+    """model: what training changes. optimizer: its state_dict. step: how many steps were taken. ranks: by how many."""
 
     step: int
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
     identity: dict[str, Any]
+    ranks: int = 1
+
+
+class DamagedError(UserError):
+    """A checkpoint that is not what was written."""
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -42,7 +51,12 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         part.mkdir(parents=True)
         save_file({k: v.contiguous() for k, v in checkpoint.model.items()}, part / "model.safetensors")
         torch.save(checkpoint.optimizer, part / "optimizer.pt")
-        about = {"step": checkpoint.step, "identity": checkpoint.identity}
+        about = {
+            "step": checkpoint.step,
+            "ranks": checkpoint.ranks,
+            "sha256": {path.name: sha256(path) for path in sorted(part.iterdir())},
+            "identity": checkpoint.identity,
+        }
         (part / "checkpoint.json").write_text(json.dumps(about, indent=1))
         for path in part.iterdir():
             _flush(path)
@@ -82,16 +96,43 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint:
                 f"{path}: made by another {' and '.join(differing)} ({details}). "
                 "Resume with the config it was made with, or choose another `run`."
             )
+        for name, expected in about.get("sha256", {}).items():
+            if sha256(path / name) != expected:
+                raise ValueError(f"{name} is not what was written: its sha256 differs")
         model = load_file(path / "model.safetensors")
         optimizer = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
-        return Checkpoint(int(about["step"]), model, optimizer, about["identity"])
+        return Checkpoint(int(about["step"]), model, optimizer, about["identity"], int(about.get("ranks", 1)))
     except UserError:
         raise
     except Exception as error:  # the readers raise whatever a damaged file makes them stumble on
         reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{path}: damaged ({reason}). Delete this folder; --resume then takes the one before."
-        ) from None
+        raise DamagedError(f"{path}: damaged ({reason}).") from None
+
+
+def newest_checkpoint(folder: Path, identity: Mapping[str, Any], say: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that is whole, None where there is none at all; of each damaged one it is said so.
+
+    Raises UserError as `load_checkpoint` does, or if there are checkpoints and all of them are damaged.
+    """
+    found = list_checkpoints(folder)
+    while found:
+        try:
+            return load_checkpoint(found.pop(), identity)
+        except DamagedError as error:  # noqa: PERF203
+            if not found:
+                raise UserError(f"{error} No earlier one is whole; start anew with --overwrite.") from None
+            say(f"warning: {error} Going on from the one before, {found[-1].name}.")
+    return None
+
+
+def keep_best(network: Network | Joint, folder: Path, step: int, top1: float) -> None:
+    """Write the network to `folder`, as `student/` is, if it is better on held-out samples than the one there."""
+    about = folder / "best.json"
+    if about.is_file() and json.loads(about.read_bytes())["top1"] >= top1:
+        return
+    about.unlink(missing_ok=True)
+    save_network(network, folder)
+    write_atomic(about, json.dumps({"step": step, "top1": top1}).encode())
 
 
 def _flush(path: Path) -> None:

@@ -188,9 +188,14 @@ def train(
     from pipeline import config as configs
 
     loaded = configs.load(config, overrides or [])
+    from pipeline.stopping import Stopped
     from pipeline.train import train as run_training
 
-    run_training(loaded, resume, overwrite)
+    try:
+        run_training(loaded, resume, overwrite)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        raise typer.Exit(stopped.code) from None
 
 
 @app.command()

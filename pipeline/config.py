@@ -131,6 +131,9 @@ class Train(Section):
     )
     log_every: int = Field(default=20, gt=0, description="Steps between lines of metrics.jsonl.")
     checkpoint_every: int = Field(default=500, gt=0, description="Steps between checkpoints.")
+    timeout: float = Field(
+        default=600.0, gt=0, description="Seconds that a process waits for the others before it ends with an error."
+    )
     keep: int = Field(default=2, gt=0, description="How many of the newest checkpoints stay.")
 
 

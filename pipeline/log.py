@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +14,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 from pipeline.collapse import collapse_warnings
 from pipeline.config import Config
-from pipeline.errors import UserError
 from pipeline.model import Distillation
 from pipeline.prepare import Batch
 from pipeline.shards import write_atomic
@@ -54,21 +52,18 @@ class Log:
             self.terms[name] = self.terms[name] + value if name in self.terms else value
 
     def write(
-        self, step: int, rate: float, norm: Tensor | float, model: Distillation, skipped: Mapping[str, int]
+        self, step: int, rate: float, norm: Tensor | float, model: Distillation, skipped: Mapping[str, int], undone: int
     ) -> None:
         """Average the terms since the last line over steps and ranks, and write them with the losses' metrics.
 
-        skipped: training samples that were passed over so far, by cause.
+        skipped: training samples that were passed over so far, by cause. undone: steps so far that
+        were not taken because their gradient was not finite.
         """
+        if not self.terms:  # no step was taken since the last line
+            return
         seconds = time.perf_counter() - self.since
         values = torch.stack([v.float() for v in self.terms.values()]) / self.count
         means = dict(zip(self.terms, self.accelerator.reduce(values, "mean").tolist(), strict=True))
-        if not math.isfinite(means["loss"]):
-            bad = [name for name, value in means.items() if name != "loss" and not math.isfinite(value)]
-            raise UserError(
-                f"step {step}: the loss is not finite ({', '.join(bad) or 'loss'}). Lower train.learning_rate or the "
-                "weight of that loss; then start again from the last checkpoint with --resume."
-            )
         row = {
             "epoch": step / self.steps_per_epoch,
             **means,
@@ -77,6 +72,7 @@ class Log:
             "samples_per_second": self.count * self.config.data.batch_size / seconds,
             "data_wait": self.waited / seconds,
             **{name: float(value) for name, value in model.metrics().items()},
+            **({"nonfinite_steps": float(undone)} if undone else {}),
             **{f"skipped/{cause}": float(count) for cause, count in skipped.items()},
         }
         self.scalars(step, row)
@@ -102,6 +98,7 @@ class Log:
             f"step {step}/{steps}  loss {row['loss']:.3f} ({terms})  {row['samples_per_second']:.0f} samples/s  "
             f"waiting for data {row['data_wait']:.0%}  {int(left // 60)}:{int(left % 60):02d} left"
             + (f"  {skipped} samples skipped" if skipped else "")
+            + (f"  {row['nonfinite_steps']:.0f} steps not finite" if "nonfinite_steps" in row else "")
         )
 
     def _warn(self, row: dict[str, float]) -> None:

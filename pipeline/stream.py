@@ -9,6 +9,7 @@ any batch. A sample that cannot be used keeps its place: another one, of a neigh
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -192,6 +193,8 @@ def loader(stream: IterableDataset[Any], workers: int, device: torch.device) -> 
 
 def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)
+    for number in (signal.SIGINT, signal.SIGTERM):  # they come to all processes; the main one ends its workers
+        signal.signal(number, signal.SIG_IGN)
     yield_to_training()
 
 

@@ -6,26 +6,30 @@ import hashlib
 import json
 import math
 import os
+import signal
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.nn  # its default arguments keep the process group for good if it is imported after the group
-from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
 from accelerate.utils import parse_flag_from_env
 from safetensors.torch import save
 
-from pipeline.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from pipeline.checkpoint import BEST, Checkpoint, keep_best, newest_checkpoint, save_checkpoint
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.host import keep_freed_memory
 from pipeline.log import Log
 from pipeline.model import Distillation, build_model
 from pipeline.network import DESCRIPTION, save_network
+from pipeline.nonfinite import NonFinite
 from pipeline.run_folder import RESULTS, WRITTEN, claim, clear, write_config
 from pipeline.skipped import SKIPPED, Ledger
 from pipeline.source import Policy, open_split
+from pipeline.stopping import Stop, Stopped
 from pipeline.stream import EvalStream, TrainStream, loader
 
 
@@ -33,19 +37,27 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
     """Train what a config describes and return its run folder.
 
     resume: go on from the newest checkpoint, if there is one. overwrite: remove an earlier run of the same name.
-    Raises UserError for everything that a person can mend, before anything heavy starts where that can be known.
+    Raises UserError for everything that a person can mend, before anything heavy starts where that can be known, and
+    Stopped after SIGTERM or SIGINT, when a checkpoint has been written.
     """
     keep_freed_memory()
     accelerator = start_accelerator(config)
-    run = _train(config, accelerator, resume, overwrite)
+    run, stopped = Path(config.run), None
+    with Stop().listening() as stop:
+        try:
+            _train(config, accelerator, resume, overwrite, stop)
+        except Stopped as asked:
+            stopped = asked.with_traceback(None)  # which would hold the model
     # The process group's threads end with it, and it with the models that hold it. One that is alive when Python
     # finalises aborts the process, and the launcher then kills the other ranks.
     accelerator.free_memory()
     accelerator.end_training()
+    if stopped is not None:
+        raise stopped
     return run
 
 
-def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bool) -> Path:
+def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bool, stop: Stop) -> None:
     run = Path(config.run)
     claim(run, resume, overwrite)
     data = config.data
@@ -62,7 +74,7 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
         if accelerator.is_main_process and not (run / "student" / DESCRIPTION).exists():
             save_network(distillation.student, run / "student")
         accelerator.print(f"{run}: already trained for {done} steps; nothing to do.")
-        return run
+        return
     accelerator.wait_for_everyone()  # nobody may delete before all have looked
     if accelerator.is_main_process:
         clear(run, RESULTS if done else WRITTEN)
@@ -83,6 +95,7 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
     )
     batches = loader(stream, data.workers, accelerator.device)
     ledger = Ledger(run / SKIPPED, source.samples, policy.max_faulty)
+    finite = NonFinite(distillation, run, accelerator.process_index)
     log = Log(config, run, done, stream.steps_per_epoch, accelerator)
     for step in range(done + 1, config.train.steps + 1):
         batch = log.waiting(batches)
@@ -96,18 +109,27 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
             loss, terms = model(batch)
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(model.parameters(), config.train.clip)
-        optimizer.step()
+        assert norm is not None
+        skipped = finite.skips(step, batch, terms, norm)
+        if not skipped or accelerator.scaler is not None:  # which skips by itself, and lowers its scale
+            optimizer.step()
         optimizer.zero_grad()
 
         last = step == config.train.steps
-        log.add(loss, terms)
+        stopping = stop.asked(accelerator)
+        if not skipped:
+            log.add(loss, terms)
         if step % config.train.log_every == 0 or last:
             ledger.share(accelerator)
-            log.write(step, rate, norm, distillation, ledger.counts())
+            log.write(step, rate, norm, distillation, ledger.counts(), finite.steps)
         if held_out and (step % config.evaluation.every == 0 or last):
             average_buffers(distillation, accelerator)
-            log.scalars(step, {"held_out/top1": top1(distillation, held_out, config, accelerator)})
-        if step % config.train.checkpoint_every == 0 or last:
+            right = top1(distillation, held_out, config, accelerator)
+            log.scalars(step, {"held_out/top1": right})
+            if accelerator.is_main_process:
+                keep_best(distillation.student, run / BEST, step, right)
+        due = step % config.train.checkpoint_every == 0 and finite.row == 0
+        if due or last or stopping:
             average_buffers(distillation, accelerator)
             assert_equal_weights(distillation, accelerator)
             assert_finite_weights(distillation, step)
@@ -115,14 +137,19 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
                 state = {"optimizer": optimizer.state_dict(), "scaler": _scaler_state(accelerator)}
                 save_checkpoint(
                     run / "checkpoints",
-                    Checkpoint(step, distillation.trainable_state(), state, identity),
+                    Checkpoint(step, distillation.trainable_state(), state, identity, accelerator.num_processes),
                     config.train.keep,
                 )
+        if stopping and not last:
+            accelerator.wait_for_everyone()
+            log.close()
+            raise Stopped(
+                f"{run}: stopped at step {step} as asked; go on with --resume.", stop.number or signal.SIGTERM
+            )
     if accelerator.is_main_process:
         save_network(distillation.student, run / "student")
     log.close()
     accelerator.print(f"{run}: done. The student is in {run / 'student'}; next: wcord evaluate {run}")
-    return run
 
 
 def start_accelerator(config: Config) -> Accelerator:
@@ -138,7 +165,10 @@ def start_accelerator(config: Config) -> Accelerator:
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     # The buffers are averaged where they are read; the graph is the same at every step.
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, static_graph=True, gradient_as_bucket_view=True)
-    accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=[ddp])
+    patience = InitProcessGroupKwargs(timeout=timedelta(seconds=config.train.timeout))
+    accelerator = Accelerator(
+        mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=[ddp, patience]
+    )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         raise UserError(
@@ -224,8 +254,7 @@ def assert_finite_weights(model: Distillation, step: int) -> None:
 
 def _resume(run: Path, model: Distillation, optimizer: Any, identity: dict[str, Any], accelerator: Accelerator) -> int:
     """Load the newest checkpoint, if there is one, and return how many steps were taken."""
-    checkpoints = list_checkpoints(run / "checkpoints")
-    checkpoint = load_checkpoint(checkpoints[-1], identity) if checkpoints else None
+    checkpoint = newest_checkpoint(run / "checkpoints", identity, accelerator.print)
     done = checkpoint.step if checkpoint else 0
     seen = accelerator.gather(torch.tensor([done], device=accelerator.device)).tolist()
     if len(set(seen)) > 1:
@@ -234,6 +263,11 @@ def _resume(run: Path, model: Distillation, optimizer: Any, identity: dict[str, 
             "machines can read it."
         )
     if checkpoint is not None:
+        if checkpoint.ranks != accelerator.num_processes:
+            accelerator.print(
+                f"{run}: {checkpoint.ranks} processes made the checkpoint, {accelerator.num_processes} go on: the "
+                "global batch is as large, but of other samples, so the weights will not be the same bits."
+            )
         model.load_trainable_state(checkpoint.model)
         optimizer.load_state_dict(checkpoint.optimizer["optimizer"])
         if accelerator.scaler is not None:
@@ -249,7 +283,7 @@ def _identity(config: Config, model: Distillation) -> dict[str, Any]:
         "teacher": _digest(model.teacher) if model.teacher is not None else None,
         "losses": settings["losses"],
         "seed": config.seed,
-        "data": {k: v for k, v in settings["data"].items() if k not in ("shards", "workers")},
+        "data": {k: v for k, v in settings["data"].items() if k not in ("shards", "workers", "max_faulty")},
         "train": {k: settings["train"][k] for k in ("optimizer", "weight_decay", "precision")},
     }
     found: dict[str, Any] = json.loads(json.dumps(identity))

@@ -19,7 +19,7 @@ PIPELINE = [
     {"recipes", "pack", "check", "stream"},
     {"network", "gradient_cache", "recheck"},
     {"model"},
-    {"checkpoint", "collapse", "run_folder", "log", "probes"},
+    {"checkpoint", "collapse", "run_folder", "log", "probes", "nonfinite", "stopping"},
     {"train", "evaluate"},
     {"runs", "charts", "compare", "report_samples", "report_words", "report"},
     {"demo", "bench", "cli", "__main__"},

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +20,11 @@ from losses import CrossEntropy
 from pipeline import config as configs
 from pipeline.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 from pipeline.errors import UserError
+from pipeline.model import Distillation
 from pipeline.network import load_network
 from pipeline.train import learning_rate, train
 
+ROOT = Path(__file__).parents[2]
 WCORD = "  cross_entropy: {}\n  kd: {weight: 2}\n  wcord: {dim: 8, queue: 32}"
 
 
@@ -155,13 +159,88 @@ def test_a_checkpoint_of_an_older_default_is_refused_by_name(make_config: Any, m
         run_config(path, "train.steps=20", resume=True)
 
 
-def test_a_damaged_checkpoint_is_named(make_config: Any) -> None:
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "checkpoint.json"])
+def test_a_damaged_checkpoint_is_noticed_and_the_one_before_used(
+    make_config: Any, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = make_config()
     run = run_config(path)
-    target = list_checkpoints(run / "checkpoints")[-1] / "model.safetensors"
-    target.write_bytes(target.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"step_00000012: damaged.*Delete this folder"):
-        run_config(path, "train.steps=20", resume=True)
+    before = weights(run)
+    shutil.rmtree(run / "student")
+    target = list_checkpoints(run / "checkpoints")[-1] / name
+    data = bytearray(target.read_bytes())
+    data[len(data) // 2] ^= 16  # whole by its length
+    target.write_bytes(data[:-3] if name == "checkpoint.json" else data)
+    run_config(path, resume=True)
+    assert re.search(r"step_00000012: damaged.*Going on from the one before, step_00000010", capsys.readouterr().out)
+    assert all(torch.equal(before[key], value) for key, value in weights(run).items())
+
+
+def test_when_all_checkpoints_are_damaged_it_says_so(make_config: Any) -> None:
+    run = run_config(make_config())
+    for checkpoint in list_checkpoints(run / "checkpoints"):
+        (checkpoint / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"step_00000010: damaged.*No earlier one is whole; .*--overwrite"):
+        run_config(make_config(), resume=True)
+
+
+def test_the_best_student_is_kept(make_config: Any) -> None:
+    run = run_config(make_config(), "train.steps=40", "evaluation.every=10", "train.learning_rate=0.02")
+    checked = {row["step"]: row["held_out/top1"] for row in lines(run) if "held_out/top1" in row}
+    best = json.loads((run / "best" / "best.json").read_text())
+    assert best["top1"] == max(checked.values()) == checked[best["step"]]
+    assert load_network(run / "best").classes == ["disc", "square", "cross"]
+
+
+def test_steps_that_are_not_finite_are_not_taken(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoilt = {3, 4, 8}
+    calls = iter(range(1, 99))
+    forward = Distillation.forward
+
+    def spoil(self: Distillation, batch: Any) -> Any:
+        step = next(calls)
+        if step in spoilt:
+            batch["student"] = batch["student"] * float("nan")
+        loss, terms = forward(self, batch)
+        return loss, terms
+
+    monkeypatch.setattr(Distillation, "forward", spoil)
+    run = run_config(make_config(), "train.log_every=1")
+    assert [row["step"] for row in lines(run)] == [step for step in range(1, 13) if step not in spoilt]
+    assert lines(run)[-1]["nonfinite_steps"] == 3
+    assert all(torch.isfinite(value).all() for value in weights(run).values())
+
+
+def test_ten_such_steps_in_a_row_end_the_run_with_a_diagnosis(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CrossEntropy, "forward", lambda self, student, teacher, batch: student.pooled.sum() * torch.nan)
+    with pytest.raises(UserError, match=r"step 10: the loss is not finite \(cross_entropy\), in 10 steps in a row"):
+        run_config(make_config())
+    about = json.loads((Path(configs.load(make_config()).run) / "nonfinite_rank0.json").read_text())
+    assert about["losses"] == {"cross_entropy": "nan"}
+    assert len(about["keys"]) == 16
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_run_with_a_checkpoint(make_config: Any, tmp_path: Path, number: int) -> None:
+    steps = ("train.steps=60", "train.log_every=1", "data.workers=2")
+    whole = run_config(make_config("whole"), *steps)
+    path = make_config("cut")
+    command = [sys.executable, "-m", "pipeline", "train", str(path), *steps]
+    cut = Path(configs.load(path).run)
+    started = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert started.stdout is not None
+    for line in started.stdout:
+        if line.startswith("step 7/"):
+            started.send_signal(number)
+            break
+    said = started.stdout.read()
+    assert started.wait(60) == 128 + number, said
+    stopped = int(re.search(r"stopped at step (\d+) as asked; go on with --resume", said)[1])  # type: ignore[index]
+    assert list_checkpoints(cut / "checkpoints")[-1].name == f"step_{stopped:08d}"
+    run_config(path, *steps, resume=True)
+    assert all(torch.equal(weights(whole)[key], value) for key, value in weights(cut).items())
 
 
 def test_checkpoints_keep_the_newest_and_round_trip(tmp_path: Path) -> None:
