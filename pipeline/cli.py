@@ -178,6 +178,23 @@ def check(
 
 
 @app.command()
+def cache(
+    config: Annotated[str, typer.Argument(help="YAML file, or the name of a shipped config.")],
+    overrides: Overrides = None,
+) -> None:
+    """Run the config's teacher once and store its features beside the shards, under the name `teacher.cache`."""
+    from pipeline import config as configs
+
+    loaded = configs.load(config, overrides or [])
+    from pipeline.cache import cache as write_cache
+    from pipeline.cache import describe
+
+    path = write_cache(loaded)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(describe(path))
+
+
+@app.command()
 def train(
     config: Annotated[str, typer.Argument(help="YAML file, or the name of a shipped config.")],
     overrides: Overrides = None,

@@ -94,6 +94,14 @@ class Teacher(Section):
         default=None, description="Name of a pretrained encoder, or {name: ..., its keywords}; or a list of them."
     )
 
+    cache: Annotated[str, Field(pattern=r"^\w[\w-]*$")] | None = Field(
+        default=None,
+        description="Name under which `wcord cache` stores the teacher's features beside the shards; training then "
+        "reads them and does not run the teacher.",
+    )
+    views: int = Field(default=1, gt=0, description="Augmented views of each sample in the cache; epochs take turns.")
+    cache_dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="Number format in the cache.")
+
     @model_validator(mode="after")
     def _either(self) -> Teacher:
         if self.run is not None and (self.modality or self.encoder):

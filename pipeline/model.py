@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,10 +18,12 @@ from modalities.encoders import find
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.gradient_cache import in_parts
-from pipeline.network import Joint, Network, build_network, load_network, load_single
+from pipeline.network import Joint, Network, build_network, digest, load_network, load_single, sight
 from pipeline.paired import term
 from pipeline.prepare import Batch, Sight
 from pipeline.shards import load_dataset
+from pipeline.sidecar import Cache, CachedTeacher, Fingerprint, open_cache
+from pipeline.source import Policy, Source, open_split
 
 
 class Distillation(nn.Module):
@@ -33,7 +35,7 @@ class Distillation(nn.Module):
 
     def __init__(
         self,
-        teacher: Network | Joint | None,
+        teacher: Network | Joint | CachedTeacher | None,
         student: Network | Joint,
         losses: Mapping[str, Loss],
         weights: Mapping[str, float],
@@ -70,6 +72,8 @@ class Distillation(nn.Module):
     def _teach(self, batch: Batch) -> Features | None:
         if self.teacher is None:
             return None
+        if isinstance(self.teacher, CachedTeacher):
+            return _full(self.teacher(batch["teacher"]))
         with torch.no_grad():
             return self._features(self.teacher, batch["teacher"])
 
@@ -81,8 +85,20 @@ class Distillation(nn.Module):
 
     @property
     def views(self) -> dict[str, Sight]:
-        teacher: dict[str, Sight] = {"teacher": self.teacher.view} if self.teacher is not None else {}
+        """What has to be read of a sample: nothing for a teacher whose features are cached."""
+        seen = self.teacher is not None and not isinstance(self.teacher, CachedTeacher)
+        teacher: dict[str, Sight] = {"teacher": cast(Network | Joint, self.teacher).view} if seen else {}
         return teacher | {"student": self.student.view}
+
+    @property
+    def cache(self) -> Cache | None:
+        return self.teacher.cache if isinstance(self.teacher, CachedTeacher) else None
+
+    def teacher_digest(self) -> str | None:
+        """A short hash of the teacher's weights, the same if its features are cached."""
+        if self.teacher is None or self.cache is not None:
+            return self.cache.fingerprint.weights if self.cache is not None else None
+        return digest(self.teacher)
 
     def metrics(self) -> dict[str, Tensor]:
         """The losses' own metrics of the last batch, and whether the student's features keep their spread."""
@@ -113,7 +129,9 @@ def build_model(config: Config) -> Distillation:
         classes = None  # nothing would train a head
     torch.manual_seed(config.seed)
     student = build_network(config.student.modality, config.student.encoder, classes, "student")
-    teacher = build_teacher(config)
+    teacher: Network | Joint | CachedTeacher | None = build_teacher(config)
+    if teacher is not None and config.teacher is not None and config.teacher.cache is not None:
+        teacher = _cached(config, cast(Network | Joint, teacher), kinds.values())
     losses: dict[str, Loss] = {}
     for name, keywords in config.losses.items():
         loss = kinds[name]
@@ -142,8 +160,31 @@ def build_teacher(config: Config) -> Network | Joint | None:
     return build_network(config.teacher.modality, config.teacher.encoder, None, "teacher")
 
 
+def fingerprint(config: Config, teacher: Network | Joint, source: Source) -> Fingerprint:
+    """What a cache of this teacher's features on this split has to agree on with the config."""
+    draw = f"seed {config.seed}, crop {config.data.crop[0]} to {config.data.crop[1]}, flip {config.data.flip}"
+    shards = {shard.file: shard.sha256 for shard in source.shards}
+    return Fingerprint(weights=digest(teacher), sight=sight(teacher), draw=draw, shards=shards)
+
+
+def _cached(config: Config, teacher: Network | Joint, losses: Iterable[type[Loss]]) -> CachedTeacher:
+    assert config.teacher is not None
+    assert config.teacher.cache is not None
+    source = open_split(config.data.shards, "train", config.data.label, policy=Policy(config.data.max_faulty))
+    cache = open_cache(source.folder, config.teacher.cache, fingerprint(config, teacher, source))
+    if cache.views != config.teacher.views:
+        raise UserError(f"teacher.views: {config.teacher.views}, but the cache holds {cache.views}; cache it again.")
+    if teacher.dims.maps and not cache.maps and any(loss.needs_maps for loss in losses):
+        raise UserError(f"teacher.cache: {cache.name} holds no feature maps, which a loss needs; cache it again.")
+    return CachedTeacher(cache)
+
+
 def _check_logits(
-    name: str, loss: type[Loss], teacher: Network | Joint | None, student: Network | Joint, config: Config
+    name: str,
+    loss: type[Loss],
+    teacher: Network | Joint | CachedTeacher | None,
+    student: Network | Joint,
+    config: Config,
 ) -> None:
     if loss.needs_student_logits and student.classes is None:
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -184,6 +185,17 @@ def load_network(folder: str | Path) -> Network | Joint:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{folder / WEIGHTS}: does not fit {DESCRIPTION} beside it: {reason}") from None
     return network
+
+
+def digest(network: nn.Module) -> str:
+    """A short hash of a network's weights."""
+    return hashlib.sha256(save({k: v.contiguous() for k, v in network.state_dict().items()})).hexdigest()[:16]
+
+
+def sight(network: Network | Joint) -> str:
+    """What a network sees, as JSON: its modalities with their settings and input sizes."""
+    parts = network._networks() if isinstance(network, Joint) else [network]
+    return json.dumps([part.spec["modality"] | {"size": part.view.size} for part in parts], sort_keys=True)
 
 
 def load_single(folder: str | Path) -> Network:

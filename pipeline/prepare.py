@@ -17,6 +17,7 @@ import torch
 from modalities.base import Geometry, Modality
 from pipeline.errors import UserError
 from pipeline.samples import CURE, Sample, read_range
+from pipeline.sidecar import decode
 from pipeline.skipped import SampleError, Skipped
 from pipeline.source import Source
 
@@ -62,6 +63,7 @@ class Prepare:
         keep = draw is not None and source.policy.unpaired == "keep"
         self.optional = set(range(len(self.modalities))) - needed if keep else set()
         self.filler: dict[str, Any] = {}
+        self.cached = draw is not None and source.cache is not None
 
     def _slot(self, view: View) -> tuple[int, int]:
         """Which of the modalities it decodes by, and its size."""
@@ -82,12 +84,17 @@ class Prepare:
         ]
         seed = int.from_bytes(blake2b(raw["__key__"].encode(), digest_size=8).digest(), "little")
         geometry = Geometry()
-        if self.draw is not None:
+        features = None
+        if self.cached:
+            features, geometry = _cached(raw)
+        elif self.draw is not None:
             rng = np.random.default_rng([self.draw.seed, epoch, seed])
             geometry = Geometry.draw(rng, self.draw.crop, self.draw.flip)
 
         index = self.first[raw["__url__"]] + raw["__place__"]  # in the split, however it is shuffled
-        sample: Sample = {"key": raw["__key__"], "index": index, **self._task(raw, meta)}
+        sample: Sample = {"key": raw["__key__"], "index": index, "geometry": geometry, **self._task(raw, meta)}
+        if features is not None:
+            sample["teacher"] = features
         tensors: dict[tuple[int, int], torch.Tensor | None] = {}
         for number, size in sorted({slot for slots in self.slots.values() for slot in slots}):
             # The same numbers for every view of a modality, whoever else looks on: the same colours at any size.
@@ -131,6 +138,10 @@ class Prepare:
                 batch[role] = sight.modality.collate(own)
             else:
                 batch[role] = tuple(v.modality.collate(x) for v, x in zip(sight, zip(*own, strict=True), strict=True))
+        if self.cached:
+            batch["teacher"] = {
+                name: torch.stack([s["teacher"][name] for s in samples]) for name in samples[0]["teacher"]
+            }
         if self.optional:
             batch["paired"] = torch.tensor([all(s[role] is not None for role in self.views) for s in samples])
         batch["key"] = [s["key"] for s in samples]
@@ -208,6 +219,16 @@ def _decode(modality: Modality, raw: Sample, meta: Mapping[str, Any]) -> Any:
     except ValueError as error:
         message = f"{_where(raw)}: {member}: {error} Run `wcord check` on the data set."
         raise _error(raw, member, message) from None
+
+
+def _cached(raw: Sample) -> tuple[dict[str, torch.Tensor], Geometry]:
+    """The teacher's features of the view that is this epoch's turn, and its geometry."""
+    if "__beside__" not in raw:
+        raise _error(raw, "not cached", f"{_where(raw)}: the cache has no features of it; it could not be used then.")
+    try:
+        return decode(raw["__beside__"])
+    except ValueError as error:
+        raise _error(raw, "not cached", f"{_where(raw)}: {error}; run `wcord cache` again.") from None
 
 
 def _where(raw: Sample) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Set
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 from pipeline.errors import UserError
@@ -18,33 +20,50 @@ CURE = "Run `wcord check` on the data set; delete the shard and pack again to re
 
 
 def read_range(
-    folder: Path, shards: Iterable[Shard], start: int, stop: int, members: frozenset[str], tolerant: bool = False
+    folder: Path,
+    shards: Iterable[Shard],
+    start: int,
+    stop: int,
+    members: frozenset[str],
+    tolerant: bool = False,
+    beside: Mapping[str, tuple[Shard, str]] = MappingProxyType({}),
 ) -> Iterator[Sample]:
     """Raw samples `start` to `stop` of shards laid end to end; only `members` are kept, as bytes.
 
     Beside them `__key__`, `__url__` (the shard's path) and `__place__` (0 for the shard's first sample).
     Raises UserError for a shard that is missing, damaged, changed since packing, or in which members of a sample are
     not together. tolerant: its samples come instead without members, with the reason as `__lost__`; all of them, for
-    then nothing tells which of its members belong together.
+    then nothing tells which of its members belong together. beside: shard -> its side-car and a member of that, which
+    comes as `__beside__` with the samples that have it.
     """
     offset = 0
     for shard in shards:
         first, last = max(start - offset, 0), min(stop - offset, shard.samples)
         offset += shard.samples
         if first < last:
-            yield from _read_shard(folder, shard, first, last, members, tolerant)
+            yield from _read_shard(folder, shard, first, last, members, tolerant, beside.get(shard.file))
 
 
 def _read_shard(
-    folder: Path, shard: Shard, first: int, last: int, members: frozenset[str], tolerant: bool
+    folder: Path,
+    shard: Shard,
+    first: int,
+    last: int,
+    members: frozenset[str],
+    tolerant: bool,
+    beside: tuple[Shard, str] | None,
 ) -> Iterator[Sample]:
     path = folder / shard.file
     due = first
     try:
-        if fault := distrust(path, shard, _stamp(path)):
-            raise ValueError(fault)
-        with path.open("rb", buffering=1 << 20) as file:
-            for place, sample in enumerate(_samples(file, str(path), members)):
+        with ExitStack() as stack:
+            samples = _samples(_open(stack, path, shard), str(path), members)
+            if beside is not None:
+                sidecar = folder / beside[0].file
+                samples = _joined(
+                    samples, _samples(_open(stack, sidecar, beside[0]), str(sidecar), {beside[1]}), beside[1]
+                )
+            for place, sample in enumerate(samples):
                 if place >= last:
                     return
                 if place >= first:
@@ -55,6 +74,22 @@ def _read_shard(
             raise UserError(f"{path}: {error}. {CURE}") from None
         for lost in range(due, last):
             yield {"__key__": "", "__url__": str(path), "__place__": lost, "__lost__": str(error)}
+
+
+def _open(stack: ExitStack, path: Path, shard: Shard) -> BinaryIO:
+    if fault := distrust(path, shard, stamp(path)):
+        raise ValueError(fault if path.name.count(".") == 1 else f"{path.name} beside it: {fault}")
+    return stack.enter_context(path.open("rb", buffering=1 << 20))
+
+
+def _joined(samples: Iterator[Sample], others: Iterator[Sample], member: str) -> Iterator[Sample]:
+    """Join by key what is in the same order, where some of the others may be missing."""
+    other = next(others, None)
+    for sample in samples:
+        if other is not None and other["__key__"] == sample["__key__"]:
+            sample["__beside__"] = other[member]
+            other = next(others, None)
+        yield sample
 
 
 @cache
@@ -84,12 +119,12 @@ def distrust(path: Path, shard: Shard, stamp: tuple[int, int]) -> str | None:
     return None if len(keys) == shard.samples else f"has {len(keys)} samples where {MANIFEST} says {shard.samples}"
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def stamp(path: Path) -> tuple[int, int]:
     about = path.stat()
     return about.st_size, about.st_mtime_ns
 
 
-def _samples(file: BinaryIO, path: str, members: frozenset[str]) -> Iterator[Sample]:
+def _samples(file: BinaryIO, path: str, members: Set[str]) -> Iterator[Sample]:
     """Consecutive members of one key are a sample; the key ends at the first dot, as WebDataset has it."""
     sample: Sample = {}
     for name, data in read_members(file, lambda name: name.partition(".")[2].lower() in members):

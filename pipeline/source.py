@@ -9,6 +9,7 @@ from typing import Literal
 
 from pipeline.errors import UserError
 from pipeline.shards import Dataset, Shard, load_dataset, verify_files
+from pipeline.sidecar import Cache, member
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Source:
     visible_labels: float = 1.0
     seed: int = 0
     policy: Policy = Policy()
+    cache: Cache | None = None
 
     @property
     def samples(self) -> int:
@@ -46,6 +48,13 @@ class Source:
     @property
     def tolerant(self) -> bool:
         return self.policy.max_faulty > 0
+
+    def beside(self, epoch: int) -> dict[str, tuple[Shard, str]]:
+        """Shard -> its side-car, and the member of it that an epoch reads; nothing without a cache."""
+        if self.cache is None:
+            return {}
+        view = member(epoch % self.cache.views)
+        return {file: (sidecar, view) for file, sidecar in self.cache.sidecars.items()}
 
     def first(self) -> dict[str, int]:
         """Path of a shard -> how many samples lie before it, in the order of dataset.json."""

@@ -91,7 +91,9 @@ class TrainStream(IterableDataset[Any]):
         order = random.Random(f"{self.seed}/{epoch}")
         order.shuffle(shards)
         source = self.source
-        samples = read_range(source.folder, shards, start, stop, self.prepare.members, source.tolerant)
+        samples = read_range(
+            source.folder, shards, start, stop, self.prepare.members, source.tolerant, source.beside(epoch)
+        )
         samples = shuffled(samples, self.shuffle, random.Random(f"{self.seed}/{epoch}/{self.rank}/{reader}"))
         previous: list[Sample] = []
         raws = list(islice(samples, self.batch))

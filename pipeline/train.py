@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 import signal
 import warnings
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ import torch
 import torch.distributed.nn  # its default arguments keep the process group for good if it is imported after the group
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
 from accelerate.utils import parse_flag_from_env
-from safetensors.torch import save
 
 from pipeline.checkpoint import BEST, Checkpoint, keep_best, newest_checkpoint, save_checkpoint
 from pipeline.config import Config
@@ -67,6 +66,7 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
     held_out = open_split(data.shards, checked, data.label, policy=policy) if checked else None
 
     distillation = build_model(config)
+    source = replace(source, cache=distillation.cache)
     identity = _identity(config, distillation)
     model, optimizer = accelerator.prepare(distillation, build_optimizer(distillation, config))
     done = _resume(run, distillation, optimizer, identity, accelerator) if resume else 0
@@ -280,7 +280,7 @@ def _identity(config: Config, model: Distillation) -> dict[str, Any]:
     settings = config.model_dump(mode="json")
     identity = {
         "student": settings["student"] | {"classes": model.student.classes},
-        "teacher": _digest(model.teacher) if model.teacher is not None else None,
+        "teacher": model.teacher_digest(),
         "losses": settings["losses"],
         "seed": config.seed,
         "data": {k: v for k, v in settings["data"].items() if k not in ("shards", "workers", "max_faulty")},
@@ -288,11 +288,6 @@ def _identity(config: Config, model: Distillation) -> dict[str, Any]:
     }
     found: dict[str, Any] = json.loads(json.dumps(identity))
     return found
-
-
-def _digest(network: torch.nn.Module) -> str:
-    """A short hash of a network's weights."""
-    return hashlib.sha256(save({k: v.contiguous() for k, v in network.state_dict().items()})).hexdigest()[:16]
 
 
 def _scaler_state(accelerator: Accelerator) -> dict[str, Any]:

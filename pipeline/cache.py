@@ -1,0 +1,211 @@
+"""Run the teacher once: write its features of every training sample into side-car shards, a shard at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from losses import LOSSES
+from losses.base import Loss
+from modalities.base import Geometry
+from modalities.encoders import find
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.model import build_teacher, fingerprint
+from pipeline.network import Joint, Network
+from pipeline.prepare import Draw, Prepare
+from pipeline.progress import Progress
+from pipeline.samples import Sample, distrust, read_range, stamp
+from pipeline.shards import Shard, load_dataset, write_atomic, write_shard
+from pipeline.sidecar import Cache, differences, encode, manifest_path, member, sidecar_name
+from pipeline.skipped import Skipped, counts, in_words
+from pipeline.source import Policy, Source, open_split
+from pipeline.stream import Fault, loader, ready
+from pipeline.train import start_accelerator
+
+CHUNK = 64
+"""Samples of which all views are computed at a time."""
+
+
+def cache(config: Config) -> Path:
+    """Write the teacher's features of the training split under `teacher.cache`; the path of the manifest.
+
+    The shards are shared by the processes; one whose side-car is whole is not computed again. Raises UserError if the
+    config names no cache, or for what makes training on it impossible.
+    """
+    accelerator = start_accelerator(config)
+    teacher = build_teacher(config)
+    if config.teacher is None or config.teacher.cache is None or teacher is None:
+        raise UserError("teacher.cache: must name the cache, for example `teacher.cache=rgb_teacher`.")
+    name = config.teacher.cache
+    policy = Policy(config.data.max_faulty, config.data.unpaired)
+    source = open_split(config.data.shards, "train", config.data.label, policy=policy)
+    kinds: list[type[Loss]] = [find(loss, LOSSES, Loss, "loss") for loss in config.losses]
+    maps = any(kind.needs_maps for kind in kinds)
+    about = Cache(
+        name=name,
+        fingerprint=fingerprint(config, teacher, source),
+        views=config.teacher.views,
+        dtype=config.teacher.cache_dtype,
+        pooled=teacher.dims.pooled,
+        maps=list(teacher.dims.maps) if maps else [],
+        classes=teacher.classes,
+        licence=load_dataset(source.folder).licence,
+        sidecars={},
+    )
+    teacher.eval().to(accelerator.device)
+    own = source.shards[accelerator.process_index :: accelerator.num_processes]
+    skipped: list[Skipped] = []
+    with Progress(f"caching {name}", sum(shard.samples for shard in own)) as progress:
+        for shard in own:
+            if _finished(source, shard, about) is None:
+                sidecar = _write(source, shard, about, teacher, config, accelerator, skipped)
+                write_atomic(_receipt(source, shard, name), _with(about, shard, sidecar).model_dump_json().encode())
+            progress.advance(shard.samples)
+    accelerator.wait_for_everyone()
+    path = manifest_path(source.folder, name)
+    if accelerator.is_main_process:
+        sidecars = {shard.file: _finished(source, shard, about) for shard in source.shards}
+        if missing := [file for file, sidecar in sidecars.items() if sidecar is None]:
+            raise UserError(f"{source.folder}: {missing[0]} has no side-car yet; run the same `wcord cache` again.")
+        write_atomic(path, about.model_copy(update={"sidecars": sidecars}).model_dump_json(indent=1).encode())
+        for shard in source.shards:
+            _receipt(source, shard, name).unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    if skipped:
+        print(f"{len(skipped)} samples have no features: {in_words(counts(skipped))}", flush=True)
+    return path
+
+
+def _with(about: Cache, shard: Shard, sidecar: Shard) -> Cache:
+    own = about.fingerprint.model_copy(update={"shards": {shard.file: shard.sha256}})
+    return about.model_copy(update={"sidecars": {shard.file: sidecar}, "fingerprint": own})
+
+
+def _receipt(source: Source, shard: Shard, name: str) -> Path:
+    """Says that the side-car of one shard is whole, until the manifest says it of all."""
+    return source.folder / f"{sidecar_name(shard.file, name)}.json"
+
+
+def _finished(source: Source, shard: Shard, about: Cache) -> Shard | None:
+    """The side-car of a shard, if an earlier run or another process finished it for the same teacher and draw."""
+    for path in (_receipt(source, shard, about.name), manifest_path(source.folder, about.name)):
+        try:
+            found = Cache.model_validate_json(path.read_bytes())
+        except (OSError, ValueError):
+            continue
+        packed = found.fingerprint.shards.get(shard.file, "")
+        own = found.fingerprint.model_copy(update={"shards": {shard.file: packed}})
+        wanted = about.fingerprint.model_copy(update={"shards": {shard.file: shard.sha256}})
+        same = all(getattr(found, key) == getattr(about, key) for key in ("views", "dtype", "maps"))
+        sidecar = found.sidecars.get(shard.file)
+        if sidecar is None or differences(own, wanted) or not same:
+            continue
+        file = source.folder / sidecar.file
+        if file.is_file() and distrust(file, sidecar, stamp(file)) is None:
+            return sidecar
+    return None
+
+
+def _write(
+    source: Source,
+    shard: Shard,
+    about: Cache,
+    teacher: Network | Joint,
+    config: Config,
+    accelerator: Accelerator,
+    skipped: list[Skipped],
+) -> Shard:
+    stream = _Views(source, shard, teacher, config, about.views)
+    batches = loader(stream, config.data.workers, accelerator.device)
+    dtype = getattr(torch, about.dtype)
+
+    def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
+        for chunk in batches:
+            skipped.extend(chunk["skipped"])
+            features = [_features(teacher, view, len(about.maps), dtype, accelerator) for view in chunk["views"]]
+            for row, key in enumerate(chunk["key"]):
+                yield (
+                    key,
+                    {
+                        member(view): encode({name: x[row] for name, x in one.items()}, chunk["geometry"][view][row])
+                        for view, one in enumerate(features)
+                    },
+                )
+
+    return write_shard(source.folder / sidecar_name(shard.file, about.name), samples())
+
+
+@torch.no_grad()
+def _features(
+    teacher: Network | Joint, x: Any, maps: int, dtype: torch.dtype, accelerator: Accelerator
+) -> dict[str, Tensor]:
+    with accelerator.autocast():
+        found = teacher(x)
+    named = {"pooled": found.pooled, **{f"map{i}": found.maps[i] for i in range(maps)}}
+    if found.logits is not None:
+        named["logits"] = found.logits
+    return {name: value.to("cpu", dtype) for name, value in named.items()}
+
+
+class _Views(IterableDataset[Any]):
+    """All views of a shard's samples as the teacher sees them, in the order of the shard, CHUNK samples at a time."""
+
+    def __init__(self, source: Source, shard: Shard, teacher: Network | Joint, config: Config, views: int) -> None:
+        super().__init__()
+        self.source, self.shard, self.views = replace(source, shards=(shard,)), shard, views
+        # View v is what an uncached run would show in epoch v.
+        draw = Draw(config.seed, config.data.crop, config.data.flip)
+        self.prepare = Prepare(self.source, {"teacher": teacher.view}, draw)
+
+    def __iter__(self) -> Iterator[Any]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        source, count = self.source, self.shard.samples
+        raws = read_range(source.folder, [self.shard], 0, count, self.prepare.members, source.tolerant)
+        chunk: list[Sample] = []
+        try:
+            for place, raw in enumerate(raws):
+                if place // CHUNK % workers == worker:
+                    chunk.append(raw)
+                    if len(chunk) == CHUNK or place == count - 1:
+                        yield self._chunk(chunk)
+                        chunk = []
+        except UserError as error:
+            yield Fault(str(error))
+
+    def _chunk(self, raws: Sequence[Sample]) -> dict[str, Any]:
+        skipped: list[Skipped] = []
+        first = [(raw, sample) for raw in raws if (sample := ready(self.prepare, raw, 0, skipped)) is not None]
+        usable = [raw for raw, _ in first]
+        more = [[self.prepare(raw, view) for raw in usable] for view in range(1, self.views)]
+        views = [[sample for _, sample in first], *more]
+        return {
+            "key": [raw["__key__"] for raw in usable],
+            "views": [self.prepare.collate(view)["teacher"] for view in views] if usable else [],
+            "geometry": [[_geometry(sample) for sample in view] for view in views],
+            "skipped": skipped,
+        }
+
+
+def _geometry(sample: Sample) -> Geometry:
+    geometry: Geometry = sample["geometry"]
+    return geometry
+
+
+def describe(path: Path) -> str:
+    """One line for a person about a finished cache."""
+    about = Cache.model_validate_json(path.read_bytes())
+    size = sum(sidecar.bytes for sidecar in about.sidecars.values())
+    samples = sum(sidecar.samples for sidecar in about.sidecars.values())
+    kinds = json.dumps({"pooled": about.pooled, "maps": about.maps, "classes": len(about.classes or [])})
+    return f"{path}: {samples} samples x {about.views} views, {about.dtype}, {kinds}, {size / 1e6:.1f} MB"

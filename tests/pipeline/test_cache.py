@@ -1,0 +1,192 @@
+"""The teacher's cache: the same training as with the teacher itself, and refused wherever it would not be."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from modalities import RGB, Depth
+from modalities.base import Geometry
+from pipeline import config as configs
+from pipeline.cache import cache
+from pipeline.errors import UserError
+from pipeline.prepare import View
+from pipeline.sidecar import Cache, decode, encode, manifest_path
+from pipeline.source import open_split
+from pipeline.stream import TrainStream, loader
+from pipeline.train import train
+
+ROOT = Path(__file__).parents[2]
+LOSSES = "  kd: {}\n  wcord: {dim: 8}"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def data(shapes: Path, tmp_path: Path) -> Path:
+    """A copy of the data set: side-cars are written into it."""
+    return Path(shutil.copytree(shapes, tmp_path / "data"))
+
+
+@pytest.fixture
+def student(make_config: Any, data: Path) -> Path:
+    """A config with a cached teacher; two epochs of six steps."""
+    teacher = train(configs.load(make_config("teacher"), ["student.modality=rgb", "train.steps=4"]))
+    lines = f"teacher: {{run: {teacher}, cache: first, views: 2}}"
+    path: Path = make_config("student", lines, LOSSES, shards=data)
+    return path
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def run_of(path: Path, name: str, *overrides: str) -> Path:
+    config = configs.load(path)
+    folder = Path(config.run).with_name(name)
+    return train(configs.load(path, [f"run={folder}", "train.log_every=1", *overrides]))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_on_the_cache_is_training_with_the_teacher(student: Path, workers: int) -> None:
+    """Augmented: with a view for each epoch it is the same run."""
+    cache(configs.load(student))
+    cached = run_of(student, "cached", f"data.workers={workers}")
+    live = run_of(student, "live", "teacher.cache=null", f"data.workers={workers}")
+    assert losses(cached) == pytest.approx(losses(live), rel=1e-5)
+    one, other = (load_file(run / "student" / "model.safetensors") for run in (cached, live))
+    for key, value in one.items():
+        torch.testing.assert_close(value, other[key], rtol=1e-3, atol=1e-4)
+
+
+def test_the_student_sees_the_view_that_was_stored(student: Path, data: Path) -> None:
+    """Pixel for pixel, also in an epoch that an uncached run would augment anew."""
+    config = configs.load(student)
+    about = Cache.model_validate_json(cache(config).read_bytes())
+    source = open_split(data, "train", "label")
+    views = {"student": View(RGB(jitter=0.0), 24)}
+    settings = {"batch": 16, "crop": (0.7, 1.0), "flip": True}
+    replayed = {}
+    cached = TrainStream(
+        type(source)(**{**vars(source), "cache": about}),
+        views,
+        start=12,
+        **settings,  # the third epoch
+    )
+    batches = loader(cached, 0, CPU)
+    for batch in (next(batches) for _ in range(6)):
+        replayed |= dict(zip(batch["key"], batch["student"], strict=True))
+    first: dict[str, torch.Tensor] = {}
+    batches = loader(TrainStream(source, views, **settings), 0, CPU)
+    for batch in (next(batches) for _ in range(6)):
+        first |= dict(zip(batch["key"], batch["student"], strict=True))
+    assert replayed.keys() == first.keys()
+    assert all(torch.equal(replayed[key], first[key]) for key in first)
+
+
+def test_a_geometry_is_written_and_replayed_bit_for_bit_by_all_modalities() -> None:
+    """A board of squares: photo, depth map and mask show the same squares after any crop and flip."""
+    rows, columns = np.mgrid[:120, :160]
+    board = (rows // 20 + columns // 20) % 2
+    photo = np.repeat((board * 255).astype(np.uint8)[..., None], 3, 2)
+    millimetres = cv2.imencode(".png", (board * 1000 + 1000).astype(np.uint16))[1].tobytes()
+    for seed in range(20):
+        geometry = Geometry.draw(np.random.default_rng(seed), (0.2, 1.0), True)
+        features, replayed = decode(encode({"pooled": torch.ones(3)}, geometry))
+        assert replayed == geometry
+        assert torch.equal(features["pooled"], torch.ones(3))
+        seen = [
+            (
+                RGB(jitter=0.0).augment(photo, one, 64, None)[0],
+                Depth(near=1.0, far=2.0).augment(Depth().decode(millimetres, {}), one, 64, None)[0],
+                torch.from_numpy(one.resize(board.astype(np.uint8), 64, nearest=True)),
+            )
+            for one in (geometry, replayed)
+        ]
+        assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+        photo_seen, depth_seen, mask = seen[0]
+        sure = (photo_seen < 5) | (photo_seen > 250)  # between two squares a photo is blended
+        assert torch.equal((photo_seen > 127)[sure], mask[sure] > 0)
+        assert torch.equal((depth_seen > 0)[sure], mask[sure] > 0)
+
+
+def test_a_cache_goes_on_where_it_stopped(student: Path, data: Path) -> None:
+    config = configs.load(student)
+    path = cache(config)
+    before = {p.name: p.stat().st_mtime_ns for p in data.glob("*.first.tar")}
+    (data / "train-000001.first.tar").unlink()
+    path.unlink()  # as if it had been killed: some side-cars are there, the manifest is not
+    cache(config)
+    again = {p.name: p.stat().st_mtime_ns for p in data.glob("*.first.tar")}
+    assert again.keys() == before.keys()
+    cache(config)  # and now nothing is computed
+    assert {p.name: p.stat().st_mtime_ns for p in data.glob("*.first.tar")} == again
+
+
+STALE = {
+    "seed=5": "views: seed 0, .* there, seed 5",
+    "data.flip=false": "flip True there, .* flip False here",
+    "teacher.views=3": "teacher.views: 3, but the cache holds 2",
+    "teacher.cache=second": r"second.cache.json: not found. Run `wcord cache`",
+}
+
+
+@pytest.mark.parametrize("override", STALE)
+def test_a_cache_of_something_else_is_refused(student: Path, override: str) -> None:
+    cache(configs.load(student))
+    with pytest.raises(UserError, match=STALE[override]):
+        train(configs.load(student, [override]))
+
+
+def test_a_cache_of_another_teacher_or_of_changed_data_is_refused(student: Path, data: Path) -> None:
+    config = configs.load(student)
+    path = cache(config)
+    about = json.loads(path.read_text())
+    about["fingerprint"]["weights"] = "0" * 16
+    path.write_text(json.dumps(about))
+    with pytest.raises(UserError, match="the teacher's weights: 0000000000000000 there"):
+        train(config)
+    cache(config)
+    sidecar = data / "train-000000.first.tar"
+    content = bytearray(sidecar.read_bytes())
+    content[len(content) // 2] ^= 1
+    sidecar.write_bytes(content)
+    with pytest.raises(UserError, match=r"train-000000.tar: train-000000.first.tar beside it: its sha256 is not"):
+        train(config)
+
+
+def test_a_cache_in_half_precision_with_maps(student: Path, data: Path) -> None:
+    config = configs.load(student, ["teacher.cache_dtype=bfloat16", "losses={fitnet: {}}"])
+    about = Cache.model_validate_json(cache(config).read_bytes())
+    assert about.dtype == "bfloat16"
+    assert about.maps
+    assert len(losses(train(config))) > 0
+    assert manifest_path(data, "first").is_file()
+
+
+def test_two_processes_share_the_work(student: Path, data: Path) -> None:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "pipeline", "cache"]
+    done = subprocess.run(
+        [sys.executable, *launch, str(student)],
+        cwd=ROOT,
+        env=os.environ | {"ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "96 samples x 2 views" in done.stdout
+    here = Cache.model_validate_json((data / "first.cache.json").read_bytes())
+    assert here == Cache.model_validate_json(cache(configs.load(student)).read_bytes())
+    run_of(student, "cached")
