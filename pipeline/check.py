@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.parallel import each
 from pipeline.progress import Progress
 from pipeline.scan import MOST_FAULTS, Job, Scan, scan
-from pipeline.shards import MANIFEST, Dataset, load_dataset
+from pipeline.shards import MANIFEST, Dataset, load_dataset, local
 
 NEAR, FAR = 0.05, 60.0
 """Metres. A data set whose median depth is outside is probably in another unit than millimetres."""
@@ -48,8 +48,7 @@ def check(
 
     Raises UserError if there is no readable `dataset.json`; all else that is wrong stands in the report.
     """
-    folder = Path(folder)
-    dataset = load_dataset(folder)
+    dataset, folder = load_dataset(folder), local(folder)
     total = sum(map(dataset.samples, dataset.splits))
     expected = tuple(name for name, count in dataset.fields.items() if count > total / 2 and name != "label.txt")
     classes = {label: len(names) for label, names in dataset.classes.items()}

@@ -10,7 +10,7 @@ from pipeline.check import Report
 from pipeline.errors import UserError
 from pipeline.members import inspect
 from pipeline.samples import Sample, read_range
-from pipeline.shards import Shard, load_dataset
+from pipeline.shards import Shard, load_dataset, local
 from pipeline.skipped import Skipped, counts, in_words, read_skipped
 
 
@@ -19,10 +19,10 @@ def recheck(folder: str | Path, listed: str | Path) -> Report:
 
     listed: the `skipped.jsonl` of a run. Raises UserError if there is none, or it is of another data set.
     """
-    folder, listed = Path(folder), Path(listed)
+    listed = Path(listed)
     if not listed.is_file():
         raise UserError(f"{listed}: not found; a run that skipped something has it as skipped.jsonl.")
-    dataset = load_dataset(folder)
+    dataset, folder = load_dataset(folder), local(folder)
     shards = {shard.file: shard for split in dataset.splits.values() for shard in split}
     skipped = sorted(read_skipped(listed), key=lambda s: (s.shard, s.place))
     if strangers := sorted({s.shard for s in skipped} - shards.keys()):

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, BinaryIO
 
 from pipeline.errors import UserError
+from pipeline.remote import fetch, origin
 from pipeline.shards import MANIFEST, Shard, sha256
 from pipeline.tar import read_members
 
@@ -77,9 +78,22 @@ def _read_shard(
 
 
 def _open(stack: ExitStack, path: Path, shard: Shard) -> BinaryIO:
-    if fault := distrust(path, shard, stamp(path)):
-        raise ValueError(fault if path.name.count(".") == 1 else f"{path.name} beside it: {fault}")
-    return stack.enter_context(path.open("rb", buffering=1 << 20))
+    remote = origin(path.parent) is not None
+    for _ in range(3):  # what was fetched may be damaged, or be removed again for want of space
+        if remote:
+            fetch(path, shard.bytes)
+        try:
+            file = stack.enter_context(path.open("rb", buffering=1 << 20))
+            if (fault := distrust(path, shard, stamp(path))) is None:
+                return file
+        except FileNotFoundError:
+            if not remote:
+                raise
+            continue
+        if not remote:
+            break
+        path.unlink(missing_ok=True)
+    raise ValueError(fault if path.name.count(".") == 1 else f"{path.name} beside it: {fault}")
 
 
 def _joined(samples: Iterator[Sample], others: Iterator[Sample], member: str) -> Iterator[Sample]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipeline.members import Facts, inspect, read_label, read_meta
 from pipeline.parallel import tick
+from pipeline.remote import fetch, origin
 from pipeline.shards import MANIFEST, Shard, sha256
 
 MOST_FAULTS = 20
@@ -66,6 +67,8 @@ def scan(job: Job) -> Scan:
     found = Scan(job)
     path, shard = Path(job.folder) / job.shard.file, job.shard
     try:
+        if origin(path.parent) is not None:
+            fetch(path, shard.bytes)
         if not path.is_file():
             found.fault("", f"the shard is missing; restore it, or {REBUILD.partition(' and ')[2]}")
             return found

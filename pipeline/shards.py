@@ -17,6 +17,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import UserError
+from pipeline.remote import is_remote, mirror, origin, refresh
 
 MANIFEST = "dataset.json"
 
@@ -60,8 +61,10 @@ def load_dataset(folder: str | Path) -> Dataset:
 
     Raises UserError if there is none (the packing was not finished), or if it is not of this format.
     """
-    path = Path(folder) / MANIFEST
+    path = local(folder) / MANIFEST
     try:
+        if is_remote(folder):
+            refresh(path.parent, MANIFEST)
         return Dataset.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise UserError(
@@ -74,9 +77,14 @@ def load_dataset(folder: str | Path) -> Dataset:
         raise UserError(f"{path}: {where}: {first['msg']}. Pack the data again with this version.") from None
 
 
+def local(folder: str | Path) -> Path:
+    """Where a data set's files are, or will be once they are fetched: the folder itself, or the mirror of a URL."""
+    return mirror(str(folder)) if is_remote(folder) else Path(folder)
+
+
 def verify_files(folder: str | Path, shards: Iterable[Shard]) -> None:
     """Check, without reading them, that shards exist and have their recorded size; UserError names the first fault."""
-    for shard in shards:
+    for shard in [] if origin(Path(folder)) else shards:
         path = Path(folder) / shard.file
         if not path.is_file():
             raise UserError(f"{path}: shard is missing. Restore it, or run the same `wcord pack` again to rebuild it.")

@@ -7,6 +7,7 @@ float64: left, top, right, bottom, flip of the view that the teacher saw, which 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from losses import Dims, Features
 from modalities.base import Geometry
 from pipeline.errors import UserError
+from pipeline.remote import origin, refresh
 from pipeline.shards import Shard
 
 CORNERS = "geometry"
@@ -70,6 +72,9 @@ def open_cache(folder: Path, name: str, wanted: Fingerprint) -> Cache:
     """Read the manifest of a cache; UserError if there is none, or if it is of another teacher, draw or data."""
     path = manifest_path(folder, name)
     try:
+        if origin(folder) is not None:
+            with suppress(FileNotFoundError):  # then it was made here
+                refresh(folder, path.name)
         cache = Cache.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path}: not found. Run `wcord cache` with the same config first.") from None

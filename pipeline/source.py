@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import UserError
-from pipeline.shards import Dataset, Shard, load_dataset, verify_files
+from pipeline.shards import Dataset, Shard, load_dataset, local, verify_files
 from pipeline.sidecar import Cache, member
 
 
@@ -86,7 +86,7 @@ def open_split(
         known = ", ".join(dataset.classes) or "none"
         raise UserError(f"{folder}: data.label: no label `{label}` in this data set; it has: {known}.")
     shards = tuple(dataset.splits[split])
-    source = Source(Path(folder), shards, label, len(dataset.classes.get(label, [])), visible_labels, seed, policy)
+    source = Source(local(folder), shards, label, len(dataset.classes.get(label, [])), visible_labels, seed, policy)
     if not source.tolerant:
-        verify_files(folder, shards)
+        verify_files(source.folder, shards)
     return source

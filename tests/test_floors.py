@@ -11,7 +11,7 @@ ABOVE_LOSSES = {"modalities": {"losses.Features"}}
 """What modalities may take from losses: the types that encoders return, and nothing else."""
 
 PIPELINE = [
-    {"errors", "host", "tar"},
+    {"errors", "host", "tar", "remote"},
     {"configfile", "components", "explain", "config", "shards"},
     {"members", "tabletop_shapes", "tabletop_sound", "tabletop", "splits", "parallel", "progress", "scan"},
     {"samples", "skipped"},

@@ -1,0 +1,153 @@
+"""Data sets on other machines: shards are fetched when they are first read and kept in a folder of limited size.
+
+A remote data set has a mirror, a local folder like any other in which shards may not be there yet. It lies in
+`$WCORD_CACHE` (default `~/.cache/wcord`) and holds up to `$WCORD_CACHE_GB` (default 50). Credentials come from where
+fsspec's file systems look for them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+
+SCHEMES = ("http", "https", "s3", "gs", "memory")
+ORIGIN = "origin.txt"
+BLOCK = 8 << 20
+RETRIES, FIRST_PAUSE, STALLED = 8, 0.25, 30.0
+"""Failures in a row of one request, the pause after the first in seconds, doubled each time, and the seconds that a
+request may take for a block."""
+
+
+def is_remote(folder: str | Path) -> bool:
+    return re.match(rf"({'|'.join(SCHEMES)})://", str(folder)) is not None
+
+
+def mirror(url: str) -> Path:
+    """The local folder of a remote one; it is made, with nothing in it but where it is from."""
+    root = Path(os.environ.get("WCORD_CACHE") or Path.home() / ".cache" / "wcord")
+    folder = root / blake2b(url.rstrip("/").encode(), digest_size=10).hexdigest()
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / ORIGIN).exists():
+        _replace(folder / ORIGIN, url.rstrip("/").encode())
+    return folder
+
+
+def origin(folder: Path) -> str | None:
+    """The URL that a folder is the mirror of, None for an ordinary one."""
+    try:
+        return (folder / ORIGIN).read_text()
+    except OSError:
+        return None
+
+
+def refresh(folder: Path, name: str) -> None:
+    """Fetch a small file anew into a mirror; FileNotFoundError if there is none, UserError if it cannot be reached."""
+    url = f"{origin(folder)}/{name}"
+    _replace(folder / name, _patiently(url, lambda fs, path: fs.cat_file(path)))
+
+
+def fetch(path: Path, size: int) -> None:
+    """Fetch a shard of a known size into its mirror, unless another process already has.
+
+    It goes on where an interrupted one stopped. Raises UserError after several failures in a row.
+    """
+    with _locked(path):
+        with suppress(FileNotFoundError):
+            used = path.stat()
+            os.utime(path, ns=(time.time_ns(), used.st_mtime_ns))  # not every disk notes when something was read
+            return
+        part = path.with_name(f"{path.name}.part")
+        url = f"{origin(path.parent)}/{path.name}"
+        with part.open("ab") as file:
+            while (done := file.tell()) < size:
+                end = min(done + BLOCK, size)
+                data = _patiently(url, lambda fs, remote, a=done, b=end: _block(fs, remote, a, b))
+                file.write(data)
+                file.flush()
+        part.replace(path)
+    _evict(path)
+
+
+def _block(fs: Any, path: str, start: int, end: int) -> bytes:
+    """Bytes `start` to `end`, or fewer; raises OSError if nothing comes."""
+    data: bytes
+    if hasattr(fs, "_cat_file"):
+        from fsspec.asyn import sync
+
+        data = sync(fs.loop, fs._cat_file, path, start=start, end=end, timeout=STALLED)
+    else:
+        data = fs.cat_file(path, start=start, end=end)
+    if len(data) > end - start:  # a server that does not know ranges sends all
+        data = data[start:end]
+    if not data:
+        raise OSError(f"nothing came after byte {start}")
+    return data
+
+
+def _patiently(url: str, request: Any) -> bytes:
+    """Try until it works, with longer and longer pauses; what will not get better by waiting is raised at once."""
+    for failures in range(1, RETRIES + 1):
+        try:
+            fs, path = _file_system(url)
+            data: bytes = request(fs, path)
+            return data
+        except (FileNotFoundError, PermissionError, UserError):  # noqa: PERF203
+            raise
+        except Exception as error:  # each file system has errors of its own
+            if failures == RETRIES:
+                reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                raise UserError(f"{url}: {RETRIES} attempts failed, the last by {reason}.") from None
+            time.sleep(FIRST_PAUSE * 2 ** (failures - 1))
+    raise AssertionError
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    """Anew each time: fsspec keeps them by process, and a forked worker must not share its parent's."""
+    import fsspec
+
+    try:
+        fs, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise UserError(f"{url}: {error}. Install it by `pip install 'wcord[remote]'`.") from None
+    return fs, path
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time for this file; where the system has no such locks, each fetches for itself."""
+    with path.with_name(f"{path.name}.lock").open("w") as file:
+        try:
+            import fcntl
+        except ImportError:
+            yield
+            return
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _evict(kept: Path) -> None:
+    """Remove the shards that were not used for the longest time until the rest fits; open ones stay readable."""
+    limit = float(os.environ.get("WCORD_CACHE_GB") or 50) * 1e9
+    found = []
+    for path in kept.parents[1].glob("*/*.tar"):
+        with suppress(FileNotFoundError):
+            found.append((path.stat().st_atime, path.stat().st_size, path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if total > limit and path != kept:
+            path.unlink(missing_ok=True)
+            total -= size
+
+
+def _replace(path: Path, data: bytes) -> None:
+    part = path.with_name(f"{path.name}.{os.getpid()}")
+    part.write_bytes(data)
+    part.replace(path)

@@ -1,0 +1,183 @@
+"""Shards from other machines: whole and once each, however badly the network behaves."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import ClassVar
+
+import pytest
+import torch
+
+from modalities import RGB, Depth
+from pipeline import remote
+from pipeline.check import check
+from pipeline.errors import UserError
+from pipeline.prepare import View
+from pipeline.source import open_split
+from pipeline.stream import EvalStream, TrainStream, loader
+
+VIEWS = {"teacher": View(RGB(), 24), "student": View(Depth(), 16)}
+CPU = torch.device("cpu")
+
+
+class BadServer(BaseHTTPRequestHandler):
+    """Serves ranges of files; 20 % of requests fail, and as many bodies are cut or stall."""
+
+    folder: ClassVar[Path]
+    chance: ClassVar[random.Random]
+    said: ClassVar[Counter[str]]
+    wrong: ClassVar[float]
+    ranges: ClassVar[bool] = True
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = self.folder / self.path.lstrip("/")
+        luck = self.chance.random()
+        if luck < self.wrong:
+            self.said["failed"] += 1
+            return self.send_error(503)
+        if not path.is_file():
+            return self.send_error(404)
+        data = path.read_bytes()
+        wanted = re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if wanted and self.ranges:
+            start, stop = int(wanted[1]), int(wanted[2] or len(data) - 1) + 1
+            data = data[start:stop]
+        self.send_response(206 if wanted and self.ranges else 200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command == "HEAD":
+            return None
+        if luck < 1.5 * self.wrong:
+            self.said["cut"] += 1
+            self.wfile.write(data[: len(data) // 2])
+        elif luck < 1.75 * self.wrong:
+            self.said["stalled"] += 1
+            self.wfile.write(data[:10])
+            self.wfile.flush()
+            time.sleep(1.5)
+        else:
+            self.said["served"] += 1
+            self.wfile.write(data)
+        return None
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("WCORD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(remote, "BLOCK", 10_000)
+    monkeypatch.setattr(remote, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(remote, "STALLED", 0.4)
+    handler = type(
+        "Handler", (BadServer,), {"folder": shapes, "chance": random.Random(0), "said": Counter(), "wrong": 0.2}
+    )
+    running = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    Thread(target=running.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{running.server_port}"
+    running.shutdown()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_over_a_bad_network_has_every_sample_once(server: str, workers: int) -> None:
+    stream = TrainStream(open_split(server, "train", "label"), VIEWS, batch=8)
+    batches = loader(stream, workers, CPU)
+    seen = Counter(key for _ in range(12) for key in next(batches)["key"])
+    assert seen == Counter(f"s{i:05d}" for i in range(96))
+
+
+def test_a_second_run_fetches_no_shard_again(server: str, tmp_path: Path) -> None:
+    for _ in range(2):
+        source = open_split(server, "test", "label")
+        assert sum(len(b["key"]) for b in loader(EvalStream(source, VIEWS, batch=8), 0, CPU)) == 30
+        times = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*/*.tar")}
+    assert len(times) == 2
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+
+
+def test_an_interrupted_shard_goes_on_where_it_stopped(
+    server: str, shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_split(server, "train", "label")
+    shard, whole = source.shards[0], (shapes / source.shards[0].file).read_bytes()
+    (source.folder / f"{shard.file}.part").write_bytes(whole[:15_000])
+    starts: list[int] = []
+    block = remote._block
+    monkeypatch.setattr(remote, "_block", lambda fs, path, a, b: starts.append(a) or block(fs, path, a, b))
+    remote.fetch(source.folder / shard.file, shard.bytes)
+    assert min(starts) == 15_000
+    assert (source.folder / shard.file).read_bytes() == whole
+
+
+def test_a_damaged_copy_is_fetched_again(server: str) -> None:
+    source = open_split(server, "test", "label")
+    path = source.folder / source.shards[0].file
+    remote.fetch(path, source.shards[0].bytes)
+    data = bytearray(path.read_bytes())
+    data[3000] ^= 1
+    path.write_bytes(data)
+    assert sum(len(b["key"]) for b in loader(EvalStream(source, VIEWS, batch=8), 0, CPU)) == 30
+
+
+def test_the_mirror_stays_within_its_limit(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_split(server, "train", "label")
+    largest = max(shard.bytes for shard in source.shards)
+    monkeypatch.setenv("WCORD_CACHE_GB", str(largest / 1e9))
+    batches = loader(TrainStream(source, VIEWS, batch=8), 0, CPU)
+    for _ in range(24):
+        next(batches)
+        assert sum(path.stat().st_size for path in source.folder.glob("*.tar")) <= largest
+
+
+def test_a_server_that_is_gone_or_lacks_a_shard_is_named(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"dataset.json: not found"):
+        open_split(f"{server}/elsewhere", "train", "label")
+    monkeypatch.setattr(remote, "RETRIES", 2)
+    with pytest.raises(UserError, match=r"http://127.0.0.1:1/dataset.json: 2 attempts failed, the last by Client"):
+        open_split("http://127.0.0.1:1", "train", "label")
+
+
+def test_other_schemes_are_only_names_of_folders() -> None:
+    for name in ("pipe:ls", "file:///etc", "ssh://host/x", "data/shapes"):
+        assert not remote.is_remote(name)
+
+
+def test_check_reads_a_remote_data_set(server: str) -> None:
+    assert check(server).faults == []
+
+
+def test_an_object_store(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    s3fs = pytest.importorskip("s3fs")
+    moto = pytest.importorskip("moto.server")
+    store = moto.ThreadedMotoServer(port=0)
+    store.start()
+    host, port = store.get_host_and_port()
+    for name, value in {
+        "WCORD_CACHE": str(tmp_path),
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    files = s3fs.S3FileSystem(skip_instance_cache=True)
+    files.mkdir("recordings")
+    for path in shapes.iterdir():
+        files.put(str(path), f"recordings/shapes/{path.name}")
+    source = open_split("s3://recordings/shapes", "train", "label")
+    seen = Counter(key for b in loader(EvalStream(source, VIEWS, batch=8), 2, CPU) for key in b["key"])
+    assert seen == Counter(f"s{i:05d}" for i in range(96))
+    store.stop()
+    assert os.environ["AWS_ENDPOINT_URL"]
