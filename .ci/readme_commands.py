@@ -1,4 +1,5 @@
-"""Run every command of the README's `sh` blocks, in order, in an empty folder that holds what they speak of.
+"""Run every command in the `sh` blocks of the README and of docs/long-runs.md, in order, in one empty folder that holds
+what they speak of.
 
 Trainings are cut to a few steps; `make` is run by .ci/run itself. YAML blocks whose first line is `# name.yaml` become
 files. Exits with 1 at the first command that fails.
@@ -38,14 +39,14 @@ def commands(block: str) -> list[str]:
 
 
 def main() -> int:
-    readme = (ROOT / "README.md").read_text()
+    pages = "".join((ROOT / page).read_text() for page in ("README.md", "docs/long-runs.md"))
     environment = os.environ | {"PATH": f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         recordings(folder)
-        for block in re.findall(r"```yaml\n# (\S+\.yaml)[^\n]*\n(.*?)```", readme, re.S):
+        for block in re.findall(r"```yaml\n# (\S+\.yaml)[^\n]*\n(.*?)```", pages, re.S):
             (folder / block[0]).write_text(block[1])
-        for block in re.findall(r"```sh\n(.*?)```", readme, re.S):
+        for block in re.findall(r"```sh\n(.*?)```", pages, re.S):
             for line in commands(block):
                 if line.startswith(("make ", "git ", "cd ", "python -m benchmarks")) or GPU_ONLY in line:
                     print(f"not run here: {line}")
@@ -58,7 +59,7 @@ def main() -> int:
                 if done.returncode:
                     print(done.stdout[-2000:], done.stderr[-3000:], f"failed: {shlex.quote(line)}", sep="\n")
                     return 1
-    print("every command of the README ran")
+    print("every command of the README and of docs/long-runs.md ran")
     return 0
 
 

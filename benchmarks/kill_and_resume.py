@@ -9,11 +9,12 @@ import argparse
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import torch
 from safetensors.torch import load_file
 
@@ -38,10 +39,15 @@ def wcord(*arguments: str, processes: int = 1) -> list[str]:
 
 def start(command: list[str]) -> subprocess.Popen[str]:
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    # A group of its own, so that one signal kills launcher, ranks and loader workers at once.
-    return subprocess.Popen(
-        command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def kill_all(process: subprocess.Popen[str]) -> None:
+    """Launcher, ranks and loader workers, without warning."""
+    launcher = psutil.Process(process.pid)
+    for one in [launcher, *launcher.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
 
 
 def run(command: list[str], kill_at: int | None = None) -> str:
@@ -52,7 +58,7 @@ def run(command: list[str], kill_at: int | None = None) -> str:
     for line in process.stdout:
         said += line
         if kill_at is not None and line.startswith(f"step {kill_at}/"):
-            os.killpg(process.pid, signal.SIGKILL)
+            kill_all(process)
             break
     code = process.wait()
     if kill_at is None and code != 0:

@@ -8,11 +8,14 @@ any batch. A sample that cannot be used keeps its place: another one, of a neigh
 
 from __future__ import annotations
 
+import atexit
 import random
 import signal
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import cycle, islice
+from multiprocessing import active_children
 from typing import Any
 
 import cv2
@@ -179,6 +182,7 @@ def loader(stream: IterableDataset[Any], workers: int, device: torch.device) -> 
         worker_init_fn=_start_worker,
         pin_memory=device.type == "cuda",
     )
+    _kill_workers_at_exit()
     try:
         for batch in batches:
             if isinstance(batch, Fault):
@@ -193,9 +197,24 @@ def loader(stream: IterableDataset[Any], workers: int, device: torch.device) -> 
         ) from None
 
 
+@cache
+def _kill_workers_at_exit() -> None:
+    """Python would ask them by SIGTERM, which they ignore, and wait for ever."""
+    atexit.register(_kill_workers)
+
+
+def _kill_workers() -> None:
+    for child in active_children():
+        if child.daemon:
+            child.kill()
+
+
 def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)
-    for number in (signal.SIGINT, signal.SIGTERM):  # they come to all processes; the main one ends its workers
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # they come to all processes; the main one has to end its step
         signal.signal(number, signal.SIG_IGN)
     yield_to_training()
 

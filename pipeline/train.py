@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 import torch.distributed.nn  # its default arguments keep the process group for good if it is imported after the group
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.utils import parse_flag_from_env
+from torch.distributed import DistBackendError
 
 from pipeline.checkpoint import BEST, Checkpoint, keep_best, newest_checkpoint, save_checkpoint
 from pipeline.config import Config
@@ -47,6 +48,13 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
             _train(config, accelerator, resume, overwrite, stop)
         except Stopped as asked:
             stopped = asked.with_traceback(None)  # which would hold the model
+        except RuntimeError as error:
+            if not isinstance(error, DistBackendError) and "gloo" not in str(error):
+                raise
+            raise UserError(
+                f"another process ended, or did not answer for {config.train.timeout:g} s (train.timeout); its own message "
+                f"says why. Go on with --resume. ({' '.join(str(error).split())[:200]})"
+            ) from None
     # The process group's threads end with it, and it with the models that hold it. One that is alive when Python
     # finalises aborts the process, and the launcher then kills the other ranks.
     accelerator.free_memory()
@@ -155,7 +163,9 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
 def start_accelerator(config: Config) -> Accelerator:
     """Start Accelerate; UserError if the launcher started more processes than it joined."""
     precision = config.train.precision
-    device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device.type
+    # It starts the process group; Accelerator takes the one that it finds.
+    patience = timedelta(seconds=config.train.timeout)
+    device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=patience).device.type
     if precision == "auto":
         native = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16" if native else "fp32"
@@ -165,10 +175,7 @@ def start_accelerator(config: Config) -> Accelerator:
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     # The buffers are averaged where they are read; the graph is the same at every step.
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, static_graph=True, gradient_as_bucket_view=True)
-    patience = InitProcessGroupKwargs(timeout=timedelta(seconds=config.train.timeout))
-    accelerator = Accelerator(
-        mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=[ddp, patience]
-    )
+    accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=[ddp])
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         raise UserError(

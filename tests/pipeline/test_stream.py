@@ -53,6 +53,21 @@ def test_an_epoch_reads_no_sample_twice_and_all_ranks_take_as_many_steps(
     assert len(seen) == 96 // (4 * ranks) * 4 * ranks
 
 
+@pytest.mark.parametrize("shards", [1, 5, 16])
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_every_epoch_has_every_sample_exactly_once(tmp_path: Path, ranks: int, workers: int, shards: int) -> None:
+    """49 samples make 4 global batches of 12: one sample is left out, another one in each epoch."""
+    sizes = [49 // shards + (number < 49 % shards) for number in range(shards)]
+    folder = write_dataset(tmp_path / "data", {"train": sizes})
+    epochs = [Counter[str](), Counter[str]()]
+    for rank in range(ranks):
+        stream = train_stream(folder, batch=12 // ranks, ranks=ranks, rank=rank)
+        for number, batch in enumerate(take(stream, 8, workers)):
+            epochs[number // 4].update(batch["key"])
+    assert all(set(epoch.values()) == {1} and len(epoch) == 48 for epoch in epochs)
+
+
 def test_epochs_differ_in_order_and_in_augmentation(shapes: Path) -> None:
     first, second = (take(train_stream(shapes, batch=96), 2)[i] for i in (0, 1))
     assert sorted(first["key"]) == sorted(second["key"])

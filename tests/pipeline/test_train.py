@@ -377,3 +377,42 @@ def test_compression_and_a_teacher_of_other_size_are_the_same_program(make_confi
     shards = configs.load(make_config("big")).data.shards
     run = train(configs.load("compress", [*overrides, f"data.shards={shards}"]))
     assert load_network(run / "student").view.size == 16
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux to find the ranks")
+def test_when_one_of_two_processes_is_killed_the_other_ends_with_a_reason(make_config: Any) -> None:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "pipeline", "train"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    started = subprocess.Popen(
+        [sys.executable, *launch, str(make_config()), "train.steps=9999", "train.log_every=1", "data.workers=1"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert started.stdout is not None
+    for line in started.stdout:
+        if line.startswith("step 5/"):
+            break
+    ranks = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
+    os.kill(int(ranks[-1]), signal.SIGKILL)
+    said = started.communicate(timeout=60)[0]
+    assert started.returncode != 0
+    assert "SIGKILL" in said
+    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+
+
+def test_an_error_ends_a_run_with_workers_at_once(make_config: Any, tmp_path: Path) -> None:
+    """Its loader's processes do not listen to the signal that Python ends them by."""
+    (tmp_path / "breaks.py").write_text(
+        "from losses import CrossEntropy\n"
+        "class Breaks(CrossEntropy):\n"
+        "    def forward(self, *features):\n"
+        "        raise RuntimeError('broken')\n"
+    )
+    path = make_config("run", "", "  breaks:Breaks: {}")
+    command = [sys.executable, "-m", "pipeline", "train", str(path), "data.workers=2"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert "RuntimeError: broken" in done.stderr
