@@ -47,7 +47,7 @@ def cache(config: Config) -> Path:
         raise UserError("teacher.cache: must name the cache, for example `teacher.cache=rgb_teacher`.")
     name = config.teacher.cache
     policy = Policy(config.data.max_faulty, config.data.unpaired)
-    source = open_split(config.data.shards, "train", config.data.label, policy=policy)
+    source = open_split(config.data.shards, "train", config.data.label, policy=policy, join=config.data.join)
     kinds: list[type[Loss]] = [find(loss, LOSSES, Loss, "loss") for loss in config.losses]
     maps = any(kind.needs_maps for kind in kinds)
     about = Cache(

@@ -31,6 +31,10 @@ class Data(Section):
     """What the student is trained on, and how samples become batches."""
 
     shards: str = Field(min_length=1, description="Folder of the packed data set, with its dataset.json.")
+    join: list[Annotated[str, Field(min_length=1)]] = Field(
+        default=[],
+        description="Folders of other packed data sets; they complete the samples with what has the same key.",
+    )
     label: str = Field(default="label", min_length=1, description="Which label of dataset.json's classes is the task.")
     labels: float = Field(default=1.0, gt=0, le=1, description="Fraction of training samples whose label is seen.")
     batch_size: int = Field(default=64, gt=0, description="Samples a step, over all processes.")

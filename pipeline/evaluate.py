@@ -55,7 +55,7 @@ def evaluate(run: str | Path) -> Results:
     baselines = _baselines(config)
     policy = Policy(config.data.max_faulty, config.data.unpaired)
     train, test = (
-        open_split(config.data.shards, split, config.data.label, policy=policy)
+        open_split(config.data.shards, split, config.data.label, policy=policy, join=config.data.join)
         for split in ("train", config.evaluation.split)
     )
     classes = load_dataset(config.data.shards).classes.get(config.data.label, [])

@@ -77,6 +77,7 @@ class Prepare:
         """Raises SampleError for a sample that cannot be used."""
         if "__lost__" in raw:
             raise _error(raw, "shard", f"{raw['__url__']}: {raw['__lost__']}. {CURE}")
+        raw = complete(self.source, raw, self.members)
         meta = _meta(raw)
         decoded = [
             None if number in self.optional and _member(modality, raw) is None else _decode(modality, raw, meta)
@@ -166,6 +167,7 @@ def pictures(
     members = Prepare(source, views, None).members
     for raw in read_range(source.folder, source.shards, 0, source.samples, members):
         if raw["__key__"] in keys:
+            raw = complete(source, raw, members)
             meta = _meta(raw)
             seen = {
                 role: _side_by_side([v.modality.picture(_decode(v.modality, raw, meta)) for v in _several(sight)])
@@ -187,6 +189,16 @@ def _side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
 
 def _same_modality(a: Modality, b: Modality) -> bool:
     return type(a) is type(b) and vars(a) == vars(b)
+
+
+def complete(source: Source, raw: Sample, members: frozenset[str]) -> Sample:
+    """The sample with what other data sets have of it."""
+    for other in source.joined:
+        try:
+            raw = other.complete(raw, members)
+        except (OSError, ValueError) as error:  # noqa: PERF203
+            raise _error(raw, "shard", f"{other.folder}: {error}. {CURE}") from None
+    return raw
 
 
 def _meta(raw: Sample) -> Mapping[str, Any]:

@@ -58,11 +58,11 @@ def _read_shard(
     due = first
     try:
         with ExitStack() as stack:
-            samples = _samples(_open(stack, path, shard), str(path), members)
+            samples = _samples(open_shard(stack, path, shard), str(path), members)
             if beside is not None:
                 sidecar = folder / beside[0].file
                 samples = _joined(
-                    samples, _samples(_open(stack, sidecar, beside[0]), str(sidecar), {beside[1]}), beside[1]
+                    samples, _samples(open_shard(stack, sidecar, beside[0]), str(sidecar), {beside[1]}), beside[1]
                 )
             for place, sample in enumerate(samples):
                 if place >= last:
@@ -77,7 +77,8 @@ def _read_shard(
             yield {"__key__": "", "__url__": str(path), "__place__": lost, "__lost__": str(error)}
 
 
-def _open(stack: ExitStack, path: Path, shard: Shard) -> BinaryIO:
+def open_shard(stack: ExitStack, path: Path, shard: Shard) -> BinaryIO:
+    """Open a shard, fetched if need be, until the stack ends; OSError or ValueError if it is not what was packed."""
     remote = origin(path.parent) is not None
     for _ in range(3):  # what was fetched may be damaged, or be removed again for want of space
         if remote:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import UserError
+from pipeline.join import Join
 from pipeline.shards import Dataset, Shard, load_dataset, local, verify_files
 from pipeline.sidecar import Cache, member
 
@@ -40,6 +42,7 @@ class Source:
     seed: int = 0
     policy: Policy = Policy()
     cache: Cache | None = None
+    joined: tuple[Join, ...] = ()
 
     @property
     def samples(self) -> int:
@@ -71,12 +74,13 @@ def open_split(
     visible_labels: float = 1.0,
     seed: int = 0,
     policy: Policy = Policy(),
+    join: Sequence[str] = (),
 ) -> Source:
     """Check that a split of a packed data set is there and whole, without reading it.
 
     A data set without any classes has 0 of them, and all its samples are unlabelled. Raises UserError for a data set
     that is not packed, a split without samples, a label that it does not have, and, unless faults are to be skipped, a
-    missing shard or one of the wrong size.
+    missing shard or one of the wrong size. join: other data sets whose members complete the samples by key.
     """
     dataset: Dataset = load_dataset(folder)
     if dataset.samples(split) == 0:
@@ -86,7 +90,10 @@ def open_split(
         known = ", ".join(dataset.classes) or "none"
         raise UserError(f"{folder}: data.label: no label `{label}` in this data set; it has: {known}.")
     shards = tuple(dataset.splits[split])
-    source = Source(local(folder), shards, label, len(dataset.classes.get(label, [])), visible_labels, seed, policy)
+    joined = tuple(map(Join, join))
+    source = Source(
+        local(folder), shards, label, len(dataset.classes.get(label, [])), visible_labels, seed, policy, None, joined
+    )
     if not source.tolerant:
         verify_files(source.folder, shards)
     return source

@@ -52,8 +52,8 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
             if not isinstance(error, DistBackendError) and "gloo" not in str(error):
                 raise
             raise UserError(
-                f"another process ended, or did not answer for {config.train.timeout:g} s (train.timeout); its own message "
-                f"says why. Go on with --resume. ({' '.join(str(error).split())[:200]})"
+                f"another process ended, or did not answer for {config.train.timeout:g} s (train.timeout); its own "
+                f"message says why. Go on with --resume. ({' '.join(str(error).split())[:200]})"
             ) from None
     # The process group's threads end with it, and it with the models that hold it. One that is alive when Python
     # finalises aborts the process, and the launcher then kills the other ranks.
@@ -69,9 +69,9 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
     claim(run, resume, overwrite)
     data = config.data
     policy = Policy(data.max_faulty, data.unpaired)
-    source = open_split(data.shards, "train", data.label, data.labels, config.seed, policy)
+    source = open_split(data.shards, "train", data.label, data.labels, config.seed, policy, data.join)
     checked = config.evaluation.split if config.evaluation.every else None
-    held_out = open_split(data.shards, checked, data.label, policy=policy) if checked else None
+    held_out = open_split(data.shards, checked, data.label, policy=policy, join=data.join) if checked else None
 
     distillation = build_model(config)
     source = replace(source, cache=distillation.cache)
@@ -290,7 +290,7 @@ def _identity(config: Config, model: Distillation) -> dict[str, Any]:
         "teacher": model.teacher_digest(),
         "losses": settings["losses"],
         "seed": config.seed,
-        "data": {k: v for k, v in settings["data"].items() if k not in ("shards", "workers", "max_faulty")},
+        "data": {k: v for k, v in settings["data"].items() if k not in ("shards", "join", "workers", "max_faulty")},
         "train": {k: settings["train"][k] for k in ("optimizer", "weight_decay", "precision")},
     }
     found: dict[str, Any] = json.loads(json.dumps(identity))

@@ -15,7 +15,7 @@ PIPELINE = [
     {"configfile", "components", "explain", "config", "shards"},
     {"members", "tabletop_shapes", "tabletop_sound", "tabletop", "splits", "parallel", "progress", "scan"},
     {"samples", "skipped"},
-    {"sidecar"},
+    {"sidecar", "join"},
     {"source"},
     {"prepare", "paired"},
     {"recipes", "pack", "check", "stream"},

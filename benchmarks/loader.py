@@ -1,0 +1,151 @@
+"""The paired stream against a bare webdataset loop that decodes and augments alike; memory over many samples.
+
+python -m benchmarks.loader
+python -m benchmarks.loader --memory 1000000
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import cv2
+import numpy as np
+import psutil
+import torch
+import webdataset as wds
+from torch.utils.data import DataLoader
+
+from modalities import RGB, Depth
+from modalities.base import Geometry
+from pipeline.pack import pack
+from pipeline.prepare import View
+from pipeline.recipes import tabletop
+from pipeline.shards import MANIFEST, Dataset, write_shard
+from pipeline.source import open_split
+from pipeline.stream import TrainStream, loader
+
+FOLDER = Path("runs/bench_loader")
+SCENES, BATCH, SHUFFLE, CROP = 2000, 64, 1000, (0.6, 1.0)
+CPU = torch.device("cpu")
+
+
+def views() -> dict[str, View]:
+    return {"teacher": View(RGB(), 96), "student": View(Depth(input="depth+normals"), 96)}
+
+
+def bare(folder: Path, workers: int) -> Iterator[Any]:
+    """Without order, resume, labels or checks; numbers come from one generator a worker."""
+    own = views()
+
+    def prepare(sample: dict[str, Any]) -> list[Any]:
+        rng = np.random.default_rng()
+        geometry = Geometry.draw(rng, CROP, True)
+        fields = {"teacher": sample["rgb.jpg"], "student": sample["depth.png"]}
+        return [
+            view.modality.augment(view.modality.decode(fields[role], {}), geometry, view.size, rng)
+            for role, view in own.items()
+        ]
+
+    files = sorted(map(str, folder.glob("train-*.tar")))
+    dataset = wds.WebDataset(files, shardshuffle=100, resampled=False, empty_check=False, nodesplitter=None)
+    dataset = dataset.repeat().shuffle(SHUFFLE).map(prepare).batched(BATCH, collation_fn=_stack)
+    return iter(DataLoader(dataset, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None))
+
+
+def _stack(samples: list[Any]) -> list[torch.Tensor]:
+    return [torch.stack(values) for values in zip(*samples, strict=True)]
+
+
+def ours(folder: Path, workers: int) -> Iterator[Any]:
+    source = open_split(folder, "train", "label")
+    return loader(TrainStream(source, views(), batch=BATCH, shuffle=SHUFFLE, crop=CROP, flip=True), workers, CPU)
+
+
+def samples_per_second(start: Callable[[Path, int], Iterator[Any]], folder: Path, workers: int) -> float:
+    """Over two epochs, after one in which files are cached, hashed and buffers filled."""
+    batches = start(folder, workers)
+    for _ in range(SCENES // BATCH):
+        next(batches)
+    steps = 2 * SCENES // BATCH
+    begun = time.perf_counter()
+    for _ in range(steps):
+        next(batches)
+    return steps * BATCH / (time.perf_counter() - begun)
+
+
+def compare() -> None:
+    folder = FOLDER / "data"
+    if not (folder / MANIFEST).exists():
+        pack(tabletop.plan(SCENES, 0, 128), folder, fractions={"train": 1.0}, shard_bytes=8_000_000, workers=2)
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    for workers in (0, 1, 2):
+        pairs = [[samples_per_second(start, folder, workers) for start in (bare, ours)] for _ in range(3)]
+        a, b = (median(column) for column in zip(*pairs, strict=True))
+        ratio = median(own / other for other, own in pairs)
+        print(f"{workers} workers: webdataset {a:.0f} samples/s, ours {b:.0f}, ratio {ratio:.2f}", flush=True)
+
+
+def write_small(folder: Path, samples: int) -> None:
+    """Photos and depth maps of 4 x 4 pixels, 50,000 a shard."""
+    folder.mkdir(parents=True)
+    members = {
+        "rgb.png": cv2.imencode(".png", np.full((4, 4, 3), 100, np.uint8))[1].tobytes(),
+        "depth.png": cv2.imencode(".png", np.full((4, 4), 1000, np.uint16))[1].tobytes(),
+    }
+    shards = []
+    for number in range(samples // 50_000):
+        keys = range(number * 50_000, (number + 1) * 50_000)
+        shards.append(write_shard(folder / f"train-{number:06d}.tar", ((f"s{key:08d}", members) for key in keys)))
+    about = Dataset(
+        name="small",
+        recipe="bench",
+        fields=dict.fromkeys(members, samples),
+        splits={"train": shards},
+        classes={},
+        units={},
+        split_rule="all",
+    )
+    (folder / MANIFEST).write_text(about.model_dump_json())
+
+
+def memory(samples: int) -> None:
+    """Resident memory of the training process and of its worker, a line for each tenth of the samples."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "data"
+        write_small(folder, samples)
+        small = {"teacher": View(RGB(), 4), "student": View(Depth(), 4)}
+        stream = TrainStream(open_split(folder, "train", "label"), small, batch=250, shuffle=SHUFFLE)
+        batches = loader(stream, 1, CPU)
+        process, found = psutil.Process(), []
+        for step in range(samples // 250):
+            next(batches)
+            if (step + 1) % (samples // 2500) == 0:
+                own = [p.memory_full_info().uss / 2**20 for p in (process, *process.children())]
+                found.append(own)
+                print(f"{(step + 1) * 250:,} samples: {own[0]:.0f} MiB, worker {own[1]:.0f} MiB", flush=True)
+        late = np.array(found[1:])
+        print(f"largest change after the first tenth: {np.abs(late / late[0] - 1).max():.1%}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--memory", type=int, metavar="SAMPLES")
+    options = parser.parse_args()
+    if options.memory:
+        memory(options.memory)
+    else:
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        compare()
+        shutil.rmtree(FOLDER)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Join by key: members of a sample that lie in the shards of another data set, in whatever order those are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from hashlib import blake2b
+from io import BytesIO
+from itertools import chain
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from pipeline.errors import UserError
+from pipeline.samples import Sample, open_shard
+from pipeline.shards import Shard, load_dataset, local
+from pipeline.tar import BLOCK, read_members
+
+OPEN = 64
+"""Shards that a process keeps open at a time."""
+
+
+class Join:
+    """Finds samples of a packed data set, all its splits, by their key; 26 bytes of memory a sample.
+
+    Raises UserError for what is not a packed data set, a shard that cannot be read, or a key that is there twice.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = local(folder)
+        self.shards = tuple(chain.from_iterable(load_dataset(folder).splits.values()))
+        self.process, self.opened = -1, ExitStack()
+        self.files: dict[int, BinaryIO] = {}
+        rows = [row for number, shard in enumerate(self.shards) for row in self._rows(number, shard)]
+        table = np.array(rows, dtype=[("key", "u8"), ("shard", "u2"), ("start", "i8"), ("stop", "i8")])
+        self.table = np.sort(table, order="key")
+        if (twice := np.flatnonzero(self.table["key"][1:] == self.table["key"][:-1])).size:
+            file = self.shards[self.table["shard"][twice[0]]].file
+            raise UserError(f"{folder}: {twice.size} keys are there twice, the first in {file}: keys must differ.")
+
+    def complete(self, sample: Sample, members: frozenset[str]) -> Sample:
+        """The sample with those of `members` that it does not have itself, where this data set has them."""
+        key = sample["__key__"]
+        place = int(np.searchsorted(self.table["key"], _hash(key)))
+        if place == len(self.table) or self.table["key"][place] != _hash(key):
+            return sample
+        row = self.table[place]
+        file = self._file(int(row["shard"]))
+        file.seek(int(row["start"]))
+        data = file.read(int(row["stop"] - row["start"])) + bytes(2 * BLOCK)
+        found: Sample = {}
+        for name, content in read_members(BytesIO(data), lambda name: name.partition(".")[2].lower() in members):
+            own, _, member = name.partition(".")
+            if own == key and content is not None:
+                found[member.lower()] = content
+        return found | sample
+
+    def _rows(self, number: int, shard: Shard) -> Iterator[tuple[int, int, int, int]]:
+        """Hash of the key, shard, first byte and end of each sample."""
+        path = self.folder / shard.file
+        try:
+            with ExitStack() as stack:
+                file = open_shard(stack, path, shard)
+                key, start, end = "", 0, 0
+                for name, _ in read_members(file, lambda name: False):
+                    own = name.partition(".")[0]
+                    if own != key:
+                        if key:
+                            yield _hash(key), number, start, end
+                        key, start = own, end
+                    end = file.tell()
+                if key:
+                    yield _hash(key), number, start, end
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: {error}. Run `wcord check` on the data set.") from None
+
+    def _file(self, number: int) -> BinaryIO:
+        if self.process != os.getpid():  # a forked worker must not share its parent's place in the file
+            self.process, self.opened, self.files = os.getpid(), ExitStack(), {}
+        if number not in self.files:
+            if len(self.files) == OPEN:
+                self.files.pop(next(iter(self.files))).close()
+            self.files[number] = open_shard(self.opened, self.folder / self.shards[number].file, self.shards[number])
+        return self.files[number]
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"process": -1, "opened": ExitStack(), "files": {}}
+
+
+def _hash(key: str) -> int:
+    return int.from_bytes(blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")

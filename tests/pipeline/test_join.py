@@ -1,0 +1,90 @@
+"""Join by key: photos in one data set, depth maps in another, in other shards and another order."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from shapes_dataset import members, write_dataset
+
+from modalities import RGB, Depth
+from pipeline import config as configs
+from pipeline.errors import UserError
+from pipeline.evaluate import evaluate
+from pipeline.join import Join
+from pipeline.prepare import View
+from pipeline.shards import MANIFEST, load_dataset, write_shard
+from pipeline.source import Policy, open_split
+from pipeline.stream import TrainStream, loader
+from pipeline.train import train
+
+VIEWS = {"teacher": View(RGB(), 24), "student": View(Depth(), 16)}
+
+
+def apart(folder: Path, lost: tuple[int, ...] = ()) -> tuple[Path, Path]:
+    """The samples of `shapes`, their depth maps in a data set of their own; some of those are lost."""
+    photos = write_dataset(folder / "photos", {"train": [50, 30, 16], "test": [30]})
+    maps = write_dataset(folder / "maps", {"all": [63, 63]})
+    rewrite(
+        photos, {"train": [range(50), range(50, 80), range(80, 96)], "test": [range(96, 126)]}, "rgb.jpg", "label.txt"
+    )
+    order = [i for i in range(126) if i not in lost]
+    random.Random(1).shuffle(order)
+    rewrite(maps, {"all": [order[:40], order[40:]]}, "depth.png")
+    return photos, maps
+
+
+def rewrite(folder: Path, splits: dict[str, Any], *kept: str) -> None:
+    about = load_dataset(folder)
+    for split, shards in splits.items():
+        for place, numbers in enumerate(shards):
+            samples = [(f"s{i:05d}", {k: v for k, v in members(i).items() if k in kept}) for i in numbers]
+            about.splits[split][place] = write_shard(folder / f"{split}-{place:06d}.tar", samples)
+    (folder / MANIFEST).write_text(about.model_dump_json())
+
+
+def epoch(photos: Path, workers: int = 0, **more: Any) -> list[dict[str, Any]]:
+    stream = TrainStream(open_split(photos, "train", "label", **more), VIEWS, batch=8, crop=(0.5, 1.0), flip=True)
+    batches = loader(stream, workers, torch.device("cpu"))
+    return [next(batches) for _ in range(12)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_joined_samples_are_the_ones_that_were_never_apart(tmp_path: Path, shapes: Path, workers: int) -> None:
+    photos, maps = apart(tmp_path)
+    for joined, whole in zip(epoch(photos, workers, join=[str(maps)]), epoch(shapes, workers), strict=True):
+        assert joined["key"] == whole["key"]
+        assert torch.equal(joined["student"], whole["student"])
+        assert torch.equal(joined["teacher"], whole["teacher"])
+
+
+def test_what_the_other_data_set_lacks_is_an_error_or_skipped_and_counted(tmp_path: Path) -> None:
+    photos, maps = apart(tmp_path, lost=(3, 70))
+    with pytest.raises(UserError, match=r"sample s000(03|70): has no depth.png or depth.npy"):
+        epoch(photos, join=[str(maps)])
+    batches = epoch(photos, join=[str(maps)], policy=Policy(unpaired="skip"))
+    assert {s.key for batch in batches for s in batch["skipped"]} == {"s00003", "s00070"}
+
+
+def test_faults_of_the_other_data_set_are_named(tmp_path: Path) -> None:
+    photos, maps = apart(tmp_path)
+    rewrite(maps, {"all": [[1, 2], [2, 3]]}, "depth.png")
+    with pytest.raises(UserError, match="1 keys are there twice, the first in all-00000"):
+        Join(maps)
+    (maps / "all-000001.tar").unlink()
+    with pytest.raises(UserError, match=r"all-000001\.tar"):
+        epoch(photos, join=[str(maps)])
+    with pytest.raises(UserError, match=r"nowhere/dataset\.json: not found"):
+        epoch(photos, join=["nowhere"])
+
+
+def test_a_run_trains_and_is_measured_on_joined_data(make_config: Any, tmp_path: Path) -> None:
+    photos, maps = apart(tmp_path)
+    joined = f"data.join=[{maps}]"
+    teacher = train(configs.load(make_config("teacher", shards=photos), ["student.modality=rgb", "train.steps=4"]))
+    path = make_config("student", f"teacher: {{run: {teacher}}}", "  wcord: {dim: 8}", shards=photos)
+    results = evaluate(train(configs.load(path, [joined])))
+    assert results["samples/test"] == 30
