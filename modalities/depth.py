@@ -20,6 +20,7 @@ from modalities.depth_map import DepthMap, gravity, hha, intrinsics, normals, tr
 from modalities.encoders import IMAGE_ENCODERS, Encoder, build
 from modalities.encoders.pointnet import PointNet
 from modalities.geometry import Geometry
+from modalities.image_header import image_size
 
 TALLEST = 2.5
 """Metres above the lowest surface that the height of `hha` is scaled to."""
@@ -196,6 +197,7 @@ def planes(image: np.ndarray) -> np.ndarray:
 
 def read_png(data: bytes) -> np.ndarray:
     """uint16 `[H, W]`; ValueError for anything else."""
+    image_size(data)  # refuses what would unpack to gigabytes
     try:
         raw = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:

@@ -15,6 +15,7 @@ from torch import Tensor
 from modalities.base import Modality
 from modalities.encoders import IMAGE_ENCODERS, Encoder, build
 from modalities.geometry import Geometry
+from modalities.image_header import image_size
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, what "grey" means in cv2 and PIL
@@ -41,9 +42,8 @@ class RGB(Modality):
 
         JPEGs are turned upright by their EXIF orientation.
         """
+        image_size(data)  # refuses what would unpack to gigabytes, or be filled up with grey
         is_jpeg = data.startswith(b"\xff\xd8")
-        if is_jpeg and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
-            raise ValueError("JPEG is cut short: its end marker is missing")  # OpenCV 4 fills the rest with grey
         # Only IMREAD_UNCHANGED shows transparency, and only without it EXIF is followed.
         flags = cv2.IMREAD_COLOR if is_jpeg else cv2.IMREAD_UNCHANGED
         try:

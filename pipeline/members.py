@@ -12,6 +12,8 @@ from pathlib import PurePath
 import cv2
 import numpy as np
 
+from modalities.image_header import image_size
+
 SUFFIXES: dict[str, tuple[str, ...]] = {
     "rgb": ("jpg", "png", "webp"),
     "depth": ("png", "npy"),
@@ -21,7 +23,6 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
 }
 """The known fields and the kinds of file that each may be. Any other field takes any file that is not a pickle."""
 
-MOST_PIXELS = 100_000_000
 _PICKLES = ("pkl", "pickle", "pyd", "pt", "pth", "joblib")
 _HOW_DEPTH = "depth is a single-channel 16-bit PNG in millimetres, 0 = no reading; convert it before packing"
 
@@ -105,61 +106,6 @@ def read_meta(data: bytes) -> dict[str, object]:
     return meta
 
 
-def image_size(data: bytes) -> tuple[int, int]:
-    """`(width, height)` from the header of a JPEG, PNG or WebP that is there to its end.
-
-    Raises ValueError for other kinds, for a file cut short (decoders fill the rest with grey, silently), and above
-    `MOST_PIXELS` (a few kilobytes can unpack to gigabytes).
-    """
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        width, height = struct.unpack(">II", data[16:24]) if len(data) >= 24 else (0, 0)
-        whole = b"IEND\xaeB`\x82" in data
-    elif data.startswith(b"\xff\xd8"):
-        (width, height), scan = _jpeg_header(data)
-        whole = scan > 0 and data.find(b"\xff\xd9", scan) > 0
-    elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        width, height = _webp_size(data)
-        whole = len(data) >= 8 + int.from_bytes(data[4:8], "little")
-    else:
-        raise ValueError(f"neither JPEG, PNG nor WebP (begins with {data[:8]!r})")
-    if not whole:
-        raise ValueError(f"the image is truncated: its end is missing after {len(data)} bytes; copy it again")
-    if not 0 < width * height <= MOST_PIXELS:
-        raise ValueError(f"an image of {width} x {height} pixels; 1 to {MOST_PIXELS} pixels are accepted")
-    return width, height
-
-
-def _jpeg_header(data: bytes) -> tuple[tuple[int, int], int]:
-    """Walk the segments to the first scan: its size and where the scan begins (0 if there is none).
-
-    A thumbnail inside a segment has an end marker of its own, so searching the whole file for one would not do.
-    """
-    size, at = (0, 0), 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker == 0xFF:  # fill byte
-            at += 1
-            continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and at + 9 <= len(data):
-            height, width = struct.unpack(">HH", data[at + 5 : at + 9])
-            size = (width, height)
-        if marker == 0xDA:
-            return size, at
-        at += 2 + length
-    return size, 0
-
-
-def _webp_size(data: bytes) -> tuple[int, int]:
-    """The size that the first chunk of a WebP gives: lossy, lossless, or extended."""
-    kind, body = data[12:16], data[20:30].ljust(10, b"\0")
-    if kind == b"VP8 ":
-        return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
-    if kind == b"VP8L":
-        bits = int.from_bytes(body[1:5], "little")
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    return int.from_bytes(body[4:7], "little") + 1, int.from_bytes(body[7:10], "little") + 1
-
-
 def _image(field: str, data: bytes) -> Facts:
     """Open an image and hold it against what its field wants."""
     size = image_size(data)
@@ -170,8 +116,8 @@ def _image(field: str, data: bytes) -> Facts:
     if image is None:
         raise ValueError("the image does not decode: truncated or damaged; copy it again")
     kind = f"{image.shape[2] if image.ndim == 3 else 1}-channel {image.dtype.itemsize * 8}-bit"
-    if field == "rgb" and image.dtype != np.uint8:
-        raise ValueError(f"a {kind} image; rgb is 8-bit; convert it before packing")
+    if field == "rgb" and image.dtype != np.uint8 and (image.dtype != np.uint16 or image.ndim == 2):
+        raise ValueError(f"a {kind} image; rgb is 8-bit, or 16-bit in colour; convert it before packing")
     if field == "mask" and image.ndim != 2:
         raise ValueError(f"a {kind} image; a mask has a single channel; convert it before packing")
     if field != "depth":

@@ -57,9 +57,9 @@ def test_units_become_metres_and_zero_is_no_reading():
     [
         (png(np.full((4, 4), 9, np.uint8)), "8-bit PNG: depth needs 16 bit in millimetres"),
         (png(np.full((4, 4, 3), 9, np.uint16)), "3 channels"),
-        (png(ramp().astype(np.uint16))[:-20], "not a readable PNG"),
-        (b"", "not a readable PNG"),
-        (b"something else" * 20, "not a readable PNG"),
+        (png(ramp().astype(np.uint16))[:-20], "truncated: its end is missing"),
+        (b"", "neither JPEG, PNG nor WebP"),
+        (b"something else" * 20, "neither JPEG, PNG nor WebP"),
     ],
 )
 def test_other_bytes_are_value_errors_in_words(data, message):

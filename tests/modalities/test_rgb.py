@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from modalities import RGB, Geometry
+from modalities import RGB, Depth, Geometry
 
 WHOLE = Geometry()
 
@@ -71,17 +73,42 @@ def test_exif_turns_jpegs_upright():
     assert np.abs(decoded.astype(int) - np.rot90(photo(), -1)).mean() < 6
 
 
-@pytest.mark.parametrize(
-    ("kind", "message"), [(".jpg", "cut short"), (".png", "not a readable photo"), (".webp", "not a readable photo")]
-)
-def test_files_cut_short_are_refused_not_filled_with_grey(kind, message):
+@pytest.mark.parametrize("kind", [".jpg", ".png", ".webp"])
+def test_files_cut_short_are_refused_not_filled_with_grey(kind):
     data = encode(np.random.default_rng(0).integers(0, 255, (96, 80, 3), dtype=np.uint8), kind)
     for keep in (len(data) - 2, len(data) * 3 // 4, len(data) // 2):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=f"its end is missing after {keep} bytes"):
             RGB().decode(data[:keep], {})
     for keep in (40, 3):
-        with pytest.raises(ValueError, match="not a readable photo"):
+        with pytest.raises(ValueError, match=r"neither JPEG, PNG nor WebP|its end is missing"):
             RGB().decode(data[:keep], {})
+
+
+def test_an_image_that_would_unpack_to_gigabytes_is_refused_by_its_header() -> None:
+    rows = zlib.compress(bytes(10_000_000))  # of 1.2 GB, the rest would be as short
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", rows), (b"IEND", b"")]
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
+    for modality in (RGB(), Depth()):
+        with pytest.raises(ValueError, match="an image of 20000 x 20000 pixels; 1 to 100000000"):
+            modality.decode(data, {})
+
+
+def test_cmyk_is_read_as_pillow_reads_it() -> None:
+    file = io.BytesIO()
+    Image.fromarray(photo()).convert("CMYK").save(file, "JPEG", quality=95)
+    expected = np.asarray(Image.open(file).convert("RGB")).astype(int)
+    assert np.abs(RGB().decode(file.getvalue(), {}) - expected).mean() < 6
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_of_an_animation_the_first_picture_is_read(kind: str) -> None:
+    frames = [Image.fromarray(photo()), Image.fromarray(255 - photo())]
+    file = io.BytesIO()
+    frames[0].save(file, kind, save_all=True, append_images=frames[1:], lossless=True)
+    assert np.abs(RGB().decode(file.getvalue(), {}).astype(int) - photo()).mean() < 3
 
 
 def test_what_follows_a_jpegs_end_is_no_fault():

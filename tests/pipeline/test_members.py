@@ -10,7 +10,8 @@ from sources import (
     wav,
 )
 
-from pipeline.members import image_size, inspect, read_label
+from modalities.image_header import image_size
+from pipeline.members import inspect, read_label
 
 
 @pytest.mark.parametrize(
