@@ -14,8 +14,8 @@ from pipeline.progress import Progress
 from pipeline.scan import MOST_FAULTS, Job, Scan, scan
 from pipeline.shards import MANIFEST, Dataset, load_dataset, local
 
-NEAR, FAR = 0.05, 60.0
-"""Metres. A data set whose median depth is outside is probably in another unit than millimetres."""
+NEAR, FAR = 0.2, 10.0
+"""Metres. Indoor recordings whose median depth is outside are probably in a unit 10 times or more off."""
 
 _WORTH_PROCESSES = 64 << 20  # bytes; below, starting processes takes longer than reading
 
@@ -176,8 +176,9 @@ class Tally:
                 yield f"{count} of {self.samples} samples have no {member}, the first {min(keys)}"
         if self.depths and not NEAR <= (depth := self._depth()) <= FAR:
             yield (
-                f"the median depth is {depth:.3g} m, which is not likely: is it in millimetres? Convert it and pack "
-                "again, or set `scale` of the modality depth to the metres per unit"
+                f"the median depth is {depth:.3g} m: right for close-ups or streets, else the unit is wrong. Is it in "
+                "millimetres (.png) or metres (.npy)? Convert it and pack again, or set `scale` of the modality depth "
+                "to the metres per unit"
             )
         if self.saturated:
             yield (

@@ -10,6 +10,7 @@ import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -164,19 +165,26 @@ def test_unlabelled_samples_are_counted_and_no_fault(data: Path) -> None:
     assert any("train: 20 samples, 1 unlabelled: disc 7" in line for line in report.facts)
 
 
-@pytest.mark.parametrize(("unit", "noted"), [(0.02, True), (1.0, False), (43.0, True)])
-def test_a_depth_that_is_not_likely_is_noted(data: Path, unit: float, noted: bool) -> None:
+@pytest.mark.parametrize("kind", ["png", "npy"])
+@pytest.mark.parametrize("factor", [0.001, 0.1, 1.0, 10.0, 1000.0])
+def test_a_unit_that_is_10_or_1000_times_off_is_noted(data: Path, factor: float, kind: str) -> None:
     def change(contents: Contents) -> None:
         for _, held in contents:
-            depth = cv2.imdecode(np.frombuffer(held["depth.png"], np.uint8), cv2.IMREAD_UNCHANGED)
-            held["depth.png"] = encode(".png", np.clip(depth * unit, 1, 65000).astype(np.uint16))
+            depth = cv2.imdecode(np.frombuffer(held.pop("depth.png"), np.uint8), cv2.IMREAD_UNCHANGED)
+            if kind == "png":
+                held["depth.png"] = encode(".png", np.clip(depth * factor, 1, 65000).astype(np.uint16))
+            else:
+                buffer = BytesIO()
+                np.save(buffer, (depth / 1000 * factor).astype(np.float32))
+                held["depth.npy"] = buffer.getvalue()
 
     for path in sorted(data.glob("*.tar")):
         rewrite(data, change, path.name)
     report = check(data)
     assert report.faults == []
-    assert [note for note in report.notes if "is it in millimetres?" in note] == report.notes
-    assert bool(report.notes) is noted
+    noted = [note for note in report.notes if "Is it in millimetres (.png) or metres (.npy)?" in note]
+    assert noted == report.notes
+    assert bool(noted) is (factor != 1.0)
 
 
 def test_the_highest_number_as_no_reading_is_noted(data: Path) -> None:
