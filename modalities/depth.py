@@ -43,6 +43,9 @@ class Depth(Modality):
     centre: -1 to 1 is instead `span` metres around the crop's median depth, so that distance from the camera drops out.
     jitter: in training, all depth of a sample is multiplied by a factor drawn from 1 - jitter to 1 + jitter; 0: not.
     dropout: in training, the mean fraction of pixels that lose their reading, singly and in a rectangle; 0: none.
+    quantisation: in training, readings are rounded to steps of up to that many metres at 1 m, which grow with the
+    square of the distance, as a stereo camera's do; 0: not. ragged: in training, each reading is taken up to that many
+    pixels beside its place, which leaves planes as they are and frays edges; 0: not.
     field: of the shards, where it is not `depth`.
     """
 
@@ -60,6 +63,8 @@ class Depth(Modality):
     points: Annotated[int, Gt(0)] = 1024
     jitter: Annotated[float, Ge(0), Lt(1)] = 0.02
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.05
+    quantisation: Annotated[float, Ge(0), Lt(1)] = 0.0
+    ragged: Annotated[int, Ge(0)] = 0
     field: str | None = None
 
     def __post_init__(self) -> None:
@@ -95,6 +100,11 @@ class Depth(Modality):
         depth = transform(value, geometry, size)
         kept = depth.valid
         if rng is not None:
+            if self.ragged:
+                depth = frayed(depth, self.ragged, rng)
+            if self.quantisation > 0:
+                depth = replace(depth, metres=quantised(depth.metres, rng.uniform(0, self.quantisation)))
+            kept = depth.valid
             factor = np.float32(rng.uniform(1 - self.jitter, 1 + self.jitter))
             depth = replace(depth, metres=depth.metres * factor)
             if self.dropout > 0:
@@ -188,6 +198,24 @@ def dropped(size: int, fraction: float, rng: np.random.Generator) -> np.ndarray:
     mask = rng.random((size, size), dtype=np.float32) < rate
     mask[y0:y1, x0:x1] = True
     return mask
+
+
+def quantised(metres: np.ndarray, step: float) -> np.ndarray:
+    """Metres rounded to whole steps of 1 / metres: `step` metres at 1 m, four times as much at 2 m."""
+    if step == 0:
+        return metres
+    disparity = np.divide(1, metres, out=np.zeros_like(metres), where=metres > 0)
+    levels = np.maximum(np.round(disparity / np.float32(step)), 1) * np.float32(step)
+    return np.where(metres > 0, 1 / levels, 0).astype(np.float32)
+
+
+def frayed(depth: DepthMap, pixels: int, rng: np.random.Generator) -> DepthMap:
+    """Each pixel with the reading of one up to `pixels` beside it (the random shifts of Barron and Malik, 2013)."""
+    height, width = depth.metres.shape
+    shift = rng.integers(-pixels, pixels + 1, (2, height, width))
+    rows = np.clip(np.arange(height)[:, None] + shift[0], 0, height - 1)
+    columns = np.clip(np.arange(width) + shift[1], 0, width - 1)
+    return replace(depth, metres=depth.metres[rows, columns], valid=depth.valid[rows, columns])
 
 
 def planes(image: np.ndarray) -> np.ndarray:

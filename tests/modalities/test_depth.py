@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from modalities import RGB, Depth, Geometry
-from modalities.depth import DepthMap, dropped, normals, transform
+from modalities.depth import DepthMap, dropped, normals, quantised, transform
 
 WHOLE = Geometry()
 RANDOM = [Geometry.draw(np.random.default_rng(seed), (0.4, 1.0), flip=True) for seed in range(12)]
@@ -281,3 +281,28 @@ def test_picture_shows_missing_readings_black_and_survives_outliers():
     assert near[2] > near[0]  # near is blue, far is red, whatever one wild pixel says
     assert far[0] > far[2]
     assert not Depth().picture(depth_map(np.zeros((4, 4)))).any()
+
+
+def test_quantisation_rounds_as_a_stereo_camera_does() -> None:
+    metres = np.linspace(0.5, 8, 4096, dtype=np.float32).reshape(64, 64)
+    metres[0, 0] = 0
+    seen = quantised(metres, 0.01)
+    assert seen[0, 0] == 0
+    steps = (1 / seen[metres > 0]) / 0.01
+    np.testing.assert_allclose(steps, steps.round(), atol=1e-3)
+    assert (np.abs(seen - metres) <= 0.51 * 0.01 * metres**2 / (1 - 0.01 * metres)).all()
+    assert np.array_equal(quantised(metres, 0.0), metres)
+
+
+def test_fraying_moves_edges_and_nothing_else() -> None:
+    raw = np.full((64, 64), 1000, np.uint16)
+    raw[:, 32:] = 2000
+    depth = Depth(ragged=2, jitter=0.0, dropout=0.0, near=0.0, far=4.0)
+    seen = depth.augment(depth.decode(png(raw), {}), Geometry(), 64, np.random.default_rng(0))[0].numpy()
+    assert (seen[:, :30] == -0.5).all()
+    assert (seen[:, 34:] == 0).all()
+    edge = seen[:, 30:34]
+    assert set(np.unique(edge)) == {-0.5, 0.0}
+    assert len(np.unique(edge, axis=0)) > 4
+    still = depth.augment(depth.decode(png(raw), {}), Geometry(), 64, None)[0].numpy()
+    assert (still[:, :32] == -0.5).all()
