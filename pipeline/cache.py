@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -70,16 +71,12 @@ def cache(config: Config) -> Path:
                 sidecar = _write(source, shard, about, teacher, config, accelerator, skipped)
                 write_atomic(_receipt(source, shard, name), _with(about, shard, sidecar).model_dump_json().encode())
             progress.advance(shard.samples)
-    accelerator.wait_for_everyone()
     path = manifest_path(source.folder, name)
     if accelerator.is_main_process:
-        sidecars = {shard.file: _finished(source, shard, about) for shard in source.shards}
-        if missing := [file for file, sidecar in sidecars.items() if sidecar is None]:
-            raise UserError(f"{source.folder}: {missing[0]} has no side-car yet; run the same `wcord cache` again.")
+        sidecars = {shard.file: _await(source, shard, about) for shard in source.shards}
         write_atomic(path, about.model_copy(update={"sidecars": sidecars}).model_dump_json(indent=1).encode())
         for shard in source.shards:
             _receipt(source, shard, name).unlink(missing_ok=True)
-    accelerator.wait_for_everyone()
     accelerator.end_training()
     if skipped:
         print(f"{len(skipped)} samples have no features: {in_words(counts(skipped))}", flush=True)
@@ -114,6 +111,14 @@ def _finished(source: Source, shard: Shard, about: Cache) -> Shard | None:
         if file.is_file() and distrust(file, sidecar, stamp(file)) is None:
             return sidecar
     return None
+
+
+def _await(source: Source, shard: Shard, about: Cache) -> Shard:
+    """The side-car of a shard once some process has finished it, however long that takes: not a collective, which
+    would run out of time. A process that dies takes this one with it, by the launcher."""
+    while (found := _finished(source, shard, about)) is None:
+        time.sleep(0.5)
+    return found
 
 
 def _write(

@@ -138,16 +138,8 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
                 keep_best(distillation.student, run / BEST, step, right)
         due = step % config.train.checkpoint_every == 0 and finite.row == 0
         if due or last or stopping:
-            average_buffers(distillation, accelerator)
-            assert_equal_weights(distillation, accelerator)
-            assert_finite_weights(distillation, step)
-            if accelerator.is_main_process:
-                state = {"optimizer": optimizer.state_dict(), "scaler": _scaler_state(accelerator)}
-                save_checkpoint(
-                    run / "checkpoints",
-                    Checkpoint(step, distillation.trainable_state(), state, identity, accelerator.num_processes),
-                    config.train.keep,
-                )
+            ledger.share(accelerator)
+            _save(run, step, distillation, optimizer, identity, config, accelerator)
         if stopping and not last:
             accelerator.wait_for_everyone()
             log.close()
@@ -158,6 +150,25 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
         save_network(distillation.student, run / "student")
     log.close()
     accelerator.print(f"{run}: done. The student is in {run / 'student'}; next: wcord evaluate {run}")
+
+
+def _save(
+    run: Path,
+    step: int,
+    model: Distillation,
+    optimizer: Any,
+    identity: dict[str, Any],
+    config: Config,
+    accelerator: Accelerator,
+) -> None:
+    """Write a checkpoint, once the ranks' statistics are averaged and their weights found equal and finite."""
+    average_buffers(model, accelerator)
+    assert_equal_weights(model, accelerator)
+    assert_finite_weights(model, step)
+    if accelerator.is_main_process:
+        state = {"optimizer": optimizer.state_dict(), "scaler": _scaler_state(accelerator)}
+        checkpoint = Checkpoint(step, model.trainable_state(), state, identity, accelerator.num_processes)
+        save_checkpoint(run / "checkpoints", checkpoint, config.train.keep)
 
 
 def start_accelerator(config: Config) -> Accelerator:

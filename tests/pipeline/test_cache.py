@@ -174,6 +174,7 @@ def test_a_cache_in_half_precision_with_maps(student: Path, data: Path) -> None:
     assert manifest_path(data, "first").is_file()
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work(student: Path, data: Path) -> None:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "pipeline", "cache"]
     done = subprocess.run(

@@ -131,6 +131,7 @@ def test_a_damaged_copy_is_fetched_again(server: str) -> None:
     assert sum(len(b["key"]) for b in loader(EvalStream(source, VIEWS, batch=8), 0, CPU)) == 30
 
 
+@pytest.mark.slow
 def test_the_mirror_stays_within_its_limit(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_split(server, "train", "label")
     largest = max(shard.bytes for shard in source.shards)
@@ -158,6 +159,7 @@ def test_check_reads_a_remote_data_set(server: str) -> None:
     assert check(server).faults == []
 
 
+@pytest.mark.slow
 def test_an_object_store(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     s3fs = pytest.importorskip("s3fs")
     moto = pytest.importorskip("moto.server")

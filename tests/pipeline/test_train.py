@@ -222,7 +222,7 @@ def test_ten_such_steps_in_a_row_end_the_run_with_a_diagnosis(
     assert len(about["keys"]) == 16
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_ends_a_run_with_a_checkpoint(make_config: Any, tmp_path: Path, number: int) -> None:
     steps = ("train.steps=60", "train.log_every=1", "data.workers=2")
     whole = run_config(make_config("whole"), *steps)
@@ -321,7 +321,7 @@ def test_the_loss_of_two_processes_follows_that_of_one(make_config: Any, teacher
         assert b["loss/wcord"] == pytest.approx(a["loss/wcord"], rel=0.1)
 
 
-@pytest.mark.parametrize("parts", ["null", "3"])
+@pytest.mark.parametrize("parts", ["null", pytest.param("3", marks=pytest.mark.slow)])
 def test_two_processes_train_one_model(make_config: Any, teacher: str, parts: str) -> None:
     """The run asserts at every checkpoint that the ranks hold equal weights; here that would show if they did not."""
     path = make_config("student", teacher, WCORD)
@@ -379,6 +379,7 @@ def test_compression_and_a_teacher_of_other_size_are_the_same_program(make_confi
     assert load_network(run / "student").view.size == 16
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux to find the ranks")
 def test_when_one_of_two_processes_is_killed_the_other_ends_with_a_reason(make_config: Any) -> None:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "pipeline", "train"]
