@@ -16,7 +16,7 @@ demo: setup
 	$(RUN)/wcord demo
 
 test: setup
-	$(RUN)/python -m pytest
+	$(RUN)/python -m pytest -n auto --dist loadfile
 
 lint: setup
 	$(RUN)/ruff check .

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import repeat
 
 import numpy as np
 import torch
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 LARGEST_SCALING = math.exp(30)
@@ -15,8 +19,11 @@ LARGEST_SCALING = math.exp(30)
 LONGEST_STRIDE = 8
 """Iterations between two looks at the scalings."""
 
-BLOCK_BYTES = 1 << 22
-"""Rows of the kernel that stay in the cache between the two products of an iteration."""
+LARGE_BYTES = 1 << 22
+"""Kernels beyond this do not stay in the caches from one iteration to the next."""
+
+BLOCK_BYTES = 3 << 19
+"""Rows of the kernel that stay in a core's cache between the two products of an iteration."""
 
 
 def sinkhorn(
@@ -119,7 +126,7 @@ def _by_kernel(kernel: Tensor, log_kernel: Callable[[], Tensor], iterations: int
 
 def _scalings(kernel: Tensor, v: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
     """`[..., n, 1]`, `[..., 1, m]` after so many iterations."""
-    if kernel.ndim == 2 and kernel.nbytes > BLOCK_BYTES:
+    if kernel.ndim == 2 and kernel.nbytes > LARGE_BYTES:
         return _scalings_of_large(kernel.numpy(), v[0].numpy(), iterations)
     for _ in range(iterations):
         u = (kernel @ v.mT).reciprocal_()
@@ -128,21 +135,35 @@ def _scalings(kernel: Tensor, v: Tensor, iterations: int) -> tuple[Tensor, Tenso
 
 
 def _scalings_of_large(kernel: np.ndarray, v: np.ndarray, iterations: int) -> tuple[Tensor, Tensor]:
-    """The same, reading the kernel from memory once an iteration.
+    """The same, reading the kernel from memory once an iteration: every thread takes its rows block by block, and a
+    block is still in its core's cache for the second product.
 
-    By NumPy, whose products of a matrix with a vector use all cores; PyTorch's, MKL's, use one. NumPy's threads spin on
-    for some milliseconds, which costs what comes next more than a smaller kernel gains.
+    By NumPy, whose products let other threads run and are the faster ones for a block; its own threads would split the
+    second product by columns, across what the cores have in their caches.
     """
-    u = np.empty(len(kernel), kernel.dtype)
+    threads = torch.get_num_threads()
+    u, columns = np.empty(len(kernel), kernel.dtype), np.empty((threads, len(v)), kernel.dtype)
     rows = max(BLOCK_BYTES // kernel[0].nbytes, 1)
     blocks = [(kernel[start : start + rows], u[start : start + rows]) for start in range(0, len(u), rows)]
-    for _ in range(iterations):
-        column = np.zeros_like(v)
-        for block, part in blocks:
-            np.reciprocal(np.dot(block, v, out=part), out=part)
-            column += part @ block
-        v = np.reciprocal(column)
+    parts = [blocks[thread::threads] for thread in range(threads)]
+    with _blas().limit(limits=1), ThreadPoolExecutor(threads) as pool:
+        for _ in range(iterations):
+            list(pool.map(_one_pass, parts, repeat(v), columns))
+            v = np.reciprocal(columns.sum(0))
     return torch.from_numpy(u)[:, None], torch.from_numpy(v)[None]
+
+
+def _one_pass(blocks: list[tuple[np.ndarray, np.ndarray]], v: np.ndarray, column: np.ndarray) -> None:
+    """u = 1 / K v of some rows, and what they give to `column`, K'u."""
+    column.fill(0)
+    for block, u in blocks:
+        np.reciprocal(np.dot(block, v, out=u), out=u)
+        column += u @ block
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController().select(user_api="blas")
 
 
 def _moderate(scaling: Tensor) -> bool:

@@ -104,6 +104,19 @@ def test_products_and_logarithms_are_the_same_iteration(n: int, m: int, epsilon:
         torch.testing.assert_close(single, by_logarithms.float(), rtol=2e-6 / epsilon + 1e-4, atol=1e-7)
 
 
+def test_threads_share_a_large_kernel() -> None:
+    cost, threads = unit_cost(1100, 700), torch.get_num_threads()
+    try:
+        plans = []
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            plans.append(sinkhorn(cost, 0.02, 25))
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(*plans, rtol=1e-10, atol=0)
+    torch.testing.assert_close(plans[0], sinkhorn(cost.requires_grad_(), 0.02, 25).detach(), rtol=1e-7, atol=1e-12)
+
+
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
 @pytest.mark.parametrize("epsilon", [1.0, 1e-3])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
