@@ -46,7 +46,7 @@ def gestures(source: Path, out: Path) -> Plan:
     for row in rows:
         row["name"] = row["class"].replace("_", " ")
     fields = {"rgb": f"{source}/hand_rgb/{{id}}.jpg", "depth": f"{source}/hand_depth/{{id}}.png", "text": "name"}
-    return manifest.plan(_table(out / "gestures.csv", rows), fields, ["class"], group="{subject}/{class}/{clip}")
+    return manifest.plan(write_table(out / "gestures.csv", rows), fields, ["class"], group="{subject}/{class}/{clip}")
 
 
 def digits(signs: Path, spoken: Path, out: Path) -> Plan:
@@ -58,15 +58,15 @@ def digits(signs: Path, spoken: Path, out: Path) -> Plan:
         for number, file in enumerate(files):
             split = "train" if number < 0.8 * len(files) else "test"
             rows.append({"photo": str(file), "class": name, "split": split, "id": f"{digit}_{file.stem}"})
-    table = _table(out / "signs.csv", rows)
+    table = write_table(out / "signs.csv", rows)
     fields = {"rgb": "photo", "audio": "partner.sound"}
-    partners = _table(out / "spoken.csv", _spoken(spoken))
+    partners = write_table(out / "spoken.csv", _spoken(spoken))
     return manifest.plan(table, fields, ["class"], split="split", partners=partners)
 
 
 def digit_names(spoken: Path, out: Path) -> Plan:
     """Recordings of spoken digits and the digit's name in letters."""
-    table = _table(out / "digit_names.csv", _spoken(spoken))
+    table = write_table(out / "digit_names.csv", _spoken(spoken))
     return manifest.plan(table, {"audio": "sound", "text": "class"}, ["class"], split="split")
 
 
@@ -76,7 +76,7 @@ def emoji(source: Path, out: Path) -> Plan:
     for row in rows:
         row["captions"] = "\n".join(filter(None, (row["name"], row["aliases"], row["keywords"])))
     fields = {"rgb": f"{source}/{{image}}", "twemoji": f"{source}/{{image_twemoji}}", "text": "captions"}
-    return manifest.plan(_table(out / "emoji.csv", rows), fields, ["category"])
+    return manifest.plan(write_table(out / "emoji.csv", rows), fields, ["category"])
 
 
 def _spoken(spoken: Path) -> list[dict[str, str]]:
@@ -88,7 +88,7 @@ def _spoken(spoken: Path) -> list[dict[str, str]]:
     return rows
 
 
-def _table(path: Path, rows: Sequence[Mapping[str, str]]) -> Path:
+def write_table(path: Path, rows: Sequence[Mapping[str, str]]) -> Path:
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

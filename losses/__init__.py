@@ -12,10 +12,12 @@ from losses.fitnet import FitNet
 from losses.global_contrast import GlobalContrast
 from losses.info_nce import InfoNCE
 from losses.kd import KD
+from losses.local_global import LocalGlobal
 from losses.local_transport import LocalTransport
 from losses.logit_standardisation import LogitStandardisedKD
 from losses.nst import NST
 from losses.pkt import PKT
+from losses.position_transport import PositionTransport
 from losses.rkd import RKD
 from losses.siglip import SigLIP
 from losses.sinkhorn import sinkhorn
@@ -31,6 +33,8 @@ LOSSES: dict[str, type[Loss]] = {
     "wcord": WCoRD,
     "global_contrast": GlobalContrast,
     "local_transport": LocalTransport,
+    "local_global": LocalGlobal,
+    "position_transport": PositionTransport,
     "crd": CRD,
     "info_nce": InfoNCE,
     "siglip": SigLIP,
@@ -71,9 +75,11 @@ __all__ = [
     "FitNet",
     "GlobalContrast",
     "InfoNCE",
+    "LocalGlobal",
     "LocalTransport",
     "LogitStandardisedKD",
     "Loss",
+    "PositionTransport",
     "SigLIP",
     "WCoRD",
     "WKDFeature",

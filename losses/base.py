@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 Batch = Mapping[str, Any]
 """What the stream yields. Losses read `label [B]` and `group [B]`, both int64, -1 where unknown, and `index [B]`,
-int64, each sample's place in the training set; LocalTransport also `weight [B]`, float, where there is one."""
+int64, each sample's place in the training set; LocalTransport also `weight [B]`, float, where there is one. Where the
+task is a mask, `mask [B, H, W]` has the class of each pixel, int64, -1 where unknown, and all labels are -1."""
 
 
 @dataclass
@@ -20,7 +21,7 @@ class Features:
 
     pooled: `[B, D]`, one vector a sample.
     maps: `[B, C, H, W]` feature maps, shallow to deep (or tokens `[B, N, C]`); may be empty.
-    logits: `[B, K]` class scores, or None where the network has no head.
+    logits: `[B, K]` class scores, `[B, K, H, W]` where each pixel has a class, or None where the network has no head.
     """
 
     pooled: Tensor
@@ -33,11 +34,13 @@ class Dims:
     """The sizes of a network's `Features`, known before any data flows.
 
     pooled: D of `pooled`. maps: C of each map. classes: K of `logits`, None without a head.
+    dense: the logits are of pixels, `[B, K, H, W]`.
     """
 
     pooled: int
     maps: tuple[int, ...] = ()
     classes: int | None = None
+    dense: bool = False
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -55,13 +58,15 @@ class Loss(nn.Module):
     their annotations are what it is validated against. Projections and critics are ordinary parameters;
     queues and banks are registered buffers, so that checkpoints hold them. One that reads `maps` sets `needs_maps`: the
     pipeline hands them to no other. One that keeps something of each sample sets `needs_index` and has a keyword
-    `samples`, which the pipeline fills with the size of the training set.
+    `samples`, which the pipeline fills with the size of the training set. One that also reads logits of pixels sets
+    `reads_pixels`.
     """
 
     needs_teacher: ClassVar[bool] = True
     needs_teacher_logits: ClassVar[bool] = False
     needs_student_logits: ClassVar[bool] = False
     needs_maps: ClassVar[bool] = False
+    reads_pixels: ClassVar[bool] = False
     needs_index: ClassVar[bool] = False
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:

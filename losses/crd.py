@@ -6,7 +6,6 @@ import math
 from typing import Annotated, ClassVar
 
 import torch
-import torch.distributed as dist
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,7 +14,7 @@ from losses.bank import Bank, draw_negatives, last_occurrence, mix
 from losses.base import Batch, Dims, Features, Loss, full_precision
 from losses.critic import CosineProjection
 from losses.diagnostics import effective_rank, relative_std
-from losses.gather import gather, ranks
+from losses.gather import gather, rank
 
 EPS = 1e-7
 
@@ -103,7 +102,7 @@ class CRD(Loss):
 
     def _draw(self, index: Tensor, labels: Tensor) -> Tensor:
         """The sample itself and its negatives `[B, 1 + M]`: a function of seed, step and place in the global batch."""
-        start = dist.get_rank() * len(index) if ranks() > 1 else 0
+        start = rank() * len(index)
         place = torch.arange(start, start + len(index), device=index.device)
         key = mix(mix(self.seed + self.steps) + place)
         return torch.cat([index[:, None], draw_negatives(index, labels, self.negatives, key)], 1)

@@ -1,4 +1,4 @@
-"""The task itself: cross-entropy on the samples that have a label."""
+"""The task itself: cross-entropy on the samples, or the pixels, that have a label."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from torch.nn import functional as F
 
 from losses.base import Batch, Dims, Features, Loss, full_precision
 from losses.gather import ranks, sum_over_ranks
+from losses.logits import target
 
 
 class CrossEntropy(Loss):
-    """Softmax cross-entropy of the student's logits, the mean over the labelled samples of the global batch.
+    """Softmax cross-entropy of the student's logits, the mean over the labelled samples (or pixels) of the global
+    batch.
 
-    Samples whose label is -1 are skipped; a batch without any label gives 0 with a gradient of 0.
+    Those whose label is -1 are skipped; a batch without any label gives 0 with a gradient of 0.
     """
 
     needs_teacher = False
     needs_student_logits = True
+    reads_pixels = True
 
     def __init__(
         self, student: Dims, teacher: Dims | None, *, label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
@@ -29,7 +32,7 @@ class CrossEntropy(Loss):
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
         assert student.logits is not None
-        label = batch["label"]
+        label = target(student, batch)
         total = F.cross_entropy(
             full_precision(student.logits),
             label,

@@ -34,6 +34,11 @@ def ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """This process's number, 0 without a process group."""
+    return dist.get_rank() if ranks() > 1 else 0
+
+
 def gather(local: Tensor) -> Tensor:
     """`[B, ...]` of every rank, equal B, as `[ranks * B, ...]` in rank order; the identity on one rank.
 

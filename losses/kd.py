@@ -13,13 +13,15 @@ from losses.logits import paired_classes, paired_logits
 
 
 class KD(Loss):
-    """`T^2 * KL(softmax(teacher / T) || softmax(student / T))`, the mean over the batch; needs no labels.
+    """`T^2 * KL(softmax(teacher / T) || softmax(student / T))`, the mean over the batch (or its pixels);
+    needs no labels.
 
     Raises ValueError if teacher and student do not have logits of the same number of classes.
     """
 
     needs_teacher_logits = True
     needs_student_logits = True
+    reads_pixels = True
 
     def __init__(self, student: Dims, teacher: Dims, *, temperature: Annotated[float, Gt(0)] = 4.0) -> None:
         super().__init__()

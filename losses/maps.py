@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -11,6 +13,26 @@ from losses.base import Dims, Features, full_precision
 def as_map(x: Tensor) -> Tensor:
     """`[B, C, H, W]` as it is, tokens `[B, N, C]` as `[B, C, N, 1]`; at least fp32."""
     return full_precision(x if x.ndim == 4 else x.mT[..., None])
+
+
+def as_grid(x: Tensor) -> Tensor:
+    """`[B, C, H, W]` as it is; tokens `[B, N, C]` as the square `[B, C, n, n]` of the last n^2 of them: what stands
+    before the patches' tokens, such as a class token, has no place in the picture."""
+    if x.ndim == 4:
+        return x
+    side = math.isqrt(x.shape[1])
+    return x[:, x.shape[1] - side**2 :].mT.unflatten(2, (side, side))
+
+
+def grid_shape(side: int, *maps: Tensor) -> tuple[int, int]:
+    """Height and width that all of the maps have, each no more than `side`."""
+    shapes = [as_grid(x).shape[2:] for x in maps]
+    return min(side, *(shape[0] for shape in shapes)), min(side, *(shape[1] for shape in shapes))
+
+
+def positions(x: Tensor, shape: tuple[int, int]) -> Tensor:
+    """A map (or tokens) pooled to that height and width, as `[B, H W, C]`, row by row; at least fp32."""
+    return _pool(full_precision(as_grid(x)), shape).flatten(2).mT
 
 
 def paired_channels(name: str, student: Dims, teacher: Dims) -> list[tuple[int, int]]:

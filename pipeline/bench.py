@@ -103,8 +103,9 @@ def run_bench(path: str | Path, overrides: Sequence[str] = (), jobs: int | None 
     return tables
 
 
-def summary(tables: Mapping[str, Comparison], metric: str = "student/top1") -> str:
-    """One table of all pairs as Markdown: a metric in [0, 1] of each method, and its difference from the baseline."""
+def summary(tables: Mapping[str, Comparison]) -> str:
+    """One table of all pairs as Markdown: top-1, or mIoU of masks, of each method, and its difference from the
+    baseline."""
     first = next(iter(tables.values()))
     baseline = first.baseline.name
     others = [group.name for group in first.groups if group is not first.baseline]
@@ -112,6 +113,7 @@ def summary(tables: Mapping[str, Comparison], metric: str = "student/top1") -> s
     lines = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
     for pair, table in tables.items():
         groups = {group.name: group for group in table.groups}
+        metric = next((m for m in ("student/top1", "student/mIoU") if m in table.metrics), "student/top1")
         row = [pair, _percent(groups[others[-1]].cell(metric.replace("student", "teacher"))) if others else "-"]
         row.append(_percent(table.baseline.cell(metric)))
         for name in others:

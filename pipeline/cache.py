@@ -59,6 +59,7 @@ def cache(config: Config) -> Path:
         pooled=teacher.dims.pooled,
         maps=list(teacher.dims.maps) if maps else [],
         classes=teacher.classes,
+        dense=teacher.dense,
         licence=load_dataset(source.folder).licence,
         sidecars={},
     )

@@ -31,6 +31,9 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="Settings in place o
 RunFolders = Annotated[list[Path], typer.Argument(help="Run folders, the first is the main one.")]
 Out = Annotated[Path, typer.Argument(help="Folder for the shards and dataset.json.")]
 Fields = Annotated[list[str], typer.Option("--field", help="What a sample consists of: rgb=…, depth=…, one each.")]
+Masks = Annotated[
+    list[str], typer.Option("--mask", help="A field that is a mask, its classes and values: mask=floor:0,hand:255.")
+]
 Test = Annotated[float, typer.Option(help="Share of the samples for the test split, whole groups each.")]
 Val = Annotated[float, typer.Option(help="Share of the samples for the val split.")]
 Seed = Annotated[int, typer.Option(help="Seed of the split and of the order of samples.")]
@@ -66,6 +69,7 @@ def pack_manifest(
         Path | None,
         typer.Option(help="Second table: each row gets a partner of its class and split, as {partner.COLUMN}."),
     ] = None,
+    mask: Masks = [],  # noqa: B006
     test: Test = 0.2,
     val: Val = 0.0,
     seed: Seed = 0,
@@ -77,8 +81,8 @@ def pack_manifest(
     licence: Licence = "not stated",
 ) -> None:
     """Pack what a table lists: --field rgb=photos/{id}.jpg --field depth=depth_path --label class --group clip."""
+    from pipeline.recipes import add_masks, parse_fields
     from pipeline.recipes import manifest as recipe
-    from pipeline.recipes import parse_fields
 
     plan = recipe.plan(
         manifest,
@@ -92,6 +96,7 @@ def pack_manifest(
         partners=partners,
         seed=seed,
     )
+    add_masks(plan, mask)
     _pack(plan, out, test, val, seed, shard_mb, workers, max_refused, overwrite)
 
 
@@ -107,6 +112,7 @@ def pack_folders(
         Literal["top"] | None, typer.Option(help="top: the first folder of a path is train, val or test.")
     ] = None,
     group: Annotated[str | None, typer.Option(help="parent, or a regular expression on the path.")] = None,
+    mask: Masks = [],  # noqa: B006
     test: Test = 0.2,
     val: Val = 0.0,
     seed: Seed = 0,
@@ -118,10 +124,11 @@ def pack_folders(
     licence: Licence = "not stated",
 ) -> None:
     """Pack parallel folders, matched by path without suffix: --field rgb=photos --field depth=maps."""
+    from pipeline.recipes import add_masks, parse_fields
     from pipeline.recipes import folders as recipe
-    from pipeline.recipes import parse_fields
 
     plan = recipe.plan(root, parse_fields(field), label_from, split_from, group, name, licence)
+    add_masks(plan, mask)
     _pack(plan, out, test, val, seed, shard_mb, workers, max_refused, overwrite)
 
 

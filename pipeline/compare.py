@@ -221,7 +221,8 @@ def plot(comparison: Comparison) -> bytes:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    metrics = [m for m in comparison.metrics if m in ("student/top1", "student/probe")] or comparison.metrics[:1]
+    shown = ("student/top1", "student/mIoU", "student/probe")
+    metrics = [m for m in comparison.metrics if m in shown][:2] or comparison.metrics[:1]
     scale = 100 if is_fraction(metrics[0]) else 1
     height = 0.8 / len(metrics)
     figure = Figure(figsize=(7, 1.4 + 0.38 * len(metrics) * len(comparison.groups)), dpi=150, layout="constrained")

@@ -35,7 +35,11 @@ class Data(Section):
         default=[],
         description="Folders of other packed data sets; they complete the samples with what has the same key.",
     )
-    label: str = Field(default="label", min_length=1, description="Which label of dataset.json's classes is the task.")
+    label: str = Field(
+        default="label",
+        min_length=1,
+        description="Which label of dataset.json's classes is the task; a mask's is segmentation.",
+    )
     labels: float = Field(default=1.0, gt=0, le=1, description="Fraction of training samples whose label is seen.")
     batch_size: int = Field(default=64, gt=0, description="Samples a step, over all processes.")
     workers: int = Field(default=2, ge=0, description="Loader processes for each training process; 0 loads in it.")

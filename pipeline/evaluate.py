@@ -15,6 +15,7 @@ import torch
 from pipeline import config as configs
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.masks import Tally
 from pipeline.model import build_teacher
 from pipeline.network import Joint, Network, build_network, load_network
 from pipeline.prepare import View, pictures
@@ -60,7 +61,8 @@ def evaluate(run: str | Path) -> Results:
     )
     classes = load_dataset(config.data.shards).classes.get(config.data.label, [])
     networks = _networks(run, config)
-    seen, unseen = embed(networks, train, config), embed(networks, test, config)
+    tally = Tally(classes, test.samples) if test.mask else None
+    seen, unseen = embed(networks, train, config), embed(networks, test, config, tally)
 
     results: Results = {"samples/train": len(seen.keys), "samples/test": len(unseen.keys)}
     results |= _named("skipped/train", counts(read_skipped(run / SKIPPED)))
@@ -69,6 +71,7 @@ def evaluate(run: str | Path) -> Results:
         results[f"parameters/{role}"] = sum(p.numel() for p in network.parameters())
         if role in unseen.prediction and network.classes == classes:
             results |= _named(role, accuracy(unseen.prediction[role], unseen.label))
+        results |= _named(role, tally.scores(role) if tally else {})
         frozen = classify_frozen(
             seen.features[role], seen.label, unseen.features[role], unseen.label, config.evaluation.neighbours
         )
@@ -84,14 +87,18 @@ def evaluate(run: str | Path) -> Results:
     else:
         embeddings = {"student": Standard(seen.features["student"])(unseen.features["student"])}
     results |= baselines
-    _save_samples(run / "evaluation", networks, test, unseen, embeddings, classes)
+    _save_samples(run / "evaluation", networks, test, unseen, embeddings, [] if tally else classes)
+    if tally:
+        _save_masks(run / "evaluation", networks, test, tally)
     write_atomic(run / "results.json", json.dumps(results, indent=1).encode())
     return results
 
 
 @torch.no_grad()
-def embed(networks: Mapping[str, Network | Joint], source: Source, config: Config) -> Embedded:
-    """Run the networks over a whole split, on the GPU if there is one."""
+def embed(
+    networks: Mapping[str, Network | Joint], source: Source, config: Config, tally: Tally | None = None
+) -> Embedded:
+    """Run the networks over a whole split, on the GPU if there is one; the masks that they predict go to the tally."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for network in networks.values():
         network.eval().to(device)
@@ -100,15 +107,21 @@ def embed(networks: Mapping[str, Network | Joint], source: Source, config: Confi
     label: list[np.ndarray] = []
     features: dict[str, list[np.ndarray]] = {role: [] for role in networks}
     prediction: dict[str, list[np.ndarray]] = {role: [] for role in networks}
-    for batch in loader(EvalStream(source, views, batch=256), config.data.workers, device):
+    for batch in loader(EvalStream(source, views, batch=64 if source.mask else 256), config.data.workers, device):
+        masks: dict[str, torch.Tensor] = {}
         found.keys += batch["key"]
         found.skipped += batch["skipped"]
         label.append(batch["label"].cpu().numpy())
         for role, network in networks.items():
             out = network(batch[role])
             features[role].append(out.pooled.float().cpu().numpy())
-            if out.logits is not None:
+            if out.logits is not None and network.dense:
+                masks[role] = out.logits
+            elif out.logits is not None:
                 prediction[role].append(out.logits.argmax(1).cpu().numpy())
+        if tally:
+            known = {role: own for role, own in masks.items() if networks[role].classes == tally.names}
+            tally.add(batch["key"], batch["mask"], known)
     if not found.keys:
         raise UserError(f"{source.folder}: no sample can be used; run `wcord check` on the data set.")
     found.label = np.concatenate(label)
@@ -170,6 +183,23 @@ def _save_samples(
         seen_by = (view,) if isinstance(view, View) else view
         thumbnails[f"{role}_modality"] = np.array(" + ".join(v.modality.name for v in seen_by))
     _write_arrays(folder / "thumbnails.npz", thumbnails)
+
+
+def _save_masks(folder: Path, networks: Mapping[str, Network | Joint], source: Source, tally: Tally) -> None:
+    """Keep a few masks, true and predicted, beside what the networks saw, for the report."""
+    if not tally.shown:
+        return
+    views = {role: network.view for role, network in networks.items() if role != "random"}
+    keys = [one["key"] for one in tally.shown]
+    seen = dict(pictures(source, views, set(keys)))
+    arrays = {"keys": np.array(keys), "classes": np.array(tally.names)}
+    arrays |= {role: np.stack([one[role] for one in tally.shown]) for role in tally.shown[0] if role != "key"}
+    for role in views:
+        height, width = seen[keys[0]][role].shape[:2]
+        size = (max(round(width * THUMBNAIL / height), 1), THUMBNAIL)
+        resized = [cv2.resize(seen[key][role], size, interpolation=cv2.INTER_AREA) for key in keys]
+        arrays[f"{role}_picture"] = np.stack(resized)
+    _write_arrays(folder / "masks.npz", arrays)
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

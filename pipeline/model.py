@@ -127,8 +127,9 @@ def build_model(config: Config) -> Distillation:
     classes = dataset.classes.get(config.data.label)
     if not any(kind.needs_student_logits for kind in kinds.values()):
         classes = None  # nothing would train a head
+    dense = classes is not None and config.data.label in dataset.masks
     torch.manual_seed(config.seed)
-    student = build_network(config.student.modality, config.student.encoder, classes, "student")
+    student = build_network(config.student.modality, config.student.encoder, classes, "student", dense)
     teacher: Network | Joint | CachedTeacher | None = build_teacher(config)
     if teacher is not None and config.teacher is not None and config.teacher.cache is not None:
         teacher = _cached(config, cast(Network | Joint, teacher), kinds.values())
@@ -191,7 +192,20 @@ def _check_logits(
             f"losses.{name}: needs class logits, but {config.data.shards} has no classes for the label "
             f"`{config.data.label}`; remove this loss."
         )
-    if loss.needs_teacher_logits and teacher is not None and teacher.classes != student.classes:
+    if loss.needs_student_logits and student.dims.dense and not loss.reads_pixels:
+        raise UserError(
+            f"losses.{name}: needs one class a sample, but data.label `{config.data.label}` is a mask: a class for "
+            "each pixel. Remove this loss; cross_entropy and kd read pixels."
+        )
+    if not loss.needs_teacher_logits or teacher is None:
+        return
+    if teacher.classes and teacher.dims.dense != student.dims.dense:
+        what = ("one class a sample", "a class for each pixel")
+        raise UserError(
+            f"losses.{name}: the student tells {what[student.dims.dense]}, the teacher {what[teacher.dims.dense]}. "
+            "Train the teacher with the same data.label, or use a feature loss such as wcord."
+        )
+    if teacher.classes != student.classes:
         raise UserError(
             f"losses.{name}: needs a teacher of the same classes. The data has {_some(student.classes)}; the teacher "
             f"{_some(teacher.classes)}. Remove this loss, or use a feature loss such as wcord."

@@ -18,7 +18,9 @@ from torch.nn import functional as F
 import modalities
 from losses import Dims, Features
 from modalities.base import Modality
+from modalities.encoders import AUDIO_ENCODERS, TEXT_ENCODERS
 from modalities.encoders.base import Encoder
+from pipeline.decoder import Decoder, resized
 from pipeline.errors import UserError
 from pipeline.prepare import View
 from pipeline.shards import write_atomic
@@ -26,25 +28,30 @@ from pipeline.shards import write_atomic
 DESCRIPTION = "network.json"
 WEIGHTS = "model.safetensors"
 PARTS = "modality", "encoder"
+NOT_PICTURES = (*TEXT_ENCODERS.values(), *AUDIO_ENCODERS.values())
 
 
 class Network(nn.Module):
-    """An encoder of one modality and, where there are classes, a linear head on its pooled features.
+    """An encoder of one modality and, where there are classes, a head: linear on its pooled features, or a decoder.
 
-    spec: what rebuilds it: `{"modality": {...}, "encoder": {...}, "classes": [...] | None}`.
+    spec: what rebuilds it: `{"modality": {...}, "encoder": {...}, "classes": [...] | None, "dense": bool}`; dense: of
+    each pixel, at the size of the encoder's input.
     """
 
     def __init__(self, modality: Modality, encoder: Encoder, spec: Mapping[str, Any]) -> None:
         super().__init__()
         self.modality, self.encoder, self.spec = modality, encoder, dict(spec)
         self.classes: list[str] | None = spec["classes"]
-        self.head = nn.Linear(encoder.dim, len(self.classes)) if self.classes else None
+        self.dense: bool = spec["dense"]
+        self.head = _head(encoder.dim, encoder.map_channels, self.classes, self.view.size if self.dense else None)
         # Convolutions are faster in this order, on CPUs (1.3 to 1.5 times) as on GPUs.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def dims(self) -> Dims:
-        return Dims(self.encoder.dim, self.encoder.map_channels, len(self.classes) if self.classes else None)
+        return Dims(
+            self.encoder.dim, self.encoder.map_channels, len(self.classes) if self.classes else None, self.dense
+        )
 
     @property
     def view(self) -> View:
@@ -56,7 +63,7 @@ class Network(nn.Module):
             x = x.contiguous(memory_format=torch.channels_last)
         features: Features = self.encoder(x)
         if self.head is not None:
-            features.logits = self.head(features.pooled)
+            features.logits = self.head(features.maps if self.dense else features.pooled)
         return features
 
 
@@ -64,21 +71,26 @@ class Joint(nn.Module):
     """Networks that each see a sample in another way, as one: their pooled features `[B, sum of D]` side by side.
 
     classes: of a linear head on these features, which is trained with them; without it, and where the networks have
-    heads of one and the same classes, the logits are the log of the mean of their probabilities.
+    heads of one and the same classes, the logits are the log of the mean of their probabilities. dense: the classes are
+    of each pixel, from a decoder of all their maps.
     """
 
-    def __init__(self, networks: Sequence[Network], classes: Sequence[str] | None) -> None:
+    def __init__(self, networks: Sequence[Network], classes: Sequence[str] | None, dense: bool = False) -> None:
         super().__init__()
         self.networks = nn.ModuleList(networks)
-        own = networks[0].classes if all(n.classes == networks[0].classes for n in networks) else None
-        self.classes: list[str] | None = list(classes) if classes else own
-        self.head = nn.Linear(sum(n.encoder.dim for n in networks), len(classes)) if classes else None
+        first = networks[0]
+        alike = all((n.classes, n.dense) == (first.classes, first.dense) for n in networks)
+        self.classes: list[str] | None = list(classes) if classes else first.classes if alike else None
+        self.dense = dense if classes else alike and first.dense
+        channels = tuple(c for n in networks for c in n.encoder.map_channels)
+        size = first.view.size if self.dense else None
+        self.head = _head(sum(n.encoder.dim for n in networks), channels, list(classes or ()), size)
 
     @property
     def dims(self) -> Dims:
         parts = [network.dims for network in self._networks()]
         maps = tuple(channels for part in parts for channels in part.maps)
-        return Dims(sum(part.pooled for part in parts), maps, len(self.classes) if self.classes else None)
+        return Dims(sum(part.pooled for part in parts), maps, len(self.classes) if self.classes else None, self.dense)
 
     @property
     def view(self) -> tuple[View, ...]:
@@ -87,17 +99,25 @@ class Joint(nn.Module):
     def forward(self, x: Sequence[Any]) -> Features:
         """x: what each network's modality made of the samples, in their order."""
         parts = [network(own) for network, own in zip(self.networks, x, strict=True)]
-        pooled = torch.cat([part.pooled for part in parts], 1)
+        pooled, maps = torch.cat([part.pooled for part in parts], 1), [m for part in parts for m in part.maps]
         logits = None
         if self.head is not None:
-            logits = self.head(pooled)
+            logits = self.head(maps if self.dense else pooled)
         elif self.classes:
-            each = torch.stack([F.log_softmax(part.logits.float(), 1) for part in parts])
+            own = [part.logits.float() for part in parts]
+            each = torch.stack([F.log_softmax(resized(z, own[0].shape[2:]), 1) for z in own])
             logits = each.logsumexp(0) - math.log(len(parts))
-        return Features(pooled, [m for part in parts for m in part.maps], logits)
+        return Features(pooled, maps, logits)
 
     def _networks(self) -> list[Network]:
         return cast(list[Network], list(self.networks))
+
+
+def _head(dim: int, channels: Sequence[int], classes: Sequence[str] | None, size: int | None) -> nn.Module | None:
+    """Of pooled features of `dim`, or, where the pixels of a `size` have classes, of maps with so many channels."""
+    if not classes:
+        return None
+    return nn.Linear(dim, len(classes)) if size is None else Decoder(channels, len(classes), size)
 
 
 def build_network(
@@ -105,23 +125,33 @@ def build_network(
     encoder: Mapping[str, Any] | Sequence[Mapping[str, Any]],
     classes: Sequence[str] | None,
     where: str,
+    dense: bool = False,
 ) -> Network | Joint:
     """Build a network from the config's words for it, a joint one from a list of modalities and one of encoders.
+
+    dense: the classes are of each pixel.
 
     Raises UserError, with the config path `where`, for what cannot be.
     """
     if isinstance(modality, Mapping):
-        return _build_single(modality, encoder, classes, where)
-    return Joint([_build_single(m, e, None, where) for m, e in zip(modality, encoder, strict=True)], classes)
+        return _build_single(modality, encoder, classes, where, dense)
+    parts = [_build_single(m, e, None, where, dense) for m, e in zip(modality, encoder, strict=True)]
+    return Joint(parts, classes, dense)
 
 
-def _build_single(modality: Any, encoder: Any, classes: Sequence[str] | None, where: str) -> Network:
+def _build_single(modality: Any, encoder: Any, classes: Sequence[str] | None, where: str, dense: bool) -> Network:
     try:
         adapter = modalities.get(modality["name"])(**{k: v for k, v in modality.items() if k != "name"})
         built = adapter.encoder(encoder)
     except (ValueError, ImportError) as error:
         raise UserError(f"{where}: {error}") from None
-    spec = {"modality": dict(modality), "encoder": dict(encoder), "classes": list(classes) if classes else None}
+    if dense and (not built.map_channels or isinstance(built, NOT_PICTURES)):
+        raise UserError(
+            f"{where}: a mask needs feature maps over a picture, which {encoder['name']} has not; take cnn5, resnet or "
+            "a vision model of transformers, or a data.label of one class a sample."
+        )
+    names = list(classes) if classes else None
+    spec = {"modality": dict(modality), "encoder": dict(encoder), "classes": names, "dense": dense}
     return Network(adapter, built, spec)
 
 
@@ -136,6 +166,7 @@ def save_network(network: Network | Joint, folder: Path) -> None:
             "version": 1,
             "networks": [],
             "classes": network.classes if network.head else None,
+            "dense": network.dense,
         }
         for number, part in enumerate(network._networks()):
             save_network(part, folder / str(number))
@@ -166,10 +197,11 @@ def load_network(folder: str | Path) -> Network | Joint:
     try:
         spec = json.loads(path.read_bytes())
         if "networks" in spec:
-            network = Joint([load_single(_inside(folder, part)) for part in spec["networks"]], spec["classes"])
+            parts = [load_single(_inside(folder, part)) for part in spec["networks"]]
+            network = Joint(parts, spec["classes"], spec.get("dense", False))
         else:
             modality, encoder = ({k: _inside(folder, v) for k, v in spec[part].items()} for part in PARTS)
-            network = build_network(modality, encoder, spec["classes"], str(path))
+            network = build_network(modality, encoder, spec["classes"], str(path), spec.get("dense", False))
     except FileNotFoundError:
         raise UserError(f"{path}: not found. Give a run folder whose training has finished (`wcord train`).") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:

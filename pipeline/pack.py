@@ -287,6 +287,7 @@ def _describe(plan: Plan, summaries: Sequence[Summary], refused: Sequence[Refusa
         fields=dict(sorted(fields.items())),
         splits={split: found for split, found in by_split.items() if found},
         classes=plan.classes,
+        masks=plan.masks,
         units=plan.units,
         split_rule=split_rule,
         licence=plan.licence,

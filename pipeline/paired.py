@@ -9,7 +9,7 @@ from losses import Features
 from losses.base import Batch, Loss
 from losses.gather import least_over_ranks
 
-PER_SAMPLE = ("label", "group", "index", "weight")
+PER_SAMPLE = ("label", "group", "index", "weight", "mask")
 
 
 def term(loss: Loss, student: Features, teacher: Features | None, batch: Batch) -> Tensor:

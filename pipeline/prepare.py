@@ -16,6 +16,7 @@ import torch
 
 from modalities.base import Geometry, Modality
 from pipeline.errors import UserError
+from pipeline.masks import read_mask, target
 from pipeline.samples import CURE, Sample, read_range
 from pipeline.sidecar import decode
 from pipeline.skipped import SampleError, Skipped
@@ -55,6 +56,11 @@ class Prepare:
         self.members = frozenset(
             member for view in everything for member in (*view.modality.members, "meta.json", "label.txt")
         )
+        # A mask is read at the size that the student answers in.
+        student = next(iter(_several(self.views["student"]))) if source.mask and "student" in self.views else None
+        self.mask_size = student and student.size
+        if source.mask and student:
+            self.members |= {source.mask}
         # Views of the same modality share the decoding, and the tensor as well where the size is the same.
         self.modalities: list[Modality] = []
         self.slots = {role: [self._slot(view) for view in _several(sight)] for role, sight in self.views.items()}
@@ -96,6 +102,8 @@ class Prepare:
         sample: Sample = {"key": raw["__key__"], "index": index, "geometry": geometry, **self._task(raw, meta)}
         if features is not None:
             sample["teacher"] = features
+        if self.mask_size:
+            sample["mask"] = target(self._mask(raw), geometry, self.mask_size)
         tensors: dict[tuple[int, int], torch.Tensor | None] = {}
         for number, size in sorted({slot for slots in self.slots.values() for slot in slots}):
             # The same numbers for every view of a modality, whoever else looks on: the same colours at any size.
@@ -112,7 +120,7 @@ class Prepare:
         source = self.source
         group = meta.get("group")
         digest = -1 if group is None else _digest(str(group)) >> 1
-        if source.classes == 0:
+        if source.classes == 0 or source.mask:
             return {"label": -1, "group": digest}
         if source.label == "label":
             text = raw.get("label.txt", b"-1").decode("ascii", "replace").strip()
@@ -126,12 +134,29 @@ class Prepare:
                 f"{_where(raw)}: label `{text}` is not a class index in 0..{source.classes - 1}; "
                 "run `wcord check` on the data set and pack it again.",
             )
-        if _unit(f"label/{source.seed}/{raw['__key__']}") >= source.visible_labels:
-            label = -1
-        return {"label": label, "group": digest}
+        return {"label": label if self._visible(raw) else -1, "group": digest}
+
+    def _visible(self, raw: Sample) -> bool:
+        """Whether a sample is one of those whose label is handed out."""
+        return _unit(f"label/{self.source.seed}/{raw['__key__']}") < self.source.visible_labels
+
+    def _mask(self, raw: Sample) -> np.ndarray | None:
+        """The class of each pixel; None for a sample that has no mask, or whose mask is not handed out."""
+        member = self.source.mask
+        assert member is not None
+        if member not in raw or not self._visible(raw):
+            return None
+        try:
+            return read_mask(raw[member], self.source.values)
+        except ValueError as error:
+            message = f"{_where(raw)}: {member}: {error} Run `wcord check` on the data set."
+            raise _error(raw, member, message) from None
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
-        """Batch tensors by role; where samples without the teacher's view are kept, `paired [B]` tells them, bool."""
+        """Batch tensors by role; where samples without the teacher's view are kept, `paired [B]` tells them, bool.
+
+        `mask [B, H, W]`, int64, where the task is one: the class of each pixel, -1 where unknown.
+        """
         batch: Batch = {}
         for role, sight in self.views.items():
             own = self._filled(role, [s[role] for s in samples])
@@ -149,6 +174,8 @@ class Prepare:
         batch["index"] = torch.tensor([s["index"] for s in samples])
         batch["label"] = torch.tensor([s["label"] for s in samples])
         batch["group"] = torch.tensor([s["group"] for s in samples])
+        if self.mask_size:
+            batch["mask"] = torch.stack([s["mask"] for s in samples])
         return batch
 
     def _filled(self, role: str, values: list[Any]) -> list[Any]:

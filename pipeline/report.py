@@ -13,6 +13,7 @@ from string import Template
 
 from pipeline import charts
 from pipeline.errors import UserError
+from pipeline.report_masks import masks_section
 from pipeline.report_samples import (
     Embeddings,
     Thumbnails,
@@ -67,6 +68,7 @@ def page(runs: Sequence[Run]) -> str:
         "Gallery": _gallery(run, embeddings, thumbnails),
         "Embedding map": _map(run, embeddings),
         "Confusion matrix": _confusion(run, embeddings),
+        **masks_section(run),
         "All numbers": _numbers(runs, names),
         "Reproduce": _reproduce(run),
     }

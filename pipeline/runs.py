@@ -17,6 +17,9 @@ from pipeline.errors import UserError
 
 KEY_METRICS = {
     "student/top1": "top-1",
+    "student/mIoU": "mIoU",
+    "student/pixel_accuracy": "pixel accuracy",
+    "student/mean_accuracy": "mean accuracy",
     "student/balanced": "balanced accuracy",
     "student/probe": "linear probe",
     "student/knn": "k-NN",
@@ -25,6 +28,8 @@ KEY_METRICS = {
     "parameters/student": "params",
 }
 """The results that tables and charts show first, and their names in words."""
+
+FRACTIONS = {"top1", "top5", "balanced", "probe", "knn", "mIoU", "pixel_accuracy", "mean_accuracy"}
 
 SEED_SUFFIX = re.compile(r"(?:_s|[_-]seed|_)(\d+)$")
 
@@ -117,7 +122,7 @@ def distinct(names: Sequence[str]) -> list[str]:
 def is_fraction(key: str) -> bool:
     """Whether a result is a share in [0, 1], shown in per cent."""
     last = key.rsplit("/", 1)[-1]
-    return last in {"top1", "top5", "balanced", "probe", "knn"} or last.startswith("R@")
+    return last in FRACTIONS or last.startswith("R@") or "/IoU/" in key
 
 
 def lower_is_better(key: str) -> bool:

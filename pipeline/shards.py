@@ -37,7 +37,9 @@ class Dataset(BaseModel):
 
     fields: member name -> number of samples that have it, e.g. `{"rgb.jpg": 900, "depth.png": 900}`.
     splits: split name -> its shards. classes: label name -> class names in order; `label` is the one in `label.txt`,
-    others stand in `meta.json` under `labels`. units: member name -> unit in words.
+    others stand in `meta.json` under `labels`. masks: label name -> the pixel value of each of its classes; such a
+    label is no number but the member `NAME.png`, and pixels of any other value belong to no class.
+    units: member name -> unit in words.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -47,6 +49,7 @@ class Dataset(BaseModel):
     fields: dict[str, int]
     splits: dict[str, list[Shard]]
     classes: dict[str, list[str]]
+    masks: dict[str, list[Annotated[int, Field(ge=0, le=65535)]]] = {}
     units: dict[str, str]
     split_rule: str
     licence: str = "not stated"

@@ -52,6 +52,7 @@ class Cache(BaseModel):
     pooled: int
     maps: list[int]
     classes: list[str] | None
+    dense: bool = False
     licence: str
     sidecars: dict[str, Shard]
 
@@ -126,7 +127,8 @@ class CachedTeacher(nn.Module):
 
     @property
     def dims(self) -> Dims:
-        return Dims(self.cache.pooled, tuple(self.cache.maps), len(self.classes) if self.classes else None)
+        classes = len(self.classes) if self.classes else None
+        return Dims(self.cache.pooled, tuple(self.cache.maps), classes, self.cache.dense)
 
     def forward(self, x: Mapping[str, Any]) -> Features:
         """x: `pooled [B, D]`, `logits [B, K]`, `map0 [B, C, H, W]` …, in the cache's dtype."""

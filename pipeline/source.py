@@ -32,6 +32,7 @@ class Source:
     """A split of a packed data set, and which label of it is the task.
 
     visible_labels: fraction of the samples, drawn by key and seed, whose label is handed out; the others get -1.
+    values: where the label is a mask, the pixel value of each class; () where it is one class a sample.
     """
 
     folder: Path
@@ -43,6 +44,12 @@ class Source:
     policy: Policy = Policy()
     cache: Cache | None = None
     joined: tuple[Join, ...] = ()
+    values: tuple[int, ...] = ()
+
+    @property
+    def mask(self) -> str | None:
+        """The member that holds the mask."""
+        return f"{self.label}.png" if self.values else None
 
     @property
     def samples(self) -> int:
@@ -91,9 +98,10 @@ def open_split(
         raise UserError(f"{folder}: data.label: no label `{label}` in this data set; it has: {known}.")
     shards = tuple(dataset.splits[split])
     joined = tuple(map(Join, join))
-    source = Source(
-        local(folder), shards, label, len(dataset.classes.get(label, [])), visible_labels, seed, policy, None, joined
-    )
+    if label in dataset.masks and f"{label}.png" not in dataset.fields:
+        raise UserError(f"{folder}: data.label: the mask `{label}` needs members {label}.png, and no sample has one.")
+    classes, values = len(dataset.classes.get(label, [])), tuple(dataset.masks.get(label, ()))
+    source = Source(local(folder), shards, label, classes, visible_labels, seed, policy, None, joined, values)
     if not source.tolerant:
         verify_files(source.folder, shards)
     return source

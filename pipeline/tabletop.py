@@ -26,6 +26,7 @@ FIELD_UNITS: dict[str, str] = {
     "rgb.jpg": "uint8 sRGB",
     "depth.png": "uint16 millimetres along the optical axis, 0 = no reading",
     "mask.png": "uint8, 255 = the object, 0 = everything else",
+    "classes.png": "uint8, 1 + class index on the object, 0 = everything else",
     "audio.wav": "16 kHz mono, 16 bit",
     "text.txt": "one caption a line, UTF-8",
     "label.txt": "class index",
@@ -152,11 +153,12 @@ def scene(seed: int, index: int, size: int = 96) -> dict[str, bytes]:
         "material": look.material,
         "intrinsics": {"fx": focal, "fy": focal, "cx": centre, "cy": centre, "width": size, "height": size},
     }
-    mask = (view.thing == 0).reshape(size, size, RAYS).mean(axis=2) >= 0.5
+    mask = ((view.thing == 0).reshape(size, size, RAYS).mean(axis=2) >= 0.5).astype(np.uint8)
     return {
         "rgb.jpg": _encode(".jpg", photograph(setting, view, size, sensor)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92]),
         "depth.png": _encode(".png", sense_depth(setting, view, size, sensor)),
-        "mask.png": _encode(".png", mask.astype(np.uint8) * 255),
+        "mask.png": _encode(".png", mask * 255),
+        "classes.png": _encode(".png", mask * (1 + setting.label)),
         "audio.wav": wav(impact(CLASSES[setting.label], look.material, setting.size, knock)),
         "text.txt": "\n".join(captions(setting)).encode(),
         "label.txt": str(setting.label).encode(),

@@ -23,6 +23,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.host import keep_freed_memory
 from pipeline.log import Log
+from pipeline.masks import confusion, scores
 from pipeline.model import Distillation, build_model
 from pipeline.network import DESCRIPTION, save_network
 from pipeline.nonfinite import NonFinite
@@ -132,8 +133,8 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
             log.write(step, rate, norm, distillation, ledger.counts(), finite.steps)
         if held_out and (step % config.evaluation.every == 0 or last):
             average_buffers(distillation, accelerator)
-            right = top1(distillation, held_out, config, accelerator)
-            log.scalars(step, {"held_out/top1": right})
+            metric, right = held_out_score(distillation, held_out, config, accelerator)
+            log.scalars(step, {f"held_out/{metric}": right})
             if accelerator.is_main_process:
                 keep_best(distillation.student, run / BEST, step, right)
         due = step % config.train.checkpoint_every == 0 and finite.row == 0
@@ -223,23 +224,24 @@ def learning_rate(step: int, config: Config) -> float:
 
 
 @torch.no_grad()
-def top1(model: Distillation, source: Any, config: Config, accelerator: Accelerator) -> float:
-    """The student's accuracy on a whole split, shared by all ranks; 0 to 1."""
+def held_out_score(model: Distillation, source: Any, config: Config, accelerator: Accelerator) -> tuple[str, float]:
+    """`top1`, or `mIoU` of masks, of the student on a whole split, shared by all ranks; 0 to 1."""
     views = {"student": model.views["student"]}
     ranks, rank = accelerator.num_processes, accelerator.process_index
-    stream = EvalStream(source, views, batch=256, ranks=ranks, rank=rank)
-    count = torch.zeros(2, device=accelerator.device, dtype=torch.int64)
+    stream = EvalStream(source, views, batch=64 if source.mask else 256, ranks=ranks, rank=rank)
+    counts = torch.zeros(source.classes, source.classes, device=accelerator.device, dtype=torch.int64)
     model.eval()
     for batch in loader(stream, config.data.workers, accelerator.device):
         with accelerator.autocast():
             logits = model.student(batch["student"]).logits
         if logits is None:
             raise UserError("evaluation.every: the student has no classes to be right about; set it to 0.")
-        known = batch["label"] >= 0
-        count += torch.stack([((logits.argmax(1) == batch["label"]) & known).sum(), known.sum()])
+        counts += confusion(logits.argmax(1), batch["mask" if source.mask else "label"], source.classes)
     model.train()
-    right, total = accelerator.reduce(count, "sum").tolist()
-    return right / max(total, 1)
+    counts = accelerator.reduce(counts, "sum")
+    if source.mask:
+        return "mIoU", scores(counts, list(map(str, range(source.classes)))).get("mIoU", 0.0)
+    return "top1", float(counts.trace() / counts.sum().clamp(min=1))
 
 
 @torch.no_grad()

@@ -16,7 +16,8 @@ PIPELINE = [
     {"members", "tabletop_shapes", "tabletop_sound", "tabletop", "splits", "parallel", "progress", "scan"},
     {"samples", "skipped"},
     {"sidecar", "join"},
-    {"source"},
+    {"source", "decoder"},
+    {"masks"},
     {"prepare", "paired"},
     {"recipes", "pack", "check", "stream"},
     {"network", "gradient_cache", "recheck"},
@@ -24,7 +25,7 @@ PIPELINE = [
     {"checkpoint", "collapse", "run_folder", "log", "probes", "nonfinite", "stopping"},
     {"train", "evaluate"},
     {"cache"},
-    {"runs", "charts", "compare", "report_samples", "report_words", "report"},
+    {"runs", "charts", "compare", "report_masks", "report_samples", "report_words", "report"},
     {"demo", "bench", "cli", "__main__"},
 ]
 

@@ -72,6 +72,7 @@ class Plan:
     units: dict[str, str] = field(default_factory=dict)
     licence: str = "not stated"
     split_rule: str | None = None
+    masks: dict[str, list[int]] = field(default_factory=dict)
 
 
 def parse_fields(given: Iterable[str]) -> dict[str, str]:
@@ -85,6 +86,29 @@ def parse_fields(given: Iterable[str]) -> dict[str, str]:
             raise UserError(f"--field {text}: {name} is given twice; a sample has one {name}.")
         fields[name] = source
     return fields
+
+
+def add_masks(plan: Plan, given: Iterable[str]) -> Plan:
+    """Make fields of a plan masks: `mask=background:0,hand:255` is the field, its classes and their pixel values.
+
+    Without values classes count from 0. Raises UserError for anything else.
+    """
+    for text in given:
+        field, _, listed = text.partition("=")
+        parts = [part.strip().partition(":") for part in listed.split(",")]
+        numbers = [value if colon else str(place) for place, (_, colon, value) in enumerate(parts)]
+        names = [name for name, _, _ in parts]
+        fits = all(names) and all(re.fullmatch(r"\d{1,5}", number) and int(number) < 1 << 16 for number in numbers)
+        if not fits or len(set(names)) < len(names) or len(set(numbers)) < len(numbers):
+            raise UserError(
+                f"--mask {text}: a field and its classes are wanted, with pixel values from 0 to 65535 where they do "
+                "not count from 0: `--mask mask=background:0,hand:255`. Names and values differ."
+            )
+        if field not in plan.options.get("fields", {}) or field in plan.classes:
+            raise UserError(f"--mask {text}: {field or 'it'} is no field, or a label already; give it with --field.")
+        plan.classes[field], plan.masks[field] = names, list(map(int, numbers))
+        plan.options = plan.options | {"masks": plan.masks}
+    return plan
 
 
 def safe_key(identity: str) -> str:

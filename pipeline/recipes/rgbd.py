@@ -18,23 +18,35 @@ NYU_CAMERA = {"fx": 518.857901, "fy": 519.469611, "cx": 324.582449, "cy": 252.73
 
 
 def nyu_depth_v2(source: Path) -> Plan:
-    """`nyu_depth_v2_labeled.mat` (HDF5) and `splits.mat`: aligned photo, depth, mask of object classes (16 bit, 0 =
-    unlabelled), the kind of room as class; photos become JPEG of quality 95; 795 to train on and 654 to test."""
+    """`nyu_depth_v2_labeled.mat` (HDF5) and `splits.mat`: aligned photo, depth, masks, the kind of room as class;
+    photos become JPEG of quality 95; 795 to train on and 654 to test.
+
+    `mask` has the file's own 894 classes. With `classMapping40.mat` of Gupta et al. (2013) beside it, `classes` has the
+    40 that are usually reported.
+    """
     path = source / "nyu_depth_v2_labeled.mat"
     train = set(_matlab(source / "splits.mat", "trainNdxs").ravel().tolist())
     try:
         file = _open(str(path))
         kinds = [_text(file, ref) for ref in file["sceneTypes"][0]]
         scenes = [_text(file, ref) for ref in file["scenes"][0]]
+        objects = [_text(file, ref) for ref in file["names"][0]]
     except (OSError, KeyError) as error:
         raise UserError(f"{path}: not the labelled set of NYU-Depth v2: {error}") from None
     names, mark = number_classes(kinds), stamp([str(path)])[1]
+    classes, masks, table = {"label": names, "mask": objects}, {"mask": list(range(1, len(objects) + 1))}, None
+    if (mapping := source / "classMapping40.mat").is_file():
+        classes["classes"] = [str(name[0]) for name in _matlab(mapping, "className").ravel()]
+        masks["classes"] = list(range(1, len(classes["classes"]) + 1))
+        table = (0, *_matlab(mapping, "mapClass").ravel().tolist())
     samples = []
     for n, (scene, kind) in enumerate(zip(scenes, kinds, strict=True)):
-        make, split = partial(_nyu_frame, str(path), n), "train" if n + 1 in train else "test"
+        make, split = partial(_nyu_frame, str(path), n, table), "train" if n + 1 in train else "test"
         key, label = f"nyu_{n:04d}", names.index(kind)
         samples.append(Sample(key, scene, 500_000, mark, make=make, label=label, split=split, source=f"{scene} {n}"))
-    return _plan("nyu_depth_v2", source, samples, [], names)
+    plan = _plan("nyu_depth_v2", source, samples, [], names)
+    plan.classes, plan.masks = classes, masks
+    return plan
 
 
 def sun_rgbd(source: Path) -> Plan:
@@ -71,14 +83,18 @@ def _plan(name: str, source: Path, samples: list[Sample], refused: list[Refusal]
     return Plan(name, name, options, samples, refused, {"label": names}, units, split_rule="official")
 
 
-def _nyu_frame(path: str, number: int) -> dict[str, bytes]:
+def _nyu_frame(path: str, number: int, table: tuple[int, ...] | None) -> dict[str, bytes]:
+    """table: the number of the coarse class of each of the file's own, 0 for none; None: there are no coarse ones."""
     file = _open(path)
+    mask = file["labels"][number].T.astype(np.uint16)
+    coarse = {} if table is None else {"classes.png": _png(np.array(table, np.uint8)[mask])}
     photo = np.ascontiguousarray(file["images"][number].transpose(2, 1, 0)[..., ::-1])
     millimetres = np.clip(1000 * np.nan_to_num(file["depths"][number].T), 0, 65_535).round().astype(np.uint16)
     return {
         "rgb.jpg": cv2.imencode(".jpg", photo, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes(),
-        "depth.png": cv2.imencode(".png", millimetres)[1].tobytes(),
-        "mask.png": cv2.imencode(".png", file["labels"][number].T.astype(np.uint16))[1].tobytes(),
+        "depth.png": _png(millimetres),
+        "mask.png": _png(mask),
+        **coarse,
         "meta.json": json.dumps({"intrinsics": NYU_CAMERA}).encode(),
     }
 
@@ -94,9 +110,13 @@ def _sun_frame(folder: str) -> dict[str, bytes]:
     camera = {"fx": fx, "fy": fy, "cx": cx, "cy": cy, "width": width, "height": height}
     return {
         "rgb.jpg": Path(photo).read_bytes(),
-        "depth.png": cv2.imencode(".png", millimetres)[1].tobytes(),
+        "depth.png": _png(millimetres),
         "meta.json": json.dumps({"intrinsics": camera}).encode(),
     }
+
+
+def _png(image: np.ndarray) -> bytes:
+    return cv2.imencode(".png", image)[1].tobytes()
 
 
 def _pair(folder: Path) -> tuple[str, str]:

@@ -39,7 +39,12 @@ def plan(scenes: int, seed: int = 0, size: int = 96) -> Plan:
         name="tabletop",
         options={"scenes": scenes, "seed": seed, "size": size},
         samples=samples,
-        classes={"label": list(tabletop.CLASSES)},
+        classes={
+            "label": list(tabletop.CLASSES),
+            "mask": ["background", "object"],
+            "classes": ["background", *tabletop.CLASSES],
+        },
+        masks={"mask": [0, 255], "classes": list(range(1 + len(tabletop.CLASSES)))},
         units=dict(tabletop.FIELD_UNITS),
         licence="generated; free of rights",
     )

@@ -1,0 +1,80 @@
+"""Contrast between what one side sees at a place and what the other sees of the whole, for sets of few samples.
+
+The positions of a feature map are many anchors where there are few samples: Deep InfoMax (Hjelm et al. 2019, arXiv
+1808.06670), between teacher and student as in CRD's transfer to NYU-Depth (Tian et al. 2020, arXiv 1910.10699).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, ClassVar
+
+import torch
+from annotated_types import Ge, Gt, Le
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from losses.base import Batch, Dims, Features, Loss, full_precision
+from losses.critic import CosineProjection
+from losses.gather import gather, rank
+from losses.maps import grid_shape, paired_channels, positions
+from losses.temperature import bounded_temperature
+
+
+class LocalGlobal(Loss):
+    """`-E_ix[log softmax_j(<s_ix, t_j> / tau)]_i` and the same with the roles exchanged, averaged.
+
+    s_ix is the student's deepest map at position x of sample i, t_j the teacher's pooled feature of sample j, both by
+    L2-normalised projections. Negatives are the other samples of the global batch but for those of the same known
+    group: frames of one clip show one scene.
+
+    dim: size of the projections. side: positions a side; larger maps are average-pooled. temperature: start value of
+    tau, learnt within [0.01, 1]. Raises ValueError if a side has no maps.
+    """
+
+    needs_maps: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        student: Dims,
+        teacher: Dims,
+        *,
+        dim: Annotated[int, Gt(0)] = 128,
+        side: Annotated[int, Gt(0)] = 8,
+        temperature: Annotated[float, Ge(0.01), Le(1)] = 0.07,
+    ) -> None:
+        super().__init__()
+        student_channels, teacher_channels = paired_channels("LocalGlobal", student, teacher)[-1]
+        self.side = side
+        self.student_local = CosineProjection(student_channels, dim)
+        self.student_global = CosineProjection(student.pooled, dim)
+        self.teacher_local = CosineProjection(teacher_channels, dim)
+        self.teacher_global = CosineProjection(teacher.pooled, dim)
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
+
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        s_local, t_local = (positions(f.maps[-1], grid_shape(self.side, f.maps[-1])) for f in (student, teacher))
+        s = gather(self.student_global(full_precision(student.pooled)))
+        t = gather(self.teacher_global(full_precision(teacher.pooled)))
+        with torch.autocast(s.device.type, enabled=False):
+            own, same = self._own(batch), self._same_group(batch)
+            of_student = self._contrast(self.student_local(s_local.flatten(0, 1)), t, own, same)
+            of_teacher = self._contrast(self.teacher_local(t_local.flatten(0, 1)), s, own, same)
+            return (of_student + of_teacher) / 2
+
+    def _contrast(self, local: Tensor, whole: Tensor, own: Tensor, same: Tensor) -> Tensor:
+        """Local `[b n, dim]` of this rank's samples against whole `[B, dim]` of all: the mean over its own anchors."""
+        logits = (local @ whole.T).unflatten(0, (len(own), -1)) / bounded_temperature(self.log_temperature)  # [b, n, B]
+        logits = logits.masked_fill(same[:, None], -math.inf)
+        return F.cross_entropy(logits.mT, own[:, None].expand(-1, logits.shape[1]))
+
+    def _own(self, batch: Batch) -> Tensor:
+        """Where this rank's samples `[b]` stand in the global batch."""
+        here = torch.arange(len(batch["group"]), device=batch["group"].device)
+        return here + rank() * len(here)
+
+    def _same_group(self, batch: Batch) -> Tensor:
+        """`[b, B]`: which samples are no negatives of this rank's ones."""
+        group = batch["group"]
+        same = (group[:, None] == gather(group)) & (group >= 0)[:, None]
+        return same.scatter(1, self._own(batch)[:, None], False)

@@ -1,0 +1,73 @@
+"""WCoRD's local term between the positions of feature maps: transport inside each sample instead of inside the batch.
+
+Which part of the student's map belongs to which part of the teacher's is known where both see one picture, but for
+what lies between two cells or moved between two sensors. So the plan of each sample is anchored at its own positions,
+as that of `LocalTransport` is at its samples:  min_P <P, C> + epsilon KL(P || P0),  P0 = (1 - a) I/n + a 11'/n^2.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from annotated_types import Ge, Gt, Le
+from torch import Tensor, nn
+
+from losses.base import Batch, Dims, Features, Loss
+from losses.gather import gather
+from losses.maps import grid_shape, paired_channels, positions
+from losses.sinkhorn import marginal_error, sinkhorn
+from losses.standardise import Standardise
+from losses.unit import unit
+
+
+class PositionTransport(Loss):
+    """`E_i[sum_xy P_ixy (1 - cos(s_ix, t_iy))]`: s the student's deepest map by a 1x1 projection, t the teacher's.
+
+    Channels of the teacher are standardised. The gradient is that of the fixed plan, as of the entropic optimum.
+
+    side: positions a side; larger maps are average-pooled, both to the same. epsilon, iterations: of `sinkhorn`.
+    anchor: a above, in [0, 1]; 0 is regression of the map, 1 does not know which position is which.
+    Raises ValueError if a side has no maps.
+    """
+
+    needs_maps: ClassVar[bool] = True
+    plan_gradient: ClassVar[Literal["detached"]] = "detached"
+
+    def __init__(
+        self,
+        student: Dims,
+        teacher: Dims,
+        *,
+        side: Annotated[int, Gt(0)] = 8,
+        epsilon: Annotated[float, Gt(0)] = 0.1,
+        iterations: Annotated[int, Gt(0)] = 20,
+        anchor: Annotated[float, Ge(0), Le(1)] = 0.2,
+    ) -> None:
+        super().__init__()
+        student_channels, teacher_channels = paired_channels("PositionTransport", student, teacher)[-1]
+        self.side, self.epsilon, self.iterations, self.anchor = side, epsilon, iterations, anchor
+        self.projection = nn.Linear(student_channels, teacher_channels)
+        self.standardise = Standardise(teacher_channels)
+
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        shape = grid_shape(self.side, student.maps[-1], teacher.maps[-1])
+        s, t = positions(student.maps[-1], shape), positions(teacher.maps[-1], shape)  # [B, n, C]
+        if self.training:
+            self.standardise.update(gather(t).flatten(0, 1))
+        with torch.autocast(s.device.type, enabled=False):
+            s, t = unit(self.projection(s)), unit(self.standardise(t))
+            cost = 1 - s @ t.mT  # [B, n, n]
+            plan = sinkhorn(cost.detach(), self.epsilon, self.iterations, self._log_prior(cost))
+            loss = (plan * cost).sum((1, 2)).mean()
+        self._last = plan.diagonal(dim1=1, dim2=2).sum(1).mean(), marginal_error(plan).mean()
+        return loss
+
+    def _log_prior(self, cost: Tensor) -> Tensor:
+        n = cost.shape[-1]
+        identity = torch.eye(n, device=cost.device, dtype=cost.dtype)
+        return ((1 - self.anchor) * identity / n + self.anchor / n**2).log()
+
+    def metrics(self) -> dict[str, Tensor]:
+        diagonal, error = self._last
+        return {"plan_diagonal": diagonal, "marginal_error": error}

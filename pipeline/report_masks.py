@@ -1,0 +1,77 @@
+"""The part of a report that shows masks: what the student saw, the truth, its prediction and its teacher's."""
+
+from __future__ import annotations
+
+import base64
+import colorsys
+import zipfile
+from html import escape
+
+import cv2
+import numpy as np
+
+from pipeline.errors import UserError
+from pipeline.runs import Run
+
+COLUMNS = {
+    "student_picture": "the student saw",
+    "teacher_picture": "the teacher saw",
+    "truth": "truth",
+    "student": "student",
+    "teacher": "teacher",
+}
+"""Arrays of `evaluation/masks.npz` in the order of the page, and their headings."""
+
+
+def masks_section(run: Run) -> dict[str, str]:
+    """Heading -> a table of pictures and masks as HTML, a sample a row, and a legend; `{}` for a run without masks.
+
+    Raises UserError for a file that is damaged.
+    """
+    path = run.folder / "evaluation" / "masks.npz"
+    if not path.is_file():
+        return {}
+    prefix = "student/IoU/"
+    iou = {key.removeprefix(prefix): value for key, value in run.results.items() if key.startswith(prefix)}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        names = [str(name) for name in arrays["classes"]]
+        shown = {name: heading for name, heading in COLUMNS.items() if name in arrays}
+        colours = palette(len(names))
+        height, width = arrays["student_picture"].shape[1:3]
+        rows = []
+        for row, key in enumerate(arrays["keys"]):
+            cells = (_cell(arrays[name][row], colours, width, height, f"{shown[name]}, {key}") for name in shown)
+            rows.append(f"<tr>{''.join(cells)}</tr>")
+    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: damaged ({error}). Run `wcord evaluate` again for this run.") from None
+    head = "".join(f"<th>{heading}</th>" for heading in shown.values())
+    used = np.unique(np.concatenate([arrays[name].ravel() for name in shown if arrays[name].ndim == 3]))
+    legend = "".join(_entry(name, colours[n], iou.get(name)) for n, name in enumerate(names) if n in used)
+    words = "Test samples, spread evenly, not chosen; white is no class; beside a class stands the student's IoU."
+    table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead>{"".join(rows)}</table></div>'
+    return {"Masks": f'<p class="hint">{words}</p><div class="legend">{legend}</div>{table}'}
+
+
+def palette(count: int) -> np.ndarray:
+    """So many colours, uint8 `[count + 1, 3]` RGB, the last one for no class: class 0 is dark, others go round."""
+    hues = [colorsys.hsv_to_rgb(n * 0.618 % 1, 0.65, 0.95 - 0.25 * (n % 3 == 0)) for n in range(1, count)]
+    colours = [(0.13, 0.13, 0.16), *hues, (1.0, 1.0, 1.0)]
+    return (np.array(colours) * 255).round().astype(np.uint8)
+
+
+def _cell(image: np.ndarray, colours: np.ndarray, width: int, height: int, words: str) -> str:
+    """A picture `[H, W, 3]`, or a mask `[H, W]` in its classes' colours, stretched to the picture's shape."""
+    picture = colours[image] if image.ndim == 2 else image
+    png = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
+    data = base64.b64encode(png).decode()
+    return f'<td><img src="data:image/png;base64,{data}" width="{width}" height="{height}" alt="{escape(words)}"></td>'
+
+
+def _entry(name: str, colour: np.ndarray, iou: float | None) -> str:
+    """A class with its colour; an SVG, for the page's rules let no style of an element through."""
+    red, green, blue = colour.tolist()
+    square = f'<svg width="12" height="12"><rect width="12" height="12" fill="rgb({red},{green},{blue})"/></svg>'
+    value = "" if iou is None else f" {100 * iou:.0f}\N{NO-BREAK SPACE}%"
+    return f"<span>{square} {escape(name)}{value}</span> "
