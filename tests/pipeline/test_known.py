@@ -14,6 +14,7 @@ from sources import jpeg, samples_in, wav
 
 from modalities import Depth
 from pipeline.errors import UserError
+from pipeline.masks import read_mask
 from pipeline.pack import pack
 from pipeline.recipes import Plan, known
 
@@ -184,14 +185,21 @@ def test_nyu_depth_v2(tmp_path: Path) -> None:
     labels[0, 10, 20] = 700
     with h5py.File(source / "nyu_depth_v2_labeled.mat", "w") as file:
         file["images"], file["depths"], file["labels"] = photo, metres, labels
-        for name, texts in (("sceneTypes", ["kitchen", "office", "kitchen"]), ("scenes", ["k_1", "o_1", "k_2"])):
-            cells = file.create_dataset(name, (1, 3), h5py.ref_dtype)
+        cells_of = {
+            "sceneTypes": ["kitchen", "office", "kitchen"],
+            "scenes": ["k_1", "o_1", "k_2"],
+            "names": [f"thing {n}" for n in range(1, 895)],
+        }
+        for name, texts in cells_of.items():
+            cells = file.create_dataset(name, (1, len(texts)), h5py.ref_dtype)
             for n, text in enumerate(texts):
                 file[f"#{name}{n}"] = np.array([[ord(letter)] for letter in text], np.uint16)
                 cells[0, n] = file[f"#{name}{n}"].ref
     scipy_io.savemat(source / "splits.mat", {"trainNdxs": [[1], [3]], "testNdxs": [[2]]})
     plan, samples = packed("nyu_depth_v2", source)
-    assert plan.classes == {"label": ["kitchen", "office"]}
+    assert plan.classes["label"] == ["kitchen", "office"]
+    assert plan.classes["mask"][699] == "thing 700"
+    assert plan.masks == {"mask": list(range(1, 895))}
     assert [(s["split"], s["label.txt"]) for s in samples.values()] == [
         ("train", b"0"),
         ("train", b"0"),
@@ -206,6 +214,14 @@ def test_nyu_depth_v2(tmp_path: Path) -> None:
     assert depth.intrinsics[0] == pytest.approx(518.857901)
     mask = cv2.imdecode(np.frombuffer(samples["nyu_0000"]["mask.png"], np.uint8), cv2.IMREAD_UNCHANGED)
     assert mask[20, 10] == 700
+    names = np.empty((1, 40), object)
+    names[0] = [np.array([f"class {n}"]) for n in range(1, 41)]
+    mapping = {"mapClass": np.arange(894)[None] % 40 + 1, "className": names}
+    scipy_io.savemat(source / "classMapping40.mat", mapping)
+    plan = known.plan("nyu_depth_v2", source)
+    coarse = read_mask(plan.samples[0].read()["classes.png"], plan.masks["classes"])
+    assert plan.classes["classes"][coarse[20, 10]] == f"class {699 % 40 + 1}"
+    assert (coarse >= 0).sum() == 1  # 0, unlabelled, is no class
 
 
 def test_sun_rgbd(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from sources import (
 from pipeline.errors import UserError
 from pipeline.members import member_name
 from pipeline.pack import pack
-from pipeline.recipes import folders, manifest, parse_fields, safe_key, tabletop
+from pipeline.recipes import Plan, add_masks, folders, manifest, parse_fields, safe_key, tabletop
 
 
 @pytest.fixture(scope="module")
@@ -320,7 +320,12 @@ def test_scenes_are_made_while_they_are_packed(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "pipeline.tabletop", scenes)
     dataset = pack(tabletop.plan(20, seed=3, size=32), tmp_path, max_refused=0.05)
     assert sum(map(dataset.samples, dataset.splits)) == 19
-    assert dataset.classes == {"label": ["ball", "box"]}
+    assert dataset.classes == {
+        "label": ["ball", "box"],
+        "mask": ["background", "object"],
+        "classes": ["background", "ball", "box"],
+    }
+    assert dataset.masks == {"mask": [0, 255], "classes": [0, 1, 2]}
     lines = (tmp_path / "refused.jsonl").read_text()
     assert "label 99 is out of range" in lines
     for sample in samples_in(tmp_path, "test"):
@@ -330,3 +335,27 @@ def test_scenes_are_made_while_they_are_packed(tmp_path: Path, monkeypatch: pyte
         assert sample["rgb.jpg"] == jpeg(3 + meta["index"])
     with pytest.raises(UserError, match="at least 1"):
         tabletop.plan(0)
+
+
+def test_fields_become_masks_with_classes_and_values() -> None:
+    plan = Plan("manifest", "own", {"fields": {"mask": "m", "parts": "p"}}, [], classes={"label": ["a"]})
+    add_masks(plan, ["mask=background:0,hand:255", "parts=floor, wall"])
+    assert plan.classes == {"label": ["a"], "mask": ["background", "hand"], "parts": ["floor", "wall"]}
+    assert plan.masks == {"mask": [0, 255], "parts": [0, 1]}
+    assert plan.options["masks"] == plan.masks  # another packing, if they change
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("mask", "a field and its classes are wanted"),
+        ("mask=a:0,b:70000", "from 0 to 65535"),
+        ("mask=a:1,b:1", "Names and values differ"),
+        ("mask=a,a", "Names and values differ"),
+        ("mask=a:-1", "from 0 to 65535"),
+        ("other=a,b", "other is no field"),
+    ],
+)
+def test_masks_that_cannot_be_are_refused(given: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        add_masks(Plan("manifest", "own", {"fields": {"mask": "m"}}, []), [given])

@@ -119,6 +119,12 @@ def test_mask_is_where_the_object_projects_to(scenes: list[dict[str, bytes]]) ->
     assert checked >= 3
 
 
+def test_the_mask_of_classes_is_the_object_with_its_class(scenes: list[dict[str, bytes]]) -> None:
+    for members in scenes:
+        expected = (image(members["mask.png"]) > 0) * (1 + int(members["label.txt"]))
+        np.testing.assert_array_equal(image(members["classes.png"]), expected)
+
+
 def test_size_changes_the_pictures_and_nothing_else(scenes: list[dict[str, bytes]]) -> None:
     small = scene(1, 4, 32)
     assert image(small["depth.png"]).shape == (32, 32)
