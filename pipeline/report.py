@@ -109,7 +109,7 @@ def _tiles(run: Run) -> str:
     """The few numbers that a person looks for first."""
     results = run.results
     tiles = []
-    for metric in ("student/top1", "student/probe", "retrieval/student_to_teacher/R@1"):
+    for metric in ("student/top1", "student/mIoU", "student/probe", "retrieval/student_to_teacher/R@1"):
         if metric in results:
             beside = [f"{n} {in_words(metric, v)}" for n, v in _references(results, metric) if n != "commonest class"]
             tiles.append((KEY_METRICS[metric], in_words(metric, results[metric]), " · ".join(beside[:2])))

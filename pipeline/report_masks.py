@@ -63,15 +63,16 @@ def palette(count: int) -> np.ndarray:
 
 def _cell(image: np.ndarray, colours: np.ndarray, width: int, height: int, words: str) -> str:
     """A picture `[H, W, 3]`, or a mask `[H, W]` in its classes' colours, stretched to the picture's shape."""
-    picture = colours[image] if image.ndim == 2 else image
-    png = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
-    data = base64.b64encode(png).decode()
-    return f'<td><img src="data:image/png;base64,{data}" width="{width}" height="{height}" alt="{escape(words)}"></td>'
+    return f"<td>{_picture(colours[image] if image.ndim == 2 else image, width, height, words)}</td>"
 
 
 def _entry(name: str, colour: np.ndarray, iou: float | None) -> str:
-    """A class with its colour; an SVG, for the page's rules let no style of an element through."""
-    red, green, blue = colour.tolist()
-    square = f'<svg width="12" height="12"><rect width="12" height="12" fill="rgb({red},{green},{blue})"/></svg>'
+    """A class with its colour and the student's IoU."""
     value = "" if iou is None else f" {100 * iou:.0f}\N{NO-BREAK SPACE}%"
-    return f"<span>{square} {escape(name)}{value}</span> "
+    return f"<span>{_picture(colour[None, None], 12, 12, '')}{escape(name)}{value}</span>"
+
+
+def _picture(rgb: np.ndarray, width: int, height: int, words: str) -> str:
+    png = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1].tobytes()
+    data = base64.b64encode(png).decode()
+    return f'<img src="data:image/png;base64,{data}" width="{width}" height="{height}" alt="{escape(words)}">'
