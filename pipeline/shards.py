@@ -14,7 +14,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import UserError
 from pipeline.remote import is_remote, mirror, origin, refresh
@@ -54,6 +54,14 @@ class Dataset(BaseModel):
     split_rule: str
     licence: str = "not stated"
     refused: int = 0
+
+    @model_validator(mode="after")
+    def _masks_have_classes(self) -> Dataset:
+        for label, values in self.masks.items():
+            names = self.classes.get(label, [])
+            if not len(names) == len(values) == len(set(values)) > 0:
+                raise ValueError(f"the mask `{label}` has {len(names)} classes and {len(set(values))} pixel values")
+        return self
 
     def samples(self, split: str) -> int:
         return sum(shard.samples for shard in self.splits.get(split, []))

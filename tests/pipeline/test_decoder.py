@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from modalities.encoders import IMAGE_ENCODERS
+from modalities.encoders.pretrained import PretrainedVision
+from modalities.transformers_loader import import_transformers
 from pipeline.decoder import Decoder
 
 
@@ -39,3 +43,11 @@ def test_a_shift_of_the_maps_shifts_the_answer() -> None:
     x = torch.randn(1, 4, 16, 16)
     there, here = decoder([x.roll(4, 3)]), decoder([x])
     torch.testing.assert_close(there[..., 12:28], here[..., 4:20], atol=1e-5, rtol=1e-5)
+
+
+def test_a_vision_transformer_has_a_decoder(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    import_transformers().ViTConfig(**sizes, image_size=32, patch_size=8).save_pretrained(tmp_path)
+    encoder = PretrainedVision(3, model=str(tmp_path), weights="random")
+    logits = Decoder(encoder.map_channels, 3, 32)(encoder(torch.randn(2, 3, 32, 32)).maps)
+    assert logits.shape == (2, 3, 32, 32)

@@ -16,6 +16,7 @@ from pipeline import config as configs
 from pipeline.cache import cache
 from pipeline.errors import UserError
 from pipeline.evaluate import evaluate
+from pipeline.masks import confusion
 from pipeline.model import build_model
 from pipeline.network import load_network, save_network
 from pipeline.prepare import Draw, Prepare, View
@@ -23,6 +24,7 @@ from pipeline.report import report
 from pipeline.samples import read_range
 from pipeline.shards import MANIFEST, Dataset, write_shard
 from pipeline.source import open_split
+from pipeline.stream import EvalStream
 from pipeline.train import train
 
 NAMES = ["background", "disc", "square", "cross"]
@@ -130,6 +132,40 @@ def test_a_student_that_sees_two_modalities_has_one_decoder(data: Path, make_con
     assert "student/mIoU" in evaluate(run)
 
 
+PLACES = "  cross_entropy: {}\n  local_global: {dim: 8}\n  position_transport: {}"
+UNTRAINED = "teacher: {modality: rgb, encoder: {name: cnn5, width: 4, size: 16}}"
+
+
+def test_the_batch_can_be_seen_in_parts(data: Path, make_config: Any) -> None:
+    path = make_config("student", UNTRAINED, PLACES, shards=data)
+    run = train(configs.load(path, ["data.label=shape", "train.micro_batch=8", "train.steps=3"]))
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert all(np.isfinite(value) for value in last.values())
+
+
+def test_networks_in_half_precision(data: Path, make_config: Any) -> None:
+    model = build_model(configs.load(make_config("student", UNTRAINED, PLACES, shards=data), ["data.label=shape"]))
+    batch = next(iter(EvalStream(open_split(data, "train", "shape"), model.views, batch=8)))
+    exact, _ = model(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        half, terms = model(batch)
+    assert half.dtype == torch.float32
+    assert set(terms) == {"cross_entropy", "local_global", "position_transport"}
+    torch.testing.assert_close(half, exact, rtol=0.05, atol=0)
+
+
+def test_ranks_together_count_what_one_does(data: Path, make_config: Any) -> None:
+    model = build_model(configs.load(make_config(shards=data), ["data.label=shape"])).eval()
+    source = open_split(data, "test", "shape")
+
+    def counts(ranks: int, rank: int) -> torch.Tensor:
+        stream = EvalStream(source, model.views, batch=4, ranks=ranks, rank=rank)
+        parts = [confusion(model.student(b["student"]).logits.argmax(1), b["mask"], source.classes) for b in stream]
+        return torch.stack(parts).sum(0)
+
+    assert torch.equal(counts(3, 0) + counts(3, 1) + counts(3, 2), counts(1, 0))
+
+
 def test_a_cached_teacher_gives_its_pixels(data: Path, make_config: Any) -> None:
     teacher = train(configs.load(make_config("teacher", shards=data), [*TEACHER, "train.steps=3"]))
     path = make_config("student", f"teacher: {{run: {teacher}, cache: pixels}}", "  kd: {}", shards=data)
@@ -179,4 +215,7 @@ def test_a_label_without_its_member_is_refused(data: Path, tmp_path: Path) -> No
     del dataset["fields"]["shape.png"]
     (tmp_path / MANIFEST).write_text(json.dumps(dataset))
     with pytest.raises(UserError, match=r"the mask `shape` needs members shape.png, and no sample has one"):
+        open_split(tmp_path, "train", "shape")
+    (tmp_path / MANIFEST).write_text(json.dumps(dataset | {"masks": {"shape": [0, 1]}}))
+    with pytest.raises(UserError, match=r"the mask `shape` has 4 classes and 2 pixel values"):
         open_split(tmp_path, "train", "shape")
