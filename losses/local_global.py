@@ -57,7 +57,8 @@ class LocalGlobal(Loss):
         s = gather(self.student_global(full_precision(student.pooled)))
         t = gather(self.teacher_global(full_precision(teacher.pooled)))
         with torch.autocast(s.device.type, enabled=False):
-            own, same = self._own(batch), self._same_group(batch)
+            own = self._own(batch)
+            same = self._same_group(batch, own)
             of_student = self._contrast(self.student_local(s_local.flatten(0, 1)), t, own, same)
             of_teacher = self._contrast(self.teacher_local(t_local.flatten(0, 1)), s, own, same)
             return (of_student + of_teacher) / 2
@@ -73,8 +74,8 @@ class LocalGlobal(Loss):
         here = torch.arange(len(batch["group"]), device=batch["group"].device)
         return here + rank() * len(here)
 
-    def _same_group(self, batch: Batch) -> Tensor:
+    def _same_group(self, batch: Batch, own: Tensor) -> Tensor:
         """`[b, B]`: which samples are no negatives of this rank's ones."""
         group = batch["group"]
         same = (group[:, None] == gather(group)) & (group >= 0)[:, None]
-        return same.scatter(1, self._own(batch)[:, None], False)
+        return same.scatter(1, own[:, None], False)
