@@ -20,6 +20,7 @@ from modalities.base import Geometry
 from modalities.encoders import find
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.launch import start_accelerator
 from pipeline.model import build_teacher, fingerprint
 from pipeline.network import Joint, Network
 from pipeline.prepare import Draw, Prepare
@@ -30,7 +31,6 @@ from pipeline.sidecar import Cache, differences, encode, manifest_path, member, 
 from pipeline.skipped import Skipped, counts, in_words
 from pipeline.source import Policy, Source, open_split
 from pipeline.stream import Fault, loader, ready
-from pipeline.train import start_accelerator
 
 CHUNK = 64
 """Samples of which all views are computed at a time."""

@@ -138,6 +138,10 @@ class Train(Section):
         description="Samples of each process that the networks hold at a time; the losses see the whole batch all the "
         "same (gradient caching). null: all at once.",
     )
+    gradient_checkpointing: bool = Field(
+        default=False, description="Make the student's activations again in the backward pass instead of keeping them."
+    )
+    compile: bool = Field(default=False, description="Compile student and teacher by torch.compile.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto", description="Number format; auto asks the device."
     )

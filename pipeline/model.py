@@ -114,6 +114,12 @@ class Distillation(nn.Module):
         """Everything that training changes: all but the frozen teacher."""
         return {k: v for k, v in self.state_dict().items() if not k.startswith("teacher.")}
 
+    def compile_networks(self) -> None:
+        """Compile student and teacher in place, which leaves the names of their weights as they are."""
+        for network in (self.student, self.teacher):
+            if isinstance(network, (Network, Joint)):
+                network.compile()
+
     def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
         """Raises RuntimeError, as load_state_dict does, if the state is of another student or other losses."""
         teacher = {k: v for k, v in self.state_dict().items() if k.startswith("teacher.")}

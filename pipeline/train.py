@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
-import warnings
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.nn  # its default arguments keep the process group for good if it is imported after the group
-from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate import Accelerator
 from torch.distributed import DistBackendError
+from torch.distributed.tensor import DTensor
 
 from pipeline.checkpoint import BEST, Checkpoint, keep_best, newest_checkpoint, save_checkpoint
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.gradient_checkpointing import checkpoint_gradients
 from pipeline.host import keep_freed_memory
+from pipeline.launch import start_accelerator
 from pipeline.log import Log
 from pipeline.model import Distillation, build_model
-from pipeline.network import DESCRIPTION, save_network
+from pipeline.network import DESCRIPTION, Joint, Network, save_network
 from pipeline.nonfinite import NonFinite
 from pipeline.run_folder import RESULTS, WRITTEN, claim, clear, write_config
+from pipeline.sharding import average_gradients, load_model, load_optimizer, plain_student, prepare_sharding, whole
 from pipeline.skipped import SKIPPED, Ledger
 from pipeline.source import Policy, open_split
 from pipeline.stopping import Stop, Stopped
@@ -76,11 +76,17 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
     distillation = build_model(config)
     source = replace(source, cache=distillation.cache)
     identity = _identity(config, distillation)
+    spare = prepare_sharding(distillation, config, accelerator)
+    if config.train.gradient_checkpointing:
+        checkpoint_gradients(distillation.student)
+    if config.train.compile:
+        distillation.compile_networks()
     model, optimizer = accelerator.prepare(distillation, build_optimizer(distillation, config))
     done = _resume(run, distillation, optimizer, identity, accelerator) if resume else 0
     if done >= config.train.steps:
+        student = plain_student(distillation, spare)
         if accelerator.is_main_process and not (run / "student" / DESCRIPTION).exists():
-            save_network(distillation.student, run / "student")
+            save_network(student, run / "student")
         accelerator.print(f"{run}: already trained for {done} steps; nothing to do.")
         return
     accelerator.wait_for_everyone()  # nobody may delete before all have looked
@@ -116,8 +122,9 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
         with accelerator.autocast():
             loss, terms = model(batch)
         accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(model.parameters(), config.train.clip)
-        assert norm is not None
+        if spare is not None:
+            average_gradients(distillation, accelerator)
+        norm = whole(accelerator.clip_grad_norm_(model.parameters(), config.train.clip))
         skipped = finite.skips(step, batch, terms, norm)
         if not skipped or accelerator.scaler is not None:  # which skips by itself, and lowers its scale
             optimizer.step()
@@ -132,10 +139,11 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
             log.write(step, rate, norm, distillation, ledger.counts(), finite.steps)
         if held_out and (step % config.evaluation.every == 0 or last):
             average_buffers(distillation, accelerator)
-            right = top1(distillation, held_out, config, accelerator)
+            student = plain_student(distillation, spare)
+            right = top1(student, held_out, config, accelerator)
             log.scalars(step, {"held_out/top1": right})
             if accelerator.is_main_process:
-                keep_best(distillation.student, run / BEST, step, right)
+                keep_best(student, run / BEST, step, right)
         due = step % config.train.checkpoint_every == 0 and finite.row == 0
         if due or last or stopping:
             ledger.share(accelerator)
@@ -146,8 +154,9 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
             raise Stopped(
                 f"{run}: stopped at step {step} as asked; go on with --resume.", stop.number or signal.SIGTERM
             )
+    student = plain_student(distillation, spare)
     if accelerator.is_main_process:
-        save_network(distillation.student, run / "student")
+        save_network(student, run / "student")
     log.close()
     accelerator.print(f"{run}: done. The student is in {run / 'student'}; next: wcord evaluate {run}")
 
@@ -165,50 +174,24 @@ def _save(
     average_buffers(model, accelerator)
     assert_equal_weights(model, accelerator)
     assert_finite_weights(model, step)
+    weights = whole(model.trainable_state())
+    state = {"optimizer": whole(optimizer.state_dict()), "scaler": _scaler_state(accelerator)}
     if accelerator.is_main_process:
-        state = {"optimizer": optimizer.state_dict(), "scaler": _scaler_state(accelerator)}
-        checkpoint = Checkpoint(step, model.trainable_state(), state, identity, accelerator.num_processes)
+        checkpoint = Checkpoint(step, weights, state, identity, accelerator.num_processes)
         save_checkpoint(run / "checkpoints", checkpoint, config.train.keep)
-
-
-def start_accelerator(config: Config) -> Accelerator:
-    """Start Accelerate; UserError if the launcher started more processes than it joined."""
-    precision = config.train.precision
-    # It starts the process group; Accelerator takes the one that it finds.
-    patience = timedelta(seconds=config.train.timeout)
-    device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=patience).device.type
-    if precision == "auto":
-        native = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bf16" if native else "fp32"
-    if precision == "fp16" and device == "cpu":
-        raise UserError("train.precision: fp16 needs a GPU; use fp32 (or bf16) on a CPU.")
-    # The new name of `broadcast_buffers` is not known to every version of torch that we run on.
-    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-    # The buffers are averaged where they are read; the graph is the same at every step.
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, static_graph=True, gradient_as_bucket_view=True)
-    accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=[ddp])
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != launched:
-        raise UserError(
-            f"the launcher started {launched} processes, but {accelerator.num_processes} train together: they would be "
-            "unsynchronised copies. On CPU: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 …"
-        )
-    if config.data.batch_size % accelerator.num_processes:
-        raise UserError(
-            f"data.batch_size: {config.data.batch_size} is the global batch and must be a multiple of the "
-            f"{accelerator.num_processes} processes."
-        )
-    return accelerator
 
 
 def build_optimizer(model: Distillation, config: Config) -> torch.optim.Optimizer:
     """AdamW, or SGD with momentum 0.9; vectors and scalars (biases, norms, temperatures) are not decayed."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    decay = config.train.weight_decay
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    groups = []
+    for part in (model.student, model.losses):  # apart, for FSDP cuts the one and not the other
+        trained = [p for p in part.parameters() if p.requires_grad]
+        matrices, vectors = ([p for p in trained if (p.ndim > 1) == matrix] for matrix in (True, False))
+        groups += [
+            {"params": matrices, "weight_decay": config.train.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+    groups = [group for group in groups if group["params"]]
     if config.train.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.train.learning_rate, momentum=0.9)
     return torch.optim.AdamW(groups, lr=config.train.learning_rate, fused=True)
@@ -223,21 +206,21 @@ def learning_rate(step: int, config: Config) -> float:
 
 
 @torch.no_grad()
-def top1(model: Distillation, source: Any, config: Config, accelerator: Accelerator) -> float:
+def top1(student: Network | Joint, source: Any, config: Config, accelerator: Accelerator) -> float:
     """The student's accuracy on a whole split, shared by all ranks; 0 to 1."""
-    views = {"student": model.views["student"]}
+    views = {"student": student.view}
     ranks, rank = accelerator.num_processes, accelerator.process_index
     stream = EvalStream(source, views, batch=256, ranks=ranks, rank=rank)
     count = torch.zeros(2, device=accelerator.device, dtype=torch.int64)
-    model.eval()
+    student.eval()
     for batch in loader(stream, config.data.workers, accelerator.device):
         with accelerator.autocast():
-            logits = model.student(batch["student"]).logits
+            logits = student(batch["student"]).logits
         if logits is None:
             raise UserError("evaluation.every: the student has no classes to be right about; set it to 0.")
         known = batch["label"] >= 0
         count += torch.stack([((logits.argmax(1) == batch["label"]) & known).sum(), known.sum()])
-    model.train()
+    student.train()
     right, total = accelerator.reduce(count, "sum").tolist()
     return right / max(total, 1)
 
@@ -252,9 +235,10 @@ def average_buffers(model: Distillation, accelerator: Accelerator) -> None:
 
 
 def assert_equal_weights(model: Distillation, accelerator: Accelerator) -> None:
-    """Raises RuntimeError if the ranks' weights have come apart: then they were not trained together."""
+    """Raises RuntimeError if weights that all ranks hold have come apart: then they were not trained together."""
     if accelerator.num_processes > 1:
-        weights = [p.detach().double().flatten() for p in model.parameters() if p.requires_grad]
+        trained = [p.detach() for p in model.parameters() if p.requires_grad and not isinstance(p, DTensor)]
+        weights = [p.double().flatten() for p in trained]
         sums = torch.stack([torch.stack([w.sum(), w.abs().sum()]) for w in weights]).sum(0)
         if len(torch.unique(accelerator.gather(sums[None]), dim=0)) != 1:
             raise RuntimeError("the ranks' weights differ: gradients were not synchronised. Do not use this run.")
@@ -262,7 +246,7 @@ def assert_equal_weights(model: Distillation, accelerator: Accelerator) -> None:
 
 def assert_finite_weights(model: Distillation, step: int) -> None:
     """Raises UserError rather than let a checkpoint be written that no run can go on from."""
-    bad = [name for name, p in model.named_parameters() if p.requires_grad and not torch.isfinite(p).all()]
+    bad = [name for name, p in model.named_parameters() if p.requires_grad and not torch.isfinite(whole(p)).all()]
     if bad:
         raise UserError(
             f"step {step}: weights are not finite ({bad[0]} and {len(bad) - 1} others), no checkpoint was written. "
@@ -286,8 +270,8 @@ def _resume(run: Path, model: Distillation, optimizer: Any, identity: dict[str, 
                 f"{run}: {checkpoint.ranks} processes made the checkpoint, {accelerator.num_processes} go on: the "
                 "global batch is as large, but of other samples, so the weights will not be the same bits."
             )
-        model.load_trainable_state(checkpoint.model)
-        optimizer.load_state_dict(checkpoint.optimizer["optimizer"])
+        load_model(model, checkpoint.model)
+        load_optimizer(optimizer, checkpoint.optimizer["optimizer"])
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(checkpoint.optimizer["scaler"])
     return done
