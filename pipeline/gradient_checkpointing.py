@@ -8,6 +8,7 @@ from typing import Any, cast
 from torch import Tensor, is_grad_enabled, nn
 from torch.utils.checkpoint import checkpoint
 
+from modalities.encoders.base import Encoder
 from pipeline.errors import UserError
 from pipeline.network import Joint, Network
 
@@ -18,18 +19,26 @@ def checkpoint_gradients(network: Network | Joint) -> None:
     The blocks: those of a transformers model by its own method, else the entries of an encoder's `nn.ModuleList`s.
     Gradients and running statistics are those without. Raises UserError for an encoder that has no such blocks.
     """
-    parts = network.networks if isinstance(network, Joint) else [network]
-    for encoder in (cast(Network, part).encoder for part in parts):
+    for encoder in encoders(network):
         pretrained = [m for m in encoder.children() if getattr(m, "supports_gradient_checkpointing", False)]
-        blocks = [block for m in encoder.children() if isinstance(m, nn.ModuleList) for block in m]
-        if not (blocks or pretrained):
+        if not (blocks(encoder) or pretrained):
             raise UserError(
                 f"train.gradient_checkpointing: {type(encoder).__name__} has no blocks to run again; set it to false."
             )
         for model in pretrained:
             cast(Any, model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        for block in blocks:
+        for block in blocks(encoder):
             _run_again(block)
+
+
+def encoders(network: Network | Joint) -> list[Encoder]:
+    parts = network.networks if isinstance(network, Joint) else [network]
+    return [cast(Network, part).encoder for part in parts]
+
+
+def blocks(encoder: Encoder) -> list[nn.Module]:
+    """The entries of an encoder's own `nn.ModuleList`s."""
+    return [block for m in encoder.children() if isinstance(m, nn.ModuleList) for block in m]
 
 
 def _run_again(block: nn.Module) -> None:

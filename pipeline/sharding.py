@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.utils import _pytree
 from losses import Features
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.gradient_checkpointing import blocks, encoders
 from pipeline.model import Distillation
 from pipeline.network import Joint, Network
 
@@ -48,11 +50,25 @@ def prepare_sharding(model: Distillation, config: Config, accelerator: Accelerat
             "train.precision: under FSDP each rank would scale its own part of the gradient; use bf16 or fp32."
         )
     plugin = accelerator.state.fsdp_plugin
+    if plugin.transformer_cls_names_to_wrap is None:
+        plugin.transformer_cls_names_to_wrap = _units(model)
     plugin.ignored_modules = r"losses(\..*)?"
     # Parameters stay fp32, autocast computes in half precision as it does without FSDP, and the losses in full.
     plugin.mixed_precision_policy = None
     plugin.cpu_ram_efficient_loading = False  # every rank has built the same weights
-    return copy.deepcopy(model.student).requires_grad_(False)
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP cuts no other
+    return copy.deepcopy(model.student).requires_grad_(False).to(accelerator.device)
+
+
+def _units(model: Distillation) -> list[str]:
+    """The classes of modules that are cut, gathered and let go one at a time: the blocks of the encoders."""
+    networks = [network for network in (model.student, model.teacher) if isinstance(network, (Network, Joint))]
+    found: set[str] = set()
+    for encoder in chain.from_iterable(map(encoders, networks)):
+        found |= {type(block).__name__ for block in blocks(encoder)}
+        found |= {name for child in encoder.children() for name in getattr(child, "_no_split_modules", None) or ()}
+    there = {type(module).__name__ for network in networks for module in network.modules()}
+    return sorted(found & there)
 
 
 def plain_student(model: Distillation, spare: Network | Joint | None) -> Network | Joint:
@@ -83,7 +99,7 @@ def cut_like(value: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, the same on all ranks, cut as another of its shape is."""
     if not isinstance(like, DTensor):
         return value
-    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    return distribute_tensor(value.to(like.device).contiguous(), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def load_model(model: Distillation, state: Mapping[str, Tensor]) -> None:
@@ -97,6 +113,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, moments in state["state"].items():
         for name, value in moments.items():
-            if isinstance(value, Tensor) and value.shape == parameters[number].shape:
-                moments[name] = cut_like(value, parameters[number])
+            if isinstance(value, Tensor) and value.shape == (like := parameters[number]).shape:
+                # In the parameter's own order in memory, through which fused optimisers run without looking.
+                whole_like = value if isinstance(like, DTensor) else torch.empty_like(like).copy_(value)
+                moments[name] = cut_like(whole_like, like)
     optimizer.load_state_dict(state)

@@ -417,3 +417,19 @@ def test_an_error_ends_a_run_with_workers_at_once(make_config: Any, tmp_path: Pa
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert "RuntimeError: broken" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="inductor needs a C++ compiler")
+@pytest.mark.parametrize("extra", [(), ("train.gradient_checkpointing=true",), ("train.micro_batch=8",)])
+def test_a_compiled_run_follows_the_other_one(make_config: Any, teacher: str, extra: tuple[str, ...]) -> None:
+    settings = ("train.log_every=1", "evaluation.every=12", *extra)
+    plain = run_config(make_config("plain", teacher, WCORD), *settings)
+    fast = run_config(make_config("fast", teacher, WCORD), *settings, "train.compile=true")
+    expected = [row["loss"] for row in lines(plain) if "loss" in row]
+    assert [row["loss"] for row in lines(fast) if "loss" in row] == pytest.approx(expected, rel=1e-3)
+    assert weights(fast).keys() == weights(plain).keys()
+    assert load_network(fast / "student").classes == ["disc", "square", "cross"]
+    shutil.rmtree(fast / "student")
+    run_config(make_config("fast", teacher, WCORD), *settings, resume=True)  # its checkpoints are those of any run
+    assert (fast / "student" / "network.json").exists()
