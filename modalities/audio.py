@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,7 +22,9 @@ from modalities.geometry import Geometry
 from modalities.torchaudio_loader import import_soundfile, import_torchaudio
 
 MOST_VALUES = 100_000_000
-"""Samples times channels that a file may unpack to: 50 minutes of stereo at 16 kHz."""
+"""Samples times channels that a file may unpack to, before or after resampling: 50 minutes of stereo at 16 kHz."""
+MOST_FILTER = 16_000_000
+"""Values of a resampling filter: a rate that shares no factor with the wanted one asks for gigabytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +50,14 @@ class Audio(Modality):
         soundfile = import_soundfile()
         try:
             with soundfile.SoundFile(io.BytesIO(data)) as file:
-                if file.frames * file.channels > MOST_VALUES:
+                grown = max(1, self.rate / file.samplerate)
+                if file.frames * file.channels * grown > MOST_VALUES:
                     raise ValueError(f"{file.frames / file.samplerate:.0f} s of sound in one sample; cut it")
+                shared = math.gcd(file.samplerate, self.rate)
+                if file.samplerate // shared * (self.rate // shared) > MOST_FILTER:
+                    raise ValueError(
+                        f"sound of {file.samplerate} Hz, too odd a rate to become {self.rate} Hz; resample it"
+                    )
                 sound, source_rate = file.read(dtype="float32", always_2d=True), file.samplerate
         except soundfile.LibsndfileError as error:
             raise ValueError(f"{len(data)} bytes are not a readable sound file: {error.error_string}") from None
@@ -88,7 +97,7 @@ class Audio(Modality):
         return cv2.cvtColor(cv2.resize(coloured, (144, 96)), cv2.COLOR_BGR2RGB)
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=8)
 def _resampler(source: int, target: int) -> Any:
     """Its filter is computed once for each pair of rates."""
     return import_torchaudio().transforms.Resample(source, target)

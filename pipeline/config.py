@@ -152,6 +152,15 @@ class Train(Section):
     )
     keep: int = Field(default=2, gt=0, description="How many of the newest checkpoints stay.")
 
+    @model_validator(mode="after")
+    def _once(self) -> Train:
+        if self.compile and self.gradient_checkpointing:
+            raise ValueError(
+                "compile and gradient_checkpointing do not go together: torch cannot compile blocks whose "
+                "running statistics are put back; set one of them to false"
+            )
+        return self
+
 
 class Evaluation(Section):
     """What is measured, on which samples, against what."""

@@ -80,7 +80,7 @@ def test_an_encoder_without_blocks_is_refused(tmp_path: Any) -> None:
     transformers = pytest.importorskip("transformers")
     transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1]).save_pretrained(tmp_path)
     encoder = {"name": "transformers", "model": str(tmp_path), "weights": "random", "size": 32}
-    with pytest.raises(UserError, match="train.gradient_checkpointing: PretrainedVision has no blocks"):
+    with pytest.raises(UserError, match=r"train\.gradient_checkpointing: PretrainedVision has no blocks"):
         checkpoint_gradients(build_network({"name": "rgb"}, encoder, None, "student"))
 
 

@@ -421,7 +421,7 @@ def test_an_error_ends_a_run_with_workers_at_once(make_config: Any, tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="inductor needs a C++ compiler")
-@pytest.mark.parametrize("extra", [(), ("train.gradient_checkpointing=true",), ("train.micro_batch=8",)])
+@pytest.mark.parametrize("extra", [(), ("train.micro_batch=8",)])
 def test_a_compiled_run_follows_the_other_one(make_config: Any, teacher: str, extra: tuple[str, ...]) -> None:
     settings = ("train.log_every=1", "evaluation.every=12", *extra)
     plain = run_config(make_config("plain", teacher, WCORD), *settings)
@@ -433,3 +433,8 @@ def test_a_compiled_run_follows_the_other_one(make_config: Any, teacher: str, ex
     shutil.rmtree(fast / "student")
     run_config(make_config("fast", teacher, WCORD), *settings, resume=True)  # its checkpoints are those of any run
     assert (fast / "student" / "network.json").exists()
+
+
+def test_compiled_networks_do_not_run_blocks_again(make_config: Any) -> None:
+    with pytest.raises(UserError, match="compile and gradient_checkpointing do not go together"):
+        configs.load(make_config(), ["train.compile=true", "train.gradient_checkpointing=true"])
