@@ -188,11 +188,12 @@ def loader(stream: IterableDataset[Any], workers: int, device: torch.device) -> 
             if isinstance(batch, Fault):
                 raise UserError(batch.message)
             yield send_to_device(batch, device, non_blocking=True)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:  # the last two while a batch is handed over
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
+        reason = next(iter(str(error).splitlines()), "")
         raise UserError(
-            f"a loader process died: {str(error).splitlines()[0]} It may have run out of memory: lower "
+            f"a loader process died: {reason or type(error).__name__} It may have run out of memory: lower "
             "data.workers, data.shuffle or data.batch_size."
         ) from None
 
