@@ -209,7 +209,7 @@ FAULTS = [
      "train.batch_size: unknown key; did you mean data.batch_size?"),
     ("learning_rate: 1e-3", "zzz: 8", 17,
      "train.zzz: unknown key; allowed are steps, learning_rate, optimizer, weight_decay, warmup, clip, "
-     "micro_batch, precision, log_every, checkpoint_every, timeout, keep"),
+     "micro_batch, gradient_checkpointing, compile, precision, log_every, checkpoint_every, timeout, keep"),
     ("batch_size: 32", "flip: 1", 4, "data.flip: must be true or false, got 1"),
     ("batch_size: 32", "labels: 0", 4, "data.labels: must be above 0, got 0"),
     ("batch_size: 32", "labels: 2", 4, "data.labels: must be at most 1, got 2"),
