@@ -14,6 +14,7 @@ import torch
 
 from pipeline import config as configs
 from pipeline.config import Config
+from pipeline.cost import training_cost
 from pipeline.errors import UserError
 from pipeline.model import build_teacher
 from pipeline.network import Joint, Network, build_network, load_network
@@ -83,7 +84,7 @@ def evaluate(run: str | Path) -> Results:
         embeddings = {"teacher": teacher, "student": student}
     else:
         embeddings = {"student": Standard(seen.features["student"])(unseen.features["student"])}
-    results |= baselines
+    results |= baselines | training_cost(run)
     _save_samples(run / "evaluation", networks, test, unseen, embeddings, classes)
     write_atomic(run / "results.json", json.dumps(results, indent=1).encode())
     return results

@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from pipeline.collapse import collapse_warnings
 from pipeline.config import Config
+from pipeline.cost import peak_memory_mib
 from pipeline.model import Distillation
 from pipeline.prepare import Batch
 from pipeline.shards import write_atomic
@@ -26,11 +27,12 @@ class Log:
         self.config, self.accelerator, self.steps_per_epoch = config, accelerator, steps_per_epoch
         self.terms: dict[str, Tensor] = {}
         self.warned: set[str] = set()
-        self.first, self.start = step, time.perf_counter()
+        self.first = step
+        self.begun = self.start = time.perf_counter()
         self._restart()
         if accelerator.is_main_process:
             self.path = run / "metrics.jsonl"
-            _keep_lines_to(self.path, step)
+            self.start -= _keep_lines_to(self.path, step)
             self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
     def _restart(self) -> None:
@@ -71,6 +73,8 @@ class Log:
             "grad_norm": float(norm),
             "samples_per_second": self.count * self.config.data.batch_size / seconds,
             "data_wait": self.waited / seconds,
+            "seconds": time.perf_counter() - self.start,
+            "peak_memory_mib": peak_memory_mib(self.accelerator.device),
             **{name: float(value) for name, value in model.metrics().items()},
             **({"nonfinite_steps": float(undone)} if undone else {}),
             **{f"skipped/{cause}": float(count) for cause, count in skipped.items()},
@@ -91,7 +95,7 @@ class Log:
 
     def _line(self, step: int, row: dict[str, float]) -> str:
         steps = self.config.train.steps
-        left = (time.perf_counter() - self.start) / (step - self.first) * (steps - step)
+        left = (time.perf_counter() - self.begun) / (step - self.first) * (steps - step)
         terms = " ".join(f"{k.removeprefix('loss/')} {v:.3f}" for k, v in row.items() if k.startswith("loss/"))
         skipped = sum(int(v) for k, v in row.items() if k.startswith("skipped/"))
         return (
@@ -112,8 +116,14 @@ class Log:
             self.board.close()
 
 
-def _keep_lines_to(path: Path, step: int) -> None:
-    """Drop the log lines after the checkpoint that a run goes on from: their steps come again."""
-    if path.exists():
-        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        write_atomic(path, "".join(line for line in lines if json.loads(line)["step"] <= step).encode())
+def _keep_lines_to(path: Path, step: int) -> float:
+    """Drop the log lines after the checkpoint that a run goes on from: their steps come again.
+
+    Returns the seconds that it had trained for by the last line that stays.
+    """
+    if not path.exists():
+        return 0.0
+    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    kept = [(line, row) for line in lines if (row := json.loads(line))["step"] <= step]
+    write_atomic(path, "".join(line for line, _ in kept).encode())
+    return max((row.get("seconds", 0.0) for _, row in kept), default=0.0)

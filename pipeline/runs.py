@@ -96,7 +96,7 @@ def read_run(folder: str | Path) -> Run:
         if not (folder / name).is_file():
             notes.append(f"{name} is missing: {hint}.")
     config = _read_config(folder / names[0])
-    log = _read_log(folder / names[1], notes)
+    log = read_log(folder / names[1], notes)
     results = _read_results(folder / names[2], notes)
     return Run(folder, config, log, results, tuple(notes))
 
@@ -143,8 +143,11 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _read_log(path: Path, notes: list[str]) -> dict[int, dict[str, float]]:
-    """Lines of one step are joined, the later value wins: a resumed run writes its last steps again."""
+def read_log(path: Path, notes: list[str]) -> dict[int, dict[str, float]]:
+    """Step -> values; what is wrong with the file becomes a note.
+
+    Lines of one step are joined, the later value wins: a resumed run writes its last steps again.
+    """
     if not path.is_file():
         return {}
     log: dict[int, dict[str, float]] = {}

@@ -21,10 +21,10 @@ PIPELINE = [
     {"recipes", "pack", "check", "stream"},
     {"network", "gradient_cache", "recheck"},
     {"model"},
-    {"checkpoint", "collapse", "run_folder", "log", "probes", "nonfinite", "stopping"},
+    {"checkpoint", "collapse", "cost", "run_folder", "runs", "log", "probes", "nonfinite", "stopping"},
     {"train", "evaluate"},
     {"cache"},
-    {"runs", "charts", "compare", "report_samples", "report_words", "report"},
+    {"charts", "compare", "report_samples", "report_words", "report"},
     {"demo", "bench", "cli", "__main__"},
 ]
 

@@ -32,7 +32,14 @@ def test_everything_promised_is_measured_and_kept(student: Path) -> None:
     for role in ("student", "teacher"):
         assert results[f"{role}/top1"] > 0.5  # chance is 1/3
         assert results[f"{role}/probe"] > 0.5
-    for key in ("random/probe", "random/knn", "student/balanced", "parameters/student", "parameters/teacher"):
+    for key in (
+        "random/probe",
+        "random/knn",
+        "student/balanced",
+        "parameters/student",
+        "parameters/teacher",
+        "train/seconds",
+    ):
         assert key in results
     for direction in ("student_to_teacher", "teacher_to_student"):
         ours, chance = results[f"retrieval/{direction}/median_rank"], (results["samples/test"] + 1) / 2
