@@ -22,9 +22,12 @@ PIPELINE = [
     {"network", "gradient_cache", "recheck"},
     {"model"},
     {"checkpoint", "collapse", "cost", "run_folder", "runs", "log", "probes", "nonfinite", "stopping"},
-    {"train", "evaluate"},
+    {"kept", "train", "evaluate"},
     {"cache"},
-    {"charts", "compare", "report_samples", "report_words", "report"},
+    {"charts", "compare", "report_tables"},
+    {"report_samples", "report_words"},
+    {"report_classes", "report_gallery", "report_results", "report_run"},
+    {"report"},
     {"demo", "bench", "cli", "__main__"},
 ]
 

@@ -6,6 +6,7 @@ import html
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,12 @@ import yaml
 
 from pipeline import charts
 from pipeline.errors import UserError
+from pipeline.kept import count_confusion, write_arrays
 from pipeline.report import page, report
-from pipeline.report_samples import read_embeddings, spread, true_pair_rank
+from pipeline.report_classes import difference_interval, gains, transport_plan
+from pipeline.report_gallery import true_pair_rank
+from pipeline.report_results import interval
+from pipeline.report_samples import Confusion, Embeddings, read_embeddings, spread
 from pipeline.report_words import warnings
 from pipeline.runs import read_run
 
@@ -77,6 +82,16 @@ def make_run(folder: Path, samples: int = 60, top1: float = 0.7133333333333334, 
         student=_unit(student),
         teacher=_unit(teacher),
     )
+    predicted = np.where(wrong, (label + 1) % len(CLASSES), label)
+    write_arrays(
+        folder / "evaluation" / "confusion.npz",
+        {
+            "classes": np.array(CLASSES),
+            "student": count_confusion(label, predicted, len(CLASSES)),
+            "teacher": count_confusion(label, label, len(CLASSES)),
+            "baseline/kd": count_confusion(label, (label + 1) % len(CLASSES), len(CLASSES)),
+        },
+    )
     rows = np.arange(0, samples, 2)
     pictures = np.stack([_shape(int(label[row]), side, rng) for row in rows])
     np.savez_compressed(
@@ -87,6 +102,10 @@ def make_run(folder: Path, samples: int = 60, top1: float = 0.7133333333333334, 
         student_modality=np.array("depth"),
         teacher_modality=np.array("rgb"),
     )
+    depth = {"text": "0.50 to 1.25 m", "colours": ["#30123b", "#7a0403"], "sound": ""}
+    sound = {"text": "1.0 s <b>", "colours": [], "sound": base64.b64encode(b"ID3 tune").decode()}
+    captions = {"student": [[depth]] * len(rows), "teacher": [[sound]] * len(rows)}
+    (folder / "evaluation" / "captions.json").write_text(json.dumps(captions))
     return folder
 
 
@@ -173,10 +192,10 @@ def test_page_is_balanced_and_loads_nothing(text: str) -> None:
     found = Page(text)
     for tag, name, value in found.attributes:
         if name in ("src", "href", "xlink:href", "action", "data", "poster", "srcset"):
-            assert value.startswith(("data:image/", "#")), (tag, name, value[:80])
+            assert value.startswith(("data:image/", "data:audio/mpeg;base64,", "#")), (tag, name, value[:80])
         assert not name.startswith("on"), (tag, name)
     assert not re.search(r"https?://|url\(|@import|<link", text)
-    ids = {value for _, name, value in found.attributes if name == "id"}
+    ids = {value for tag, name, value in found.attributes if name == "id" and tag == "section"}
     assert {value[1:] for _, name, value in found.attributes if name == "href"} == ids
     assert len(text) < 5e6
 
@@ -207,7 +226,8 @@ def test_every_text_of_a_run_is_escaped(tmp_path: Path) -> None:
     path = folder / "evaluation" / "thumbnails.npz"
     np.savez(path, **{**dict(np.load(path)), "student_modality": np.array(bad), "teacher_modality": np.array(bad)})
     found = Page(report([folder]).read_text(encoding="utf-8"))
-    assert all(value.startswith("data:image/") for _, name, value in found.attributes if name == "src")
+    sources = [value for _, name, value in found.attributes if name == "src"]
+    assert all(value.startswith(("data:image/", "data:audio/mpeg;base64,")) for value in sources)
     assert not any(name.startswith("on") for _, name, _ in found.attributes)
     assert found.text.count("alert(2)") > 15
 
@@ -305,7 +325,8 @@ def test_collapse_is_warned_of(tmp_path: Path) -> None:
         ("config.yaml", "The run cannot be repeated"),
         ("metrics.jsonl", "No curves"),
         ("results.json", "there are no results; run wcord evaluate"),
-        ("evaluation/embeddings.npz", "No confusion matrix: evaluation/embeddings.npz is missing"),
+        ("evaluation/embeddings.npz", "No map: evaluation/embeddings.npz is missing"),
+        ("evaluation/confusion.npz", "No confusion matrix: evaluation/confusion.npz is missing"),
         ("evaluation/thumbnails.npz", "No gallery: evaluation/thumbnails.npz is missing"),
     ],
 )
@@ -313,6 +334,130 @@ def test_what_is_missing_is_said(tmp_path: Path, missing: str, words: str) -> No
     folder = make_run(tmp_path / "run", samples=12)
     (folder / missing).unlink()
     assert words in Page(report([folder]).read_text(encoding="utf-8")).text
+
+
+def unfinished(folder: Path, **files: str) -> str:
+    """The words of the report of a folder that holds only these files, named by what they are."""
+    folder.mkdir()
+    names = {"config": "config.yaml", "log": "metrics.jsonl", "nonfinite": "nonfinite_rank0.json"}
+    for what, text in files.items():
+        (folder / names[what]).write_text(text)
+    return " ".join(Page(report([folder]).read_text(encoding="utf-8")).text.split())
+
+
+LOG = "".join(json.dumps({"step": step, "loss": 2.0 - step / 600}) + "\n" for step in range(20, 301, 20))
+
+
+def test_an_interrupted_run_says_how_far_it_came_and_how_to_go_on(tmp_path: Path) -> None:
+    words = unfinished(tmp_path / "run", config=yaml.safe_dump(CONFIG), log=LOG)
+    assert "the last logged step is 300 of 600 (50%)" in words
+    assert f"It left no checkpoint. Next: wcord train {tmp_path}/run/config.yaml --overwrite" in words
+    (tmp_path / "run" / "checkpoints" / "step_00000250").mkdir(parents=True)
+    words = " ".join(Page(report([tmp_path / "run"]).read_text(encoding="utf-8")).text.split())
+    assert f"newest checkpoint is of step 250. Next: wcord train {tmp_path}/run/config.yaml --resume" in words
+    assert "last 1.5" in words  # the curve of the loss
+    (tmp_path / "run" / "student").mkdir()
+    words = " ".join(Page(report([tmp_path / "run"]).read_text(encoding="utf-8")).text.split())
+    assert f"has finished, but nothing has been measured. Next: wcord evaluate {tmp_path}/run" in words
+
+
+def test_a_run_that_was_not_finite_says_where_and_what_to_do(tmp_path: Path) -> None:
+    told = json.dumps({"step": 310, "grad_norm": "nan", "losses": {"wcord": "inf"}, "keys": ["a<b>"]})
+    words = unfinished(tmp_path / "a", config=yaml.safe_dump(CONFIG), log=LOG, nonfinite=told)
+    assert "the last of them step 310 (losses: wcord inf; gradient norm nan)" in words
+    assert "Lower train.learning_rate or the weight of that loss" in words
+    words = unfinished(tmp_path / "b", log=LOG, nonfinite='{"step": 3')
+    assert "nonfinite_rank0.json, which says when, is damaged" in words
+    words = unfinished(tmp_path / "c", log=LOG + '{"step": 320, "loss": NaN, "lr": 0.1}\n')
+    assert "At its last step these were not finite: loss." in words
+
+
+def test_an_empty_folder_and_a_damaged_log_have_a_report(tmp_path: Path) -> None:
+    words = unfinished(tmp_path / "empty")
+    assert "No step was logged: the training has not begun" in words
+    assert "Next: wcord train CONFIG." in words
+    words = unfinished(
+        tmp_path / "damaged", config="seed: 0", log=LOG.replace('{"step": 40', "\x00\x01#", 1) + '{"step"'
+    )
+    assert "the last line (16) is cut short" in words
+    assert "1 line(s), the first is 2, are not JSON objects" in words
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
+    with pytest.raises(UserError, match="not a run folder"):
+        report([tmp_path / "photos"])
+
+
+def test_faults_are_counted_and_listed(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", samples=12)
+    listed = {
+        "shard": "train-0.tar",
+        "place": 3,
+        "key": "k<3>",
+        "cause": "depth.png",
+        "message": "no <PNG>",
+        "unpaired": False,
+    }
+    (folder / "skipped.jsonl").write_text(json.dumps(listed) + "\n")
+    results = RESULTS | {"skipped/train/depth.png": 7, "skipped/test/label": 2}
+    (folder / "results.json").write_text(json.dumps(results))
+    text = report([folder]).read_text(encoding="utf-8")
+    for row in (("depth.png", 7.0, 0.0), ("label", 0.0, 2.0)):
+        cells = "".join(f'<td class="number"><data value="{n}">{n:.0f}</data></td>' for n in row[1:])
+        assert f"<tr><td>{row[0]}</td>{cells}</tr>" in text
+    assert "<td>train-0.tar</td><td>k&lt;3&gt;</td><td>depth.png</td><td>no &lt;PNG&gt;</td>" in text
+    (folder / "skipped.jsonl").write_text("nonsense\n")
+    assert "not a list of skipped samples" in report([folder]).read_text(encoding="utf-8")
+
+
+def test_cost_is_told_of_every_run_and_network(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", samples=12)
+    more = {"train/seconds": 3725.0, "train/peak_memory_mib": 512.4, "multiply_adds/student": 12.5e6}
+    more["latency_ms/student/cpu"] = 1.234
+    (folder / "results.json").write_text(json.dumps(RESULTS | more))
+    words = Page(report([folder]).read_text(encoding="utf-8")).text
+    assert "1 h 2 min512 MiBnot told" in words
+    assert "student0.21 M12.50 M1.23 ms (cpu)" in words
+    assert "teacher0.56 M--" in words
+
+
+def test_class_by_class_against_the_best_baseline(tmp_path: Path) -> None:
+    confusion = {"student": np.array([[9, 1], [6, 4]]), "baseline/kd": np.array([[1, 9], [5, 5]])}
+    found = gains(Confusion(["cat", "dog"], confusion | {"baseline/worse": np.array([[0, 10], [10, 0]])}))
+    rows = re.findall(r"<tr><td>(cat|dog)</td>(.*?)</tr>", found)
+    values = {name: [float(v) for v in re.findall(r'value="([^"]*)"', row)] for name, row in rows}
+    # samples, student, baseline, gain, low, high
+    assert values["cat"][:4] == pytest.approx([10, 90, 10, 80])
+    assert "better" in rows[0][1]
+    assert "within noise" in rows[1][1]
+    # Newcombe 1998, table II, example (a): 56/70 - 48/80.
+    assert difference_interval(56 / 70, 70, 48 / 80, 80) == pytest.approx((0.0524, 0.3339), abs=1e-4)
+    assert interval(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+
+
+def test_the_plan_of_true_pairs_is_a_diagonal() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 32))
+    x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    e = Embeddings(np.array([f"k{i}" for i in range(200)]), np.arange(200) % 4, list("abcd"), None, x, x)
+    mass = [
+        float(re.search(r"<b>([\d.]+) %", transport_plan(one, {"wcord": {"epsilon": 0.05}}))[1])  # type: ignore[index]
+        for one in (e, replace(e, teacher=x[::-1].copy()))
+    ]
+    assert mass[0] > 95
+    assert mass[1] < 10
+
+
+def test_captions_stand_as_scale_sound_and_text(text: str, tmp_path: Path) -> None:
+    assert text.count('linear-gradient(90deg,#30123b,#7a0403)"></i><small>0.50 to 1.25 m</small>') == 12
+    assert text.count('<audio preload="none" src="data:audio/mpeg;base64,SUQzIHR1bmU="></audio>') == 60
+    folder = make_run(tmp_path / "run", samples=12)
+    path = folder / "evaluation" / "thumbnails.npz"
+    np.savez(path, **{**dict(np.load(path)), "teacher_modality": np.array("text")})
+    assert "1.0 s &lt;b&gt;</blockquote>" in report([folder]).read_text(encoding="utf-8")
+    captions = folder / "evaluation" / "captions.json"
+    captions.write_text(captions.read_text().replace("#30123b", "red;x:url(y)"))
+    with pytest.raises(UserError, match="not captions"):
+        report([folder])
 
 
 def test_a_supervised_run_has_no_teacher(tmp_path: Path) -> None:
@@ -334,6 +479,7 @@ def test_a_run_without_classes(tmp_path: Path) -> None:
     path = folder / "evaluation" / "embeddings.npz"
     unknown = np.full(12, -1)
     np.savez(path, **{**dict(np.load(path)), "label": unknown, "prediction": unknown, "classes": np.array([])})
+    write_arrays(folder / "evaluation" / "confusion.npz", {"classes": np.array([])})
     words = Page(report([folder]).read_text(encoding="utf-8")).text
     assert "No confusion matrix: no sample has both" in words
     assert "commonest class" not in words
@@ -345,7 +491,7 @@ def test_other_runs_stand_beside_the_first(tmp_path: Path) -> None:
     path = report([first, second], tmp_path / "out" / "both.html")
     text = path.read_text(encoding="utf-8")
     Page(text)
-    assert text.count('<g class="bar main">') == text.count('<g class="bar other">') == 6
+    assert text.count('<g class="bar main">') == text.count('<g class="bar other">') == 7  # top-1 twice
     assert '<th class="number">a/kd</th><th class="number">b/kd</th>' in text
     assert '<data value="0.25">' in text
     assert text.count('class="s1"') > 5
