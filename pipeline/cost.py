@@ -34,10 +34,26 @@ def peak_memory_mib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
+def energy_joules(device: torch.device) -> float | None:
+    """What the GPU has used since its driver was loaded, in J; None where nobody tells (a CPU, no `nvidia-ml-py`)."""
+    if device.type != "cuda":
+        return None
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+        return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000
+    except Exception:  # older GPUs, missing rights: many kinds of error, none of which may end a training
+        return None
+
+
 def training_cost(run: Path) -> dict[str, float]:
-    """`train/seconds` and `train/peak_memory_mib`, as far as the run's log tells."""
+    """`train/seconds`, `train/peak_memory_mib` and `train/energy_joules`, as far as the run's log tells."""
     rows = read_log(run / "metrics.jsonl", []).values()
-    logged = {name: [row[name] for row in rows if name in row] for name in ("seconds", "peak_memory_mib")}
+    logged = {
+        name: [row[name] for row in rows if name in row] for name in ("seconds", "peak_memory_mib", "energy_joules")
+    }
     return {f"train/{name}": max(values) for name, values in logged.items() if values}
 
 

@@ -172,5 +172,8 @@ def _confusion(run: Run, confusion: Confusion | None) -> str:
 
 
 def _missing(run: Run, what: str, file: str) -> str:
+    """Of a run that was not measured at all, the summary says so."""
+    if not run.results:
+        return ""
     command = escape(run.command("evaluate"))
     return f"<p>No {what}: <code>{file}</code> is missing. <code>{command}</code> writes it.</p>"

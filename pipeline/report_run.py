@@ -106,7 +106,8 @@ def cost(runs: Sequence[Run], names: Sequence[str]) -> str:
     for run, name in zip(runs, names, strict=True):
         seconds = run.results.get("train/seconds") or run.last("seconds")
         memory = run.results.get("train/peak_memory_mib") or max(run.series("peak_memory_mib")[1], default=None)
-        energy, speed = run.last("energy_joules"), run.last("samples_per_second")
+        energy = run.results.get("train/energy_joules") or run.last("energy_joules")
+        speed = run.last("samples_per_second")
         if seconds or memory or speed:
             training.append(
                 [

@@ -93,7 +93,7 @@ def read_run(folder: str | Path) -> Run:
     hints = {
         "config.yaml": "what was trained is not known; `wcord train` writes it",
         "metrics.jsonl": "there are no curves; `wcord train` writes it",
-        "results.json": f"there are no results; run `{run.command('evaluate')}`",
+        "results.json": f"there are no results; once it is trained, run `{run.command('evaluate')}`",
     }
     for name, hint in hints.items():
         if not (folder / name).is_file():

@@ -55,6 +55,14 @@ def test_everything_promised_is_measured_and_kept(student: Path) -> None:
     assert thumbnails["student"].shape == thumbnails["teacher"].shape == (30, 72, 72, 3)
     assert str(thumbnails["teacher_modality"]) == "rgb"
     assert (thumbnails["rows"] == np.arange(30)).all()
+    captions = json.loads((student / "evaluation" / "captions.json").read_text())
+    assert len(captions["student"]) == len(captions["teacher"]) == 30
+    assert captions["student"][0][0]["text"].startswith("0.")
+    confusion = np.load(student / "evaluation" / "confusion.npz", allow_pickle=False)
+    for role in ("student", "teacher"):
+        assert np.trace(confusion[role]) / confusion[role].sum() == pytest.approx(results[f"{role}/top1"])
+    assert results["multiply_adds/teacher"] > results["parameters/teacher"]
+    assert 0 < results["latency_ms/student/cpu"] < 1000
 
 
 def test_pictures_stand_beside_their_own_keys(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,6 +105,8 @@ def test_evaluation_is_repeatable_and_names_its_baselines(student: Path, make_co
     path = make_config("second")
     run = train(configs.load(path, [f"evaluation.baselines=[{student}]"]))
     assert evaluate(run)["baseline/student/student/top1"] == first["student/top1"]
+    theirs = np.load(student / "evaluation" / "confusion.npz")["student"]
+    assert (np.load(run / "evaluation" / "confusion.npz")["baseline/student"] == theirs).all()
 
 
 def test_a_run_without_teacher_has_no_retrieval(make_config: Any) -> None:

@@ -63,6 +63,7 @@ def make_run(folder: Path, samples: int = 60, top1: float = 0.7133333333333334, 
     """A run folder as `train` and `evaluate` leave it, with a cut-short last log line and hostile names."""
     rng = np.random.default_rng(seed)
     (folder / "evaluation").mkdir(parents=True)
+    (folder / "student").mkdir()
     (folder / "config.yaml").write_text("# wcord 0.1.0\n" + yaml.safe_dump({**CONFIG, "seed": seed}, sort_keys=False))
     lines = [json.dumps(_log_row(step, rng)) for step in range(20, 601, 20)]
     (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 620, "loss": 0.']))
@@ -324,7 +325,7 @@ def test_collapse_is_warned_of(tmp_path: Path) -> None:
     [
         ("config.yaml", "The run cannot be repeated"),
         ("metrics.jsonl", "No curves"),
-        ("results.json", "there are no results; run wcord evaluate"),
+        ("results.json", "nothing has been measured. Next: wcord evaluate"),
         ("evaluation/embeddings.npz", "No map: evaluation/embeddings.npz is missing"),
         ("evaluation/confusion.npz", "No confusion matrix: evaluation/confusion.npz is missing"),
         ("evaluation/thumbnails.npz", "No gallery: evaluation/thumbnails.npz is missing"),
