@@ -6,175 +6,21 @@ import html
 import json
 import math
 import re
-from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from reports import CLASSES, CONFIG, RESULTS, Page, make_run, unit
 
 from pipeline import charts
 from pipeline.errors import UserError
-from pipeline.kept import count_confusion, write_arrays
+from pipeline.kept import write_arrays
 from pipeline.report import page, report
-from pipeline.report_classes import difference_interval, gains, transport_plan
 from pipeline.report_gallery import true_pair_rank
-from pipeline.report_results import interval
-from pipeline.report_samples import Confusion, Embeddings, read_embeddings, spread
+from pipeline.report_samples import read_embeddings, spread
 from pipeline.report_words import warnings
 from pipeline.runs import read_run
-
-CLASSES = ["ball", "cone", "cube", "<script>alert(1)</script>", 'ring" onload="x']
-CONFIG: dict[str, Any] = {
-    "run": "runs/depth",
-    "seed": 0,
-    "data": {"shards": "data/tabletop", "labels": 0.1, "batch_size": 64},
-    "teacher": {"run": "runs/rgb_teacher"},
-    "student": {"modality": {"name": "depth"}, "encoder": {"name": "cnn5", "width": 32}},
-    "losses": {"cross_entropy": {"weight": 1.0}, "wcord": {"weight": 0.8}},
-    "train": {"steps": 600, "warmup": 100},
-    "evaluation": {"split": "test"},
-}
-RESULTS = {
-    "samples/test": 300,
-    "parameters/student": 213450,
-    "parameters/teacher": 563210,
-    "student/top1": 0.7133333333333334,
-    "student/balanced": 0.70123,
-    "student/probe": 0.7366666666666667,
-    "student/knn": 0.69,
-    "teacher/top1": 0.8433333333333334,
-    "teacher/probe": 0.85,
-    "random/probe": 0.41,
-    "random/knn": 0.37,
-    "baseline/labels_only/student/top1": 0.54,
-    "baseline/kd/student/top1": 0.69,
-    "retrieval/student_to_teacher/R@1": 0.34,
-    "retrieval/student_to_teacher/R@10": 0.81,
-    "retrieval/student_to_teacher/median_rank": 3.0,
-    "retrieval/teacher_to_student/R@1": 0.31,
-    "random/retrieval/student_to_teacher/R@1": 0.0033,
-}
-
-
-def make_run(folder: Path, samples: int = 60, top1: float = 0.7133333333333334, seed: int = 0, side: int = 32) -> Path:
-    """A run folder as `train` and `evaluate` leave it, with a cut-short last log line and hostile names."""
-    rng = np.random.default_rng(seed)
-    (folder / "evaluation").mkdir(parents=True)
-    (folder / "student").mkdir()
-    (folder / "config.yaml").write_text("# wcord 0.1.0\n" + yaml.safe_dump({**CONFIG, "seed": seed}, sort_keys=False))
-    lines = [json.dumps(_log_row(step, rng)) for step in range(20, 601, 20)]
-    (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 620, "loss": 0.']))
-    (folder / "results.json").write_text(json.dumps({**RESULTS, "student/top1": top1}))
-
-    label = np.arange(samples) % len(CLASSES)
-    centres = rng.normal(size=(len(CLASSES), 16))
-    own = centres[label] + 0.35 * rng.normal(size=(samples, 16))
-    teacher, student = (own + noise * rng.normal(size=own.shape) for noise in (0.1, 0.35))
-    wrong = rng.random(samples) > top1
-    np.savez_compressed(
-        folder / "evaluation" / "embeddings.npz",
-        keys=np.array([f"clip{i:03d}<b>" for i in range(samples)]),
-        label=label,
-        classes=np.array(CLASSES),
-        prediction=np.where(wrong, rng.integers(0, len(CLASSES), samples), label),
-        student=_unit(student),
-        teacher=_unit(teacher),
-    )
-    predicted = np.where(wrong, (label + 1) % len(CLASSES), label)
-    write_arrays(
-        folder / "evaluation" / "confusion.npz",
-        {
-            "classes": np.array(CLASSES),
-            "student": count_confusion(label, predicted, len(CLASSES)),
-            "teacher": count_confusion(label, label, len(CLASSES)),
-            "baseline/kd": count_confusion(label, (label + 1) % len(CLASSES), len(CLASSES)),
-        },
-    )
-    rows = np.arange(0, samples, 2)
-    pictures = np.stack([_shape(int(label[row]), side, rng) for row in rows])
-    np.savez_compressed(
-        folder / "evaluation" / "thumbnails.npz",
-        rows=rows,
-        student=np.repeat(pictures.mean(3, keepdims=True).astype(np.uint8), 3, axis=3),
-        teacher=pictures,
-        student_modality=np.array("depth"),
-        teacher_modality=np.array("rgb"),
-    )
-    depth = {"text": "0.50 to 1.25 m", "colours": ["#30123b", "#7a0403"], "sound": ""}
-    sound = {"text": "1.0 s <b>", "colours": [], "sound": base64.b64encode(b"ID3 tune").decode()}
-    captions = {"student": [[depth]] * len(rows), "teacher": [[sound]] * len(rows)}
-    (folder / "evaluation" / "captions.json").write_text(json.dumps(captions))
-    return folder
-
-
-def _log_row(step: int, rng: np.random.Generator) -> dict[str, float]:
-    fall = math.exp(-step / 200)
-    row = {
-        "epoch": step / 100,
-        "loss": 0.4 + 2.2 * fall + 0.05 * rng.normal(),
-        "loss/cross_entropy": 0.2 + 1.4 * fall + 0.04 * rng.normal(),
-        "loss/wcord": 0.2 + 0.8 * fall + 0.03 * rng.normal(),
-        "lr": 1e-3 * min(1, step / 100) * (1 + math.cos(math.pi * step / 600)) / 2,
-        "grad_norm": 2 + 30 * fall**8 + 0.2 * rng.normal(),
-        "samples_per_second": 850 + 30 * rng.normal(),
-        "data_wait": abs(0.02 + 0.01 * rng.normal()),
-        "wcord/global/similarity_gap": 0.6 * (1 - fall),
-        "wcord/global/effective_rank": 4 + 20 * (1 - fall),
-        "student/std": 0.8,
-    }
-    return {"step": step, **row, **({"held_out/top1": 0.72 * (1 - fall)} if step % 100 == 0 else {})}
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
-
-
-def _shape(kind: int, side: int, rng: np.random.Generator) -> np.ndarray:
-    """A picture of one of five shapes on a grey table."""
-    y, x = np.mgrid[:side, :side] / side - 0.5 - rng.uniform(-0.12, 0.12, (2, 1, 1))
-    r = np.hypot(x, y)
-    inside = [r < 0.3, (y > -0.3) & (np.abs(x) < 0.25 * (y + 0.3)) & (y < 0.3), np.maximum(abs(x), abs(y)) < 0.25]
-    inside += [np.abs(x) + np.abs(y) < 0.32, (r < 0.32) & (r > 0.18)]
-    colour = rng.integers(60, 255, 3) * (0.75 + 0.5 * (0.5 - y))[..., None]
-    noise = rng.normal(0, 4, (side, side, 3))
-    return np.clip(np.where(inside[kind][..., None], colour, 120 + 60 * y[..., None]) + noise, 0, 255).astype(np.uint8)
-
-
-class Page(HTMLParser):
-    """Checks that tags close in order; gathers what would load, the scripts, and the text."""
-
-    VOID = frozenset(("meta", "img", "br", "wbr", "link", "input", "hr"))
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.scripts: list[str] = []
-        self.text = ""
-        self.numbers: dict[str, float] = {}
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] == "script":
-            self.scripts.append(data)
-        elif self.open and self.open[-1] != "style":
-            self.text += data
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +146,7 @@ def test_collapse_is_warned_of(tmp_path: Path) -> None:
     assert warnings(read_run(folder), read_embeddings(folder)) == []
     path = folder / "evaluation" / "embeddings.npz"
     data = dict(np.load(path))
-    data["student"] = _unit(np.ones((60, 16)) + 0.01 * np.random.default_rng(0).normal(size=(60, 16)))
+    data["student"] = unit(np.ones((60, 16)) + 0.01 * np.random.default_rng(0).normal(size=(60, 16)))
     np.savez(path, **data)
     e = read_embeddings(folder)
     assert e is not None
@@ -335,117 +181,6 @@ def test_what_is_missing_is_said(tmp_path: Path, missing: str, words: str) -> No
     folder = make_run(tmp_path / "run", samples=12)
     (folder / missing).unlink()
     assert words in Page(report([folder]).read_text(encoding="utf-8")).text
-
-
-def unfinished(folder: Path, **files: str) -> str:
-    """The words of the report of a folder that holds only these files, named by what they are."""
-    folder.mkdir()
-    names = {"config": "config.yaml", "log": "metrics.jsonl", "nonfinite": "nonfinite_rank0.json"}
-    for what, text in files.items():
-        (folder / names[what]).write_text(text)
-    return " ".join(Page(report([folder]).read_text(encoding="utf-8")).text.split())
-
-
-LOG = "".join(json.dumps({"step": step, "loss": 2.0 - step / 600}) + "\n" for step in range(20, 301, 20))
-
-
-def test_an_interrupted_run_says_how_far_it_came_and_how_to_go_on(tmp_path: Path) -> None:
-    words = unfinished(tmp_path / "run", config=yaml.safe_dump(CONFIG), log=LOG)
-    assert "the last logged step is 300 of 600 (50%)" in words
-    assert f"It left no checkpoint. Next: wcord train {tmp_path}/run/config.yaml --overwrite" in words
-    (tmp_path / "run" / "checkpoints" / "step_00000250").mkdir(parents=True)
-    words = " ".join(Page(report([tmp_path / "run"]).read_text(encoding="utf-8")).text.split())
-    assert f"newest checkpoint is of step 250. Next: wcord train {tmp_path}/run/config.yaml --resume" in words
-    assert "last 1.5" in words  # the curve of the loss
-    (tmp_path / "run" / "student").mkdir()
-    words = " ".join(Page(report([tmp_path / "run"]).read_text(encoding="utf-8")).text.split())
-    assert f"has finished, but nothing has been measured. Next: wcord evaluate {tmp_path}/run" in words
-
-
-def test_a_run_that_was_not_finite_says_where_and_what_to_do(tmp_path: Path) -> None:
-    told = json.dumps({"step": 310, "grad_norm": "nan", "losses": {"wcord": "inf"}, "keys": ["a<b>"]})
-    words = unfinished(tmp_path / "a", config=yaml.safe_dump(CONFIG), log=LOG, nonfinite=told)
-    assert "the last of them step 310 (losses: wcord inf; gradient norm nan)" in words
-    assert "Lower train.learning_rate or the weight of that loss" in words
-    words = unfinished(tmp_path / "b", log=LOG, nonfinite='{"step": 3')
-    assert "nonfinite_rank0.json, which says when, is damaged" in words
-    words = unfinished(tmp_path / "c", log=LOG + '{"step": 320, "loss": NaN, "lr": 0.1}\n')
-    assert "At its last step these were not finite: loss." in words
-
-
-def test_an_empty_folder_and_a_damaged_log_have_a_report(tmp_path: Path) -> None:
-    words = unfinished(tmp_path / "empty")
-    assert "No step was logged: the training has not begun" in words
-    assert "Next: wcord train CONFIG." in words
-    words = unfinished(
-        tmp_path / "damaged", config="seed: 0", log=LOG.replace('{"step": 40', "\x00\x01#", 1) + '{"step"'
-    )
-    assert "the last line (16) is cut short" in words
-    assert "1 line(s), the first is 2, are not JSON objects" in words
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "a.jpg").touch()
-    with pytest.raises(UserError, match="not a run folder"):
-        report([tmp_path / "photos"])
-
-
-def test_faults_are_counted_and_listed(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run", samples=12)
-    listed = {
-        "shard": "train-0.tar",
-        "place": 3,
-        "key": "k<3>",
-        "cause": "depth.png",
-        "message": "no <PNG>",
-        "unpaired": False,
-    }
-    (folder / "skipped.jsonl").write_text(json.dumps(listed) + "\n")
-    results = RESULTS | {"skipped/train/depth.png": 7, "skipped/test/label": 2}
-    (folder / "results.json").write_text(json.dumps(results))
-    text = report([folder]).read_text(encoding="utf-8")
-    for row in (("depth.png", 7.0, 0.0), ("label", 0.0, 2.0)):
-        cells = "".join(f'<td class="number"><data value="{n}">{n:.0f}</data></td>' for n in row[1:])
-        assert f"<tr><td>{row[0]}</td>{cells}</tr>" in text
-    assert "<td>train-0.tar</td><td>k&lt;3&gt;</td><td>depth.png</td><td>no &lt;PNG&gt;</td>" in text
-    (folder / "skipped.jsonl").write_text("nonsense\n")
-    assert "not a list of skipped samples" in report([folder]).read_text(encoding="utf-8")
-
-
-def test_cost_is_told_of_every_run_and_network(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run", samples=12)
-    more = {"train/seconds": 3725.0, "train/peak_memory_mib": 512.4, "multiply_adds/student": 12.5e6}
-    more["latency_ms/student/cpu"] = 1.234
-    (folder / "results.json").write_text(json.dumps(RESULTS | more))
-    words = Page(report([folder]).read_text(encoding="utf-8")).text
-    assert "1 h 2 min512 MiBnot told" in words
-    assert "student0.21 M12.50 M1.23 ms (cpu)" in words
-    assert "teacher0.56 M--" in words
-
-
-def test_class_by_class_against_the_best_baseline(tmp_path: Path) -> None:
-    confusion = {"student": np.array([[9, 1], [6, 4]]), "baseline/kd": np.array([[1, 9], [5, 5]])}
-    found = gains(Confusion(["cat", "dog"], confusion | {"baseline/worse": np.array([[0, 10], [10, 0]])}))
-    rows = re.findall(r"<tr><td>(cat|dog)</td>(.*?)</tr>", found)
-    values = {name: [float(v) for v in re.findall(r'value="([^"]*)"', row)] for name, row in rows}
-    # samples, student, baseline, gain, low, high
-    assert values["cat"][:4] == pytest.approx([10, 90, 10, 80])
-    assert "better" in rows[0][1]
-    assert "within noise" in rows[1][1]
-    # Newcombe 1998, table II, example (a): 56/70 - 48/80.
-    assert difference_interval(56 / 70, 70, 48 / 80, 80) == pytest.approx((0.0524, 0.3339), abs=1e-4)
-    assert interval(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-
-
-def test_the_plan_of_true_pairs_is_a_diagonal() -> None:
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(200, 32))
-    x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
-    e = Embeddings(np.array([f"k{i}" for i in range(200)]), np.arange(200) % 4, list("abcd"), None, x, x)
-    mass = [
-        float(re.search(r"<b>([\d.]+) %", transport_plan(one, {"wcord": {"epsilon": 0.05}}))[1])  # type: ignore[index]
-        for one in (e, replace(e, teacher=x[::-1].copy()))
-    ]
-    assert mass[0] > 95
-    assert mass[1] < 10
 
 
 def test_captions_stand_as_scale_sound_and_text(text: str, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import CHROMIUM, Browser
-from test_report import CLASSES, make_run
+from reports import CLASSES, make_run
 
 from pipeline.kept import count_confusion, write_arrays
 from pipeline.report import report
