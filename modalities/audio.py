@@ -16,7 +16,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from modalities.base import Modality
+from modalities.base import Caption, Modality
 from modalities.encoders import AUDIO_ENCODERS, Encoder, build
 from modalities.geometry import Geometry
 from modalities.torchaudio_loader import import_soundfile, import_torchaudio
@@ -25,6 +25,10 @@ MOST_VALUES = 100_000_000
 """Samples times channels that a file may unpack to, before or after resampling: 50 minutes of stereo at 16 kHz."""
 MOST_FILTER = 16_000_000
 """Values of a resampling filter: a rate that shares no factor with the wanted one asks for gigabytes."""
+
+
+PLAYED = 16_000
+"""Samples a second (Hz) of what a person hears in a report; MP3 knows few rates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +99,15 @@ class Audio(Modality):
         shade = ((decibel - decibel.max()) / 60 + 1).clamp(0, 1).mul(255).byte().numpy()
         coloured = cv2.applyColorMap(np.ascontiguousarray(shade[::-1]), cv2.COLORMAP_MAGMA)
         return cv2.cvtColor(cv2.resize(coloured, (144, 96)), cv2.COLOR_BGR2RGB)
+
+    def caption(self, value: np.ndarray) -> Caption:
+        """The excerpt that evaluation hears, as a mono MP3 of 16 kHz, and how long the whole is."""
+        excerpt = self.augment(value, Geometry(), 0, None)
+        if self.rate != PLAYED:
+            excerpt = _resampler(self.rate, PLAYED)(excerpt)
+        file = io.BytesIO()
+        import_soundfile().write(file, excerpt.numpy(), PLAYED, format="MP3")
+        return Caption(f"{len(value) / self.rate:.1f} s", sound=file.getvalue())
 
 
 @lru_cache(maxsize=8)

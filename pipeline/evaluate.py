@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 
 from pipeline import config as configs
 from pipeline.config import Config
+from pipeline.cost import inference_cost, training_cost
 from pipeline.errors import UserError
+from pipeline.kept import keep, keep_confusion
 from pipeline.model import build_teacher
 from pipeline.network import Joint, Network, build_network, load_network
-from pipeline.prepare import View, pictures
 from pipeline.probes import Standard, accuracy, classify_frozen, retrieval, to_teacher_space
 from pipeline.shards import load_dataset, write_atomic
 from pipeline.skipped import SKIPPED, Skipped, counts, read_skipped
@@ -25,8 +24,6 @@ from pipeline.source import Policy, Source, open_split
 from pipeline.stream import EvalStream, loader
 
 Results = dict[str, float]
-PICTURES, THUMBNAIL, EMBEDDINGS = 300, 72, 5000
-"""Test samples whose pictures are kept for the report, their height in pixels; samples whose embeddings are kept."""
 
 
 @dataclass
@@ -66,7 +63,6 @@ def evaluate(run: str | Path) -> Results:
     results |= _named("skipped/train", counts(read_skipped(run / SKIPPED)))
     results |= _named("skipped/test", counts(unseen.skipped))
     for role, network in networks.items():
-        results[f"parameters/{role}"] = sum(p.numel() for p in network.parameters())
         if role in unseen.prediction and network.classes == classes:
             results |= _named(role, accuracy(unseen.prediction[role], unseen.label))
         frozen = classify_frozen(
@@ -83,8 +79,9 @@ def evaluate(run: str | Path) -> Results:
         embeddings = {"teacher": teacher, "student": student}
     else:
         embeddings = {"student": Standard(seen.features["student"])(unseen.features["student"])}
-    results |= baselines
-    _save_samples(run / "evaluation", networks, test, unseen, embeddings, classes)
+    shown = {role: network for role, network in networks.items() if role != "random"}
+    results |= baselines | training_cost(run) | inference_cost(shown, test)
+    _keep(run / "evaluation", shown, test, unseen, embeddings, classes, config)
     write_atomic(run / "results.json", json.dumps(results, indent=1).encode())
     return results
 
@@ -140,55 +137,24 @@ def _baselines(config: Config) -> Results:
     return found
 
 
-def _save_samples(
+def _keep(
     folder: Path,
     networks: Mapping[str, Network | Joint],
     source: Source,
     found: Embedded,
     embeddings: Mapping[str, np.ndarray],
     classes: list[str],
+    config: Config,
 ) -> None:
-    """Keep what the report shows of single samples, so that it needs neither data nor networks."""
-    folder.mkdir(exist_ok=True)
-    rows = np.linspace(0, len(found.keys) - 1, min(EMBEDDINGS, len(found.keys))).astype(int)
-    unit = {k: v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12) for k, v in embeddings.items()}
-    prediction = found.prediction.get("student", np.full(len(found.keys), -1))
     samples = {
-        "keys": np.array(found.keys)[rows],
-        "label": found.label[rows],
+        "keys": np.array(found.keys),
+        "label": found.label,
         "classes": np.array(classes),
-        "prediction": prediction[rows],
+        "prediction": found.prediction.get("student", np.full(len(found.keys), -1)),
     }
-    _write_arrays(folder / "embeddings.npz", samples | {role: x[rows].astype(np.float16) for role, x in unit.items()})
-    shown = rows[np.linspace(0, len(rows) - 1, min(PICTURES, len(rows))).astype(int)]
-    views = {role: network.view for role, network in networks.items() if role != "random"}
-    keys = [found.keys[row] for row in shown]
-    seen = dict(pictures(source, views, set(keys)))
-    thumbnails = {"rows": np.searchsorted(rows, shown)}
-    for role, view in views.items():
-        thumbnails[role] = np.stack([_thumbnail(seen[key][role]) for key in keys])
-        seen_by = (view,) if isinstance(view, View) else view
-        thumbnails[f"{role}_modality"] = np.array(" + ".join(v.modality.name for v in seen_by))
-    _write_arrays(folder / "thumbnails.npz", thumbnails)
-
-
-def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    buffer = BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    write_atomic(path, buffer.getvalue())
-
-
-def _thumbnail(picture: np.ndarray) -> np.ndarray:
-    """The picture in a square of THUMBNAIL pixels, whole, on grey."""
-    height, width = picture.shape[:2]
-    scale = THUMBNAIL / max(height, width)
-    small = cv2.resize(
-        picture, (max(round(width * scale), 1), max(round(height * scale), 1)), interpolation=cv2.INTER_AREA
-    )
-    square = np.full((THUMBNAIL, THUMBNAIL, 3), 128, np.uint8)
-    top, left = (THUMBNAIL - small.shape[0]) // 2, (THUMBNAIL - small.shape[1]) // 2
-    square[top : top + small.shape[0], left : left + small.shape[1]] = small
-    return square
+    keep(folder, {role: network.view for role, network in networks.items()}, source, samples, embeddings)
+    named = {role: p for role, p in found.prediction.items() if role in networks and networks[role].classes == classes}
+    keep_confusion(folder, found.label, named, classes, list(map(Path, config.evaluation.baselines)))
 
 
 def _named(prefix: str, scores: Mapping[str, float]) -> Results:

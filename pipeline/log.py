@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from pipeline.collapse import collapse_warnings
 from pipeline.config import Config
+from pipeline.cost import energy_joules, peak_memory_mib
 from pipeline.model import Distillation
 from pipeline.prepare import Batch
 from pipeline.shards import write_atomic
@@ -27,10 +28,13 @@ class Log:
         self.terms: dict[str, Tensor] = {}
         self.warned: set[str] = set()
         self.first, self.start = step, time.perf_counter()
+        self.spent: dict[str, float] = {}
+        self.energy: float | None = None
         self._restart()
         if accelerator.is_main_process:
             self.path = run / "metrics.jsonl"
-            _keep_lines_to(self.path, step)
+            self.spent = _keep_lines_to(self.path, step)
+            self.energy = energy_joules(accelerator.device)
             self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
     def _restart(self) -> None:
@@ -71,6 +75,7 @@ class Log:
             "grad_norm": float(norm),
             "samples_per_second": self.count * self.config.data.batch_size / seconds,
             "data_wait": self.waited / seconds,
+            **self._cost(),
             **{name: float(value) for name, value in model.metrics().items()},
             **({"nonfinite_steps": float(undone)} if undone else {}),
             **{f"skipped/{cause}": float(count) for cause, count in skipped.items()},
@@ -81,6 +86,17 @@ class Log:
             print(self._line(step, row), flush=True)
             if step > max(self.config.train.warmup, self.config.train.steps // 5):  # before, features still form
                 self._warn(row)
+
+    def _cost(self) -> dict[str, float]:
+        """Since the run began, interruptions left out."""
+        device = self.accelerator.device
+        cost = {
+            "seconds": self.spent.get("seconds", 0.0) + time.perf_counter() - self.start,
+            "peak_memory_mib": max(self.spent.get("peak_memory_mib", 0.0), peak_memory_mib(device)),
+        }
+        if self.energy is not None and (now := energy_joules(device)) is not None:
+            cost["energy_joules"] = self.spent.get("energy_joules", 0.0) + now - self.energy
+        return cost
 
     def scalars(self, step: int, row: dict[str, float]) -> None:
         if self.accelerator.is_main_process:
@@ -112,8 +128,14 @@ class Log:
             self.board.close()
 
 
-def _keep_lines_to(path: Path, step: int) -> None:
-    """Drop the log lines after the checkpoint that a run goes on from: their steps come again."""
-    if path.exists():
-        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        write_atomic(path, "".join(line for line in lines if json.loads(line)["step"] <= step).encode())
+def _keep_lines_to(path: Path, step: int) -> dict[str, float]:
+    """Drop the log lines after the checkpoint that a run goes on from: their steps come again.
+
+    Returns the last line with what the run had cost by then; empty if there is none.
+    """
+    if not path.exists():
+        return {}
+    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    kept = [(line, row) for line in lines if (row := json.loads(line))["step"] <= step]
+    write_atomic(path, "".join(line for line, _ in kept).encode())
+    return next((row for _, row in reversed(kept) if "seconds" in row), {})

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import torch
 
-from modalities.base import Geometry, Modality
+from modalities.base import Caption, Geometry, Modality
 from pipeline.errors import UserError
 from pipeline.samples import CURE, Sample, read_range
 from pipeline.sidecar import decode
@@ -160,24 +160,29 @@ class Prepare:
         return [self.filler[role] if v is None else v for v in values]
 
 
+Shown = tuple[np.ndarray, list[Caption]]
+"""A picture, uint8 RGB `[H, W, 3]`, and what stands beside it, one of each modality in it."""
+
+
 def pictures(
     source: Source, views: Mapping[str, Sight], keys: Collection[str]
-) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """What a person would see of the samples of these keys: key, and role -> uint8 RGB `[H, W, 3]`."""
+) -> Iterator[tuple[str, dict[str, Shown]]]:
+    """What a person would see of the samples of these keys: key, and role -> picture and captions."""
     members = Prepare(source, views, None).members
     for raw in read_range(source.folder, source.shards, 0, source.samples, members):
         if raw["__key__"] in keys:
             raw = complete(source, raw, members)
             meta = _meta(raw)
-            seen = {
-                role: _side_by_side([v.modality.picture(_decode(v.modality, raw, meta)) for v in _several(sight)])
-                for role, sight in views.items()
-            }
-            yield raw["__key__"], seen
+            yield raw["__key__"], {role: _shown(sight, raw, meta) for role, sight in views.items()}
 
 
 def _several(sight: Sight) -> tuple[View, ...]:
     return (sight,) if isinstance(sight, View) else sight
+
+
+def _shown(sight: Sight, raw: Sample, meta: Mapping[str, Any]) -> Shown:
+    values = [(view.modality, _decode(view.modality, raw, meta)) for view in _several(sight)]
+    return _side_by_side([m.picture(v) for m, v in values]), [m.caption(v) for m, v in values]
 
 
 def _side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:

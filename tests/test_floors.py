@@ -22,10 +22,13 @@ PIPELINE = [
     {"network", "gradient_cache", "recheck", "launch"},
     {"gradient_checkpointing"},
     {"model"},
-    {"checkpoint", "collapse", "run_folder", "log", "probes", "nonfinite", "stopping", "sharding"},
-    {"train", "evaluate"},
+    {"checkpoint", "collapse", "cost", "run_folder", "runs", "log", "probes", "nonfinite", "stopping", "sharding"},
+    {"kept", "train", "evaluate"},
     {"cache"},
-    {"runs", "charts", "compare", "report_samples", "report_words", "report"},
+    {"charts", "compare", "report_tables"},
+    {"report_samples", "report_words"},
+    {"report_classes", "report_gallery", "report_results", "report_run"},
+    {"report"},
     {"demo", "bench", "cli", "__main__"},
 ]
 

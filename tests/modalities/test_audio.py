@@ -210,3 +210,15 @@ def test_a_model_that_does_not_hear_is_refused(tmp_path: Path) -> None:
     transformers.BertModel(transformers.BertConfig(**SMALL, vocab_size=9)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"has no feature extractor for sound: preprocessor_config.json is needed"):
         Audio().encoder({"name": "transformers", "model": str(tmp_path)})
+
+
+@pytest.mark.parametrize("rate", [16_000, 11_025])
+def test_caption_can_be_heard(rate: int) -> None:
+    adapter = Audio(rate=rate, seconds=1.0)
+    caption = adapter.caption(tone(2.5, rate))
+    assert caption.text == "2.5 s"
+    heard, heard_rate = soundfile.read(io.BytesIO(caption.sound))
+    assert heard_rate == 16_000
+    assert len(heard) / heard_rate == pytest.approx(1.0, abs=0.1)
+    loudest = np.abs(np.fft.rfft(heard)).argmax() * heard_rate / len(heard)
+    assert loudest == pytest.approx(440, abs=5)
