@@ -125,6 +125,35 @@ def pack_folders(
     _pack(plan, out, test, val, seed, shard_mb, workers, max_refused, overwrite)
 
 
+@pack.command("huggingface")
+def pack_huggingface(
+    source: Annotated[Path, typer.Argument(help="Folder of `Dataset.save_to_disk`, or of Parquet files.")],
+    out: Out,
+    field: Annotated[
+        list[str], typer.Option("--field", help="What a sample consists of: rgb=COLUMN …; else by the columns' types.")
+    ] = [],  # noqa: B006
+    label: Annotated[
+        list[str], typer.Option(help="Column of classes, the first is the task's; else all class labels.")
+    ] = [],  # noqa: B006
+    group: Annotated[str | None, typer.Option(help="Column of what stays in one split.")] = None,
+    test: Test = 0.2,
+    val: Val = 0.0,
+    seed: Seed = 0,
+    shard_mb: ShardMB = 64.0,
+    workers: Workers = None,
+    max_refused: MaxRefused = 0.05,
+    overwrite: Overwrite = False,
+    name: Name = None,
+    licence: Licence = "not stated",
+) -> None:
+    """Pack a folder of the Hugging Face `datasets` library; a single split is cut by --test and --val."""
+    from pipeline.recipes import huggingface as recipe
+    from pipeline.recipes import parse_fields
+
+    plan = recipe.plan(source, parse_fields(field), label, group, name, licence)
+    _pack(plan, out, test, val, seed, shard_mb, workers, max_refused, overwrite)
+
+
 @pack.command("dataset")
 def pack_dataset(
     dataset: Annotated[str, typer.Argument(help="Its name, such as cifar10; a wrong one lists all.")],

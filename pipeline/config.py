@@ -83,6 +83,30 @@ class Network(Section):
         return self
 
 
+class ZeroShot(Section):
+    """What a teacher with a text tower reads of each class, in place of a head."""
+
+    template: str = Field(default="a photo of a {}", description="A sentence; {} becomes the name of the class.")
+    names: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=2)] | None = Field(
+        default=None,
+        description="The classes in words, in the data set's order; where it has no classes, they are these.",
+    )
+
+    @field_validator("template")
+    @classmethod
+    def _has_a_place(cls, template: str) -> str:
+        if template.count("{}") != 1:
+            raise ValueError("must have one {}, where the name of the class is put")
+        return template
+
+    @field_validator("names")
+    @classmethod
+    def _distinct(cls, names: list[str] | None) -> list[str] | None:
+        if names and len(set(names)) < len(names):
+            raise ValueError("must differ from each other")
+        return names
+
+
 class Teacher(Section):
     """The frozen network that the student learns from: one trained here, or one with pretrained weights."""
 
@@ -98,6 +122,10 @@ class Teacher(Section):
         default=None, description="Name of a pretrained encoder, or {name: ..., its keywords}; or a list of them."
     )
 
+    zero_shot: ZeroShot | None = Field(
+        default=None,
+        description="Class probabilities from the names of the classes, by an encoder with a text tower, as CLIP.",
+    )
     cache: Annotated[str, Field(pattern=r"^\w[\w-]*$")] | None = Field(
         default=None,
         description="Name under which `wcord cache` stores the teacher's features beside the shards; training then "
@@ -112,6 +140,8 @@ class Teacher(Section):
             raise ValueError("has a run, which brings its own modality and encoder: remove those, or the run")
         if self.run is None and not (self.modality and self.encoder):
             raise ValueError("needs `run: <run folder>`, or else both `modality:` and `encoder:`")
+        if self.zero_shot and not isinstance(self.encoder, dict):
+            raise ValueError("zero_shot needs one pretrained encoder with a text tower, not a run or several encoders")
         _check_as_many(self.modality, self.encoder)
         return self
 
@@ -198,6 +228,7 @@ SECTIONS: dict[Key, type[Section]] = {
     (): Config,
     ("data",): Data,
     ("teacher",): Teacher,
+    ("teacher", "zero_shot"): ZeroShot,
     ("student",): Network,
     ("train",): Train,
     ("evaluation",): Evaluation,

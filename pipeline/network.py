@@ -38,7 +38,7 @@ class Network(nn.Module):
         super().__init__()
         self.modality, self.encoder, self.spec = modality, encoder, dict(spec)
         self.classes: list[str] | None = spec["classes"]
-        self.head = nn.Linear(encoder.dim, len(self.classes)) if self.classes else None
+        self.head: nn.Module | None = nn.Linear(encoder.dim, len(self.classes)) if self.classes else None
         # Convolutions are faster in this order, on CPUs (1.3 to 1.5 times) as on GPUs.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
