@@ -263,6 +263,22 @@ def report(
     print(write_report(runs, out))
 
 
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder of a finished training.")],
+    out: Annotated[Path, typer.Argument(help="New folder.")],
+    push: Annotated[str | None, typer.Option(help="Upload it to this repository of the hub: you/name.")] = None,
+) -> None:
+    """Write the student for people without this program: safetensors, PyTorch, ONNX in 32 and 8 bits, a model card."""
+    from pipeline.export import export as write_export
+    from pipeline.export import push as upload
+
+    done = write_export(run, out)
+    print(f"{out}: written; README.md says what is in it.", *done.notes, sep="\n")
+    if push:
+        print(upload(out, push))
+
+
 def _pack(
     plan: Plan,
     out: Path,

@@ -22,9 +22,14 @@ PIPELINE = [
     {"network", "gradient_cache", "recheck"},
     {"model"},
     {"checkpoint", "collapse", "run_folder", "log", "probes", "nonfinite", "stopping"},
+    {"space", "extras"},
     {"train", "evaluate"},
     {"cache"},
+    {"inputs", "portable", "latency"},
+    {"student"},
     {"runs", "charts", "compare", "report_samples", "report_words", "report"},
+    {"graph", "card"},
+    {"export"},
     {"demo", "bench", "cli", "__main__"},
 ]
 
