@@ -331,6 +331,20 @@ def search(
         print(f"{hit.similarity:7.4f}  {hit.key}")
 
 
+@app.command()
+def serve(
+    run: Finished,
+    host: Annotated[str, typer.Option(help="Address to listen on; others than this one are seen by the network.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+) -> None:
+    """Open a page on this machine: drop a file, see its class and its nearest samples in both modalities."""
+    from pipeline.serve import serve as run_server
+
+    run_server(run, host, port)
+
+
 def _name(skipped: Sequence[Skipped]) -> None:
     """Say what could not be read; exit code 1 if that is anything."""
     for one in skipped:

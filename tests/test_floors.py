@@ -30,7 +30,7 @@ PIPELINE = [
     {"search"},
     {"embed"},
     {"runs", "charts", "compare", "report_samples", "report_words", "report"},
-    {"graph", "card"},
+    {"graph", "card", "serve"},
     {"export"},
     {"demo", "bench", "cli", "__main__"},
 ]

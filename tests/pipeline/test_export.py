@@ -18,7 +18,6 @@ from modalities.transformers_loader import import_transformers
 from pipeline import config as configs
 from pipeline import export as module
 from pipeline.errors import UserError
-from pipeline.evaluate import evaluate
 from pipeline.export import export, push
 from pipeline.train import train
 
@@ -29,40 +28,18 @@ pytestmark = pytest.mark.slow  # a run is trained and exported; the graphs have 
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> dict[str, Path]:
-    """An RGB teacher and a depth student of it, evaluated."""
-    folder = tmp_path_factory.mktemp("runs")
-    base = f"""
-data: {{shards: {shapes}, batch_size: 16, workers: 0}}
-train: {{steps: 60, warmup: 2, log_every: 20, learning_rate: 0.02}}
-"""
-    texts = {
-        "teacher": "student: {modality: rgb, encoder: {name: cnn5, width: 4, size: 16}}\nlosses: {cross_entropy: {}}",
-        "student": "teacher: {run: TEACHER}\nstudent: {modality: {name: depth, near: 0.5, far: 2.0}, "
-        "encoder: {name: cnn5, width: 4, size: 16}}\nlosses: {cross_entropy: {}, wcord: {dim: 8, queue: 32}}",
-    }
-    made = {}
-    for name, text in texts.items():
-        path = folder / f"{name}.yaml"
-        path.write_text(f"run: {folder / name}\n{base}{text}".replace("TEACHER", str(folder / "teacher")))
-        made[name] = train(configs.load(path))
-    evaluate(made["student"])
-    return made
-
-
-@pytest.fixture(scope="module")
-def exported(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("exported") / "out"
-    export(runs["student"], out)
+    export(runs / "student", out)
     return out
 
 
-def test_files_are_labelled_alike_with_and_without_the_program(exported: Path, runs: dict[str, Path], tmp_path: Path):
+def test_files_are_labelled_alike_with_and_without_the_program(exported: Path, runs: Path, tmp_path: Path):
     files = []
     for index in range(4):
         files.append(tmp_path / f"{index}.png")
         files[-1].write_bytes(members(index)["depth.png"])
-    wanted = [prediction.label for prediction in pipeline.load(runs["student"]).predict(files)]
+    wanted = [prediction.label for prediction in pipeline.load(runs / "student").predict(files)]
     assert [p.label for p in pipeline.load(exported).predict(files)] == wanted
     for script in ("predict.py", "load.py"):
         done = subprocess.run(
@@ -73,9 +50,9 @@ def test_files_are_labelled_alike_with_and_without_the_program(exported: Path, r
             assert [line.split("\t")[1] for line in done.stdout.splitlines()] == wanted
 
 
-def test_the_card_says_what_it_is(exported: Path, runs: dict[str, Path]) -> None:
+def test_the_card_says_what_it_is(exported: Path, runs: Path) -> None:
     text = (exported / "README.md").read_text()
-    results = json.loads((runs["student"] / "results.json").read_text())
+    results = json.loads((runs / "student" / "results.json").read_text())
     for part in (
         'license_name: "not stated"',
         "**Teacher**: the run `teacher`",
@@ -108,13 +85,13 @@ def test_a_transformers_encoder_is_read_by_transformers(make_config: Any, tmp_pa
 
 
 def test_a_network_that_is_more_than_tensors_goes_without_graphs(
-    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*args: Any) -> None:
         raise UserError("this network cannot be written as a graph (it calls NumPy)")
 
     monkeypatch.setattr(module, "trace", refuse)
-    done = export(runs["student"], tmp_path / "out")
+    done = export(runs / "student", tmp_path / "out")
     assert "No model.pt2 and no ONNX: this network cannot be written as a graph" in done.notes[0]
     assert done.notes[0] in (tmp_path / "out" / "README.md").read_text()
     assert not list((tmp_path / "out").glob("*.onnx"))
@@ -122,19 +99,17 @@ def test_a_network_that_is_more_than_tensors_goes_without_graphs(
     pipeline.load(tmp_path / "out")
 
 
-def test_finished_work_is_not_written_over(exported: Path, runs: dict[str, Path]) -> None:
+def test_finished_work_is_not_written_over(exported: Path, runs: Path) -> None:
     with pytest.raises(UserError, match="exists already; give a new folder"):
-        export(runs["student"], exported)
+        export(runs / "student", exported)
     with pytest.raises(UserError, match="not a run folder"):
         export(exported, exported / "again")
 
 
-def test_a_missing_package_names_the_extra(
-    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_package_names_the_extra(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match=r"onnxruntime is needed for this: pip install 'wcord\[export\]'"):
-        export(runs["student"], tmp_path / "out")
+        export(runs / "student", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -17,34 +17,8 @@ import pipeline
 from pipeline import config as configs
 from pipeline.errors import UserError
 from pipeline.evaluate import embed as embed_split
-from pipeline.evaluate import evaluate
 from pipeline.network import load_network
 from pipeline.source import open_split
-from pipeline.train import train
-
-BASE = """
-data: {{shards: {shapes}, batch_size: 16, workers: 0}}
-train: {{steps: 60, warmup: 2, log_every: 20, learning_rate: 0.02}}
-losses: {{cross_entropy: {{}}}}
-"""
-CNN = "encoder: {name: cnn5, width: 4, size: 16}"
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> Path:
-    """A folder with an evaluated depth `student` of an RGB `teacher`."""
-    folder = tmp_path_factory.mktemp("runs")
-    students = {
-        "teacher": f"student: {{modality: rgb, {CNN}}}",
-        "student": f"student: {{modality: {{name: depth, near: 0.5, far: 2.0}}, {CNN}}}\n"
-        f"teacher: {{run: {folder / 'teacher'}}}",
-    }
-    for name, text in students.items():
-        path = folder / f"{name}.yaml"
-        path.write_text(f"run: {folder / name}\n{BASE.format(shapes=shapes)}{text}")
-        train(configs.load(path))
-    evaluate(folder / "student")
-    return folder
 
 
 @pytest.fixture
