@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 
 from modalities import RGB, Audio, Depth, Text
+from modalities.encoders import Encoder
 from modalities.tokenizer import tokenizer
 from pipeline import config as configs
 from pipeline import portable
@@ -108,15 +109,27 @@ def _write_preprocessing(network: Network | Joint, done: Export) -> None:
         )
     text = json.dumps(about[0] if len(about) == 1 else about, indent=1)
     write_atomic(done.folder / "preprocessing.json", text.encode())
-    name = READERS.get(type(parts[0].modality)) if len(parts) == 1 else None
-    if name and about[0]["settings"].get("input") not in ("normals", "depth+normals", "hha"):
+    if reader := _reader(parts):
         folder = Path(portable.__file__).parent
-        copyfile(folder / name, done.folder / "preprocess.py")
-        copyfile(folder / "predict.py", done.folder / "predict.py")
-        copyfile(folder / "load.py", done.folder / "load.py")
+        for source, name in ((reader, "preprocess.py"), ("predict.py", "predict.py"), ("load.py", "load.py")):
+            copyfile(folder / source, done.folder / name)
+    elif len(parts) == 1 and type(parts[0].encoder).extract is not Encoder.extract:
+        done.notes.append(
+            "No preprocess.py: sound goes through `transformers.AutoFeatureExtractor.from_pretrained(FOLDER, "
+            "subfolder='encoder')`, whose outputs are the inputs of model.onnx and model.pt2."
+        )
     else:
         seen = " and ".join(part.modality.name for part in parts)
         done.notes.append(f"No preprocess.py: what this network sees of {seen} takes the wcord package to compute.")
+
+
+def _reader(parts: Sequence[Network]) -> str | None:
+    """The file of `portable` that reads for a network; None where there is none."""
+    part = parts[0]
+    surfaces = isinstance(part.modality, Depth) and part.modality.input in ("normals", "depth+normals", "hha")
+    if len(parts) > 1 or surfaces or type(part.encoder).extract is not Encoder.extract:
+        return None
+    return READERS.get(type(part.modality))
 
 
 def _write_graphs(network: Network | Joint, done: Export, train: list[Any], test: list[Any]) -> None:

@@ -33,21 +33,23 @@ class Graph(nn.Module):
     def __init__(self, network: Network | Joint, example: Any) -> None:
         super().__init__()
         self.network = network.eval()
-        parts = [network] if isinstance(network, Network) else network._networks()
-        batches = [example] if isinstance(network, Network) else example
-        prefixes = ["" if len(parts) == 1 else f"{part.modality.name}_" for part in parts]
-        self.layout = [
-            [f"{prefix}{key}" for key in batch] if isinstance(batch, Mapping) else part.modality.name
-            for prefix, part, batch in zip(prefixes, parts, batches, strict=True)
-        ]
+        self.parts = [network] if isinstance(network, Network) else network._networks()
+        batches = self._read(example)
         self.keys = [list(batch) if isinstance(batch, Mapping) else [] for batch in batches]
-        self.names = [name for part in self.layout for name in ([part] if isinstance(part, str) else part)]
+        self.names = [
+            (f"{part.modality.name}_{key}" if len(batches) > 1 else key) if key else part.modality.name
+            for part, keys in zip(self.parts, self.keys, strict=True)
+            for key in keys or [""]
+        ]
         self.outputs = ["features", "logits"] if network.classes else ["features"]
 
     def tensors(self, batch: Any) -> tuple[Tensor, ...]:
         """A batch as the network reads it, flat, in the order of `names`."""
+        return tuple(t for part in self._read(batch) for t in (part.values() if isinstance(part, Mapping) else [part]))
+
+    def _read(self, batch: Any) -> list[Any]:
         batches = [batch] if isinstance(self.network, Network) else batch
-        return tuple(t for part in batches for t in (part.values() if isinstance(part, Mapping) else [part]))
+        return [part.encoder.extract(own) for part, own in zip(self.parts, batches, strict=True)]
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         left = iter(tensors)
@@ -62,8 +64,11 @@ def trace(graph: Graph, example: Any) -> torch.export.ExportedProgram:
     Raises UserError for a network that is more than tensors, such as one that calls NumPy.
     """
     tensors, auto = graph.tensors(example), torch.export.Dim.AUTO
-    lengths = {id(t) for part in _mappings(example) for t in part.values() if t.ndim > 1}
-    shapes = tuple({0: torch.export.Dim.DYNAMIC} | ({1: auto} if id(t) in lengths else {}) for t in tensors)
+    several = [bool(keys) for keys in graph.keys for _ in keys or [""]]
+    shapes = tuple(
+        {0: torch.export.Dim.DYNAMIC} | ({1: auto} if long and t.ndim > 1 else {})
+        for t, long in zip(tensors, several, strict=True)
+    )
     frozen = graph.cpu().requires_grad_(False)
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # its fused kernel has no counterpart in ONNX
@@ -162,11 +167,6 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-def _mappings(example: Any) -> list[Mapping[str, Tensor]]:
-    parts = example if isinstance(example, tuple) else (example,)
-    return [part for part in parts if isinstance(part, Mapping)]
 
 
 def _first(batch: Any) -> Tensor:
