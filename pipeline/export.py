@@ -62,7 +62,7 @@ def export(run: Path, out: Path) -> Export:
     if (run / "student" / SPACE).is_file():
         copyfile(run / "student" / SPACE, out / SPACE)
     done = Export(out)
-    _save_transformers(network, out)
+    _save_transformers(network, done)
     _write_preprocessing(network, done)
     try:
         _write_graphs(network, done, train, test)
@@ -81,14 +81,19 @@ def _batches(config: Config, split: str, views: dict[str, Sight], most: int) -> 
     return islice(loader(EvalStream(source, views, batch=BATCH), 0, torch.device("cpu")), -(-most // BATCH))
 
 
-def _save_transformers(network: Network | Joint, out: Path) -> None:
+def _save_transformers(network: Network | Joint, done: Export) -> None:
     """Beside the config that `save_network` wrote, the weights, so that `AutoModel` reads the encoder's folder."""
-    parts = [(out, network)]
+    parts = [(done.folder, network)]
     if isinstance(network, Joint):
-        parts = [(out / str(number), part) for number, part in enumerate(network._networks())]
+        parts = [(done.folder / str(number), part) for number, part in enumerate(network._networks())]
     for folder, part in parts:
-        if (folder / "encoder" / "config.json").is_file():
-            cast(Any, part).encoder.network.save_pretrained(folder / "encoder")
+        own = cast(Any, part).encoder
+        if not (folder / "encoder" / "config.json").is_file():
+            continue
+        if getattr(own.config, "is_encoder_decoder", False):  # AutoModel would build the other half at random
+            done.notes.append("encoder/ has no weights: transformers has no AutoModel for half a model.")
+            continue
+        own.network.save_pretrained(folder / "encoder")
 
 
 def _write_preprocessing(network: Network | Joint, done: Export) -> None:

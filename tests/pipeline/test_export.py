@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 import torch
 from shapes_dataset import members
-from test_graph import pretrained
+from test_graph import pretrained, pretrained_audio
 
 import pipeline
 from modalities.transformers_loader import import_transformers
 from pipeline import config as configs
 from pipeline import export as module
+from pipeline.card import Export
 from pipeline.errors import UserError
 from pipeline.export import export, push
+from pipeline.network import build_network, save_network
 from pipeline.train import train
 
 pytest.importorskip("onnxscript")
@@ -82,6 +84,20 @@ def test_a_transformers_encoder_is_read_by_transformers(make_config: Any, tmp_pa
     with torch.no_grad():
         found = again(pixel_values=own.normalise(x)).pooler_output
         torch.testing.assert_close(found, own(x).pooled)
+
+
+@pytest.mark.parametrize("kind", ["wav2vec2", "whisper"])
+def test_a_pretrained_audio_encoder_is_whole_or_left_out(kind: str, tmp_path: Path) -> None:
+    pretrained_audio(kind, tmp_path / "model")
+    spec = {"name": "transformers", "model": str(tmp_path / "model")}
+    network = build_network({"name": "audio"}, spec, None, "student")
+    done = Export(tmp_path / "out")
+    save_network(network, done.folder)
+    module._save_transformers(network, done)
+    module._write_preprocessing(network, done)
+    assert (done.folder / "encoder" / "model.safetensors").exists() == (kind == "wav2vec2")
+    assert "half a model" in done.notes[0] if kind == "whisper" else "AutoFeatureExtractor" in done.notes[0]
+    assert not (done.folder / "preprocess.py").exists()
 
 
 def test_a_network_that_is_more_than_tensors_goes_without_graphs(
