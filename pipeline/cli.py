@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.recipes import Plan
+    from pipeline.skipped import Skipped
 
 # What a command needs is imported inside it: `wcord --help` and a mistyped option answer at once.
 app = typer.Typer(
@@ -290,6 +291,95 @@ def report(
     from pipeline.report import report as write_report
 
     print(write_report(runs, out))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder of a finished training.")],
+    out: Annotated[Path, typer.Argument(help="New folder.")],
+    push: Annotated[str | None, typer.Option(help="Upload it to this repository of the hub: you/name.")] = None,
+) -> None:
+    """Write the student for people without this program: safetensors, PyTorch, ONNX in 32 and 8 bits, a model card."""
+    from pipeline.export import export as write_export
+    from pipeline.export import push as upload
+
+    done = write_export(run, out)
+    print(f"{out}: written; README.md says what is in it.", *done.notes, sep="\n")
+    if push:
+        print(upload(out, push))
+
+
+Finished = Annotated[Path, typer.Argument(help="Run folder of a finished training, or an exported folder.")]
+Places = Annotated[list[Path], typer.Argument(help="Files, folders of files, packed data sets, or shards.")]
+
+
+@app.command()
+def predict(
+    run: Finished,
+    places: Places,
+    out: Annotated[Path | None, typer.Option(help="A .csv or .jsonl file; printed as CSV without it.")] = None,
+) -> None:
+    """Label files: the likeliest class of each, and all probabilities; exit code 1 if some could not be read."""
+    from pipeline.embed import predict as write_predictions
+
+    skipped: list[Skipped] = []
+    print(write_predictions(run, places, out, skipped), end="")
+    _name(skipped)
+
+
+@app.command()
+def embed(
+    run: Finished,
+    places: Places,
+    out: Annotated[Path | None, typer.Option(help="A .npy file, keys beside it, or a .parquet file.")] = None,
+    index: Annotated[Path | None, typer.Option(help="Folder for an index that `wcord search` reads.")] = None,
+    by: Annotated[Literal["student", "teacher"], typer.Option(help="Which of the two sees the inputs.")] = "student",
+) -> None:
+    """Embed files, into a table or into an index to search; exit code 1 if some could not be read."""
+    from pipeline.embed import embed as write_embeddings
+
+    skipped: list[Skipped] = []
+    count = write_embeddings(run, places, out, index, by, skipped)
+    print(f"{count} embeddings in {' and '.join(str(place) for place in (out, index) if place)}")
+    _name(skipped)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def search(
+    context: typer.Context,
+    index: Annotated[Path, typer.Argument(help="Folder that `wcord embed --index` wrote.")],
+    count: Annotated[int, typer.Option(min=1, help="How many to list.")] = 10,
+) -> None:
+    """List the samples nearest to a query of either modality: --depth query.png, --text "a red ball"."""
+    from pipeline.search import search as run_search
+
+    given = context.args
+    if len(given) != 2 or not given[0].startswith("--"):
+        raise UserError("give one query: --MODALITY FILE, such as --depth query.png; of text the sentence itself.")
+    for hit in run_search(index, given[0].removeprefix("--"), given[1], count):
+        print(f"{hit.similarity:7.4f}  {hit.key}")
+
+
+@app.command()
+def serve(
+    run: Finished,
+    host: Annotated[str, typer.Option(help="Address to listen on; others than this one are seen by the network.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+) -> None:
+    """Open a page on this machine: drop a file, see its class and its nearest samples in both modalities."""
+    from pipeline.serve import serve as run_server
+
+    run_server(run, host, port)
+
+
+def _name(skipped: Sequence[Skipped]) -> None:
+    """Say what could not be read; exit code 1 if that is anything."""
+    for one in skipped:
+        print(f"skipped: {one.message}", file=sys.stderr)
+    if skipped:
+        raise typer.Exit(1)
 
 
 def _pack(

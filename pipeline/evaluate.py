@@ -17,10 +17,11 @@ from pipeline.errors import UserError
 from pipeline.kept import keep, keep_confusion
 from pipeline.model import build_teacher
 from pipeline.network import Joint, Network, build_network, load_network
-from pipeline.probes import Standard, accuracy, classify_frozen, retrieval, to_teacher_space
+from pipeline.probes import Standard, accuracy, classify_frozen, retrieval
 from pipeline.shards import load_dataset, write_atomic
 from pipeline.skipped import SKIPPED, Skipped, counts, read_skipped
 from pipeline.source import Policy, Source, open_split
+from pipeline.space import SPACE, Space
 from pipeline.stream import EvalStream, loader
 
 Results = dict[str, float]
@@ -71,14 +72,15 @@ def evaluate(run: str | Path) -> Results:
         results |= _named(role, frozen)
     embeddings: dict[str, np.ndarray] = {}
     if "teacher" in networks:
-        teacher = Standard(seen.features["teacher"])(unseen.features["teacher"])
         for role, prefix in (("random", "random/retrieval"), ("student", "retrieval")):
-            student = to_teacher_space(seen.features[role], seen.features["teacher"], unseen.features[role])
+            space = Space.fit(seen.features[role], seen.features["teacher"])
+            student, teacher = space.of_student(unseen.features[role]), space.of_teacher(unseen.features["teacher"])
             results |= _named(f"{prefix}/student_to_teacher", retrieval(student, teacher))
             results |= _named(f"{prefix}/teacher_to_student", retrieval(teacher, student))
+        space.save(run / "student" / SPACE)  # the last one, the student's
         embeddings = {"teacher": teacher, "student": student}
     else:
-        embeddings = {"student": Standard(seen.features["student"])(unseen.features["student"])}
+        embeddings = {"student": Standard.of(seen.features["student"])(unseen.features["student"])}
     shown = {role: network for role, network in networks.items() if role != "random"}
     results |= baselines | training_cost(run) | inference_cost(shown, test)
     _keep(run / "evaluation", shown, test, unseen, embeddings, classes, config)

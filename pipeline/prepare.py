@@ -51,10 +51,7 @@ class Prepare:
     def __init__(self, source: Source, views: Mapping[str, Sight], draw: Draw | None) -> None:
         self.source, self.draw, self.first = source, draw, source.first()
         self.views = dict(views)
-        everything = [view for sight in self.views.values() for view in _several(sight)]
-        self.members = frozenset(
-            member for view in everything for member in (*view.modality.members, "meta.json", "label.txt")
-        )
+        self.members = frozenset(member for sight in self.views.values() for member in members_of(sight))
         # Views of the same modality share the decoding, and the tensor as well where the size is the same.
         self.modalities: list[Modality] = []
         self.slots = {role: [self._slot(view) for view in _several(sight)] for role, sight in self.views.items()}
@@ -134,11 +131,7 @@ class Prepare:
         """Batch tensors by role; where samples without the teacher's view are kept, `paired [B]` tells them, bool."""
         batch: Batch = {}
         for role, sight in self.views.items():
-            own = self._filled(role, [s[role] for s in samples])
-            if isinstance(sight, View):
-                batch[role] = sight.modality.collate(own)
-            else:
-                batch[role] = tuple(v.modality.collate(x) for v, x in zip(sight, zip(*own, strict=True), strict=True))
+            batch[role] = together(sight, self._filled(role, [s[role] for s in samples]))
         if self.cached:
             batch["teacher"] = {
                 name: torch.stack([s["teacher"][name] for s in samples]) for name in samples[0]["teacher"]
@@ -158,6 +151,26 @@ class Prepare:
             if self.filler[role] is None:
                 raise UserError(f"{self.source.folder}: no sample of a whole batch has what the {role} sees.")
         return [self.filler[role] if v is None else v for v in values]
+
+
+def members_of(sight: Sight) -> frozenset[str]:
+    """The members of a sample that a network may need, its label and meta data among them."""
+    own = (member for view in _several(sight) for member in view.modality.members)
+    return frozenset((*own, "meta.json", "label.txt"))
+
+
+def look(sight: Sight, raw: Sample) -> Any:
+    """What a network sees of a raw sample that nothing varies; SampleError for one that cannot be used."""
+    meta = _meta(raw)
+    seen = tuple(v.modality.augment(_decode(v.modality, raw, meta), Geometry(), v.size, None) for v in _several(sight))
+    return seen[0] if isinstance(sight, View) else seen
+
+
+def together(sight: Sight, seen: Sequence[Any]) -> Any:
+    """A network's batch of what it sees of each sample."""
+    if isinstance(sight, View):
+        return sight.modality.collate(seen)
+    return tuple(v.modality.collate(x) for v, x in zip(sight, zip(*seen, strict=True), strict=True))
 
 
 Shown = tuple[np.ndarray, list[Caption]]
