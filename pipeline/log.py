@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from pipeline.collapse import collapse_warnings
 from pipeline.config import Config
+from pipeline.host import peak_memory
 from pipeline.model import Distillation
 from pipeline.prepare import Batch
 from pipeline.shards import write_atomic
@@ -71,6 +72,7 @@ class Log:
             "grad_norm": float(norm),
             "samples_per_second": self.count * self.config.data.batch_size / seconds,
             "data_wait": self.waited / seconds,
+            "peak_memory_mb": self._peak_memory() / 1e6,
             **{name: float(value) for name, value in model.metrics().items()},
             **({"nonfinite_steps": float(undone)} if undone else {}),
             **{f"skipped/{cause}": float(count) for cause, count in skipped.items()},
@@ -81,6 +83,11 @@ class Log:
             print(self._line(step, row), flush=True)
             if step > max(self.config.train.warmup, self.config.train.steps // 5):  # before, features still form
                 self._warn(row)
+
+    def _peak_memory(self) -> int:
+        """In bytes: of the GPU where there is one, else of the process."""
+        device = self.accelerator.device
+        return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
 
     def scalars(self, step: int, row: dict[str, float]) -> None:
         if self.accelerator.is_main_process:

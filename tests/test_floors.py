@@ -21,10 +21,11 @@ PIPELINE = [
     {"recipes", "pack", "check", "stream"},
     {"network", "gradient_cache", "recheck"},
     {"model"},
-    {"checkpoint", "collapse", "run_folder", "log", "probes", "nonfinite", "stopping"},
+    {"checkpoint", "runs", "collapse", "run_folder", "log", "probes", "nonfinite", "stopping"},
     {"train", "evaluate"},
     {"cache"},
-    {"runs", "charts", "compare", "report_samples", "report_words", "report"},
+    {"charts", "compare", "report_samples", "report_words", "report", "cells"},
+    {"bench_table"},
     {"demo", "bench", "cli", "__main__"},
 ]
 

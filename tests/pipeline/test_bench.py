@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from shapes_dataset import write_dataset
 
-from pipeline.bench import run_bench, summary
+from pipeline.bench import run_bench
+from pipeline.bench_table import Entry, markdown
 from pipeline.errors import UserError
+from pipeline.runs import read_run
 
 BENCH = """
 run: {run}
@@ -34,21 +41,92 @@ def bench(make_config: Any, tmp_path: Path) -> Path:
     return path
 
 
+def results(found: list[Entry]) -> list[str]:
+    """The table without what depends on the clock."""
+    return markdown(found).split("| cost")[0].splitlines()
+
+
+def written(folder: Path) -> dict[str, int]:
+    """When each finished cell was written."""
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("results.json")}
+
+
 def test_a_matrix_goes_on_where_it_stopped(bench: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    tables = run_bench(bench, jobs=2)
-    assert list(tables) == ["photo to range", "both to range"]
-    assert all(group.cell("student/top1").n == 2 for table in tables.values() for group in table.groups)  # type: ignore[union-attr]
-    rows = summary(tables).splitlines()
-    assert len(rows) == 4
-    assert "distilled minus labels" in rows[0]
-    assert (tmp_path / "matrix" / "table.md").read_text().splitlines() == rows
+    matrix = tmp_path / "matrix"
+    found = run_bench(bench, jobs=2)
+    assert [(e.pair, e.method) for e in found if e.method != "teacher"] == [
+        (pair, method) for pair in ("photo to range", "both to range") for method in ("labels", "distilled")
+    ]
+    assert all(e.value is not None and e.value.n == 2 for e in found if e.method != "teacher")
+    assert all(e.seconds is not None and e.memory is not None and e.memory > 50 for e in found if e.method != "teacher")
+    assert all((matrix / f"table.{kind}").is_file() for kind in ("md", "csv", "tex"))
+    rows = results(found)
+    assert (matrix / "table.md").read_text().splitlines()[: len(rows)] == rows
     assert len(capfd.readouterr().out.splitlines()) == 2 + 8
 
-    (tmp_path / "matrix" / "both to range" / "distilled_s1" / "results.json").unlink()
-    assert summary(run_bench(bench)).splitlines() == rows
+    (matrix / "both to range" / "distilled_s1" / "results.json").unlink()
+    before = written(matrix)
+    assert results(run_bench(bench)) == rows
     assert capfd.readouterr().out.count("\n") == 1  # only the one that was lost
+    assert before.items() <= written(matrix).items()
     with pytest.raises(UserError, match="was made with other settings than the bench now has"):
         run_bench(bench, ["pairs[photo to range].set[data.labels]=1.0"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_matrix_that_is_killed_ends_with_the_same_table(bench: Path, tmp_path: Path) -> None:
+    matrix, small = tmp_path / "matrix", [line for line in bench.read_text().splitlines() if "range]" not in line]
+    bench.write_text("\n".join(line for line in small if not line.startswith("  range: ")))
+    with subprocess.Popen([sys.executable, "-m", "pipeline", "bench", str(bench), "--jobs", "2"]) as killed:
+        deadline = time.monotonic() + 600
+        while len(written(matrix)) < 2:
+            assert killed.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        killed.kill()
+    before = written(matrix)
+    assert len(before) < 5
+    found = run_bench(bench, jobs=2)
+    assert before.items() <= written(matrix).items()
+    assert results(found) == results(run_bench(bench, [f"run={tmp_path / 'never killed'}"], jobs=2))
+
+
+NEW_METHOD = '''
+from losses import Loss
+
+class Spread(Loss):
+    """A loss of somebody else."""
+
+    def __init__(self, student, teacher):
+        super().__init__()
+
+    def forward(self, student, teacher, batch):
+        return (student.pooled.std() - teacher.pooled.std()) ** 2
+'''
+
+
+@pytest.mark.slow
+def test_a_new_method_enters_by_one_line_and_teachers_are_cached(
+    bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "their_losses.py").write_text(NEW_METHOD)
+    monkeypatch.syspath_prepend(tmp_path)
+    text = bench.read_text().replace("distilled: {cross_entropy: {}, wcord: {dim: 8, queue: 0}}", "distilled: {at: {}}")
+    bench.write_text(text + "  theirs: {cross_entropy: {}, their_losses:Spread: {weight: 0.1}}\n")
+    pair = ["seeds=1", "views=1", "pairs={photo to range: {config: base.yaml, teacher: photo}}"]
+    # Another data set than the one that the tests share: caches lie beside the shards.
+    write_dataset(tmp_path / "shapes", {"train": [48], "test": [12]})
+    base = tmp_path / "base.yaml"
+    base.write_text(re.sub(r"shards: [^,]+", f"shards: {tmp_path / 'shapes'}", base.read_text()))
+    found = run_bench(bench, pair, jobs=2)
+    assert [entry.method for entry in found] == ["teacher", "labels", "distilled", "theirs"]
+    caches = {
+        path.name: read_run(path).config["teacher"] for path in (tmp_path / "matrix" / "photo to range").glob("*_s0")
+    }
+    assert caches["labels_s0"] is None
+    assert caches["distilled_s0"]["cache"] is None  # it reads maps
+    assert (tmp_path / "shapes" / f"{caches['theirs_s0']['cache']}.cache.json").is_file()
 
 
 @pytest.mark.parametrize(
@@ -61,6 +139,12 @@ def test_a_matrix_goes_on_where_it_stopped(bench: Path, tmp_path: Path, capfd: p
         ("student.modality: rgb", "student.modalty: rgb", "modalty"),
         ("seeds: 2", "sedes: 2", "sedes: unknown key; did you mean seeds?"),
         ("data.labels: 0.5", "data.shards: /nowhere", "/nowhere"),
+        (
+            "methods:",
+            "published: {photo to range: {kd: 70}}\nmethods:",
+            "published.photo to range: no method is called kd",
+        ),
+        ("teacher: photo,", "teacher: photo, methods: {kd: {kd: {}}},", "methods: no method is called kd"),
     ],
 )
 def test_faults_are_named_before_anything_is_trained(bench: Path, old: str, new: str, message: str) -> None:
