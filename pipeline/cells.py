@@ -35,12 +35,8 @@ class Cell:
         return f"{Path(self.config.run).parents[1]}/caches/{self.config.teacher.cache}"
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a cell runs: a value for CUDA_VISIBLE_DEVICES, or on so many threads of the CPU."""
-
-    gpu: str | None
-    threads: int
+Place = str | None
+"""Where a cell runs: a value for CUDA_VISIBLE_DEVICES, or None for the CPU."""
 
 
 def places(jobs: int | None = None) -> list[Place]:
@@ -50,11 +46,10 @@ def places(jobs: int | None = None) -> list[Place]:
     """
     import torch
 
-    count, cores = torch.cuda.device_count(), os.cpu_count() or 1
+    count = torch.cuda.device_count()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = visible.split(",")[:count] if visible else [str(number) for number in range(count)]
-    jobs = jobs or len(gpus) or cores
-    return [Place(gpus[i % len(gpus)] if gpus else None, max(cores // jobs, 1)) for i in range(jobs)]
+    return [gpus[i % count] if gpus else None for i in range(jobs or count or os.cpu_count() or 1)]
 
 
 def run_cells(cells: Sequence[Cell], where: Sequence[Place]) -> None:
@@ -63,13 +58,14 @@ def run_cells(cells: Sequence[Cell], where: Sequence[Place]) -> None:
     Raises UserError that names the cells that failed, once all others are done.
     """
     context = multiprocessing.get_context("spawn")
+    threads = max((os.cpu_count() or 1) // max(min(len(cells), len(where)), 1), 1)
     waiting, free, failed, done = list(cells), list(where), list[str](), 0
     running: dict[Connection, tuple[Cell, Place]] = {}
     while waiting or running:
         while waiting and free:
             cell, place = waiting.pop(0), free.pop(0)
             ours, theirs = context.Pipe(duplex=False)
-            context.Process(target=_work, args=(cell, place, theirs)).start()
+            context.Process(target=_work, args=(cell, place, threads, theirs)).start()
             theirs.close()
             running[ours] = (cell, place)
         for ended in wait(list(running)):
@@ -94,16 +90,16 @@ def _message(ended: Connection) -> str:
         ended.close()
 
 
-def _work(cell: Cell, place: Place, end: Connection) -> None:
-    if place.gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = place.gpu
+def _work(cell: Cell, place: Place, threads: int, end: Connection) -> None:
+    if place is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = place
     _stop_with_parent()
     log = Path(f"{cell.name}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     # Progress of cells side by side would tear each other's lines.
     with log.open("a") as file, redirect_stdout(file), redirect_stderr(file), _alone(file):
         try:
-            _do(cell, place)
+            _do(cell, None if place else threads)
             end.send("")
         except UserError as error:
             end.send(str(error))
@@ -112,15 +108,15 @@ def _work(cell: Cell, place: Place, end: Connection) -> None:
             end.send(f"{type(error).__name__}: {error}; see {log}")
 
 
-def _do(cell: Cell, place: Place) -> None:
+def _do(cell: Cell, threads: int | None) -> None:
     import torch
 
     from pipeline.cache import cache
     from pipeline.evaluate import evaluate
     from pipeline.train import train
 
-    if place.gpu is None:
-        torch.set_num_threads(place.threads)
+    if threads is not None:
+        torch.set_num_threads(threads)
     if cell.kind == "cache":
         cache(cell.config)
     elif not (Path(cell.config.run) / "results.json").is_file():  # else another bench was faster

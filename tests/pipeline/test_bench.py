@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -12,9 +13,14 @@ from typing import Any
 import pytest
 from shapes_dataset import write_dataset
 
-from pipeline.bench import run_bench
+from pipeline.bench import _cells as cells
+from pipeline.bench import _config as config_of
+from pipeline.bench import load, run_bench
 from pipeline.bench_table import Entry, markdown
+from pipeline.config import SHIPPED
 from pipeline.errors import UserError
+from pipeline.pack import pack
+from pipeline.recipes import tabletop
 from pipeline.runs import read_run
 
 BENCH = """
@@ -93,6 +99,8 @@ def test_a_matrix_that_is_killed_ends_with_the_same_table(bench: Path, tmp_path:
 
 
 NEW_METHOD = '''
+import os
+from pathlib import Path
 from losses import Loss
 
 class Spread(Loss):
@@ -100,6 +108,7 @@ class Spread(Loss):
 
     def __init__(self, student, teacher):
         super().__init__()
+        Path(__file__).with_suffix(".gpu").write_text(os.environ["CUDA_VISIBLE_DEVICES"])
 
     def forward(self, student, teacher, batch):
         return (student.pooled.std() - teacher.pooled.std()) ** 2
@@ -119,7 +128,9 @@ def test_a_new_method_enters_by_one_line_and_teachers_are_cached(
     write_dataset(tmp_path / "shapes", {"train": [48], "test": [12]})
     base = tmp_path / "base.yaml"
     base.write_text(re.sub(r"shards: [^,]+", f"shards: {tmp_path / 'shapes'}", base.read_text()))
-    found = run_bench(bench, pair, jobs=2)
+    monkeypatch.setattr("pipeline.bench.places", lambda jobs: ["5", "5"])  # as if there were such a GPU
+    found = run_bench(bench, pair)
+    assert (tmp_path / "their_losses.gpu").read_text() == "5"
     assert [entry.method for entry in found] == ["teacher", "labels", "distilled", "theirs"]
     caches = {
         path.name: read_run(path).config["teacher"] for path in (tmp_path / "matrix" / "photo to range").glob("*_s0")
@@ -161,3 +172,29 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(bench: Path, tmp_path
     with pytest.raises(UserError, match=r"1 of 2 runs failed; the others are kept:\n.*teachers/photo: "):
         run_bench(bench)
     assert (tmp_path / "matrix" / "teachers" / "range" / "results.json").is_file()
+
+
+@pytest.mark.parametrize("path", sorted((SHIPPED / "bench").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_benches_describe_cells_that_hold(path: Path) -> None:
+    found = load(path)
+    assert len(dict(cells(found, path.parent))) == len(found.pairs) * len(found.methods) * found.seeds
+    for name, teacher in found.teachers.items():
+        assert config_of(path.parent, teacher, name, 0).teacher is None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_privileged_information_at_a_tiny_size(tmp_path: Path) -> None:
+    pack(tabletop.plan(60, 0, 48), tmp_path / "data", workers=1)
+    shutil.copytree(SHIPPED / "bench", tmp_path / "bench")
+    for path in (tmp_path / "bench").rglob("*.yaml"):
+        tiny = path.read_text().replace("data/tabletop", str(tmp_path / "data")).replace("steps: 300", "steps: 3")
+        path.write_text(tiny.replace("labels: 0.1", "labels: 0.5"))
+    kept = "{labels: {cross_entropy: {}}, kd + wcord: {cross_entropy: {}, kd: {}, wcord: {}}}"
+    settings = ["seeds=1", f"methods={kept}", f"run={tmp_path / 'runs'}"]
+    found = run_bench(tmp_path / "bench" / "privileged.yaml", settings)
+    assert [entry.pair for entry in found if entry.method == "kd + wcord" and entry.value] == [
+        "high to low resolution",
+        "rgb and depth to rgb",
+        "clean to noisy sound",
+    ]
