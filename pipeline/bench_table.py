@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.compare import RULE, Cell, Comparison, Difference, markdown_table
+from pipeline.compare import Cell, Comparison, Difference, markdown_table
 from pipeline.runs import KEY_METRICS, is_fraction
 from pipeline.shards import write_atomic
 
@@ -75,15 +75,22 @@ def write(found: Sequence[Entry], out: Path) -> None:
 
 
 def markdown(found: Sequence[Entry]) -> str:
-    """Results with marks, paired differences from the baseline, and what a step costs."""
+    """Results with marks, paired differences from the baseline, and what a step costs; below, what the marks mean."""
     baseline = found[0].baseline
-    marks = f"{MARKS['better']} better and {MARKS['worse']} worse than {baseline} beyond the noise."
+    seeds = max((entry.value.n for entry in found if entry.value), default=0)
+    legend = (
+        f"Mean ± sample standard deviation over {seeds} seeds; differences are paired by seed. {MARKS['better']} better "
+        f"and {MARKS['worse']} worse than {baseline}: the 95 % paired t interval of the difference does not hold 0. "
+        "Every comparison stands alone: of twenty between equal methods, one is expected to look different."
+    )
+    if any(entry.published is not None for entry in found):
+        legend += " In brackets: published figures."
     blocks = [
         markdown_table(_results(found, "±", MARKS)),
         markdown_table(_grid(found, f"minus {baseline}", [("", _shown_difference)], no_teacher=True)),
         markdown_table(_grid(found, "cost", [("ms a step", _milliseconds), ("MB", _megabytes)], no_teacher=True)),
     ]
-    return "\n".join([*blocks, f"{marks} {RULE}\n"])
+    return "\n".join([*blocks, f"{legend}\n"])
 
 
 def latex(found: Sequence[Entry]) -> str:
@@ -152,26 +159,21 @@ def plot(found: Sequence[Entry]) -> bytes:
 def _results(found: Sequence[Entry], plus_minus: str, marks: Mapping[str, str]) -> list[list[str]]:
     def shown(entry: Entry) -> str:
         mark = marks.get(entry.difference.verdict, "") if entry.difference else ""
-        return f"{_shown(entry.value, entry.metric, plus_minus)} {mark}".rstrip()
+        published = "" if entry.published is None else f"({entry.published:.2f})"
+        return " ".join(filter(None, [_shown(entry.value, entry.metric, plus_minus), mark, published]))
 
-    def published(entry: Entry) -> str:
-        return "-" if entry.published is None else f"{entry.published:.2f}"
-
-    columns: list[Column] = [("", shown)]
-    if any(entry.published is not None for entry in found):
-        columns.append(("published", published))
-    return _grid(found, _metric_name(found[0].metric), columns)
+    return _grid(found, _metric_name(found[0].metric), [("", shown)])
 
 
 def _grid(found: Sequence[Entry], corner: str, columns: Sequence[Column], no_teacher: bool = False) -> list[list[str]]:
     """Rows of text, their header first: a row a method and `columns` for each pair, or turned where pairs are more."""
     pairs, methods = _names(found)
+    turned = len(pairs) > len(methods)
     if no_teacher:
         methods.remove(TEACHER)
     cells = {(entry.pair, entry.method): entry for entry in found}
     header = [corner, *(f"{pair} {name}".rstrip() for pair in pairs for name, _ in columns)]
     rows = [[m, *(show(cells[p, m]) for p in pairs for _, show in columns)] for m in methods]
-    turned = len(header) - 1 > len(methods)
     return [list(row) for row in zip(header, *rows, strict=True)] if turned else [header, *rows]
 
 
