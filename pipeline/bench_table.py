@@ -79,9 +79,10 @@ def markdown(found: Sequence[Entry]) -> str:
     baseline = found[0].baseline
     seeds = max((entry.value.n for entry in found if entry.value), default=0)
     legend = (
-        f"Mean ± sample standard deviation over {seeds} seeds; differences are paired by seed. {MARKS['better']} better "
-        f"and {MARKS['worse']} worse than {baseline}: the 95 % paired t interval of the difference does not hold 0. "
-        "Every comparison stands alone: of twenty between equal methods, one is expected to look different."
+        f"Mean ± sample standard deviation over {seeds} seeds; differences are paired by seed. "
+        f"{MARKS['better']} better and {MARKS['worse']} worse than {baseline}: the 95 % paired t interval of the "
+        "difference does not hold 0. Every comparison stands alone: of twenty between equal methods, one is expected "
+        "to look different."
     )
     if any(entry.published is not None for entry in found):
         legend += " In brackets: published figures."

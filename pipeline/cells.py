@@ -113,6 +113,7 @@ def _do(cell: Cell, threads: int | None) -> None:
 
     from pipeline.cache import cache
     from pipeline.evaluate import evaluate
+    from pipeline.run_folder import clear
     from pipeline.train import train
 
     if threads is not None:
@@ -122,6 +123,7 @@ def _do(cell: Cell, threads: int | None) -> None:
     elif not (Path(cell.config.run) / "results.json").is_file():  # else another bench was faster
         train(cell.config, resume=True)
         evaluate(cell.config.run)
+        clear(Path(cell.config.run), ["checkpoints"])  # which would be most of a matrix' size
 
 
 def _stop_with_parent() -> None:

@@ -69,6 +69,7 @@ def test_a_matrix_goes_on_where_it_stopped(bench: Path, tmp_path: Path, capfd: p
     rows = results(found)
     assert (matrix / "table.md").read_text().splitlines()[: len(rows)] == rows
     assert len(capfd.readouterr().out.splitlines()) == 2 + 8
+    assert not list(matrix.rglob("checkpoints"))
 
     (matrix / "both to range" / "distilled_s1" / "results.json").unlink()
     before = written(matrix)
