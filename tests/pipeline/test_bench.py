@@ -186,7 +186,7 @@ def test_shipped_benches_describe_cells_that_hold(path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_privileged_information_at_a_tiny_size(tmp_path: Path) -> None:
-    pack(tabletop.plan(60, 0, 48), tmp_path / "data", workers=1)
+    pack(tabletop.plan(100, 0, 48), tmp_path / "data", workers=1)
     shutil.copytree(SHIPPED / "bench", tmp_path / "bench")
     for path in (tmp_path / "bench").rglob("*.yaml"):
         tiny = path.read_text().replace("data/tabletop", str(tmp_path / "data")).replace("steps: 300", "steps: 3")
