@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -37,7 +38,8 @@ class Audio(Modality):
 
     rate: samples a second (Hz) that everything is resampled to. seconds: the longest excerpt, drawn at random in
     training, from the middle otherwise; shorter sounds are padded to the longest of their batch. gain: in training,
-    loudness changes by up to so many dB.
+    loudness changes by up to so many dB. snr: white noise lies over every sound, so many dB below it, as over a bad
+    line: drawn anew in training, the same for the same sound otherwise; None: none.
     """
 
     name: ClassVar[str] = "audio"
@@ -47,6 +49,7 @@ class Audio(Modality):
     rate: Annotated[int, Ge(1000)] = 16_000
     seconds: Annotated[float, Gt(0)] = 4.0
     gain: Annotated[float, Ge(0)] = 6.0
+    snr: float | None = None
     field: str | None = None
 
     def decode(self, data: bytes, meta: Mapping[str, Any]) -> np.ndarray:
@@ -80,6 +83,10 @@ class Audio(Modality):
         spare = len(value) - length
         start = spare // 2 if rng is None else int(rng.integers(spare + 1))
         excerpt = value[start : start + length]
+        if self.snr is not None:
+            noise = (rng or np.random.default_rng(zlib.crc32(excerpt.tobytes()))).standard_normal(length, np.float32)
+            level = float(np.sqrt(np.mean(np.square(excerpt)))) * 10 ** (-self.snr / 20)
+            excerpt = excerpt + noise * np.float32(level)
         factor = 1.0 if rng is None else 10 ** (rng.uniform(-self.gain, self.gain) / 20)
         return torch.from_numpy(excerpt * np.float32(factor))
 

@@ -246,12 +246,17 @@ def train(
 
 
 @app.command()
-def evaluate(run: Annotated[Path, typer.Argument(help="Run folder of a finished training.")]) -> None:
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run folder of a finished training.")],
+    probe: Annotated[
+        list[Path], typer.Option(help="Packed data set, its own or another, to probe the student's layers on.")
+    ] = [],  # noqa: B006
+) -> None:
     """Measure a run: accuracy, probes, retrieval; writes results.json."""
     from pipeline.evaluate import evaluate as measure
 
     if int(os.environ.get("RANK", "0")) == 0:  # under a launcher the first process does it
-        for name, value in measure(run).items():
+        for name, value in measure(run, probe).items():
             print(f"{name:48s} {value:,.4f}".rstrip("0").rstrip("."))
 
 
@@ -273,13 +278,13 @@ def compare(
 def bench(
     config: Annotated[Path, typer.Argument(help="YAML of a bench: teachers, pairs, methods.")],
     overrides: Overrides = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Runs side by side; a core each by default.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs side by side; by default one a GPU, or a core.")] = None,
 ) -> None:
     """Train and compare a matrix of pairs, methods and seeds; goes on where it stopped."""
-    from pipeline.bench import run_bench, summary
+    from pipeline.bench import run_bench
+    from pipeline.bench_table import markdown
 
-    tables = run_bench(config, overrides or [], jobs)
-    print(summary(tables))
+    print(markdown(run_bench(config, overrides or [], jobs)))
 
 
 @app.command()

@@ -200,6 +200,9 @@ class Evaluation(Section):
         default=0, ge=0, description="Steps between top-1 checks on that split during training; 0 is never."
     )
     baselines: list[str] = Field(default=[], description="Run folders to compare with.")
+    samples: int | None = Field(
+        default=None, gt=0, description="Training samples that probes and k-NN learn from, the first ones; null: all."
+    )
     neighbours: int = Field(default=10, gt=0, description="k of the k-nearest-neighbour classifier.")
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline.host import peak_memory
 from pipeline.network import Joint, Network
 from pipeline.runs import read_log
 from pipeline.source import Source
@@ -30,6 +31,8 @@ def peak_memory_mib(device: torch.device) -> float:
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device) / 2**20
+    if held := peak_memory():
+        return held / 2**20
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
@@ -48,13 +51,16 @@ def energy_joules(device: torch.device) -> float | None:
         return None
 
 
-def training_cost(run: Path) -> dict[str, float]:
-    """`train/seconds`, `train/peak_memory_mib` and `train/energy_joules`, as far as the run's log tells."""
+def training_cost(run: Path, batch_size: int) -> dict[str, float]:
+    """`train/seconds`, `train/seconds_per_step` (the median over the log's lines), `train/peak_memory_mib` and
+    `train/energy_joules`, as far as the run's log tells."""
     rows = read_log(run / "metrics.jsonl", []).values()
     logged = {
         name: [row[name] for row in rows if name in row] for name in ("seconds", "peak_memory_mib", "energy_joules")
     }
-    return {f"train/{name}": max(values) for name, values in logged.items() if values}
+    cost = {f"train/{name}": max(values) for name, values in logged.items() if values}
+    rates = [row["samples_per_second"] for row in rows if "samples_per_second" in row]
+    return cost | ({"train/seconds_per_step": batch_size / statistics.median(rates)} if rates else {})
 
 
 def multiply_adds(network: nn.Module, batch: Any) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,12 +38,13 @@ class Embedded:
     skipped: list[Skipped] = field(default_factory=list)
 
 
-def evaluate(run: str | Path) -> Results:
+def evaluate(run: str | Path, probe: Sequence[str | Path] = ()) -> Results:
     """Measure a finished run on its test split and write `results.json` and `evaluation/`.
 
     Teacher, student and a student with random weights are measured alike: the head's accuracy on the test split, and
     probe and k-NN on frozen features, which learn from ALL training labels, however few of them the student saw.
-    Accuracies and recalls are in [0, 1].
+    probe: folders of packed data sets, its own or others, on which the student's layers are probed. Accuracies and
+    recalls are in [0, 1].
     Raises UserError if the run has not finished, or its teacher, its data set or a baseline is no longer there.
     """
     run = Path(run)
@@ -58,7 +59,8 @@ def evaluate(run: str | Path) -> Results:
     )
     classes = load_dataset(config.data.shards).classes.get(config.data.label, [])
     networks = _networks(run, config)
-    seen, unseen = embed(networks, train, config), embed(networks, test, config)
+    seen = embed(networks, train, config, most=config.evaluation.samples)
+    unseen = embed(networks, test, config)
 
     results: Results = {"samples/train": len(seen.keys), "samples/test": len(unseen.keys)}
     results |= _named("skipped/train", counts(read_skipped(run / SKIPPED)))
@@ -82,30 +84,67 @@ def evaluate(run: str | Path) -> Results:
     else:
         embeddings = {"student": Standard.of(seen.features["student"])(unseen.features["student"])}
     shown = {role: network for role, network in networks.items() if role != "random"}
-    results |= baselines | training_cost(run) | inference_cost(shown, test)
+    results |= baselines | training_cost(run, config.data.batch_size) | inference_cost(shown, test)
+    for dataset in probe:
+        results |= probe_layers(networks["student"], dataset, config)
     _keep(run / "evaluation", shown, test, unseen, embeddings, classes, config)
     write_atomic(run / "results.json", json.dumps(results, indent=1).encode())
     return results
 
 
+def probe_layers(network: Network | Joint, folder: str | Path, config: Config) -> Results:
+    """What the layers of a frozen network hold of a data set's classes: probe and k-NN, learnt on its training split.
+
+    Named `transfer/DATASET/LAYER/probe` and `/knn`; the layers are `pooled` and `map0`, `map1` …, the mean of each
+    feature map over its positions, from the first on. Raises UserError for a data set without classes or splits.
+    """
+    dataset = load_dataset(folder)
+    if not dataset.classes:
+        raise UserError(f"{folder}: has no classes to probe; pack it with labels.")
+    label = config.data.label if config.data.label in dataset.classes else next(iter(dataset.classes))
+    policy = Policy(config.data.max_faulty, config.data.unpaired)
+    train, test = (open_split(folder, split, label, policy=policy) for split in ("train", config.evaluation.split))
+    seen = embed({"pooled": network}, train, config, layers=True, most=config.evaluation.samples)
+    unseen = embed({"pooled": network}, test, config, layers=True)
+    results: Results = {}
+    for layer, features in seen.features.items():
+        scores = classify_frozen(
+            features, seen.label, unseen.features[layer], unseen.label, config.evaluation.neighbours
+        )
+        results |= _named(f"transfer/{dataset.name}/{layer}", scores)
+    return results
+
+
 @torch.no_grad()
-def embed(networks: Mapping[str, Network | Joint], source: Source, config: Config) -> Embedded:
-    """Run the networks over a whole split, on the GPU if there is one."""
+def embed(
+    networks: Mapping[str, Network | Joint],
+    source: Source,
+    config: Config,
+    layers: bool = False,
+    most: int | None = None,
+) -> Embedded:
+    """Run the networks over a split, on the GPU if there is one.
+
+    layers: also keep the mean over positions of each feature map, as `map0` …, of the one network there is. most: of
+    the first so many samples only.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for network in networks.values():
         network.eval().to(device)
     views = {role: network.view for role, network in networks.items()}
     found = Embedded([], np.empty(0), {}, {})
     label: list[np.ndarray] = []
-    features: dict[str, list[np.ndarray]] = {role: [] for role in networks}
+    features: dict[str, list[np.ndarray]] = {}
     prediction: dict[str, list[np.ndarray]] = {role: [] for role in networks}
-    for batch in loader(EvalStream(source, views, batch=256), config.data.workers, device):
+    for batch in loader(EvalStream(source, views, batch=256, most=most), config.data.workers, device):
         found.keys += batch["key"]
         found.skipped += batch["skipped"]
         label.append(batch["label"].cpu().numpy())
         for role, network in networks.items():
             out = network(batch[role])
-            features[role].append(out.pooled.float().cpu().numpy())
+            maps = {f"map{i}": _mean_over_positions(m) for i, m in enumerate(out.maps)} if layers else {}
+            for name, x in {role: out.pooled, **maps}.items():
+                features.setdefault(name, []).append(x.float().cpu().numpy())
             if out.logits is not None:
                 prediction[role].append(out.logits.argmax(1).cpu().numpy())
     if not found.keys:
@@ -114,6 +153,11 @@ def embed(networks: Mapping[str, Network | Joint], source: Source, config: Confi
     found.features = {role: np.concatenate(parts) for role, parts in features.items()}
     found.prediction = {role: np.concatenate(parts) for role, parts in prediction.items() if parts}
     return found
+
+
+def _mean_over_positions(x: torch.Tensor) -> torch.Tensor:
+    """Of a map `[B, C, H, W]` or of tokens `[B, N, C]`."""
+    return x.mean((2, 3)) if x.ndim == 4 else x.mean(1)
 
 
 def _networks(run: Path, config: Config) -> dict[str, Network | Joint]:

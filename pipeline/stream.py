@@ -140,19 +140,29 @@ def ready(prepare: Prepare, raw: Sample, epoch: int, skipped: list[Skipped]) -> 
 
 
 class EvalStream(IterableDataset[Any]):
-    """Every usable sample of a split once, not augmented, in an order that depends on the number of readers."""
+    """Every usable sample of a split once, not augmented, in an order that depends on the number of readers.
+
+    most: only the first so many; None: all.
+    """
 
     def __init__(
-        self, source: Source, views: Mapping[str, Sight], *, batch: int, ranks: int = 1, rank: int = 0
+        self,
+        source: Source,
+        views: Mapping[str, Sight],
+        *,
+        batch: int,
+        ranks: int = 1,
+        rank: int = 0,
+        most: int | None = None,
     ) -> None:
         super().__init__()
-        self.source, self.batch, self.ranks, self.rank = source, batch, ranks, rank
+        self.source, self.batch, self.ranks, self.rank, self.most = source, batch, ranks, rank, most
         self.prepare = Prepare(source, views, None)
 
     def __iter__(self) -> Iterator[Batch | Fault]:
         worker, workers = _worker()
         reader, readers = self.rank * workers + worker, self.ranks * workers
-        total = self.source.samples
+        total = min(self.source.samples, self.most or self.source.samples)
         start, stop = total * reader // readers, total * (reader + 1) // readers
         source, skipped, batch = self.source, list[Skipped](), list[Sample]()
         try:

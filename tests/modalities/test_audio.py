@@ -38,6 +38,17 @@ def test_it_keeps_the_contract() -> None:
     check_modality(Audio(seconds=0.5), samples, specs=[{"name": "log_mel_cnn", "width": 4}])
 
 
+def test_noise_lies_so_many_decibels_below_every_sound() -> None:
+    sound, noisy = tone(2.0), Audio(snr=10.0, gain=0.0)
+    check_modality(noisy, sound_file(sound), specs=[{"name": "log_mel_cnn", "width": 4}])
+    for rng in (None, np.random.default_rng(0)):
+        noise = noisy.augment(sound, WHOLE, 0, rng).numpy() - sound
+        assert 20 * np.log10(sound.std() / noise.std()) == pytest.approx(10, abs=0.2)
+        assert abs(np.corrcoef(noise[1:], noise[:-1])[0, 1]) < 0.03  # white
+    other = noisy.augment(sound * 2, WHOLE, 0, None).numpy() - 2 * sound
+    assert abs(np.corrcoef(other, noisy.augment(sound, WHOLE, 0, None).numpy() - sound)[0, 1]) < 0.03  # its own
+
+
 @pytest.mark.parametrize(
     ("kind", "subtype", "exact"),
     [("WAV", "PCM_U8", 0.01), ("WAV", "PCM_16", 1e-4), ("WAV", "PCM_24", 1e-6), ("WAV", "FLOAT", 0),

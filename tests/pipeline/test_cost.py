@@ -33,14 +33,14 @@ def test_seconds_go_on_where_an_interrupted_run_stopped(make_config: Any) -> Non
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     log.write_text("".join(json.dumps(row | {"seconds": 1000.0 + row["step"]}) + "\n" for row in rows))
     train(configs.load(path, ["train.steps=12"]), resume=True)
-    cost = training_cost(run)
+    cost = training_cost(run, 16)
     assert 1010 < cost["train/seconds"] < 1100
     assert cost["train/peak_memory_mib"] > 50
 
 
 def test_an_old_log_tells_no_cost(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
-    assert training_cost(tmp_path) == {}
+    assert training_cost(tmp_path, 16) == {}
 
 
 def test_the_gpu_tells_its_energy_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:

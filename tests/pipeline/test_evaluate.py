@@ -72,7 +72,9 @@ def test_pictures_stand_beside_their_own_keys(student: Path, monkeypatch: pytest
     from pipeline.kept import thumbnail
     from pipeline.stream import EvalStream
 
-    monkeypatch.setattr(module, "EvalStream", lambda source, views, batch: EvalStream(source, views, batch=4))
+    monkeypatch.setattr(
+        module, "EvalStream", lambda source, views, batch, most=None: EvalStream(source, views, batch=4)
+    )
     config = student / "config.yaml"
     config.write_text(config.read_text().replace("workers: 0", "workers: 2"))
     evaluate(student)
@@ -127,3 +129,32 @@ def test_what_is_missing_is_named(make_config: Any, tmp_path: Path) -> None:
     (run_without / "student" / "network.json").unlink()
     with pytest.raises(UserError, match=r"network.json: not found.*training has finished"):
         evaluate(run_without)
+
+
+def test_layers_are_probed_on_other_data_sets_and_on_its_own(student: Path, shapes: Path, tmp_path: Path) -> None:
+    other = write_dataset(tmp_path / "other", {"train": [60], "test": [30]})
+    dataset = json.loads((other / "dataset.json").read_text())
+    classes = {"parity": dataset["classes"]["parity"]}  # another task than the student's
+    (other / "dataset.json").write_text(json.dumps(dataset | {"name": "others", "classes": classes}))
+    results = evaluate(student, probe=[shapes, other])
+    assert json.loads((student / "results.json").read_text()) == results
+    for layer in ("pooled", "map0", "map1", "map2", "map3", "map4"):
+        assert 0 <= results[f"transfer/others/{layer}/probe"] <= 1
+    # The last map's mean is what the network calls pooled, and its own data are those it was measured on.
+    for score in ("probe", "knn"):
+        own = results[f"student/{score}"]
+        assert results[f"transfer/shapes/pooled/{score}"] == results[f"transfer/shapes/map4/{score}"] == own
+    assert results["transfer/shapes/pooled/probe"] > results["transfer/others/pooled/probe"]  # parity is noise
+    assert not any(key.startswith("transfer") for key in evaluate(student))
+
+    (other / "dataset.json").write_text(json.dumps(dataset | {"classes": {}}))
+    with pytest.raises(UserError, match="other: has no classes to probe"):
+        evaluate(student, probe=[other])
+
+
+def test_probes_can_learn_from_the_first_samples_alone(student: Path) -> None:
+    config = student / "config.yaml"
+    config.write_text(config.read_text().replace("samples: null", "samples: 40"))
+    results = evaluate(student)
+    assert results["samples/train"] == 40
+    assert results["samples/test"] == 30
