@@ -27,10 +27,11 @@ from pipeline.model import Distillation, build_model
 from pipeline.network import DESCRIPTION, save_network
 from pipeline.nonfinite import NonFinite
 from pipeline.run_folder import RESULTS, WRITTEN, claim, clear, write_config
+from pipeline.schedule import Schedule
 from pipeline.skipped import SKIPPED, Ledger
 from pipeline.source import Policy, open_split
 from pipeline.stopping import Stop, Stopped
-from pipeline.stream import EvalStream, TrainStream, loader
+from pipeline.stream import EvalStream, TrainStream, loader, steps_per_epoch
 
 
 def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path:
@@ -71,6 +72,7 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
     policy = Policy(data.max_faulty, data.unpaired)
     source = open_split(data.shards, "train", data.label, data.labels, config.seed, policy, data.join)
     checked = config.evaluation.split if config.evaluation.every else None
+    schedule = Schedule(config.train, steps_per_epoch(source, data.batch_size))
     held_out = open_split(data.shards, checked, data.label, policy=policy, join=data.join) if checked else None
 
     distillation = build_model(config)
@@ -78,7 +80,7 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
     identity = _identity(config, distillation)
     model, optimizer = accelerator.prepare(distillation, build_optimizer(distillation, config))
     done = _resume(run, distillation, optimizer, identity, accelerator) if resume else 0
-    if done >= config.train.steps:
+    if done >= schedule.steps:
         if accelerator.is_main_process and not (run / "student" / DESCRIPTION).exists():
             save_network(distillation.student, run / "student")
         accelerator.print(f"{run}: already trained for {done} steps; nothing to do.")
@@ -99,31 +101,32 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
         shuffle=data.shuffle,
         crop=data.crop,
         flip=data.flip,
+        pad=data.pad,
         start=done,
     )
     batches = loader(stream, data.workers, accelerator.device)
     ledger = Ledger(run / SKIPPED, source.samples, policy.max_faulty)
     finite = NonFinite(distillation, run, accelerator.process_index)
-    log = Log(config, run, done, stream.steps_per_epoch, accelerator)
-    for step in range(done + 1, config.train.steps + 1):
+    log = Log(config, run, done, schedule, accelerator)
+    for step in range(done + 1, schedule.steps + 1):
         batch = log.waiting(batches)
         ledger.add(batch.pop("skipped"))
         # Randomness inside the networks is a function of the step, so a resumed run draws the same.
         torch.manual_seed(hash((config.seed, step, accelerator.process_index)))
-        rate = learning_rate(step, config)
+        rate = schedule.learning_rate(step)
         for group in optimizer.param_groups:
             group["lr"] = rate
         with accelerator.autocast():
             loss, terms = model(batch)
         accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(model.parameters(), config.train.clip)
+        norm = accelerator.clip_grad_norm_(model.parameters(), config.train.clip or math.inf)
         assert norm is not None
         skipped = finite.skips(step, batch, terms, norm)
         if not skipped or accelerator.scaler is not None:  # which skips by itself, and lowers its scale
             optimizer.step()
         optimizer.zero_grad()
 
-        last = step == config.train.steps
+        last = step == schedule.steps
         stopping = stop.asked(accelerator)
         if not skipped:
             log.add(loss, terms)
@@ -202,24 +205,16 @@ def start_accelerator(config: Config) -> Accelerator:
 
 
 def build_optimizer(model: Distillation, config: Config) -> torch.optim.Optimizer:
-    """AdamW, or SGD with momentum 0.9; vectors and scalars (biases, norms, temperatures) are not decayed."""
+    """AdamW, or SGD with momentum 0.9; vectors and scalars (biases, norms, temperatures) are decayed if asked for."""
     trained = [p for p in model.parameters() if p.requires_grad]
     decay = config.train.weight_decay
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": decay * config.train.decay_vectors},
     ]
     if config.train.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.train.learning_rate, momentum=0.9)
     return torch.optim.AdamW(groups, lr=config.train.learning_rate, fused=True)
-
-
-def learning_rate(step: int, config: Config) -> float:
-    """Linear warm-up to the peak, then half a cosine to 0 at the last step; `step` counts from 1."""
-    peak, warmup, steps = config.train.learning_rate, config.train.warmup, config.train.steps
-    if step <= warmup:
-        return peak * step / warmup
-    return peak * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1))) / 2
 
 
 @torch.no_grad()
@@ -302,7 +297,7 @@ def _identity(config: Config, model: Distillation) -> dict[str, Any]:
         "losses": settings["losses"],
         "seed": config.seed,
         "data": {k: v for k, v in settings["data"].items() if k not in ("shards", "join", "workers", "max_faulty")},
-        "train": {k: settings["train"][k] for k in ("optimizer", "weight_decay", "precision")},
+        "train": {k: settings["train"][k] for k in ("optimizer", "weight_decay", "decay_vectors", "precision")},
     }
     found: dict[str, Any] = json.loads(json.dumps(identity))
     return found

@@ -14,7 +14,7 @@ PIPELINE = [
     {"errors", "host", "tar", "remote"},
     {"configfile", "components", "explain", "config", "shards"},
     {"members", "tabletop_shapes", "tabletop_sound", "tabletop", "splits", "parallel", "progress", "scan"},
-    {"samples", "skipped"},
+    {"samples", "skipped", "draw", "schedule"},
     {"sidecar", "join"},
     {"source"},
     {"prepare", "paired"},
