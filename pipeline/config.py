@@ -66,6 +66,11 @@ class Data(Section):
         "it uncovers is black: a crop of the padded image. CIFAR's is [4, 32].",
     )
     flip: bool = Field(default=False, description="Mirror half of the samples, all modalities of a sample alike.")
+    in_memory: bool = Field(
+        default=False,
+        description="Hold the training set on the device, decoded, and augment it there: for small photos, rgb with "
+        "jitter 0, with pad and flip.",
+    )
 
     @field_validator("crop")
     @classmethod
@@ -80,6 +85,14 @@ class Data(Section):
             raise ValueError("pad: must be [p, n] with p below n: a shift by up to p of n pixels")
         if self.pad is not None and self.crop != (1.0, 1.0):
             raise ValueError("has both crop and pad: set `crop: [1, 1]` or `pad: null`")
+        return self
+
+    @model_validator(mode="after")
+    def _streamed(self) -> Data:
+        if self.in_memory:
+            plain = {"join": [], "max_faulty": 0.0, "unpaired": "error", "crop": (1.0, 1.0)}
+            if streamed := [name for name, value in plain.items() if getattr(self, name) != value]:
+                raise ValueError(f"in_memory cannot be together with {' and '.join(streamed)}: set it to false")
         return self
 
 
@@ -163,6 +176,7 @@ class Train(Section):
         description="Samples of each process that the networks hold at a time; the losses see the whole batch all the "
         "same (gradient caching). null: all at once.",
     )
+    compile: bool = Field(default=False, description="Compile the networks (torch.compile); worth it on a GPU.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto", description="Number format; auto asks the device."
     )
@@ -210,6 +224,12 @@ class Config(Section):
     )
     train: Train = Field(description="The optimisation.")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="What is measured.")
+
+    @model_validator(mode="after")
+    def _not_cached(self) -> Config:
+        if self.data.in_memory and self.teacher is not None and self.teacher.cache is not None:
+            raise ValueError("data.in_memory cannot be together with teacher.cache: set one of them to false or null")
+        return self
 
     def to_yaml(self) -> str:
         """The whole config, defaults included, as YAML that `load` reads back to an equal one."""

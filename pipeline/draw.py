@@ -34,12 +34,12 @@ class Draw:
         (x, y), size = moves[0].tolist(), self.pad[1]
         return Geometry(x / size, y / size, 1 + x / size, 1 + y / size, bool(flips[0]))
 
-    def moves(self, epoch: int, keys: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def moves(self, epoch: int, keys: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
         """Of many samples at once, but for crops: x and y `[N, 2]` of n pixels, int64, and flips `[N]`, bool."""
         if self.pad is None:
-            flips = torch.tensor([self.geometry(epoch, key).flip for key in keys])
+            flips = torch.tensor([self.flip and self.geometry(epoch, int(key)).flip for key in keys])
             return torch.zeros(len(keys), 2, dtype=torch.int64), flips
-        digests = torch.from_numpy(np.array(keys, np.uint64).view(np.int64))
+        digests = torch.from_numpy(np.asarray(keys, np.uint64).view(np.int64))
         base = mix(mix(mix(torch.tensor(self.seed)) + epoch) + digests)
         bits = mix(base[:, None] + torch.arange(1, 4)) >> 40 & 0xFFFFFF  # [N, 3], uniform in 24 bits
         moves = (bits[:, :2] * (2 * self.pad[0] + 1) >> 24) - self.pad[0]

@@ -42,13 +42,13 @@ class Prepare:
     def __init__(self, source: Source, views: Mapping[str, Sight], draw: Draw | None) -> None:
         self.source, self.draw, self.first = source, draw, source.first()
         self.views = dict(views)
-        everything = [view for sight in self.views.values() for view in _several(sight)]
+        everything = [view for sight in self.views.values() for view in several(sight)]
         self.members = frozenset(
             member for view in everything for member in (*view.modality.members, "meta.json", "label.txt")
         )
         # Views of the same modality share the decoding, and the tensor as well where the size is the same.
         self.modalities: list[Modality] = []
-        self.slots = {role: [self._slot(view) for view in _several(sight)] for role, sight in self.views.items()}
+        self.slots = {role: [self._slot(view) for view in several(sight)] for role, sight in self.views.items()}
         # Samples may lack what only the teacher would see, where the config keeps them.
         needed = {number for number, _ in self.slots.get("student", [])}
         keep = draw is not None and source.policy.unpaired == "keep"
@@ -160,13 +160,14 @@ def pictures(
             raw = complete(source, raw, members)
             meta = _meta(raw)
             seen = {
-                role: _side_by_side([v.modality.picture(_decode(v.modality, raw, meta)) for v in _several(sight)])
+                role: _side_by_side([v.modality.picture(_decode(v.modality, raw, meta)) for v in several(sight)])
                 for role, sight in views.items()
             }
             yield raw["__key__"], seen
 
 
-def _several(sight: Sight) -> tuple[View, ...]:
+def several(sight: Sight) -> tuple[View, ...]:
+    """The views that a network has, one or more."""
     return (sight,) if isinstance(sight, View) else sight
 
 

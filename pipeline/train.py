@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -20,16 +21,19 @@ from torch.distributed import DistBackendError
 
 from pipeline.checkpoint import BEST, Checkpoint, keep_best, newest_checkpoint, save_checkpoint
 from pipeline.config import Config
+from pipeline.draw import Draw
 from pipeline.errors import UserError
 from pipeline.host import keep_freed_memory
+from pipeline.in_memory import InMemory
 from pipeline.log import Log
 from pipeline.model import Distillation, build_model
 from pipeline.network import DESCRIPTION, save_network
 from pipeline.nonfinite import NonFinite
+from pipeline.prepare import Batch, Sight
 from pipeline.run_folder import RESULTS, WRITTEN, claim, clear, write_config
 from pipeline.schedule import Schedule
 from pipeline.skipped import SKIPPED, Ledger
-from pipeline.source import Policy, open_split
+from pipeline.source import Policy, Source, open_split
 from pipeline.stopping import Stop, Stopped
 from pipeline.stream import EvalStream, TrainStream, loader, steps_per_epoch
 
@@ -78,6 +82,10 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
     distillation = build_model(config)
     source = replace(source, cache=distillation.cache)
     identity = _identity(config, distillation)
+    if config.train.compile:
+        for network in (distillation.teacher, distillation.student):
+            if network is not None:
+                network.compile()
     model, optimizer = accelerator.prepare(distillation, build_optimizer(distillation, config))
     done = _resume(run, distillation, optimizer, identity, accelerator) if resume else 0
     if done >= schedule.steps:
@@ -91,20 +99,7 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
         write_config(config, run)
     accelerator.print(f"{run}: training on {accelerator.num_processes} x {accelerator.device.type}", flush=True)
 
-    stream = TrainStream(
-        source,
-        distillation.views,
-        batch=data.batch_size // accelerator.num_processes,
-        ranks=accelerator.num_processes,
-        rank=accelerator.process_index,
-        seed=config.seed,
-        shuffle=data.shuffle,
-        crop=data.crop,
-        flip=data.flip,
-        pad=data.pad,
-        start=done,
-    )
-    batches = loader(stream, data.workers, accelerator.device)
+    batches = training_batches(config, source, distillation.views, done, accelerator)
     ledger = Ledger(run / SKIPPED, source.samples, policy.max_faulty)
     finite = NonFinite(distillation, run, accelerator.process_index)
     log = Log(config, run, done, schedule, accelerator)
@@ -153,6 +148,28 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
         save_network(distillation.student, run / "student")
     log.close()
     accelerator.print(f"{run}: done. The student is in {run / 'student'}; next: wcord evaluate {run}")
+
+
+def training_batches(
+    config: Config, source: Source, views: Mapping[str, Sight], start: int, accelerator: Accelerator
+) -> Iterator[Batch]:
+    """This rank's batches from step `start` on, out of the shards or out of memory."""
+    data, ranks, rank = config.data, accelerator.num_processes, accelerator.process_index
+    share = {"batch": data.batch_size // ranks, "ranks": ranks, "rank": rank, "start": start}
+    if data.in_memory:
+        draw = Draw(config.seed, data.crop, data.flip, data.pad)
+        return iter(InMemory(source, views, draw, **share, workers=data.workers, device=accelerator.device))
+    stream = TrainStream(
+        source,
+        views,
+        **share,
+        seed=config.seed,
+        shuffle=data.shuffle,
+        crop=data.crop,
+        flip=data.flip,
+        pad=data.pad,
+    )
+    return loader(stream, data.workers, accelerator.device)
 
 
 def _save(

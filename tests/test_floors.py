@@ -18,7 +18,7 @@ PIPELINE = [
     {"sidecar", "join"},
     {"source"},
     {"prepare", "paired"},
-    {"recipes", "pack", "check", "stream"},
+    {"recipes", "pack", "check", "stream", "in_memory"},
     {"network", "gradient_cache", "recheck"},
     {"model"},
     {"checkpoint", "collapse", "run_folder", "log", "probes", "nonfinite", "stopping"},

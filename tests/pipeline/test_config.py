@@ -219,7 +219,7 @@ FAULTS = [
      "train.batch_size: unknown key; did you mean data.batch_size?"),
     ("learning_rate: 1e-3", "zzz: 8", 17,
      "train.zzz: unknown key; allowed are steps, epochs, learning_rate, schedule, milestones, optimizer, weight_decay, "
-     "decay_vectors, warmup, clip, micro_batch, precision, log_every, checkpoint_every, timeout, keep"),
+     "decay_vectors, warmup, clip, micro_batch, compile, precision, log_every, checkpoint_every, timeout, keep"),
     ("batch_size: 32", "pad: [4, 4]", 2, "data: pad: must be [p, n] with p below n: a shift by up to p of n pixels"),
     ("batch_size: 32", "pad: [-1, 4]", 4, "data.pad[0]: must be at least 0, got -1"),
     ("batch_size: 32", "pad: [4, 32]\n  crop: [0.5, 1]", 2,
