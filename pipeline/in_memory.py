@@ -59,7 +59,7 @@ class InMemory:
         self.steps_per_epoch = steps_per_epoch(source, batch * ranks)
         distinct = list(dict.fromkeys(view for sight in views.values() for view in several(sight)))
         for view in distinct:
-            if not isinstance(view.modality, RGB) or view.modality.jitter > 0:
+            if type(view.modality) is not RGB or view.modality.jitter > 0:  # luminance is a subclass
                 raise UserError(
                     f"data.in_memory: holds photos without jitter alone, not {view.modality}. Set the modality to "
                     "{name: rgb, jitter: 0}, also of a teacher's run, or data.in_memory=false."
