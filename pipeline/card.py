@@ -70,9 +70,14 @@ def _about(config: Config, network: Network | Joint, dataset: Dataset) -> str:
         f"- **Data**: {dataset.name}, {dataset.samples('train')} training samples, split {dataset.split_rule}.",
         f"- **Licence of the data**: {dataset.licence}. What was learnt from it may be bound by it.",
         f"- **Teacher**: {_teacher(config)}.",
-        f"- **Losses**: {', '.join(config.losses)}; {config.train.steps} steps of {config.data.batch_size} samples.",
+        f"- **Losses**: {', '.join(config.losses)}; {_length(config)} of {config.data.batch_size} samples.",
     ]
     return "\n".join(lines)
+
+
+def _length(config: Config) -> str:
+    train = config.train
+    return f"{train.steps} steps" if train.steps is not None else f"{train.epochs} epochs"
 
 
 def _teacher(config: Config) -> str:

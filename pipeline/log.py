@@ -17,14 +17,15 @@ from pipeline.config import Config
 from pipeline.cost import energy_joules, peak_memory_mib
 from pipeline.model import Distillation
 from pipeline.prepare import Batch
+from pipeline.schedule import Schedule
 from pipeline.shards import write_atomic
 
 
 class Log:
     """`waiting` for a batch, `add` its losses, and now and then `write` a line of their means."""
 
-    def __init__(self, config: Config, run: Path, step: int, steps_per_epoch: int, accelerator: Accelerator) -> None:
-        self.config, self.accelerator, self.steps_per_epoch = config, accelerator, steps_per_epoch
+    def __init__(self, config: Config, run: Path, step: int, schedule: Schedule, accelerator: Accelerator) -> None:
+        self.config, self.accelerator, self.schedule = config, accelerator, schedule
         self.terms: dict[str, Tensor] = {}
         self.warned: set[str] = set()
         self.first, self.start = step, time.perf_counter()
@@ -69,7 +70,7 @@ class Log:
         values = torch.stack([v.float() for v in self.terms.values()]) / self.count
         means = dict(zip(self.terms, self.accelerator.reduce(values, "mean").tolist(), strict=True))
         row = {
-            "epoch": step / self.steps_per_epoch,
+            "epoch": step / self.schedule.steps_per_epoch,
             **means,
             "lr": rate,
             "grad_norm": float(norm),
@@ -84,7 +85,7 @@ class Log:
         self.written = True
         if self.accelerator.is_main_process:
             print(self._line(step, row), flush=True)
-            if step > max(self.config.train.warmup, self.config.train.steps // 5):  # before, features still form
+            if step > max(self.config.train.warmup, self.schedule.steps // 5):  # before, features still form
                 self._warn(row)
 
     def _cost(self) -> dict[str, float]:
@@ -106,7 +107,7 @@ class Log:
                 self.board.add_scalar(name, value, step)
 
     def _line(self, step: int, row: dict[str, float]) -> str:
-        steps = self.config.train.steps
+        steps = self.schedule.steps
         left = (time.perf_counter() - self.start) / (step - self.first) * (steps - step)
         terms = " ".join(f"{k.removeprefix('loss/')} {v:.3f}" for k, v in row.items() if k.startswith("loss/"))
         skipped = sum(int(v) for k, v in row.items() if k.startswith("skipped/"))

@@ -199,7 +199,9 @@ def _name_classes(teacher: Network, zero_shot: ZeroShot, classes: list[str] | No
 
 def fingerprint(config: Config, teacher: Network | Joint, source: Source) -> Fingerprint:
     """What a cache of this teacher's features on this split has to agree on with the config."""
-    draw = f"seed {config.seed}, crop {config.data.crop[0]} to {config.data.crop[1]}, flip {config.data.flip}"
+    data = config.data
+    area = f"crop {data.crop[0]} to {data.crop[1]}" if data.pad is None else f"pad {data.pad[0]} of {data.pad[1]}"
+    draw = f"seed {config.seed}, {area}, flip {data.flip}"
     shards = {shard.file: shard.sha256 for shard in source.shards}
     return Fingerprint(weights=digest(teacher), sight=sight(teacher), draw=draw, shards=shards)
 

@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 
 from modalities.base import Caption, Geometry, Modality
+from pipeline.draw import Draw, digest
 from pipeline.errors import UserError
 from pipeline.samples import CURE, Sample, read_range
 from pipeline.sidecar import decode
@@ -36,15 +36,6 @@ Sight = View | tuple[View, ...]
 """What a network sees: one view, or several that it joins."""
 
 
-@dataclass(frozen=True)
-class Draw:
-    """How training samples are varied: the ranges of the shared geometry."""
-
-    seed: int
-    crop: tuple[float, float]
-    flip: bool
-
-
 class Prepare:
     """Raw members of one sample to tensors: decode, one geometry for all views, photometrics per modality."""
 
@@ -54,7 +45,7 @@ class Prepare:
         self.members = frozenset(member for sight in self.views.values() for member in members_of(sight))
         # Views of the same modality share the decoding, and the tensor as well where the size is the same.
         self.modalities: list[Modality] = []
-        self.slots = {role: [self._slot(view) for view in _several(sight)] for role, sight in self.views.items()}
+        self.slots = {role: [self._slot(view) for view in several(sight)] for role, sight in self.views.items()}
         # Samples may lack what only the teacher would see, where the config keeps them.
         needed = {number for number, _ in self.slots.get("student", [])}
         keep = draw is not None and source.policy.unpaired == "keep"
@@ -80,14 +71,13 @@ class Prepare:
             None if number in self.optional and _member(modality, raw) is None else _decode(modality, raw, meta)
             for number, modality in enumerate(self.modalities)
         ]
-        seed = int.from_bytes(blake2b(raw["__key__"].encode(), digest_size=8).digest(), "little")
+        seed = digest(raw["__key__"])
         geometry = Geometry()
         features = None
         if self.cached:
             features, geometry = _cached(raw)
         elif self.draw is not None:
-            rng = np.random.default_rng([self.draw.seed, epoch, seed])
-            geometry = Geometry.draw(rng, self.draw.crop, self.draw.flip)
+            geometry = self.draw.geometry(epoch, seed)
 
         index = self.first[raw["__url__"]] + raw["__place__"]  # in the split, however it is shuffled
         sample: Sample = {"key": raw["__key__"], "index": index, "geometry": geometry, **self._task(raw, meta)}
@@ -97,7 +87,7 @@ class Prepare:
         for number, size in sorted({slot for slots in self.slots.values() for slot in slots}):
             # The same numbers for every view of a modality, whoever else looks on: the same colours at any size.
             modality, draw, value = self.modalities[number], self.draw, decoded[number]
-            rng_view = np.random.default_rng([draw.seed, epoch, seed, _digest(modality.name)]) if draw else None
+            rng_view = np.random.default_rng([draw.seed, epoch, seed, digest(modality.name)]) if draw else None
             tensors[number, size] = None if value is None else modality.augment(value, geometry, size, rng_view)
         for role, slots in self.slots.items():
             seen = tuple(tensors[slot] for slot in slots)
@@ -108,9 +98,9 @@ class Prepare:
     def _task(self, raw: Sample, meta: Mapping[str, Any]) -> Sample:
         source = self.source
         group = meta.get("group")
-        digest = -1 if group is None else _digest(str(group)) >> 1
+        number = -1 if group is None else digest(str(group)) >> 1
         if source.classes == 0:
-            return {"label": -1, "group": digest}
+            return {"label": -1, "group": number}
         if source.label == "label":
             text = raw.get("label.txt", b"-1").decode("ascii", "replace").strip()
         else:
@@ -125,7 +115,7 @@ class Prepare:
             )
         if _unit(f"label/{source.seed}/{raw['__key__']}") >= source.visible_labels:
             label = -1
-        return {"label": label, "group": digest}
+        return {"label": label, "group": number}
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Batch tensors by role; where samples without the teacher's view are kept, `paired [B]` tells them, bool."""
@@ -155,14 +145,14 @@ class Prepare:
 
 def members_of(sight: Sight) -> frozenset[str]:
     """The members of a sample that a network may need, its label and meta data among them."""
-    own = (member for view in _several(sight) for member in view.modality.members)
+    own = (member for view in several(sight) for member in view.modality.members)
     return frozenset((*own, "meta.json", "label.txt"))
 
 
 def look(sight: Sight, raw: Sample) -> Any:
     """What a network sees of a raw sample that nothing varies; SampleError for one that cannot be used."""
     meta = _meta(raw)
-    seen = tuple(v.modality.augment(_decode(v.modality, raw, meta), Geometry(), v.size, None) for v in _several(sight))
+    seen = tuple(v.modality.augment(_decode(v.modality, raw, meta), Geometry(), v.size, None) for v in several(sight))
     return seen[0] if isinstance(sight, View) else seen
 
 
@@ -189,12 +179,13 @@ def pictures(
             yield raw["__key__"], {role: _shown(sight, raw, meta) for role, sight in views.items()}
 
 
-def _several(sight: Sight) -> tuple[View, ...]:
+def several(sight: Sight) -> tuple[View, ...]:
+    """The views that a network has, one or more."""
     return (sight,) if isinstance(sight, View) else sight
 
 
 def _shown(sight: Sight, raw: Sample, meta: Mapping[str, Any]) -> Shown:
-    values = [(view.modality, _decode(view.modality, raw, meta)) for view in _several(sight)]
+    values = [(view.modality, _decode(view.modality, raw, meta)) for view in several(sight)]
     return _side_by_side([m.picture(v) for m, v in values]), [m.caption(v) for m, v in values]
 
 
@@ -270,10 +261,6 @@ def _error(raw: Sample, cause: str, message: str, unpaired: bool = False) -> Sam
     return SampleError(Skipped(shard, raw["__place__"], raw["__key__"], cause, message, unpaired))
 
 
-def _digest(text: str) -> int:
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
 def _unit(text: str) -> float:
     """A number in [0, 1) that is fixed by a text."""
-    return _digest(text) / 2**64
+    return digest(text) / 2**64

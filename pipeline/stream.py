@@ -23,9 +23,10 @@ import torch
 from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from pipeline.draw import Draw
 from pipeline.errors import UserError
 from pipeline.host import yield_to_training
-from pipeline.prepare import Batch, Draw, Prepare, Sight
+from pipeline.prepare import Batch, Prepare, Sight
 from pipeline.samples import Sample, read_range, shuffled
 from pipeline.skipped import SampleError, Skipped, counts, in_words
 from pipeline.source import Source
@@ -56,18 +57,14 @@ class TrainStream(IterableDataset[Any]):
         shuffle: int = 2000,
         crop: tuple[float, float] = (1.0, 1.0),
         flip: bool = False,
+        pad: tuple[int, int] | None = None,
         start: int = 0,
     ) -> None:
         super().__init__()
         self.source, self.batch, self.ranks, self.rank, self.seed = source, batch, ranks, rank, seed
         self.shuffle, self.start = shuffle, start
-        self.steps_per_epoch = source.samples // (batch * ranks)
-        if self.steps_per_epoch == 0:
-            raise UserError(
-                f"{source.folder}: the split has {source.samples} samples, fewer than the global batch of "
-                f"{batch * ranks}; lower data.batch_size."
-            )
-        self.prepare = Prepare(source, views, Draw(seed, crop, flip))
+        self.steps_per_epoch = steps_per_epoch(source, batch * ranks)
+        self.prepare = Prepare(source, views, Draw(seed, crop, flip, pad))
 
     def __iter__(self) -> Iterator[Batch | Fault]:
         worker, workers = _worker()
@@ -125,6 +122,16 @@ class TrainStream(IterableDataset[Any]):
         for raw in raws:
             if (sample := ready(self.prepare, raw, epoch, skipped)) is not None:
                 yield sample
+
+
+def steps_per_epoch(source: Source, batch: int) -> int:
+    """Global batches of that size in a split; UserError if it has fewer samples than one."""
+    if source.samples < batch:
+        raise UserError(
+            f"{source.folder}: the split has {source.samples} samples, fewer than the global batch of {batch}; lower "
+            "data.batch_size."
+        )
+    return source.samples // batch
 
 
 def ready(prepare: Prepare, raw: Sample, epoch: int, skipped: list[Skipped]) -> Sample | None:

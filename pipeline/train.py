@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,24 @@ from torch.distributed.tensor import DTensor
 
 from pipeline.checkpoint import BEST, Checkpoint, keep_best, newest_checkpoint, save_checkpoint
 from pipeline.config import Config
+from pipeline.draw import Draw
 from pipeline.errors import UserError
 from pipeline.gradient_checkpointing import checkpoint_gradients
 from pipeline.host import keep_freed_memory
+from pipeline.in_memory import InMemory
 from pipeline.launch import start_accelerator
 from pipeline.log import Log
 from pipeline.model import Distillation, build_model
 from pipeline.network import DESCRIPTION, Joint, Network, save_network
 from pipeline.nonfinite import NonFinite
+from pipeline.prepare import Batch, Sight
 from pipeline.run_folder import RESULTS, WRITTEN, claim, clear, write_config
+from pipeline.schedule import Schedule
 from pipeline.sharding import average_gradients, load_model, load_optimizer, plain_student, prepare_sharding, whole
 from pipeline.skipped import SKIPPED, Ledger
-from pipeline.source import Policy, open_split
+from pipeline.source import Policy, Source, open_split
 from pipeline.stopping import Stop, Stopped
-from pipeline.stream import EvalStream, TrainStream, loader
+from pipeline.stream import EvalStream, TrainStream, loader, steps_per_epoch
 
 
 def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path:
@@ -71,6 +76,7 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
     policy = Policy(data.max_faulty, data.unpaired)
     source = open_split(data.shards, "train", data.label, data.labels, config.seed, policy, data.join)
     checked = config.evaluation.split if config.evaluation.every else None
+    schedule = Schedule(config.train, steps_per_epoch(source, data.batch_size))
     held_out = open_split(data.shards, checked, data.label, policy=policy, join=data.join) if checked else None
 
     distillation = build_model(config)
@@ -83,7 +89,7 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
         distillation.compile_networks()
     model, optimizer = accelerator.prepare(distillation, build_optimizer(distillation, config))
     done = _resume(run, distillation, optimizer, identity, accelerator) if resume else 0
-    if done >= config.train.steps:
+    if done >= schedule.steps:
         student = plain_student(distillation, spare)
         if accelerator.is_main_process and not (run / "student" / DESCRIPTION).exists():
             save_network(student, run / "student")
@@ -95,28 +101,16 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
         write_config(config, run)
     accelerator.print(f"{run}: training on {accelerator.num_processes} x {accelerator.device.type}", flush=True)
 
-    stream = TrainStream(
-        source,
-        distillation.views,
-        batch=data.batch_size // accelerator.num_processes,
-        ranks=accelerator.num_processes,
-        rank=accelerator.process_index,
-        seed=config.seed,
-        shuffle=data.shuffle,
-        crop=data.crop,
-        flip=data.flip,
-        start=done,
-    )
-    batches = loader(stream, data.workers, accelerator.device)
+    batches = training_batches(config, source, distillation.views, done, accelerator)
     ledger = Ledger(run / SKIPPED, source.samples, policy.max_faulty)
     finite = NonFinite(distillation, run, accelerator.process_index)
-    log = Log(config, run, done, stream.steps_per_epoch, accelerator)
-    for step in range(done + 1, config.train.steps + 1):
+    log = Log(config, run, done, schedule, accelerator)
+    for step in range(done + 1, schedule.steps + 1):
         batch = log.waiting(batches)
         ledger.add(batch.pop("skipped"))
         # Randomness inside the networks is a function of the step, so a resumed run draws the same.
         torch.manual_seed(hash((config.seed, step, accelerator.process_index)))
-        rate = learning_rate(step, config)
+        rate = schedule.learning_rate(step)
         for group in optimizer.param_groups:
             group["lr"] = rate
         with accelerator.autocast():
@@ -124,13 +118,13 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
         accelerator.backward(loss)
         if spare is not None:
             average_gradients(distillation, accelerator)
-        norm = whole(accelerator.clip_grad_norm_(model.parameters(), config.train.clip))
+        norm = whole(accelerator.clip_grad_norm_(model.parameters(), config.train.clip or math.inf))
         skipped = finite.skips(step, batch, terms, norm)
         if not skipped or accelerator.scaler is not None:  # which skips by itself, and lowers its scale
             optimizer.step()
         optimizer.zero_grad()
 
-        last = step == config.train.steps
+        last = step == schedule.steps
         stopping = stop.asked(accelerator)
         if not skipped:
             log.add(loss, terms)
@@ -161,6 +155,28 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
     accelerator.print(f"{run}: done. The student is in {run / 'student'}; next: wcord evaluate {run}")
 
 
+def training_batches(
+    config: Config, source: Source, views: Mapping[str, Sight], start: int, accelerator: Accelerator
+) -> Iterator[Batch]:
+    """This rank's batches from step `start` on, out of the shards or out of memory."""
+    data, ranks, rank = config.data, accelerator.num_processes, accelerator.process_index
+    share = {"batch": data.batch_size // ranks, "ranks": ranks, "rank": rank, "start": start}
+    if data.in_memory:
+        draw = Draw(config.seed, data.crop, data.flip, data.pad)
+        return iter(InMemory(source, views, draw, **share, workers=data.workers, device=accelerator.device))
+    stream = TrainStream(
+        source,
+        views,
+        **share,
+        seed=config.seed,
+        shuffle=data.shuffle,
+        crop=data.crop,
+        flip=data.flip,
+        pad=data.pad,
+    )
+    return loader(stream, data.workers, accelerator.device)
+
+
 def _save(
     run: Path,
     step: int,
@@ -182,27 +198,19 @@ def _save(
 
 
 def build_optimizer(model: Distillation, config: Config) -> torch.optim.Optimizer:
-    """AdamW, or SGD with momentum 0.9; vectors and scalars (biases, norms, temperatures) are not decayed."""
-    groups = []
+    """AdamW, or SGD with momentum 0.9; vectors and scalars (biases, norms, temperatures) are decayed if asked for."""
+    groups, decay = [], config.train.weight_decay
     for part in (model.student, model.losses):  # apart, for FSDP cuts the one and not the other
         trained = [p for p in part.parameters() if p.requires_grad]
         matrices, vectors = ([p for p in trained if (p.ndim > 1) == matrix] for matrix in (True, False))
         groups += [
-            {"params": matrices, "weight_decay": config.train.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
+            {"params": matrices, "weight_decay": decay},
+            {"params": vectors, "weight_decay": decay * config.train.decay_vectors},
         ]
     groups = [group for group in groups if group["params"]]
     if config.train.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.train.learning_rate, momentum=0.9)
     return torch.optim.AdamW(groups, lr=config.train.learning_rate, fused=True)
-
-
-def learning_rate(step: int, config: Config) -> float:
-    """Linear warm-up to the peak, then half a cosine to 0 at the last step; `step` counts from 1."""
-    peak, warmup, steps = config.train.learning_rate, config.train.warmup, config.train.steps
-    if step <= warmup:
-        return peak * step / warmup
-    return peak * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1))) / 2
 
 
 @torch.no_grad()
@@ -286,7 +294,7 @@ def _identity(config: Config, model: Distillation) -> dict[str, Any]:
         "losses": settings["losses"],
         "seed": config.seed,
         "data": {k: v for k, v in settings["data"].items() if k not in ("shards", "join", "workers", "max_faulty")},
-        "train": {k: settings["train"][k] for k in ("optimizer", "weight_decay", "precision")},
+        "train": {k: settings["train"][k] for k in ("optimizer", "weight_decay", "decay_vectors", "precision")},
     }
     found: dict[str, Any] = json.loads(json.dumps(identity))
     return found

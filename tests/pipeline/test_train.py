@@ -22,7 +22,7 @@ from pipeline.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, s
 from pipeline.errors import UserError
 from pipeline.model import Distillation
 from pipeline.network import load_network
-from pipeline.train import learning_rate, train
+from pipeline.train import train
 
 ROOT = Path(__file__).parents[2]
 WCORD = "  cross_entropy: {}\n  kd: {weight: 2}\n  wcord: {dim: 8, queue: 32}"
@@ -283,15 +283,6 @@ def test_kd_refuses_a_teacher_of_other_classes(make_config: Any) -> None:
 def test_an_unfinished_teacher_is_named(make_config: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere/student/network.json: not found"):
         run_config(make_config("student", f"teacher: {{run: {tmp_path}/nowhere}}", "  wcord: {}"))
-
-
-def test_learning_rate_warms_up_and_ends_at_zero(make_config: Any) -> None:
-    config = configs.load(make_config(), ["train.steps=100", "train.warmup=10", "train.learning_rate=0.5"])
-    rates = [learning_rate(step, config) for step in range(1, 101)]
-    assert rates[9] == max(rates) == 0.5
-    assert rates[:10] == sorted(rates[:10])
-    assert rates[9:] == sorted(rates[9:], reverse=True)
-    assert rates[-1] == pytest.approx(0)
 
 
 def launch(arguments: list[str], program: tuple[str, ...] = ("-m", "pipeline")) -> subprocess.CompletedProcess[str]:
