@@ -1,5 +1,5 @@
-"""Run every command in the `sh` blocks of the README and of docs/long-runs.md, in order, in one empty folder that holds
-what they speak of.
+"""Run every command in the `sh` blocks of the README and of the pages named below, in order, in one empty folder that
+holds what they speak of.
 
 Trainings are cut to a few steps; `make` is run by .ci/run itself. YAML blocks whose first line is `# name.yaml` become
 files. Exits with 1 at the first command that fails.
@@ -17,6 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 STEPS = "train.steps=6"
+PAGES = ("README.md", "docs/taking-a-student-away.md", "docs/long-runs.md")
 GPU_ONLY = "--num_processes 8"
 
 
@@ -39,7 +40,7 @@ def commands(block: str) -> list[str]:
 
 
 def main() -> int:
-    pages = "".join((ROOT / page).read_text() for page in ("README.md", "docs/long-runs.md"))
+    pages = "".join((ROOT / page).read_text() for page in PAGES)
     environment = os.environ | {"PATH": f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -48,7 +49,7 @@ def main() -> int:
             (folder / block[0]).write_text(block[1])
         for block in re.findall(r"```sh\n(.*?)```", pages, re.S):
             for line in commands(block):
-                if line.startswith(("make ", "git ", "cd ", "python -m benchmarks")) or GPU_ONLY in line:
+                if line.startswith(("make ", "git ", "cd ", "pip ", "python -m benchmarks")) or GPU_ONLY in line:
                     print(f"not run here: {line}")
                     continue
                 if " train " in line:
@@ -59,7 +60,7 @@ def main() -> int:
                 if done.returncode:
                     print(done.stdout[-2000:], done.stderr[-3000:], f"failed: {shlex.quote(line)}", sep="\n")
                     return 1
-    print("every command of the README and of docs/long-runs.md ran")
+    print(f"every command of {', '.join(PAGES)} ran")
     return 0
 
 

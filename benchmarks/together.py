@@ -7,6 +7,7 @@ a comparison of ten losses costs little more than their ten students' own passes
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,10 +22,11 @@ from pipeline.model import Distillation, build_model, build_teacher
 from pipeline.network import Network, save_network
 from pipeline.probes import accuracy, classify_frozen
 from pipeline.run_folder import write_config
+from pipeline.schedule import Schedule
 from pipeline.shards import write_atomic
 from pipeline.source import open_split
 from pipeline.stream import EvalStream, TrainStream, loader
-from pipeline.train import assert_finite_weights, build_optimizer, learning_rate
+from pipeline.train import assert_finite_weights, build_optimizer
 
 CPU = torch.device("cpu")
 
@@ -64,15 +66,17 @@ def train_together(configs: Sequence[Config], probe: bool = True) -> None:
         shuffle=data.shuffle,
         crop=data.crop,
         flip=data.flip,
+        pad=data.pad,
     )
-    for step, batch in zip(range(1, taught.train.steps + 1), loader(stream, data.workers, CPU), strict=False):
+    schedules = [Schedule(config.train, stream.steps_per_epoch) for config in configs]
+    for step, batch in zip(range(1, schedules[0].steps + 1), loader(stream, data.workers, CPU), strict=False):
         if teacher is not None:
             with torch.no_grad():
                 batch["teacher"] = teacher.eval()(batch["teacher"])
-        for model, optimizer, config in zip(models, optimizers, configs, strict=True):
-            _step(model, optimizer, config, batch, step)
+        for model, optimizer, config, schedule in zip(models, optimizers, configs, schedules, strict=True):
+            _step(model, optimizer, config, batch, step, schedule.learning_rate(step))
     for model, config in zip(models, configs, strict=True):
-        assert_finite_weights(model, config.train.steps)
+        assert_finite_weights(model, schedules[0].steps)
         write_config(config, Path(config.run))
         save_network(model.student, Path(config.run) / "student")
     ranks = [float(model.metrics()["student/effective_rank"]) for model in models]
@@ -83,14 +87,19 @@ def train_together(configs: Sequence[Config], probe: bool = True) -> None:
 
 
 def _step(
-    model: Distillation, optimizer: torch.optim.Optimizer, config: Config, batch: Mapping[str, Tensor], step: int
+    model: Distillation,
+    optimizer: torch.optim.Optimizer,
+    config: Config,
+    batch: Mapping[str, Tensor],
+    step: int,
+    rate: float,
 ) -> None:
     torch.manual_seed(hash((config.seed, step, 0)))
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step, config)
+        group["lr"] = rate
     loss, _ = model(batch)
     loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), config.train.clip)
+    nn.utils.clip_grad_norm_(model.parameters(), config.train.clip or math.inf)
     optimizer.step()
     optimizer.zero_grad()
 

@@ -35,8 +35,8 @@ def positions(x: Tensor, shape: tuple[int, int]) -> Tensor:
     return _pool(full_precision(as_grid(x)), shape).flatten(2).mT
 
 
-def paired_channels(name: str, student: Dims, teacher: Dims) -> list[tuple[int, int]]:
-    """The channels of the paired maps, shallow to deep; ValueError if a side has no maps."""
+def paired_channels(name: str, student: Dims, teacher: Dims, first: int = 0) -> list[tuple[int, int]]:
+    """The channels of the paired maps, shallow to deep, from `first` on; ValueError if a side has none, or too few."""
     if not student.maps or not teacher.maps:
         side = "student" if not student.maps else "teacher"
         raise ValueError(
@@ -44,13 +44,16 @@ def paired_channels(name: str, student: Dims, teacher: Dims) -> list[tuple[int, 
             "reads the pooled features (wcord, info_nce)."
         )
     pairs = min(len(student.maps), len(teacher.maps))
-    return list(zip(student.maps[-pairs:], teacher.maps[-pairs:], strict=True))
+    if first >= pairs:
+        raise ValueError(f"{name}: first: {first} leaves nothing to compare, {pairs} maps can be paired.")
+    return list(zip(student.maps[-pairs:], teacher.maps[-pairs:], strict=True))[first:]
 
 
-def paired_maps(student: Features, teacher: Features) -> list[tuple[Tensor, Tensor]]:
-    """The maps of both sides, shallow to deep. If one side has more, its first ones are left out."""
+def paired_maps(student: Features, teacher: Features, first: int = 0) -> list[tuple[Tensor, Tensor]]:
+    """The maps of both sides, shallow to deep, from `first` on. If one side has more, its first ones are left out."""
     pairs = min(len(student.maps), len(teacher.maps))
-    return [(as_map(s), as_map(t)) for s, t in zip(student.maps[-pairs:], teacher.maps[-pairs:], strict=True)]
+    both = list(zip(student.maps[-pairs:], teacher.maps[-pairs:], strict=True))[first:]
+    return [(as_map(s), as_map(t)) for s, t in both]
 
 
 def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

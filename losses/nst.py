@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,17 +18,21 @@ class NST(Loss):
 
     A channel is its L2-normalised vector over the positions, and the two sets of channels are compared as samples of
     two distributions. If the sides differ in their number of maps, the last ones are paired; if in size, the larger
-    map is average-pooled. Raises ValueError if a side has no maps.
+    map is average-pooled. first: of the pairs that is compared; published with 1, which leaves out the stem of a
+    ResNet. Raises ValueError if a side has no maps, or not that many.
     """
 
     needs_maps: ClassVar[bool] = True
 
-    def __init__(self, student: Dims, teacher: Dims) -> None:
+    def __init__(self, student: Dims, teacher: Dims, *, first: Annotated[int, Ge(0)] = 0) -> None:
         super().__init__()
-        paired_channels("NST", student, teacher)
+        paired_channels("NST", student, teacher, first)
+        self.first = first
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
-        return torch.stack([_discrepancy(*same_size(*pair)) for pair in paired_maps(student, teacher)]).sum()
+        return torch.stack(
+            [_discrepancy(*same_size(*pair)) for pair in paired_maps(student, teacher, self.first)]
+        ).sum()
 
 
 def _discrepancy(student: Tensor, teacher: Tensor) -> Tensor:

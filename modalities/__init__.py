@@ -8,12 +8,33 @@ from modalities.audio import Audio
 from modalities.base import Encoder, Features, Geometry, Modality
 from modalities.depth import Depth
 from modalities.encoders import find, import_class
+from modalities.lab import Chroma, Luminance
 from modalities.rgb import RGB
 from modalities.text import Text
 
-__all__ = ["MODALITIES", "RGB", "Audio", "Depth", "Encoder", "Features", "Geometry", "Modality", "Text", "get"]
+__all__ = [
+    "MODALITIES",
+    "RGB",
+    "Audio",
+    "Chroma",
+    "Depth",
+    "Encoder",
+    "Features",
+    "Geometry",
+    "Luminance",
+    "Modality",
+    "Text",
+    "get",
+]
 
-MODALITIES: dict[str, type[Modality]] = {"rgb": RGB, "depth": Depth, "audio": Audio, "text": Text}
+MODALITIES: dict[str, type[Modality]] = {
+    "rgb": RGB,
+    "luminance": Luminance,
+    "chroma": Chroma,
+    "depth": Depth,
+    "audio": Audio,
+    "text": Text,
+}
 
 
 def get(name: str) -> type[Modality]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,13 +17,19 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from modalities.base import Modality
+from modalities.base import Caption, Modality
 from modalities.encoders import AUDIO_ENCODERS, Encoder, build
 from modalities.geometry import Geometry
 from modalities.torchaudio_loader import import_soundfile, import_torchaudio
 
 MOST_VALUES = 100_000_000
-"""Samples times channels that a file may unpack to: 50 minutes of stereo at 16 kHz."""
+"""Samples times channels that a file may unpack to, before or after resampling: 50 minutes of stereo at 16 kHz."""
+MOST_FILTER = 16_000_000
+"""Values of a resampling filter: a rate that shares no factor with the wanted one asks for gigabytes."""
+
+
+PLAYED = 16_000
+"""Samples a second (Hz) of what a person hears in a report; MP3 knows few rates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +38,8 @@ class Audio(Modality):
 
     rate: samples a second (Hz) that everything is resampled to. seconds: the longest excerpt, drawn at random in
     training, from the middle otherwise; shorter sounds are padded to the longest of their batch. gain: in training,
-    loudness changes by up to so many dB.
+    loudness changes by up to so many dB. snr: white noise lies over every sound, so many dB below it, as over a bad
+    line: drawn anew in training, the same for the same sound otherwise; None: none.
     """
 
     name: ClassVar[str] = "audio"
@@ -40,6 +49,7 @@ class Audio(Modality):
     rate: Annotated[int, Ge(1000)] = 16_000
     seconds: Annotated[float, Gt(0)] = 4.0
     gain: Annotated[float, Ge(0)] = 6.0
+    snr: float | None = None
     field: str | None = None
 
     def decode(self, data: bytes, meta: Mapping[str, Any]) -> np.ndarray:
@@ -47,8 +57,14 @@ class Audio(Modality):
         soundfile = import_soundfile()
         try:
             with soundfile.SoundFile(io.BytesIO(data)) as file:
-                if file.frames * file.channels > MOST_VALUES:
+                grown = max(1, self.rate / file.samplerate)
+                if file.frames * file.channels * grown > MOST_VALUES:
                     raise ValueError(f"{file.frames / file.samplerate:.0f} s of sound in one sample; cut it")
+                shared = math.gcd(file.samplerate, self.rate)
+                if file.samplerate // shared * (self.rate // shared) > MOST_FILTER:
+                    raise ValueError(
+                        f"sound of {file.samplerate} Hz, too odd a rate to become {self.rate} Hz; resample it"
+                    )
                 sound, source_rate = file.read(dtype="float32", always_2d=True), file.samplerate
         except soundfile.LibsndfileError as error:
             raise ValueError(f"{len(data)} bytes are not a readable sound file: {error.error_string}") from None
@@ -67,6 +83,10 @@ class Audio(Modality):
         spare = len(value) - length
         start = spare // 2 if rng is None else int(rng.integers(spare + 1))
         excerpt = value[start : start + length]
+        if self.snr is not None:
+            noise = (rng or np.random.default_rng(zlib.crc32(excerpt.tobytes()))).standard_normal(length, np.float32)
+            level = float(np.sqrt(np.mean(np.square(excerpt)))) * 10 ** (-self.snr / 20)
+            excerpt = excerpt + noise * np.float32(level)
         factor = 1.0 if rng is None else 10 ** (rng.uniform(-self.gain, self.gain) / 20)
         return torch.from_numpy(excerpt * np.float32(factor))
 
@@ -87,8 +107,17 @@ class Audio(Modality):
         coloured = cv2.applyColorMap(np.ascontiguousarray(shade[::-1]), cv2.COLORMAP_MAGMA)
         return cv2.cvtColor(cv2.resize(coloured, (144, 96)), cv2.COLOR_BGR2RGB)
 
+    def caption(self, value: np.ndarray) -> Caption:
+        """The excerpt that evaluation hears, as a mono MP3 of 16 kHz, and how long the whole is."""
+        excerpt = self.augment(value, Geometry(), 0, None)
+        if self.rate != PLAYED:
+            excerpt = _resampler(self.rate, PLAYED)(excerpt)
+        file = io.BytesIO()
+        import_soundfile().write(file, excerpt.numpy(), PLAYED, format="MP3")
+        return Caption(f"{len(value) / self.rate:.1f} s", sound=file.getvalue())
 
-@lru_cache(maxsize=32)
+
+@lru_cache(maxsize=8)
 def _resampler(source: int, target: int) -> Any:
     """Its filter is computed once for each pair of rates."""
     return import_torchaudio().transforms.Resample(source, target)

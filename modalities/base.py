@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +16,19 @@ from losses import Features
 from modalities.encoders.base import Encoder
 from modalities.geometry import Geometry
 
-__all__ = ["Encoder", "Features", "Geometry", "Modality"]
+__all__ = ["Caption", "Encoder", "Features", "Geometry", "Modality"]
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What a person reads and hears beside a picture.
+
+    text: one line. colours: CSS colours from low to high, where the picture's mean the quantity in `text`. sound: MP3.
+    """
+
+    text: str = ""
+    colours: tuple[str, ...] = ()
+    sound: bytes = b""
 
 
 class Modality(ABC):
@@ -79,3 +92,7 @@ class Modality(ABC):
     @abstractmethod
     def picture(self, value: Any) -> np.ndarray:
         """Show a decoded value to a person: uint8 RGB `[H, W, 3]`."""
+
+    def caption(self, value: Any) -> Caption:
+        """What stands beside the picture of a decoded value; by default nothing."""
+        return Caption()

@@ -15,7 +15,7 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from modalities.base import Modality
+from modalities.base import Caption, Modality
 from modalities.depth_map import DepthMap, gravity, hha, intrinsics, normals, transform, vertices
 from modalities.encoders import IMAGE_ENCODERS, Encoder, build
 from modalities.encoders.pointnet import PointNet
@@ -180,10 +180,30 @@ class Depth(Modality):
         """Near is blue, far is red, no reading is black; the range is the 2nd to 98th percentile."""
         if not value.valid.any():
             return np.zeros((*value.valid.shape, 3), np.uint8)
-        near, far = np.percentile(value.metres[value.valid], (2, 98))
+        near, far = shown_range(value)
         shade = np.clip((value.metres - near) / max(far - near, 1e-6) * 255, 0, 255).astype(np.uint8)
-        colours = cv2.cvtColor(cv2.applyColorMap(shade, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
-        return colours * value.valid[..., None]
+        return turbo(shade) * value.valid[..., None]
+
+    def caption(self, value: DepthMap) -> Caption:
+        """The metres at both ends of the picture's colours."""
+        if not value.valid.any():
+            return Caption("no reading")
+        near, far = shown_range(value)
+        colours = tuple(
+            "#{:02x}{:02x}{:02x}".format(*c) for c in turbo(np.linspace(0, 255, 6).astype(np.uint8)[None])[0]
+        )
+        return Caption(f"{near:.2f} to {far:.2f} m", colours)
+
+
+def shown_range(depth: DepthMap) -> tuple[float, float]:
+    """Metres of the nearest and the farthest colour, where there is a reading."""
+    near, far = np.percentile(depth.metres[depth.valid], (2, 98))
+    return float(near), float(far)
+
+
+def turbo(shade: np.ndarray) -> np.ndarray:
+    """uint8 `[H, W]` to RGB `[H, W, 3]`, from blue to red."""
+    return cv2.cvtColor(cv2.applyColorMap(shade, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
 
 
 def dropped(size: int, fraction: float, rng: np.random.Generator) -> np.ndarray:

@@ -11,9 +11,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Geometry:
-    """A crop box in fractions of the source's width and height, in [0, 1], then a horizontal flip.
+    """A crop box in fractions of the source's width and height, then a horizontal flip.
 
     Fractions, not pixels, so that an RGB photo and a depth map of other resolution see the same part of the scene.
+    A box may reach out of [0, 1]: what lies there is 0 (black, no reading).
     """
 
     left: float = 0.0
@@ -40,9 +41,13 @@ class Geometry:
         return x0, y0, x1, y1
 
     def crop(self, image: np.ndarray) -> np.ndarray:
-        """Cut the box out of `image [H, W, ...]` and flip it, at the source's resolution; a view, not a copy."""
-        x0, y0, x1, y1 = self.box(*image.shape[:2])
-        box = image[y0:y1, x0:x1]
+        """Cut the box out of `image [H, W, ...]` and flip it, at the source's resolution; inside it, a view."""
+        height, width = image.shape[:2]
+        x0, y0, x1, y1 = self.box(height, width)
+        box = image[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)]
+        if min(x0, y0) < 0 or x1 > width or y1 > height:
+            outside = [(max(-y0, 0), max(y1 - height, 0)), (max(-x0, 0), max(x1 - width, 0))]
+            box = np.pad(box, [*outside, *[(0, 0)] * (image.ndim - 2)])
         return box[:, ::-1] if self.flip else box
 
     def resize(self, image: np.ndarray, size: int, nearest: bool = False) -> np.ndarray:

@@ -63,10 +63,14 @@ class RGB(Modality):
 
     def augment(self, value: np.ndarray, geometry: Geometry, size: int, rng: np.random.Generator | None) -> Tensor:
         """uint8 `[3, size, size]`."""
+        return torch.from_numpy(np.ascontiguousarray(self.view(value, geometry, size, rng).transpose(2, 0, 1)))
+
+    def view(self, value: np.ndarray, geometry: Geometry, size: int, rng: np.random.Generator | None) -> np.ndarray:
+        """The part of the photo that the geometry says, uint8 `[size, size, 3]`, its light and colour changed."""
         image = geometry.resize(value, size)
         if rng is not None and self.jitter > 0:
             image = cv2.transform(image, colour_map(image, *rng.uniform(1 - self.jitter, 1 + self.jitter, 3)))
-        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return image
 
     def encoder(self, spec: Mapping[str, Any]) -> Encoder:
         return build(self.encoders, spec, 3, IMAGENET_MEAN, IMAGENET_STD)

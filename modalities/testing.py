@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modalities.base import Encoder, Features, Geometry, Modality
+from modalities.base import Caption, Encoder, Features, Geometry, Modality
 
 WHOLE, FLIPPED = Geometry(), Geometry(flip=True)
 GEOMETRIES = (WHOLE, FLIPPED, Geometry(0.1, 0.2, 0.9, 0.95), Geometry(0.4, 0.4, 0.6, 0.5, flip=True))
@@ -185,6 +185,7 @@ def check_picture(adapter: Modality, value: Any) -> None:
     picture = adapter.picture(value)
     good = isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
     require(good, "picture: return a uint8 RGB array [H, W, 3]")
+    require(isinstance(adapter.caption(value), Caption), "caption: return a modalities.base.Caption")
 
 
 def same(a: Any, b: Any) -> bool:

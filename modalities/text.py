@@ -15,7 +15,7 @@ from annotated_types import Ge
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from modalities.base import Modality
+from modalities.base import Caption, Modality
 from modalities.encoders import TEXT_ENCODERS, Encoder, build
 from modalities.geometry import Geometry
 from modalities.tokenizer import tokenizer
@@ -95,3 +95,7 @@ class Text(Modality):
                 image, line[:18], (4, 16 + 15 * row), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (20, 20, 20), 1, cv2.LINE_AA
             )
         return image
+
+    def caption(self, value: list[str]) -> Caption:
+        """The first caption."""
+        return Caption(value[0])

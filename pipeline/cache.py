@@ -19,10 +19,12 @@ from losses.base import Loss
 from modalities.base import Geometry
 from modalities.encoders import find
 from pipeline.config import Config
+from pipeline.draw import Draw
 from pipeline.errors import UserError
+from pipeline.launch import start_accelerator
 from pipeline.model import build_teacher, fingerprint
 from pipeline.network import Joint, Network
-from pipeline.prepare import Draw, Prepare
+from pipeline.prepare import Prepare
 from pipeline.progress import Progress
 from pipeline.samples import Sample, distrust, read_range, stamp
 from pipeline.shards import Shard, load_dataset, write_atomic, write_shard
@@ -30,7 +32,6 @@ from pipeline.sidecar import Cache, differences, encode, manifest_path, member, 
 from pipeline.skipped import Skipped, counts, in_words
 from pipeline.source import Policy, Source, open_split
 from pipeline.stream import Fault, loader, ready
-from pipeline.train import start_accelerator
 
 CHUNK = 64
 """Samples of which all views are computed at a time."""
@@ -170,7 +171,7 @@ class _Views(IterableDataset[Any]):
         super().__init__()
         self.source, self.shard, self.views = replace(source, shards=(shard,)), shard, views
         # View v is what an uncached run would show in epoch v.
-        draw = Draw(config.seed, config.data.crop, config.data.flip)
+        draw = Draw(config.seed, config.data.crop, config.data.flip, config.data.pad)
         self.prepare = Prepare(self.source, {"teacher": teacher.view}, draw)
 
     def __iter__(self) -> Iterator[Any]:

@@ -5,6 +5,7 @@ Small charts are 340 units wide, so that on a phone one unit is about one pixel 
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,10 @@ from typing import Any
 import numpy as np
 
 WIDTH = 340
+NAMED = 40
+"""A matrix of more classes than these is a picture, without names and numbers."""
+
+RIGHT, WRONG = (50, 125, 175), (200, 75, 65)
 POINTS = 300
 """A line of more logged values than this is drawn as means, with the range of what each mean stands for."""
 
@@ -24,12 +29,14 @@ _COLOURS += ["#c9a227", "#a56a9c", "#e07b91", "#8c6d55", "#6f7bd0"]
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar: `text` is how `value` reads; `kind` is a CSS class."""
+    """One bar: `text` is how `value` reads; `kind` is a CSS class; a whisker from `low` to `high` if they differ."""
 
     label: str
     value: float
     text: str
     kind: str
+    low: float = 0.0
+    high: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -65,9 +72,17 @@ def bars(rows: Sequence[Bar], top: float, title: str) -> str:
             f'<text x="0" y="{y + 13}">{escape(_short(bar.label, 38))}</text>'
             f'<text class="value" x="{WIDTH}" y="{y + 13}">{escape(bar.text)}</text>'
             f'<rect class="track" y="{y + 19}" width="{WIDTH}" height="7" rx="2"/>'
-            f'<rect class="fill" y="{y + 19}" width="{length:.1f}" height="7" rx="2"/></g>'
+            f'<rect class="fill" y="{y + 19}" width="{length:.1f}" height="7" rx="2"/>'
+            f"{_whisker(bar, top, y + 22.5)}</g>"
         )
     return _svg(WIDTH, step * len(rows), "".join(parts), title)
+
+
+def _whisker(bar: Bar, top: float, y: float) -> str:
+    if bar.low >= bar.high:
+        return ""
+    low, high = (WIDTH * min(max(value / top, 0), 1) for value in (bar.low, bar.high))
+    return f'<path class="whisker" d="M{low:.1f} {y}H{high:.1f}M{low:.1f} {y - 4}v8M{high:.1f} {y - 4}v8"/>'
 
 
 @dataclass(frozen=True)
@@ -128,11 +143,11 @@ def scatter(points: Sequence[Point], groups: int, title: str) -> str:
     marks: dict[int, list[str]] = {}
     for point, (x, y) in zip(points, xy, strict=True):
         data = f'data-sample="{point.sample}" data-x="{x:.1f}" data-y="{y:.1f}"'
-        words = f"<title>{escape(point.title)}</title>"
+        data += f' aria-label="{escape(point.title)}"'
         if point.kind == 0:
-            mark = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" {data}>{words}</circle>'
+            mark = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" {data}/>'
         else:
-            mark = f'<path d="M{x - 3.5:.1f} {y - 3.5:.1f}l7 7m0-7l-7 7" {data}>{words}</path>'
+            mark = f'<path d="M{x - 3.5:.1f} {y - 3.5:.1f}l7 7m0-7l-7 7" {data}/>'
         marks.setdefault(point.group, []).append(mark)
     body = "".join(
         f'<g data-group="{group}" style="color:{colour(group, groups)}">{"".join(marks[group])}</g>'
@@ -144,10 +159,12 @@ def scatter(points: Sequence[Point], groups: int, title: str) -> str:
 def matrix(counts: np.ndarray, names: Sequence[str], title: str) -> str:
     """Counts `[K, K]`, true class a row, shaded by the row's share; numbers and names where there is room for them."""
     k = len(names)
-    cell = max(5, min(44, 380 // k))
-    named = k <= 40
-    label = 8 + 7 * max(len(_short(name, 16)) for name in names) if named else 8
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    if k > NAMED:
+        right = np.eye(k, dtype=bool)[..., None]
+        return pixels(np.sqrt(shares), np.where(right, RIGHT, WRONG), title)
+    cell = max(5, min(44, 380 // k))
+    label = 8 + 7 * max(len(_short(name, 16)) for name in names)
     parts = []
     for row, column in np.argwhere(counts):
         x, y, share = label + column * cell, label + row * cell, shares[row, column]
@@ -161,13 +178,24 @@ def matrix(counts: np.ndarray, names: Sequence[str], title: str) -> str:
             number = _compact(counts[row, column])
             parts.append(f'<text class="{kind}" x="{x + cell / 2 - 0.5}" y="{y + cell / 2 + 3.5}">{number}</text>')
         parts.append("</g>")
-    for i, name in enumerate(names if named else ()):
+    for i, name in enumerate(names):
         middle = label + i * cell + cell / 2
         text = escape(_short(name, 16))
         parts.append(f'<text class="tick" x="{label - 6}" y="{middle + 4}" text-anchor="end">{text}</text>')
         parts.append(f'<text class="tick" transform="translate({middle + 4} {label - 6}) rotate(-90)">{text}</text>')
     size = label + k * cell + 1
     return _svg(size, size, "".join(parts), title, "matrix")
+
+
+def pixels(strength: np.ndarray, colour: np.ndarray | tuple[int, int, int], title: str) -> str:
+    """A picture `[n, m]` of a colour (RGB, or one a pixel), from transparent at 0 to full at 1, for any paper."""
+    import cv2
+
+    image = np.zeros((*strength.shape, 4), np.uint8)
+    image[..., :3] = np.asarray(colour)[..., ::-1]  # OpenCV writes BGR
+    image[..., 3] = np.round(255 * strength)
+    png = base64.b64encode(cv2.imencode(".png", image)[1].tobytes()).decode()
+    return f'<img class="pixels" alt="{escape(title)}" src="data:image/png;base64,{png}">'
 
 
 def ticks(low: float, high: float) -> list[float]:

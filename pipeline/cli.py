@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.recipes import Plan
+    from pipeline.skipped import Skipped
 
 # What a command needs is imported inside it: `wcord --help` and a mistyped option answer at once.
 app = typer.Typer(
@@ -132,6 +133,35 @@ def pack_folders(
     _pack(plan, out, test, val, seed, shard_mb, workers, max_refused, overwrite)
 
 
+@pack.command("huggingface")
+def pack_huggingface(
+    source: Annotated[Path, typer.Argument(help="Folder of `Dataset.save_to_disk`, or of Parquet files.")],
+    out: Out,
+    field: Annotated[
+        list[str], typer.Option("--field", help="What a sample consists of: rgb=COLUMN …; else by the columns' types.")
+    ] = [],  # noqa: B006
+    label: Annotated[
+        list[str], typer.Option(help="Column of classes, the first is the task's; else all class labels.")
+    ] = [],  # noqa: B006
+    group: Annotated[str | None, typer.Option(help="Column of what stays in one split.")] = None,
+    test: Test = 0.2,
+    val: Val = 0.0,
+    seed: Seed = 0,
+    shard_mb: ShardMB = 64.0,
+    workers: Workers = None,
+    max_refused: MaxRefused = 0.05,
+    overwrite: Overwrite = False,
+    name: Name = None,
+    licence: Licence = "not stated",
+) -> None:
+    """Pack a folder of the Hugging Face `datasets` library; a single split is cut by --test and --val."""
+    from pipeline.recipes import huggingface as recipe
+    from pipeline.recipes import parse_fields
+
+    plan = recipe.plan(source, parse_fields(field), label, group, name, licence)
+    _pack(plan, out, test, val, seed, shard_mb, workers, max_refused, overwrite)
+
+
 @pack.command("dataset")
 def pack_dataset(
     dataset: Annotated[str, typer.Argument(help="Its name, such as cifar10; a wrong one lists all.")],
@@ -223,12 +253,17 @@ def train(
 
 
 @app.command()
-def evaluate(run: Annotated[Path, typer.Argument(help="Run folder of a finished training.")]) -> None:
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run folder of a finished training.")],
+    probe: Annotated[
+        list[Path], typer.Option(help="Packed data set, its own or another, to probe the student's layers on.")
+    ] = [],  # noqa: B006
+) -> None:
     """Measure a run: accuracy, probes, retrieval; writes results.json."""
     from pipeline.evaluate import evaluate as measure
 
     if int(os.environ.get("RANK", "0")) == 0:  # under a launcher the first process does it
-        for name, value in measure(run).items():
+        for name, value in measure(run, probe).items():
             print(f"{name:48s} {value:,.4f}".rstrip("0").rstrip("."))
 
 
@@ -250,13 +285,13 @@ def compare(
 def bench(
     config: Annotated[Path, typer.Argument(help="YAML of a bench: teachers, pairs, methods.")],
     overrides: Overrides = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Runs side by side; a core each by default.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs side by side; by default one a GPU, or a core.")] = None,
 ) -> None:
     """Train and compare a matrix of pairs, methods and seeds; goes on where it stopped."""
-    from pipeline.bench import run_bench, summary
+    from pipeline.bench import run_bench
+    from pipeline.bench_table import markdown
 
-    tables = run_bench(config, overrides or [], jobs)
-    print(summary(tables))
+    print(markdown(run_bench(config, overrides or [], jobs)))
 
 
 @app.command()
@@ -268,6 +303,95 @@ def report(
     from pipeline.report import report as write_report
 
     print(write_report(runs, out))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder of a finished training.")],
+    out: Annotated[Path, typer.Argument(help="New folder.")],
+    push: Annotated[str | None, typer.Option(help="Upload it to this repository of the hub: you/name.")] = None,
+) -> None:
+    """Write the student for people without this program: safetensors, PyTorch, ONNX in 32 and 8 bits, a model card."""
+    from pipeline.export import export as write_export
+    from pipeline.export import push as upload
+
+    done = write_export(run, out)
+    print(f"{out}: written; README.md says what is in it.", *done.notes, sep="\n")
+    if push:
+        print(upload(out, push))
+
+
+Finished = Annotated[Path, typer.Argument(help="Run folder of a finished training, or an exported folder.")]
+Places = Annotated[list[Path], typer.Argument(help="Files, folders of files, packed data sets, or shards.")]
+
+
+@app.command()
+def predict(
+    run: Finished,
+    places: Places,
+    out: Annotated[Path | None, typer.Option(help="A .csv or .jsonl file; printed as CSV without it.")] = None,
+) -> None:
+    """Label files: the likeliest class of each, and all probabilities; exit code 1 if some could not be read."""
+    from pipeline.embed import predict as write_predictions
+
+    skipped: list[Skipped] = []
+    print(write_predictions(run, places, out, skipped), end="")
+    _name(skipped)
+
+
+@app.command()
+def embed(
+    run: Finished,
+    places: Places,
+    out: Annotated[Path | None, typer.Option(help="A .npy file, keys beside it, or a .parquet file.")] = None,
+    index: Annotated[Path | None, typer.Option(help="Folder for an index that `wcord search` reads.")] = None,
+    by: Annotated[Literal["student", "teacher"], typer.Option(help="Which of the two sees the inputs.")] = "student",
+) -> None:
+    """Embed files, into a table or into an index to search; exit code 1 if some could not be read."""
+    from pipeline.embed import embed as write_embeddings
+
+    skipped: list[Skipped] = []
+    count = write_embeddings(run, places, out, index, by, skipped)
+    print(f"{count} embeddings in {' and '.join(str(place) for place in (out, index) if place)}")
+    _name(skipped)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def search(
+    context: typer.Context,
+    index: Annotated[Path, typer.Argument(help="Folder that `wcord embed --index` wrote.")],
+    count: Annotated[int, typer.Option(min=1, help="How many to list.")] = 10,
+) -> None:
+    """List the samples nearest to a query of either modality: --depth query.png, --text "a red ball"."""
+    from pipeline.search import search as run_search
+
+    given = context.args
+    if len(given) != 2 or not given[0].startswith("--"):
+        raise UserError("give one query: --MODALITY FILE, such as --depth query.png; of text the sentence itself.")
+    for hit in run_search(index, given[0].removeprefix("--"), given[1], count):
+        print(f"{hit.similarity:7.4f}  {hit.key}")
+
+
+@app.command()
+def serve(
+    run: Finished,
+    host: Annotated[str, typer.Option(help="Address to listen on; others than this one are seen by the network.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+) -> None:
+    """Open a page on this machine: drop a file, see its class and its nearest samples in both modalities."""
+    from pipeline.serve import serve as run_server
+
+    run_server(run, host, port)
+
+
+def _name(skipped: Sequence[Skipped]) -> None:
+    """Say what could not be read; exit code 1 if that is anything."""
+    for one in skipped:
+        print(f"skipped: {one.message}", file=sys.stderr)
+    if skipped:
+        raise typer.Exit(1)
 
 
 def _pack(

@@ -116,7 +116,7 @@ class Comparison:
 
     def markdown(self) -> str:
         """Both tables, the rule and the notes as Markdown."""
-        blocks = [_markdown_table(rows) for rows in (self.rows(), self.difference_rows()) if len(rows) > 1]
+        blocks = [markdown_table(rows) for rows in (self.rows(), self.difference_rows()) if len(rows) > 1]
         return "\n".join([*blocks, RULE + "\n", *(f"- {note}" for note in self.notes)]).rstrip() + "\n"
 
     def csv(self) -> str:
@@ -276,7 +276,8 @@ def _difference(difference: Difference | None, metric: str) -> str:
     return f"{_number(metric, difference.mean, signed=True)}{spread} ({difference.n}): {difference.verdict}"
 
 
-def _markdown_table(rows: list[list[str]]) -> str:
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text, their header first, as Markdown; all but the first column are numbers."""
     lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
     rule = "|" + " --- |" + " ---: |" * (len(rows[0]) - 1)
     return "\n".join([lines[0], rule, *lines[1:]]) + "\n"

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from copy import deepcopy
+from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 from annotated_types import Ge
@@ -78,8 +79,10 @@ def parameters(cls: type, *, keyword_only: bool) -> dict[str, Any]:
 
     Raises UserError if an annotation cannot be evaluated. `**kwargs` accepts nothing: a setting has a name.
     """
+    # A dataclass's own fields and those it inherits are each read by the names of the module that they stand in.
+    stated = cls if is_dataclass(cls) else cls.__init__  # type: ignore[misc]
     try:
-        hints = get_type_hints(cls.__init__, include_extras=True)  # type: ignore[misc]
+        hints = get_type_hints(stated, include_extras=True)
     except (NameError, TypeError, AttributeError) as error:
         raise UserError(f"the annotations of {cls.__name__} cannot be evaluated: {error}") from None
     kinds = [inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD][: 1 if keyword_only else 2]

@@ -63,7 +63,18 @@ class Data(Section):
         description="Of samples that lack a modality: error; skip them; or keep those that lack only the teacher's for "
         "the losses that need no teacher.",
     )
+    pad: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(gt=0)]] | None = Field(
+        default=None,
+        strict=False,
+        description="Random shift, shared like the crop and instead of it: [p, n] is by up to p of n pixels, and what "
+        "it uncovers is black: a crop of the padded image. CIFAR's is [4, 32].",
+    )
     flip: bool = Field(default=False, description="Mirror half of the samples, all modalities of a sample alike.")
+    in_memory: bool = Field(
+        default=False,
+        description="Hold the training set on the device, decoded, and augment it there: for small photos, rgb with "
+        "jitter 0, with pad and flip.",
+    )
 
     @field_validator("crop")
     @classmethod
@@ -71,6 +82,22 @@ class Data(Section):
         if crop[0] > crop[1]:
             raise ValueError("must be [smallest, largest]")
         return crop
+
+    @model_validator(mode="after")
+    def _one_geometry(self) -> Data:
+        if self.pad is not None and self.pad[0] >= self.pad[1]:
+            raise ValueError("pad: must be [p, n] with p below n: a shift by up to p of n pixels")
+        if self.pad is not None and self.crop != (1.0, 1.0):
+            raise ValueError("has both crop and pad: set `crop: [1, 1]` or `pad: null`")
+        return self
+
+    @model_validator(mode="after")
+    def _streamed(self) -> Data:
+        if self.in_memory:
+            plain = {"join": [], "max_faulty": 0.0, "unpaired": "error", "crop": (1.0, 1.0)}
+            if streamed := [name for name, value in plain.items() if getattr(self, name) != value]:
+                raise ValueError(f"in_memory cannot be together with {' and '.join(streamed)}: set it to false")
+        return self
 
 
 class Network(Section):
@@ -85,6 +112,30 @@ class Network(Section):
     def _as_many(self) -> Network:
         _check_as_many(self.modality, self.encoder)
         return self
+
+
+class ZeroShot(Section):
+    """What a teacher with a text tower reads of each class, in place of a head."""
+
+    template: str = Field(default="a photo of a {}", description="A sentence; {} becomes the name of the class.")
+    names: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=2)] | None = Field(
+        default=None,
+        description="The classes in words, in the data set's order; where it has no classes, they are these.",
+    )
+
+    @field_validator("template")
+    @classmethod
+    def _has_a_place(cls, template: str) -> str:
+        if template.count("{}") != 1:
+            raise ValueError("must have one {}, where the name of the class is put")
+        return template
+
+    @field_validator("names")
+    @classmethod
+    def _distinct(cls, names: list[str] | None) -> list[str] | None:
+        if names and len(set(names)) < len(names):
+            raise ValueError("must differ from each other")
+        return names
 
 
 class Teacher(Section):
@@ -102,6 +153,10 @@ class Teacher(Section):
         default=None, description="Name of a pretrained encoder, or {name: ..., its keywords}; or a list of them."
     )
 
+    zero_shot: ZeroShot | None = Field(
+        default=None,
+        description="Class probabilities from the names of the classes, by an encoder with a text tower, as CLIP.",
+    )
     cache: Annotated[str, Field(pattern=r"^\w[\w-]*$")] | None = Field(
         default=None,
         description="Name under which `wcord cache` stores the teacher's features beside the shards; training then "
@@ -116,6 +171,8 @@ class Teacher(Section):
             raise ValueError("has a run, which brings its own modality and encoder: remove those, or the run")
         if self.run is None and not (self.modality and self.encoder):
             raise ValueError("needs `run: <run folder>`, or else both `modality:` and `encoder:`")
+        if self.zero_shot and not isinstance(self.encoder, dict):
+            raise ValueError("zero_shot needs one pretrained encoder with a text tower, not a run or several encoders")
         _check_as_many(self.modality, self.encoder)
         return self
 
@@ -130,18 +187,33 @@ def _check_as_many(modality: Any, encoder: Any) -> None:
 class Train(Section):
     """The optimisation."""
 
-    steps: int = Field(gt=0, description="Optimiser steps.")
+    steps: int | None = Field(default=None, gt=0, description="Optimiser steps.")
+    epochs: int | None = Field(default=None, gt=0, description="Passes over the training set, instead of steps.")
     learning_rate: float = Field(default=1e-3, gt=0, description="Learning rate at its peak, after the warmup.")
+    schedule: Literal["cosine", "step"] = Field(
+        default="cosine", description="After the warmup: half a cosine to 0, or a tenth after each milestone."
+    )
+    milestones: list[Annotated[int, Field(gt=0)]] = Field(
+        default=[], description="Epochs after which `schedule: step` divides the learning rate by 10, e.g. [150, 180]."
+    )
     optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="AdamW, or SGD with momentum.")
     weight_decay: float = Field(default=0.05, ge=0, description="Weight decay.")
+    decay_vectors: bool = Field(
+        default=False,
+        description="Decay biases, norms and temperatures as well: the protocol of the published CIFAR tables.",
+    )
     warmup: int = Field(default=100, ge=0, description="Steps of linear warmup.")
-    clip: float = Field(default=5.0, gt=0, description="Largest norm of the gradient.")
+    clip: float | None = Field(default=5.0, gt=0, description="Largest norm of the gradient; null for any.")
     micro_batch: int | None = Field(
         default=None,
         gt=0,
         description="Samples of each process that the networks hold at a time; the losses see the whole batch all the "
         "same (gradient caching). null: all at once.",
     )
+    gradient_checkpointing: bool = Field(
+        default=False, description="Make the student's activations again in the backward pass instead of keeping them."
+    )
+    compile: bool = Field(default=False, description="Compile student and teacher by torch.compile.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto", description="Number format; auto asks the device."
     )
@@ -152,6 +224,25 @@ class Train(Section):
     )
     keep: int = Field(default=2, gt=0, description="How many of the newest checkpoints stay.")
 
+    @model_validator(mode="after")
+    def _once(self) -> Train:
+        if self.compile and self.gradient_checkpointing:
+            raise ValueError(
+                "compile and gradient_checkpointing do not go together: torch cannot compile blocks whose "
+                "running statistics are put back; set one of them to false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Train:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("needs either `steps` or `epochs`; where another file sets one, set that to null")
+        if (self.schedule == "step") != bool(self.milestones) or self.milestones != sorted(set(self.milestones)):
+            raise ValueError("`schedule: step` and ascending `milestones` need each other")
+        if self.epochs is not None and any(milestone >= self.epochs for milestone in self.milestones):
+            raise ValueError(f"milestones: {self.milestones} must be below epochs: {self.epochs}")
+        return self
+
 
 class Evaluation(Section):
     """What is measured, on which samples, against what."""
@@ -161,6 +252,9 @@ class Evaluation(Section):
         default=0, ge=0, description="Steps between top-1 checks on that split during training; 0 is never."
     )
     baselines: list[str] = Field(default=[], description="Run folders to compare with.")
+    samples: int | None = Field(
+        default=None, gt=0, description="Training samples that probes and k-NN learn from, the first ones; null: all."
+    )
     neighbours: int = Field(default=10, gt=0, description="k of the k-nearest-neighbour classifier.")
 
 
@@ -180,6 +274,12 @@ class Config(Section):
     train: Train = Field(description="The optimisation.")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="What is measured.")
 
+    @model_validator(mode="after")
+    def _not_cached(self) -> Config:
+        if self.data.in_memory and self.teacher is not None and self.teacher.cache is not None:
+            raise ValueError("data.in_memory cannot be together with teacher.cache: set one of them to false or null")
+        return self
+
     def to_yaml(self) -> str:
         """The whole config, defaults included, as YAML that `load` reads back to an equal one."""
         return dump(self.model_dump(mode="json"))
@@ -189,6 +289,7 @@ SECTIONS: dict[Key, type[Section]] = {
     (): Config,
     ("data",): Data,
     ("teacher",): Teacher,
+    ("teacher", "zero_shot"): ZeroShot,
     ("student",): Network,
     ("train",): Train,
     ("evaluation",): Evaluation,

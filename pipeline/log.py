@@ -14,23 +14,28 @@ from torch.utils.tensorboard import SummaryWriter
 
 from pipeline.collapse import collapse_warnings
 from pipeline.config import Config
+from pipeline.cost import energy_joules, peak_memory_mib
 from pipeline.model import Distillation
 from pipeline.prepare import Batch
+from pipeline.schedule import Schedule
 from pipeline.shards import write_atomic
 
 
 class Log:
     """`waiting` for a batch, `add` its losses, and now and then `write` a line of their means."""
 
-    def __init__(self, config: Config, run: Path, step: int, steps_per_epoch: int, accelerator: Accelerator) -> None:
-        self.config, self.accelerator, self.steps_per_epoch = config, accelerator, steps_per_epoch
+    def __init__(self, config: Config, run: Path, step: int, schedule: Schedule, accelerator: Accelerator) -> None:
+        self.config, self.accelerator, self.schedule = config, accelerator, schedule
         self.terms: dict[str, Tensor] = {}
         self.warned: set[str] = set()
         self.first, self.start = step, time.perf_counter()
+        self.spent: dict[str, float] = {}
+        self.energy: float | None = None
         self._restart()
         if accelerator.is_main_process:
             self.path = run / "metrics.jsonl"
-            _keep_lines_to(self.path, step)
+            self.spent = _keep_lines_to(self.path, step)
+            self.energy = energy_joules(accelerator.device)
             self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
     def _restart(self) -> None:
@@ -65,12 +70,13 @@ class Log:
         values = torch.stack([v.float() for v in self.terms.values()]) / self.count
         means = dict(zip(self.terms, self.accelerator.reduce(values, "mean").tolist(), strict=True))
         row = {
-            "epoch": step / self.steps_per_epoch,
+            "epoch": step / self.schedule.steps_per_epoch,
             **means,
             "lr": rate,
             "grad_norm": float(norm),
             "samples_per_second": self.count * self.config.data.batch_size / seconds,
             "data_wait": self.waited / seconds,
+            **self._cost(),
             **{name: float(value) for name, value in model.metrics().items()},
             **({"nonfinite_steps": float(undone)} if undone else {}),
             **{f"skipped/{cause}": float(count) for cause, count in skipped.items()},
@@ -79,8 +85,19 @@ class Log:
         self.written = True
         if self.accelerator.is_main_process:
             print(self._line(step, row), flush=True)
-            if step > max(self.config.train.warmup, self.config.train.steps // 5):  # before, features still form
+            if step > max(self.config.train.warmup, self.schedule.steps // 5):  # before, features still form
                 self._warn(row)
+
+    def _cost(self) -> dict[str, float]:
+        """Since the run began, interruptions left out."""
+        device = self.accelerator.device
+        cost = {
+            "seconds": self.spent.get("seconds", 0.0) + time.perf_counter() - self.start,
+            "peak_memory_mib": max(self.spent.get("peak_memory_mib", 0.0), peak_memory_mib(device)),
+        }
+        if self.energy is not None and (now := energy_joules(device)) is not None:
+            cost["energy_joules"] = self.spent.get("energy_joules", 0.0) + now - self.energy
+        return cost
 
     def scalars(self, step: int, row: dict[str, float]) -> None:
         if self.accelerator.is_main_process:
@@ -90,7 +107,7 @@ class Log:
                 self.board.add_scalar(name, value, step)
 
     def _line(self, step: int, row: dict[str, float]) -> str:
-        steps = self.config.train.steps
+        steps = self.schedule.steps
         left = (time.perf_counter() - self.start) / (step - self.first) * (steps - step)
         terms = " ".join(f"{k.removeprefix('loss/')} {v:.3f}" for k, v in row.items() if k.startswith("loss/"))
         skipped = sum(int(v) for k, v in row.items() if k.startswith("skipped/"))
@@ -112,8 +129,14 @@ class Log:
             self.board.close()
 
 
-def _keep_lines_to(path: Path, step: int) -> None:
-    """Drop the log lines after the checkpoint that a run goes on from: their steps come again."""
-    if path.exists():
-        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        write_atomic(path, "".join(line for line in lines if json.loads(line)["step"] <= step).encode())
+def _keep_lines_to(path: Path, step: int) -> dict[str, float]:
+    """Drop the log lines after the checkpoint that a run goes on from: their steps come again.
+
+    Returns the last line with what the run had cost by then; empty if there is none.
+    """
+    if not path.exists():
+        return {}
+    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    kept = [(line, row) for line in lines if (row := json.loads(line))["step"] <= step]
+    write_atomic(path, "".join(line for line, _ in kept).encode())
+    return next((row for _, row in reversed(kept) if "seconds" in row), {})

@@ -39,7 +39,8 @@ def target(mask: np.ndarray | None, geometry: Geometry, size: int) -> Tensor:
     """A mask under a sample's geometry, int64 `[size, size]`; all -1 where there is none."""
     if mask is None:
         return torch.full((size, size), -1)
-    return torch.from_numpy(geometry.resize(mask.astype(np.int32), size, nearest=True)).long()
+    # Shifted by one, for what a geometry shows beyond the edge is 0, and that has to be unknown.
+    return torch.from_numpy(geometry.resize(mask.astype(np.int32) + 1, size, nearest=True)).long() - 1
 
 
 def confusion(prediction: Tensor, label: Tensor, classes: int) -> Tensor:

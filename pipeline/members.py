@@ -124,10 +124,13 @@ def _image(field: str, data: bytes) -> Facts:
         return Facts(size)
     if image.ndim != 2 or image.dtype != np.uint16:
         raise ValueError(f"a {kind} image; {_HOW_DEPTH}")
-    readings = image[image > 0]
-    if not readings.size:
+    # Ten times faster than sorting the readings, and packing does little else.
+    counts = cv2.calcHist([image], [0], None, [65536], [0, 65536]).ravel()[1:].astype(np.int64)
+    up_to = counts.cumsum()
+    if not (total := up_to[-1]):
         raise ValueError("a depth map without a single reading (all 0)")
-    return Facts(size, float(np.median(readings)), float(np.mean(readings == 65535)))
+    middle = np.searchsorted(up_to, [(total - 1) // 2, total // 2], side="right") + 1
+    return Facts(size, float(middle.mean()), float(counts[-1] / total))
 
 
 def _array(field: str, data: bytes) -> Facts:

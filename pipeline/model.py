@@ -15,7 +15,8 @@ from losses.base import Loss, full_precision
 from losses.diagnostics import effective_rank, relative_std
 from losses.gather import gather
 from modalities.encoders import find
-from pipeline.config import Config
+from modalities.encoders.zero_shot import ZeroShot as ZeroShotHead
+from pipeline.config import Config, ZeroShot
 from pipeline.errors import UserError
 from pipeline.gradient_cache import in_parts
 from pipeline.network import Joint, Network, build_network, digest, load_network, load_single, sight
@@ -114,6 +115,12 @@ class Distillation(nn.Module):
         """Everything that training changes: all but the frozen teacher."""
         return {k: v for k, v in self.state_dict().items() if not k.startswith("teacher.")}
 
+    def compile_networks(self) -> None:
+        """Compile student and teacher in place, which leaves the names of their weights as they are."""
+        for network in (self.student, self.teacher):
+            if isinstance(network, (Network, Joint)):
+                network.compile()
+
     def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
         """Raises RuntimeError, as load_state_dict does, if the state is of another student or other losses."""
         teacher = {k: v for k, v in self.state_dict().items() if k.startswith("teacher.")}
@@ -124,7 +131,7 @@ def build_model(config: Config) -> Distillation:
     """Build teacher, student and losses; UserError says which part of the config does not fit which."""
     kinds: dict[str, type[Loss]] = {name: find(name, LOSSES, Loss, "loss") for name in config.losses}
     dataset = load_dataset(config.data.shards)
-    classes = dataset.classes.get(config.data.label)
+    classes = class_names(config)
     if not any(kind.needs_student_logits for kind in kinds.values()):
         classes = None  # nothing would train a head
     dense = classes is not None and config.data.label in dataset.masks
@@ -158,12 +165,44 @@ def build_teacher(config: Config) -> Network | Joint | None:
         return load_network(Path(config.teacher.run) / "student")
     assert config.teacher.modality is not None
     assert config.teacher.encoder is not None
-    return build_network(config.teacher.modality, config.teacher.encoder, None, "teacher")
+    teacher = build_network(config.teacher.modality, config.teacher.encoder, None, "teacher")
+    if config.teacher.zero_shot is not None:
+        _name_classes(cast(Network, teacher), config.teacher.zero_shot, class_names(config))
+    return teacher
+
+
+def class_names(config: Config) -> list[str] | None:
+    """The task's classes: the data set's, or else those whose names a zero-shot teacher is given; None without any."""
+    zero_shot = config.teacher.zero_shot if config.teacher else None
+    classes = load_dataset(config.data.shards).classes.get(config.data.label)
+    return classes or (zero_shot.names if zero_shot else None)
+
+
+def _name_classes(teacher: Network, zero_shot: ZeroShot, classes: list[str] | None) -> None:
+    """Give a vision tower the classes that its text tower reads the names of."""
+    if classes is None:
+        raise UserError("teacher.zero_shot.names: the data has no classes, so list the names of those that are meant.")
+    names = zero_shot.names or [name.replace("_", " ") for name in classes]
+    if len(names) != len(classes):
+        raise UserError(
+            f"teacher.zero_shot.names: {len(names)} names, but the data has {_some(classes)}; give a name for each."
+        )
+    sentences = [zero_shot.template.replace("{}", name) for name in names]
+    encoder = teacher.spec["encoder"]
+    try:
+        if encoder.get("weights") == "random":
+            raise ValueError("needs the model's own weights; remove `weights: random` of the encoder")
+        teacher.head = ZeroShotHead(teacher.encoder, encoder.get("model", ""), sentences)
+    except ValueError as error:
+        raise UserError(f"teacher.zero_shot: {error}") from None
+    teacher.classes = classes
 
 
 def fingerprint(config: Config, teacher: Network | Joint, source: Source) -> Fingerprint:
     """What a cache of this teacher's features on this split has to agree on with the config."""
-    draw = f"seed {config.seed}, crop {config.data.crop[0]} to {config.data.crop[1]}, flip {config.data.flip}"
+    data = config.data
+    area = f"crop {data.crop[0]} to {data.crop[1]}" if data.pad is None else f"pad {data.pad[0]} of {data.pad[1]}"
+    draw = f"seed {config.seed}, {area}, flip {data.flip}"
     shards = {shard.file: shard.sha256 for shard in source.shards}
     return Fingerprint(weights=digest(teacher), sight=sight(teacher), draw=draw, shards=shards)
 

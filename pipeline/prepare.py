@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ import cv2
 import numpy as np
 import torch
 
-from modalities.base import Geometry, Modality
+from modalities.base import Caption, Geometry, Modality
+from pipeline.draw import Draw, digest
 from pipeline.errors import UserError
 from pipeline.masks import read_mask, target
 from pipeline.samples import CURE, Sample, read_range
@@ -37,33 +37,21 @@ Sight = View | tuple[View, ...]
 """What a network sees: one view, or several that it joins."""
 
 
-@dataclass(frozen=True)
-class Draw:
-    """How training samples are varied: the ranges of the shared geometry."""
-
-    seed: int
-    crop: tuple[float, float]
-    flip: bool
-
-
 class Prepare:
     """Raw members of one sample to tensors: decode, one geometry for all views, photometrics per modality."""
 
     def __init__(self, source: Source, views: Mapping[str, Sight], draw: Draw | None) -> None:
         self.source, self.draw, self.first = source, draw, source.first()
         self.views = dict(views)
-        everything = [view for sight in self.views.values() for view in _several(sight)]
-        self.members = frozenset(
-            member for view in everything for member in (*view.modality.members, "meta.json", "label.txt")
-        )
+        self.members = frozenset(member for sight in self.views.values() for member in members_of(sight))
         # A mask is read at the size that the student answers in.
-        student = next(iter(_several(self.views["student"]))) if source.mask and "student" in self.views else None
+        student = next(iter(several(self.views["student"]))) if source.mask and "student" in self.views else None
         self.mask_size = student and student.size
         if source.mask and student:
             self.members |= {source.mask}
         # Views of the same modality share the decoding, and the tensor as well where the size is the same.
         self.modalities: list[Modality] = []
-        self.slots = {role: [self._slot(view) for view in _several(sight)] for role, sight in self.views.items()}
+        self.slots = {role: [self._slot(view) for view in several(sight)] for role, sight in self.views.items()}
         # Samples may lack what only the teacher would see, where the config keeps them.
         needed = {number for number, _ in self.slots.get("student", [])}
         keep = draw is not None and source.policy.unpaired == "keep"
@@ -89,14 +77,13 @@ class Prepare:
             None if number in self.optional and _member(modality, raw) is None else _decode(modality, raw, meta)
             for number, modality in enumerate(self.modalities)
         ]
-        seed = int.from_bytes(blake2b(raw["__key__"].encode(), digest_size=8).digest(), "little")
+        seed = digest(raw["__key__"])
         geometry = Geometry()
         features = None
         if self.cached:
             features, geometry = _cached(raw)
         elif self.draw is not None:
-            rng = np.random.default_rng([self.draw.seed, epoch, seed])
-            geometry = Geometry.draw(rng, self.draw.crop, self.draw.flip)
+            geometry = self.draw.geometry(epoch, seed)
 
         index = self.first[raw["__url__"]] + raw["__place__"]  # in the split, however it is shuffled
         sample: Sample = {"key": raw["__key__"], "index": index, "geometry": geometry, **self._task(raw, meta)}
@@ -108,7 +95,7 @@ class Prepare:
         for number, size in sorted({slot for slots in self.slots.values() for slot in slots}):
             # The same numbers for every view of a modality, whoever else looks on: the same colours at any size.
             modality, draw, value = self.modalities[number], self.draw, decoded[number]
-            rng_view = np.random.default_rng([draw.seed, epoch, seed, _digest(modality.name)]) if draw else None
+            rng_view = np.random.default_rng([draw.seed, epoch, seed, digest(modality.name)]) if draw else None
             tensors[number, size] = None if value is None else modality.augment(value, geometry, size, rng_view)
         for role, slots in self.slots.items():
             seen = tuple(tensors[slot] for slot in slots)
@@ -119,9 +106,9 @@ class Prepare:
     def _task(self, raw: Sample, meta: Mapping[str, Any]) -> Sample:
         source = self.source
         group = meta.get("group")
-        digest = -1 if group is None else _digest(str(group)) >> 1
+        number = -1 if group is None else digest(str(group)) >> 1
         if source.classes == 0 or source.mask:
-            return {"label": -1, "group": digest}
+            return {"label": -1, "group": number}
         if source.label == "label":
             text = raw.get("label.txt", b"-1").decode("ascii", "replace").strip()
         else:
@@ -134,7 +121,7 @@ class Prepare:
                 f"{_where(raw)}: label `{text}` is not a class index in 0..{source.classes - 1}; "
                 "run `wcord check` on the data set and pack it again.",
             )
-        return {"label": label if self._visible(raw) else -1, "group": digest}
+        return {"label": label if self._visible(raw) else -1, "group": number}
 
     def _visible(self, raw: Sample) -> bool:
         """Whether a sample is one of those whose label is handed out."""
@@ -159,11 +146,7 @@ class Prepare:
         """
         batch: Batch = {}
         for role, sight in self.views.items():
-            own = self._filled(role, [s[role] for s in samples])
-            if isinstance(sight, View):
-                batch[role] = sight.modality.collate(own)
-            else:
-                batch[role] = tuple(v.modality.collate(x) for v, x in zip(sight, zip(*own, strict=True), strict=True))
+            batch[role] = together(sight, self._filled(role, [s[role] for s in samples]))
         if self.cached:
             batch["teacher"] = {
                 name: torch.stack([s["teacher"][name] for s in samples]) for name in samples[0]["teacher"]
@@ -187,24 +170,50 @@ class Prepare:
         return [self.filler[role] if v is None else v for v in values]
 
 
+def members_of(sight: Sight) -> frozenset[str]:
+    """The members of a sample that a network may need, its label and meta data among them."""
+    own = (member for view in several(sight) for member in view.modality.members)
+    return frozenset((*own, "meta.json", "label.txt"))
+
+
+def look(sight: Sight, raw: Sample) -> Any:
+    """What a network sees of a raw sample that nothing varies; SampleError for one that cannot be used."""
+    meta = _meta(raw)
+    seen = tuple(v.modality.augment(_decode(v.modality, raw, meta), Geometry(), v.size, None) for v in several(sight))
+    return seen[0] if isinstance(sight, View) else seen
+
+
+def together(sight: Sight, seen: Sequence[Any]) -> Any:
+    """A network's batch of what it sees of each sample."""
+    if isinstance(sight, View):
+        return sight.modality.collate(seen)
+    return tuple(v.modality.collate(x) for v, x in zip(sight, zip(*seen, strict=True), strict=True))
+
+
+Shown = tuple[np.ndarray, list[Caption]]
+"""A picture, uint8 RGB `[H, W, 3]`, and what stands beside it, one of each modality in it."""
+
+
 def pictures(
     source: Source, views: Mapping[str, Sight], keys: Collection[str]
-) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """What a person would see of the samples of these keys: key, and role -> uint8 RGB `[H, W, 3]`."""
+) -> Iterator[tuple[str, dict[str, Shown]]]:
+    """What a person would see of the samples of these keys: key, and role -> picture and captions."""
     members = Prepare(source, views, None).members
     for raw in read_range(source.folder, source.shards, 0, source.samples, members):
         if raw["__key__"] in keys:
             raw = complete(source, raw, members)
             meta = _meta(raw)
-            seen = {
-                role: _side_by_side([v.modality.picture(_decode(v.modality, raw, meta)) for v in _several(sight)])
-                for role, sight in views.items()
-            }
-            yield raw["__key__"], seen
+            yield raw["__key__"], {role: _shown(sight, raw, meta) for role, sight in views.items()}
 
 
-def _several(sight: Sight) -> tuple[View, ...]:
+def several(sight: Sight) -> tuple[View, ...]:
+    """The views that a network has, one or more."""
     return (sight,) if isinstance(sight, View) else sight
+
+
+def _shown(sight: Sight, raw: Sample, meta: Mapping[str, Any]) -> Shown:
+    values = [(view.modality, _decode(view.modality, raw, meta)) for view in several(sight)]
+    return _side_by_side([m.picture(v) for m, v in values]), [m.caption(v) for m, v in values]
 
 
 def _side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
@@ -279,10 +288,6 @@ def _error(raw: Sample, cause: str, message: str, unpaired: bool = False) -> Sam
     return SampleError(Skipped(shard, raw["__place__"], raw["__key__"], cause, message, unpaired))
 
 
-def _digest(text: str) -> int:
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
 def _unit(text: str) -> float:
     """A number in [0, 1) that is fixed by a text."""
-    return _digest(text) / 2**64
+    return digest(text) / 2**64

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -32,7 +34,7 @@ def classify_frozen(
     known, known_test = train_label >= 0, test_label >= 0
     if not known.any() or not known_test.any() or len(np.unique(train_label[known])) < 2:
         return {}
-    scale = Standard(train[known])
+    scale = Standard.of(train[known])
     x, y = scale(train[known]), train_label[known]
     x_test, y_test = scale(test[known_test]), test_label[known_test]
     probe = LogisticRegression(C=0.1, max_iter=1000).fit(x, y)
@@ -51,28 +53,21 @@ def _nearest(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarra
     return right / len(y_test)
 
 
+@dataclass(frozen=True)
 class Standard:
-    """Zero mean and unit variance a dimension, as in the features it is built from; dead dimensions become 0."""
+    """Zero mean and unit variance a dimension, as in the features it is built of; dead dimensions become 0."""
 
-    def __init__(self, x: np.ndarray) -> None:
-        self.mean, std = x.mean(0), x.std(0)
-        self.scale = np.where(std > 1e-6 * max(float(std.max()), 1e-12), 1 / np.maximum(std, 1e-12), 0)
+    mean: np.ndarray
+    scale: np.ndarray
+
+    @staticmethod
+    def of(x: np.ndarray) -> Standard:
+        std = x.std(0)
+        scale = np.where(std > 1e-6 * max(float(std.max()), 1e-12), 1 / np.maximum(std, 1e-12), 0)
+        return Standard(x.mean(0), scale)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         return ((x - self.mean) * self.scale).astype(np.float32)
-
-
-def to_teacher_space(student: np.ndarray, teacher: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """Map `queries [M, D_S]` by the ridge regression from `student [N, D_S]` to `teacher [N, D_T]`, both standardised.
-
-    So a student is asked what its features hold of the teacher's, whatever losses it was trained with.
-    """
-    scale = Standard(student)
-    x = torch.from_numpy(scale(student)).double()
-    y = torch.from_numpy(Standard(teacher)(teacher)).double()
-    ridge = 0.1 * len(x) * torch.eye(x.shape[1], dtype=torch.float64)
-    weights = torch.linalg.solve(x.T @ x + ridge, x.T @ y)
-    return (torch.from_numpy(scale(queries)).double() @ weights).float().numpy()
 
 
 def retrieval(queries: np.ndarray, gallery: np.ndarray) -> Scores:

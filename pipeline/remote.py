@@ -32,8 +32,7 @@ def is_remote(folder: str | Path) -> bool:
 
 def mirror(url: str) -> Path:
     """The local folder of a remote one; it is made, with nothing in it but where it is from."""
-    root = Path(os.environ.get("WCORD_CACHE") or Path.home() / ".cache" / "wcord")
-    folder = root / blake2b(url.rstrip("/").encode(), digest_size=10).hexdigest()
+    folder = _root() / blake2b(url.rstrip("/").encode(), digest_size=10).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / ORIGIN).exists():
         _replace(folder / ORIGIN, url.rstrip("/").encode())
@@ -41,11 +40,17 @@ def mirror(url: str) -> Path:
 
 
 def origin(folder: Path) -> str | None:
-    """The URL that a folder is the mirror of, None for an ordinary one."""
+    """The URL that a folder is the mirror of, None for an ordinary one, whatever lies in it."""
+    if folder.parent != _root():
+        return None
     try:
         return (folder / ORIGIN).read_text()
     except OSError:
         return None
+
+
+def _root() -> Path:
+    return Path(os.environ.get("WCORD_CACHE") or Path.home() / ".cache" / "wcord")
 
 
 def refresh(folder: Path, name: str) -> None:

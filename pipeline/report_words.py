@@ -57,8 +57,6 @@ def what_was_trained(run: Run, thumbnails: Thumbnails | None) -> str:
 def how_good(run: Run, embeddings: Embeddings | None, thumbnails: Thumbnails | None) -> str:
     """Paragraphs: accuracy, frozen features, retrieval; each against teacher, untrained network and baselines."""
     results = run.results
-    if not results:
-        return f"<p>It has not been measured yet: run <code>{escape(run.command('evaluate'))}</code>.</p>"
     names = ("student", "teacher")
     if thumbnails is not None and thumbnails.student_modality != thumbnails.teacher_modality:
         names = (thumbnails.student_modality, thumbnails.teacher_modality)

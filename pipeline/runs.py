@@ -31,6 +31,9 @@ KEY_METRICS = {
 
 FRACTIONS = {"top1", "top5", "balanced", "probe", "knn", "mIoU", "pixel_accuracy", "mean_accuracy"}
 
+LEFT = ("checkpoints", "tensorboard", "student", "evaluation", "skipped.jsonl", "report.html")
+"""What else tells that a folder is, or was to be, a run's."""
+
 SEED_SUFFIX = re.compile(r"(?:_s|[_-]seed|_)(\d+)$")
 
 
@@ -74,9 +77,9 @@ class Run:
         values = self.series(key)[1]
         return values[-1] if values else None
 
-    def command(self, name: str) -> str:
-        """The command line `wcord NAME FOLDER`, quoted for a shell."""
-        return f"wcord {name} {shlex.quote(str(self.folder))}"
+    def command(self, name: str, file: str = "") -> str:
+        """The command line `wcord NAME FOLDER`, or of a file in the folder, quoted for a shell."""
+        return f"wcord {name} {shlex.quote(str(self.folder / file))}"
 
 
 def read_run(folder: str | Path) -> Run:
@@ -88,20 +91,20 @@ def read_run(folder: str | Path) -> Run:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run folder. Give the folder that `wcord train` wrote.")
     names = ("config.yaml", "metrics.jsonl", "results.json")
-    if not any((folder / name).is_file() for name in names):
+    if any(folder.iterdir()) and not any((folder / name).exists() for name in (*names, *LEFT)):
         raise UserError(f"{folder}: not a run folder: it has none of {', '.join(names)}.")
     notes: list[str] = []
     run = Run(folder)
     hints = {
         "config.yaml": "what was trained is not known; `wcord train` writes it",
         "metrics.jsonl": "there are no curves; `wcord train` writes it",
-        "results.json": f"there are no results; run `{run.command('evaluate')}`",
+        "results.json": f"there are no results; once it is trained, run `{run.command('evaluate')}`",
     }
     for name, hint in hints.items():
         if not (folder / name).is_file():
             notes.append(f"{name} is missing: {hint}.")
     config = _read_config(folder / names[0])
-    log = _read_log(folder / names[1], notes)
+    log = read_log(folder / names[1], notes)
     results = _read_results(folder / names[2], notes)
     return Run(folder, config, log, results, tuple(notes))
 
@@ -148,8 +151,11 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _read_log(path: Path, notes: list[str]) -> dict[int, dict[str, float]]:
-    """Lines of one step are joined, the later value wins: a resumed run writes its last steps again."""
+def read_log(path: Path, notes: list[str]) -> dict[int, dict[str, float]]:
+    """Step -> values; what is wrong with the file becomes a note.
+
+    Lines of one step are joined, the later value wins: a resumed run writes its last steps again.
+    """
     if not path.is_file():
         return {}
     log: dict[int, dict[str, float]] = {}

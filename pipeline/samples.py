@@ -58,11 +58,11 @@ def _read_shard(
     due = first
     try:
         with ExitStack() as stack:
-            samples = _samples(open_shard(stack, path, shard), str(path), members)
+            samples = read_samples(open_shard(stack, path, shard), str(path), members)
             if beside is not None:
                 sidecar = folder / beside[0].file
                 samples = _joined(
-                    samples, _samples(open_shard(stack, sidecar, beside[0]), str(sidecar), {beside[1]}), beside[1]
+                    samples, read_samples(open_shard(stack, sidecar, beside[0]), str(sidecar), {beside[1]}), beside[1]
                 )
             for place, sample in enumerate(samples):
                 if place >= last:
@@ -139,8 +139,8 @@ def stamp(path: Path) -> tuple[int, int]:
     return about.st_size, about.st_mtime_ns
 
 
-def _samples(file: BinaryIO, path: str, members: Set[str]) -> Iterator[Sample]:
-    """Consecutive members of one key are a sample; the key ends at the first dot, as WebDataset has it."""
+def read_samples(file: BinaryIO, path: str, members: Set[str]) -> Iterator[Sample]:
+    """Raw samples of a tar: consecutive members of one key, which ends at the first dot, as WebDataset has it."""
     sample: Sample = {}
     for name, data in read_members(file, lambda name: name.partition(".")[2].lower() in members):
         key, _, member = name.partition(".")

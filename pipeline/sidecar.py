@@ -30,7 +30,7 @@ class Fingerprint(BaseModel):
     """What a cache must agree on with the run that uses it.
 
     weights: hash of the teacher's. sight: its modalities, with their settings and input sizes, as JSON. draw: what
-    views are drawn from: seed, range of the crop, flip. shards: file -> sha256.
+    views are drawn from: seed, range of the crop or the shift, flip. shards: file -> sha256.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

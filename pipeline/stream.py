@@ -23,9 +23,10 @@ import torch
 from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from pipeline.draw import Draw
 from pipeline.errors import UserError
 from pipeline.host import yield_to_training
-from pipeline.prepare import Batch, Draw, Prepare, Sight
+from pipeline.prepare import Batch, Prepare, Sight
 from pipeline.samples import Sample, read_range, shuffled
 from pipeline.skipped import SampleError, Skipped, counts, in_words
 from pipeline.source import Source
@@ -56,18 +57,14 @@ class TrainStream(IterableDataset[Any]):
         shuffle: int = 2000,
         crop: tuple[float, float] = (1.0, 1.0),
         flip: bool = False,
+        pad: tuple[int, int] | None = None,
         start: int = 0,
     ) -> None:
         super().__init__()
         self.source, self.batch, self.ranks, self.rank, self.seed = source, batch, ranks, rank, seed
         self.shuffle, self.start = shuffle, start
-        self.steps_per_epoch = source.samples // (batch * ranks)
-        if self.steps_per_epoch == 0:
-            raise UserError(
-                f"{source.folder}: the split has {source.samples} samples, fewer than the global batch of "
-                f"{batch * ranks}; lower data.batch_size."
-            )
-        self.prepare = Prepare(source, views, Draw(seed, crop, flip))
+        self.steps_per_epoch = steps_per_epoch(source, batch * ranks)
+        self.prepare = Prepare(source, views, Draw(seed, crop, flip, pad))
 
     def __iter__(self) -> Iterator[Batch | Fault]:
         worker, workers = _worker()
@@ -127,6 +124,16 @@ class TrainStream(IterableDataset[Any]):
                 yield sample
 
 
+def steps_per_epoch(source: Source, batch: int) -> int:
+    """Global batches of that size in a split; UserError if it has fewer samples than one."""
+    if source.samples < batch:
+        raise UserError(
+            f"{source.folder}: the split has {source.samples} samples, fewer than the global batch of {batch}; lower "
+            "data.batch_size."
+        )
+    return source.samples // batch
+
+
 def ready(prepare: Prepare, raw: Sample, epoch: int, skipped: list[Skipped]) -> Sample | None:
     """A raw sample made ready; None, with the reason in `skipped`, for one that the policy skips."""
     try:
@@ -140,19 +147,29 @@ def ready(prepare: Prepare, raw: Sample, epoch: int, skipped: list[Skipped]) -> 
 
 
 class EvalStream(IterableDataset[Any]):
-    """Every usable sample of a split once, not augmented, in an order that depends on the number of readers."""
+    """Every usable sample of a split once, not augmented, in an order that depends on the number of readers.
+
+    most: only the first so many; None: all.
+    """
 
     def __init__(
-        self, source: Source, views: Mapping[str, Sight], *, batch: int, ranks: int = 1, rank: int = 0
+        self,
+        source: Source,
+        views: Mapping[str, Sight],
+        *,
+        batch: int,
+        ranks: int = 1,
+        rank: int = 0,
+        most: int | None = None,
     ) -> None:
         super().__init__()
-        self.source, self.batch, self.ranks, self.rank = source, batch, ranks, rank
+        self.source, self.batch, self.ranks, self.rank, self.most = source, batch, ranks, rank, most
         self.prepare = Prepare(source, views, None)
 
     def __iter__(self) -> Iterator[Batch | Fault]:
         worker, workers = _worker()
         reader, readers = self.rank * workers + worker, self.ranks * workers
-        total = self.source.samples
+        total = min(self.source.samples, self.most or self.source.samples)
         start, stop = total * reader // readers, total * (reader + 1) // readers
         source, skipped, batch = self.source, list[Skipped](), list[Sample]()
         try:
@@ -188,11 +205,12 @@ def loader(stream: IterableDataset[Any], workers: int, device: torch.device) -> 
             if isinstance(batch, Fault):
                 raise UserError(batch.message)
             yield send_to_device(batch, device, non_blocking=True)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:  # the last two while a batch is handed over
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
+        reason = next(iter(str(error).splitlines()), "")
         raise UserError(
-            f"a loader process died: {str(error).splitlines()[0]} It may have run out of memory: lower "
+            f"a loader process died: {reason or type(error).__name__} It may have run out of memory: lower "
             "data.workers, data.shuffle or data.batch_size."
         ) from None
 

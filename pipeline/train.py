@@ -4,34 +4,39 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
-import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.nn  # its default arguments keep the process group for good if it is imported after the group
-from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate import Accelerator
 from torch.distributed import DistBackendError
+from torch.distributed.tensor import DTensor
 
 from pipeline.checkpoint import BEST, Checkpoint, keep_best, newest_checkpoint, save_checkpoint
 from pipeline.config import Config
+from pipeline.draw import Draw
 from pipeline.errors import UserError
+from pipeline.gradient_checkpointing import checkpoint_gradients
 from pipeline.host import keep_freed_memory
+from pipeline.in_memory import InMemory
+from pipeline.launch import start_accelerator
 from pipeline.log import Log
 from pipeline.masks import confusion, scores
 from pipeline.model import Distillation, build_model
-from pipeline.network import DESCRIPTION, save_network
+from pipeline.network import DESCRIPTION, Joint, Network, save_network
 from pipeline.nonfinite import NonFinite
+from pipeline.prepare import Batch, Sight
 from pipeline.run_folder import RESULTS, WRITTEN, claim, clear, write_config
+from pipeline.schedule import Schedule
+from pipeline.sharding import average_gradients, load_model, load_optimizer, plain_student, prepare_sharding, whole
 from pipeline.skipped import SKIPPED, Ledger
-from pipeline.source import Policy, open_split
+from pipeline.source import Policy, Source, open_split
 from pipeline.stopping import Stop, Stopped
-from pipeline.stream import EvalStream, TrainStream, loader
+from pipeline.stream import EvalStream, TrainStream, loader, steps_per_epoch
 
 
 def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path:
@@ -72,16 +77,23 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
     policy = Policy(data.max_faulty, data.unpaired)
     source = open_split(data.shards, "train", data.label, data.labels, config.seed, policy, data.join)
     checked = config.evaluation.split if config.evaluation.every else None
+    schedule = Schedule(config.train, steps_per_epoch(source, data.batch_size))
     held_out = open_split(data.shards, checked, data.label, policy=policy, join=data.join) if checked else None
 
     distillation = build_model(config)
     source = replace(source, cache=distillation.cache)
     identity = _identity(config, distillation)
+    spare = prepare_sharding(distillation, config, accelerator)
+    if config.train.gradient_checkpointing:
+        checkpoint_gradients(distillation.student)
+    if config.train.compile:
+        distillation.compile_networks()
     model, optimizer = accelerator.prepare(distillation, build_optimizer(distillation, config))
     done = _resume(run, distillation, optimizer, identity, accelerator) if resume else 0
-    if done >= config.train.steps:
+    if done >= schedule.steps:
+        student = plain_student(distillation, spare)
         if accelerator.is_main_process and not (run / "student" / DESCRIPTION).exists():
-            save_network(distillation.student, run / "student")
+            save_network(student, run / "student")
         accelerator.print(f"{run}: already trained for {done} steps; nothing to do.")
         return
     accelerator.wait_for_everyone()  # nobody may delete before all have looked
@@ -90,41 +102,30 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
         write_config(config, run)
     accelerator.print(f"{run}: training on {accelerator.num_processes} x {accelerator.device.type}", flush=True)
 
-    stream = TrainStream(
-        source,
-        distillation.views,
-        batch=data.batch_size // accelerator.num_processes,
-        ranks=accelerator.num_processes,
-        rank=accelerator.process_index,
-        seed=config.seed,
-        shuffle=data.shuffle,
-        crop=data.crop,
-        flip=data.flip,
-        start=done,
-    )
-    batches = loader(stream, data.workers, accelerator.device)
+    batches = training_batches(config, source, distillation.views, done, accelerator)
     ledger = Ledger(run / SKIPPED, source.samples, policy.max_faulty)
     finite = NonFinite(distillation, run, accelerator.process_index)
-    log = Log(config, run, done, stream.steps_per_epoch, accelerator)
-    for step in range(done + 1, config.train.steps + 1):
+    log = Log(config, run, done, schedule, accelerator)
+    for step in range(done + 1, schedule.steps + 1):
         batch = log.waiting(batches)
         ledger.add(batch.pop("skipped"))
         # Randomness inside the networks is a function of the step, so a resumed run draws the same.
         torch.manual_seed(hash((config.seed, step, accelerator.process_index)))
-        rate = learning_rate(step, config)
+        rate = schedule.learning_rate(step)
         for group in optimizer.param_groups:
             group["lr"] = rate
         with accelerator.autocast():
             loss, terms = model(batch)
         accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(model.parameters(), config.train.clip)
-        assert norm is not None
+        if spare is not None:
+            average_gradients(distillation, accelerator)
+        norm = whole(accelerator.clip_grad_norm_(model.parameters(), config.train.clip or math.inf))
         skipped = finite.skips(step, batch, terms, norm)
         if not skipped or accelerator.scaler is not None:  # which skips by itself, and lowers its scale
             optimizer.step()
         optimizer.zero_grad()
 
-        last = step == config.train.steps
+        last = step == schedule.steps
         stopping = stop.asked(accelerator)
         if not skipped:
             log.add(loss, terms)
@@ -133,10 +134,11 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
             log.write(step, rate, norm, distillation, ledger.counts(), finite.steps)
         if held_out and (step % config.evaluation.every == 0 or last):
             average_buffers(distillation, accelerator)
-            metric, right = held_out_score(distillation, held_out, config, accelerator)
+            student = plain_student(distillation, spare)
+            metric, right = held_out_score(student, held_out, config, accelerator)
             log.scalars(step, {f"held_out/{metric}": right})
             if accelerator.is_main_process:
-                keep_best(distillation.student, run / BEST, step, right)
+                keep_best(student, run / BEST, step, right)
         due = step % config.train.checkpoint_every == 0 and finite.row == 0
         if due or last or stopping:
             ledger.share(accelerator)
@@ -147,10 +149,33 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
             raise Stopped(
                 f"{run}: stopped at step {step} as asked; go on with --resume.", stop.number or signal.SIGTERM
             )
+    student = plain_student(distillation, spare)
     if accelerator.is_main_process:
-        save_network(distillation.student, run / "student")
+        save_network(student, run / "student")
     log.close()
     accelerator.print(f"{run}: done. The student is in {run / 'student'}; next: wcord evaluate {run}")
+
+
+def training_batches(
+    config: Config, source: Source, views: Mapping[str, Sight], start: int, accelerator: Accelerator
+) -> Iterator[Batch]:
+    """This rank's batches from step `start` on, out of the shards or out of memory."""
+    data, ranks, rank = config.data, accelerator.num_processes, accelerator.process_index
+    share = {"batch": data.batch_size // ranks, "ranks": ranks, "rank": rank, "start": start}
+    if data.in_memory:
+        draw = Draw(config.seed, data.crop, data.flip, data.pad)
+        return iter(InMemory(source, views, draw, **share, workers=data.workers, device=accelerator.device))
+    stream = TrainStream(
+        source,
+        views,
+        **share,
+        seed=config.seed,
+        shuffle=data.shuffle,
+        crop=data.crop,
+        flip=data.flip,
+        pad=data.pad,
+    )
+    return loader(stream, data.workers, accelerator.device)
 
 
 def _save(
@@ -166,78 +191,46 @@ def _save(
     average_buffers(model, accelerator)
     assert_equal_weights(model, accelerator)
     assert_finite_weights(model, step)
+    weights = whole(model.trainable_state())
+    state = {"optimizer": whole(optimizer.state_dict()), "scaler": _scaler_state(accelerator)}
     if accelerator.is_main_process:
-        state = {"optimizer": optimizer.state_dict(), "scaler": _scaler_state(accelerator)}
-        checkpoint = Checkpoint(step, model.trainable_state(), state, identity, accelerator.num_processes)
+        checkpoint = Checkpoint(step, weights, state, identity, accelerator.num_processes)
         save_checkpoint(run / "checkpoints", checkpoint, config.train.keep)
 
 
-def start_accelerator(config: Config) -> Accelerator:
-    """Start Accelerate; UserError if the launcher started more processes than it joined."""
-    precision = config.train.precision
-    # It starts the process group; Accelerator takes the one that it finds.
-    patience = timedelta(seconds=config.train.timeout)
-    device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=patience).device.type
-    if precision == "auto":
-        native = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bf16" if native else "fp32"
-    if precision == "fp16" and device == "cpu":
-        raise UserError("train.precision: fp16 needs a GPU; use fp32 (or bf16) on a CPU.")
-    # The new name of `broadcast_buffers` is not known to every version of torch that we run on.
-    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-    # The buffers are averaged where they are read; the graph is the same at every step.
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, static_graph=True, gradient_as_bucket_view=True)
-    accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=[ddp])
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != launched:
-        raise UserError(
-            f"the launcher started {launched} processes, but {accelerator.num_processes} train together: they would be "
-            "unsynchronised copies. On CPU: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 …"
-        )
-    if config.data.batch_size % accelerator.num_processes:
-        raise UserError(
-            f"data.batch_size: {config.data.batch_size} is the global batch and must be a multiple of the "
-            f"{accelerator.num_processes} processes."
-        )
-    return accelerator
-
-
 def build_optimizer(model: Distillation, config: Config) -> torch.optim.Optimizer:
-    """AdamW, or SGD with momentum 0.9; vectors and scalars (biases, norms, temperatures) are not decayed."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    decay = config.train.weight_decay
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    """AdamW, or SGD with momentum 0.9; vectors and scalars (biases, norms, temperatures) are decayed if asked for."""
+    groups, decay = [], config.train.weight_decay
+    for part in (model.student, model.losses):  # apart, for FSDP cuts the one and not the other
+        trained = [p for p in part.parameters() if p.requires_grad]
+        matrices, vectors = ([p for p in trained if (p.ndim > 1) == matrix] for matrix in (True, False))
+        groups += [
+            {"params": matrices, "weight_decay": decay},
+            {"params": vectors, "weight_decay": decay * config.train.decay_vectors},
+        ]
+    groups = [group for group in groups if group["params"]]
     if config.train.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.train.learning_rate, momentum=0.9)
     return torch.optim.AdamW(groups, lr=config.train.learning_rate, fused=True)
 
 
-def learning_rate(step: int, config: Config) -> float:
-    """Linear warm-up to the peak, then half a cosine to 0 at the last step; `step` counts from 1."""
-    peak, warmup, steps = config.train.learning_rate, config.train.warmup, config.train.steps
-    if step <= warmup:
-        return peak * step / warmup
-    return peak * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1))) / 2
-
-
 @torch.no_grad()
-def held_out_score(model: Distillation, source: Any, config: Config, accelerator: Accelerator) -> tuple[str, float]:
+def held_out_score(
+    student: Network | Joint, source: Source, config: Config, accelerator: Accelerator
+) -> tuple[str, float]:
     """`top1`, or `mIoU` of masks, of the student on a whole split, shared by all ranks; 0 to 1."""
-    views = {"student": model.views["student"]}
+    views = {"student": student.view}
     ranks, rank = accelerator.num_processes, accelerator.process_index
     stream = EvalStream(source, views, batch=64 if source.mask else 256, ranks=ranks, rank=rank)
     counts = torch.zeros(source.classes, source.classes, device=accelerator.device, dtype=torch.int64)
-    model.eval()
+    student.eval()
     for batch in loader(stream, config.data.workers, accelerator.device):
         with accelerator.autocast():
-            logits = model.student(batch["student"]).logits
+            logits = student(batch["student"]).logits
         if logits is None:
             raise UserError("evaluation.every: the student has no classes to be right about; set it to 0.")
         counts += confusion(logits.argmax(1), batch["mask" if source.mask else "label"], source.classes)
-    model.train()
+    student.train()
     counts = accelerator.reduce(counts, "sum")
     if source.mask:
         return "mIoU", scores(counts, list(map(str, range(source.classes)))).get("mIoU", 0.0)
@@ -254,9 +247,10 @@ def average_buffers(model: Distillation, accelerator: Accelerator) -> None:
 
 
 def assert_equal_weights(model: Distillation, accelerator: Accelerator) -> None:
-    """Raises RuntimeError if the ranks' weights have come apart: then they were not trained together."""
+    """Raises RuntimeError if weights that all ranks hold have come apart: then they were not trained together."""
     if accelerator.num_processes > 1:
-        weights = [p.detach().double().flatten() for p in model.parameters() if p.requires_grad]
+        trained = [p.detach() for p in model.parameters() if p.requires_grad and not isinstance(p, DTensor)]
+        weights = [p.double().flatten() for p in trained]
         sums = torch.stack([torch.stack([w.sum(), w.abs().sum()]) for w in weights]).sum(0)
         if len(torch.unique(accelerator.gather(sums[None]), dim=0)) != 1:
             raise RuntimeError("the ranks' weights differ: gradients were not synchronised. Do not use this run.")
@@ -264,7 +258,7 @@ def assert_equal_weights(model: Distillation, accelerator: Accelerator) -> None:
 
 def assert_finite_weights(model: Distillation, step: int) -> None:
     """Raises UserError rather than let a checkpoint be written that no run can go on from."""
-    bad = [name for name, p in model.named_parameters() if p.requires_grad and not torch.isfinite(p).all()]
+    bad = [name for name, p in model.named_parameters() if p.requires_grad and not torch.isfinite(whole(p)).all()]
     if bad:
         raise UserError(
             f"step {step}: weights are not finite ({bad[0]} and {len(bad) - 1} others), no checkpoint was written. "
@@ -288,8 +282,8 @@ def _resume(run: Path, model: Distillation, optimizer: Any, identity: dict[str, 
                 f"{run}: {checkpoint.ranks} processes made the checkpoint, {accelerator.num_processes} go on: the "
                 "global batch is as large, but of other samples, so the weights will not be the same bits."
             )
-        model.load_trainable_state(checkpoint.model)
-        optimizer.load_state_dict(checkpoint.optimizer["optimizer"])
+        load_model(model, checkpoint.model)
+        load_optimizer(optimizer, checkpoint.optimizer["optimizer"])
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(checkpoint.optimizer["scaler"])
     return done
@@ -304,7 +298,7 @@ def _identity(config: Config, model: Distillation) -> dict[str, Any]:
         "losses": settings["losses"],
         "seed": config.seed,
         "data": {k: v for k, v in settings["data"].items() if k not in ("shards", "join", "workers", "max_faulty")},
-        "train": {k: settings["train"][k] for k in ("optimizer", "weight_decay", "precision")},
+        "train": {k: settings["train"][k] for k in ("optimizer", "weight_decay", "decay_vectors", "precision")},
     }
     found: dict[str, Any] = json.loads(json.dumps(identity))
     return found

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 from modalities.encoders.base import Encoder, Preprocessing
 from modalities.encoders.cnn5 import CNN5
 from modalities.encoders.log_mel_cnn import LogMelCNN
+from modalities.encoders.named import CIFAR, IMAGENET
 from modalities.encoders.pretrained import PretrainedVision
 from modalities.encoders.pretrained_audio import PretrainedAudio
 from modalities.encoders.pretrained_text import PretrainedText
@@ -28,7 +29,11 @@ __all__ = [
     "import_class",
 ]
 
-IMAGE_ENCODERS: dict[str, type[Encoder]] = {"cnn5": CNN5, "resnet": ResNet, "transformers": PretrainedVision}
+IMAGE_ENCODERS: dict[str, type[Encoder]] = {
+    **{"cnn5": CNN5, "resnet": ResNet, "transformers": PretrainedVision},
+    **CIFAR,
+    **IMAGENET,
+}
 TEXT_ENCODERS: dict[str, type[Encoder]] = {"text_transformer": TextTransformer, "transformers": PretrainedText}
 AUDIO_ENCODERS: dict[str, type[Encoder]] = {"log_mel_cnn": LogMelCNN, "transformers": PretrainedAudio}
 

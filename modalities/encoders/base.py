@@ -63,6 +63,10 @@ class Encoder(nn.Module):
     def forward(self, x: Any) -> Features:
         raise NotImplementedError
 
+    def extract(self, x: Any) -> Any:
+        """What `forward` takes as well as the modality's batch, where making it from that is more than tensors."""
+        return x
+
     def portable(self, spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         """The spec that rebuilds this network, weights aside, from what is in `folder`: a student is taken away in one.
 

@@ -99,8 +99,8 @@ def freeze_unused(encoder: Encoder, example: Any, failure: str) -> Features:
     return features
 
 
-def read_config(model: str, part: str = "vision_config") -> Any:
-    """The model's config; of one that joins vision and text, that of its `part`."""
+def read_config(model: str, part: str | None = "vision_config") -> Any:
+    """The model's config; of one that joins vision and text, that of its `part`, None for the whole."""
     transformers = import_transformers()
     try:
         config = transformers.AutoConfig.from_pretrained(
@@ -113,7 +113,7 @@ def read_config(model: str, part: str = "vision_config") -> Any:
             else "check the name, or download it where there is a network and give the folder"
         )
         raise ValueError(f"transformers: cannot read model {model!r}: {cure}. ({first_line(error)})") from error
-    return getattr(config, part, config)
+    return getattr(config, part, config) if part else config
 
 
 def read_network(model: str, config: Any, weights: str) -> tuple[nn.Module, bool]:

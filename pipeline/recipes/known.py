@@ -9,6 +9,7 @@ from pipeline.errors import UserError
 from pipeline.recipes import Plan, check_unique
 from pipeline.recipes.binary_images import cifar10, cifar100, stl10
 from pipeline.recipes.captions import coco, flickr8k
+from pipeline.recipes.imagenet import imagenet
 from pipeline.recipes.rgbd import nyu_depth_v2, sun_rgbd
 from pipeline.recipes.sounds import esc50, speech_commands
 
@@ -16,6 +17,7 @@ KNOWN: dict[str, Callable[[Path], Plan]] = {
     "cifar10": cifar10,
     "cifar100": cifar100,
     "stl10": stl10,
+    "imagenet": imagenet,
     "esc50": esc50,
     "speech_commands": speech_commands,
     "flickr8k": flickr8k,

@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.recipes import Plan, Refusal, Sample, number_classes, refusal, safe_key, stamp
+from pipeline.recipes.matlab import read_matlab
 
 NYU_CAMERA = {"fx": 518.857901, "fy": 519.469611, "cx": 324.582449, "cy": 252.736166, "width": 640, "height": 480}
 """Pixels; of the toolbox's camera_params.m, whose first pixel is 1."""
@@ -25,7 +26,7 @@ def nyu_depth_v2(source: Path) -> Plan:
     40 that are usually reported.
     """
     path = source / "nyu_depth_v2_labeled.mat"
-    train = set(_matlab(source / "splits.mat", "trainNdxs").ravel().tolist())
+    train = set(read_matlab(source / "splits.mat", "trainNdxs").ravel().tolist())
     try:
         file = _open(str(path))
         kinds = [_text(file, ref) for ref in file["sceneTypes"][0]]
@@ -36,9 +37,9 @@ def nyu_depth_v2(source: Path) -> Plan:
     names, mark = number_classes(kinds), stamp([str(path)])[1]
     classes, masks, table = {"label": names, "mask": objects}, {"mask": list(range(1, len(objects) + 1))}, None
     if (mapping := source / "classMapping40.mat").is_file():
-        classes["classes"] = [str(name[0]) for name in _matlab(mapping, "className").ravel()]
+        classes["classes"] = [str(name[0]) for name in read_matlab(mapping, "className").ravel()]
         masks["classes"] = list(range(1, len(classes["classes"]) + 1))
-        table = (0, *_matlab(mapping, "mapClass").ravel().tolist())
+        table = (0, *read_matlab(mapping, "mapClass").ravel().tolist())
     samples = []
     for n, (scene, kind) in enumerate(zip(scenes, kinds, strict=True)):
         make, split = partial(_nyu_frame, str(path), n, table), "train" if n + 1 in train else "test"
@@ -53,7 +54,7 @@ def sun_rgbd(source: Path) -> Plan:
     """The folders of `SUNRGBD/`, each with `image/`, `depth_bfx/`, `intrinsics.txt` and `scene.txt`, and
     `SUNRGBDtoolbox/traintestSUNRGBD/allsplit.mat`; depth's rotated bits are put right."""
     root = source / "SUNRGBD"
-    listed = _matlab(source / "SUNRGBDtoolbox" / "traintestSUNRGBD" / "allsplit.mat", "alltrain").ravel()
+    listed = read_matlab(source / "SUNRGBDtoolbox" / "traintestSUNRGBD" / "allsplit.mat", "alltrain").ravel()
     train = {str(entry[0]).rstrip("/").partition("SUNRGBD/")[2] for entry in listed}
     found: list[tuple[Path, str]] = []
     refused: list[Refusal] = []
@@ -138,13 +139,3 @@ def _open(path: str) -> Any:
 
 def _text(file: Any, reference: Any) -> str:
     return "".join(map(chr, file[reference][:].ravel()))
-
-
-def _matlab(path: Path, name: str) -> np.ndarray:
-    from scipy.io import loadmat
-
-    try:
-        found: np.ndarray = loadmat(str(path))[name]
-    except (OSError, KeyError, ValueError, NotImplementedError) as error:
-        raise UserError(f"{path}: no `{name}` can be read from it ({error}); it holds the official split.") from None
-    return found

@@ -44,6 +44,15 @@ def test_pairs_the_last_maps_and_adds_them_up() -> None:
     torch.testing.assert_close(loss(of_maps(*s), of_maps(*t), {}), expected)
 
 
+def test_starts_with_the_first_pair_that_is_asked_for() -> None:
+    s = [torch.randn(3, c, n, n, dtype=Double) for c, n in ((4, 8), (12, 4))]
+    t = [torch.randn(3, c, n, n, dtype=Double) for c, n in ((6, 8), (20, 4))]
+    dims = Dims(8, maps=(4, 12)), Dims(8, maps=(6, 20))
+    torch.testing.assert_close(AT(*dims, first=1)(of_maps(*s), of_maps(*t), {}), at(s[1], t[1]))
+    with pytest.raises(ValueError, match="first: 2 leaves nothing to compare, 2 maps"):
+        AT(*dims, first=2)
+
+
 def test_ignores_scale_sign_and_order_of_channels() -> None:
     s, t = torch.randn(3, 12, 4, 4, dtype=Double), torch.randn(3, 20, 4, 4, dtype=Double)
     torch.testing.assert_close(at(-3 * s[:, torch.randperm(12)], t), at(s, t))

@@ -45,6 +45,12 @@ def test_adds_up_the_last_maps() -> None:
     torch.testing.assert_close(loss(of_maps(*s), of_maps(*t), {}), nst(s[0], t[1]) + nst(s[1], t[2]))
 
 
+def test_starts_with_the_first_pair_that_is_asked_for() -> None:
+    s = [torch.randn(3, c, n, n, dtype=Double) for c, n in ((4, 8), (12, 4))]
+    loss = NST(Dims(8, maps=(4, 12)), Dims(8, maps=(4, 12)), first=1)
+    torch.testing.assert_close(loss(of_maps(*s), of_maps(s[1], s[0]), {}), nst(s[1], s[0]))
+
+
 def test_ignores_each_channels_scale_and_order() -> None:
     s, t = torch.randn(3, 12, 4, 4, dtype=Double), torch.randn(3, 20, 4, 4, dtype=Double)
     scaled = s[:, torch.randperm(12)] * torch.rand(3, 12, 1, 1, dtype=Double).add(0.1)

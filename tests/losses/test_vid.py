@@ -47,6 +47,14 @@ def test_is_the_definition_written_out() -> None:
     torch.testing.assert_close(loss(student, teacher, {}), expected)
 
 
+def test_starts_with_the_first_map_that_is_asked_for() -> None:
+    loss = VID(STUDENT, TEACHER, first=1).double()
+    student, teacher = features(STUDENT), features(TEACHER)
+    expected = minus_log_likelihood(loss.likelihoods[0], student.maps[1], teacher.maps[1])
+    torch.testing.assert_close(loss(student, teacher, {}), expected)
+    assert len(loss.likelihoods) == 1
+
+
 def test_pools_the_larger_map_of_a_pair() -> None:
     loss = VID(STUDENT, TEACHER).double()
     student, teacher = features(STUDENT, ((8, 8), (2, 4))), features(TEACHER, ((4, 4), (4, 4)))

@@ -38,6 +38,17 @@ def test_it_keeps_the_contract() -> None:
     check_modality(Audio(seconds=0.5), samples, specs=[{"name": "log_mel_cnn", "width": 4}])
 
 
+def test_noise_lies_so_many_decibels_below_every_sound() -> None:
+    sound, noisy = tone(2.0), Audio(snr=10.0, gain=0.0)
+    check_modality(noisy, sound_file(sound), specs=[{"name": "log_mel_cnn", "width": 4}])
+    for rng in (None, np.random.default_rng(0)):
+        noise = noisy.augment(sound, WHOLE, 0, rng).numpy() - sound
+        assert 20 * np.log10(sound.std() / noise.std()) == pytest.approx(10, abs=0.2)
+        assert abs(np.corrcoef(noise[1:], noise[:-1])[0, 1]) < 0.03  # white
+    other = noisy.augment(sound * 2, WHOLE, 0, None).numpy() - 2 * sound
+    assert abs(np.corrcoef(other, noisy.augment(sound, WHOLE, 0, None).numpy() - sound)[0, 1]) < 0.03  # its own
+
+
 @pytest.mark.parametrize(
     ("kind", "subtype", "exact"),
     [("WAV", "PCM_U8", 0.01), ("WAV", "PCM_16", 1e-4), ("WAV", "PCM_24", 1e-6), ("WAV", "FLOAT", 0),
@@ -210,3 +221,15 @@ def test_a_model_that_does_not_hear_is_refused(tmp_path: Path) -> None:
     transformers.BertModel(transformers.BertConfig(**SMALL, vocab_size=9)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"has no feature extractor for sound: preprocessor_config.json is needed"):
         Audio().encoder({"name": "transformers", "model": str(tmp_path)})
+
+
+@pytest.mark.parametrize("rate", [16_000, 11_025])
+def test_caption_can_be_heard(rate: int) -> None:
+    adapter = Audio(rate=rate, seconds=1.0)
+    caption = adapter.caption(tone(2.5, rate))
+    assert caption.text == "2.5 s"
+    heard, heard_rate = soundfile.read(io.BytesIO(caption.sound))
+    assert heard_rate == 16_000
+    assert len(heard) / heard_rate == pytest.approx(1.0, abs=0.1)
+    loudest = np.abs(np.fft.rfft(heard)).argmax() * heard_rate / len(heard)
+    assert loudest == pytest.approx(440, abs=5)

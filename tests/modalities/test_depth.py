@@ -283,6 +283,16 @@ def test_picture_shows_missing_readings_black_and_survives_outliers():
     assert not Depth().picture(depth_map(np.zeros((4, 4)))).any()
 
 
+def test_caption_tells_the_metres_of_the_colours() -> None:
+    metres = np.linspace(1.0, 3.0, 96 * 72, dtype=np.float32).reshape(72, 96)
+    caption = Depth().caption(depth_map(metres))
+    assert caption.text == "1.04 to 2.96 m"  # the 2nd and 98th percentile
+    picture = Depth().picture(depth_map(metres))
+    ends = ["#{:02x}{:02x}{:02x}".format(*picture[place]) for place in ((0, 0), (-1, -1))]
+    assert [caption.colours[0], caption.colours[-1]] == ends
+    assert Depth().caption(depth_map(np.zeros((4, 4)))).text == "no reading"
+
+
 def test_quantisation_rounds_as_a_stereo_camera_does() -> None:
     metres = np.linspace(0.5, 8, 4096, dtype=np.float32).reshape(64, 64)
     metres[0, 0] = 0

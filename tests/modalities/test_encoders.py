@@ -101,19 +101,11 @@ def test_the_student_is_small_and_leaves_eight_by_eight_of_sixty_four():
     assert (encoder.dim, encoder.map_channels) == (32, (8, 16, 16, 32, 32))
 
 
-@pytest.mark.parametrize(
-    ("depth", "published"), [(8, 83892), (14, 181108), (20, 278324), (32, 472756), (56, 861620), (110, 1736564)]
-)
-def test_resnets_are_those_of_the_literature(depth, published):
-    """Parameters of the CIFAR-100 networks of the distillation literature, which include a 64 x 100 classifier."""
-    assert parameters(ResNet(3, depth=depth)) == published - (64 * 100 + 100)
-
-
-def test_resnet_maps_are_its_three_stages():
+def test_resnet_maps_are_its_stem_and_its_three_stages():
     maps = ResNet(3)(torch.rand(1, 3, 32, 32)).maps
-    assert [tuple(m.shape[1:]) for m in maps] == [(16, 32, 32), (32, 16, 16), (64, 8, 8)]
+    assert [tuple(m.shape[1:]) for m in maps] == [(16, 32, 32), (16, 32, 32), (32, 16, 16), (64, 8, 8)]
     encoder = ResNet(3, width=4)
-    assert (encoder.dim, encoder.map_channels) == (16, (4, 8, 16))
+    assert (encoder.dim, encoder.map_channels) == (16, (4, 4, 8, 16))
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])
@@ -160,7 +152,7 @@ def test_an_encoder_of_ones_own_is_named_by_its_module():
     ("spec", "message"),
     [
         ({}, "no name given.*cnn5"),
-        ({"name": "cnn"}, "did you mean 'cnn5'.*cnn5, resnet, transformers"),
+        ({"name": "cnn"}, "did you mean 'cnn5'.*cnn5, resnet, .*resnet8x4, transformers"),
         ({"name": "cnn5", "widht": 3}, "did you mean 'width'"),
         ({"name": "cnn5", "channels": 3}, "no setting 'channels'"),
         ({"name": "no_such_package.here:Net"}, "cannot import no_such_package.here"),

@@ -38,6 +38,17 @@ def test_the_whole_is_untouched_and_a_flip_mirrors():
     assert np.array_equal(half.crop(image), image[:4, 8:])
 
 
+def test_what_lies_outside_is_zero_at_any_resolution():
+    for height, width in [(16, 16), (32, 64), (48, 48)]:
+        image = np.ones((height, width, 2), np.float32)
+        shifted = Geometry(-0.25, 0.125, 0.75, 1.125, flip=True).resize(image, 16)
+        assert (shifted[:14, :12] == 1).all()
+        assert not shifted[14:].any()
+        assert not shifted[:, 12:].any()
+    valid = np.ones((16, 16), bool)
+    assert Geometry(0.5, -0.5, 1.5, 0.5).crop(valid).sum() == 64
+
+
 @pytest.mark.parametrize("nearest", [False, True])
 @pytest.mark.parametrize("size", [16, 24, 96])
 def test_a_flip_commutes_with_scaling(nearest, size):

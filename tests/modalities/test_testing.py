@@ -234,15 +234,15 @@ def test_a_package_can_declare_its_modality(monkeypatch):
     point = EntryPoint("sonar", f"{__name__}:Sonar", "wcord.modalities")
     monkeypatch.setattr(modalities, "entry_points", lambda group: [point] if group == "wcord.modalities" else [])
     assert modalities.get("sonar") is Sonar
-    with pytest.raises(ValueError, match=r"did you mean 'sonar'.*depth, rgb, sonar"):
+    with pytest.raises(ValueError, match=r"did you mean 'sonar'.*depth, luminance, rgb, sonar"):
         modalities.get("sonra")
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("dpeth", "did you mean 'depth'.*depth, rgb"),
-        ("smell", "no 'smell'.*depth, rgb.*package.module:Class"),
+        ("dpeth", "did you mean 'depth'.*depth, luminance, rgb"),
+        ("smell", "no 'smell'.*depth, luminance, rgb.*package.module:Class"),
         ("nowhere.at_all:Smell", "cannot import nowhere.at_all"),
         (f"{__name__}:Level", "not a subclass of modalities.base.Modality"),
         (f"{__name__}:Smell", "has no 'Smell'"),

@@ -137,3 +137,7 @@ def test_a_student_takes_tokenizer_and_model_with_it(model: Path, words: Path, t
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
     batch = Text().collate(one)
     assert torch.equal(network(batch).logits, loaded(batch).logits)
+
+
+def test_caption_is_the_first_one() -> None:
+    assert Text().caption(CAPTIONS).text == "a red ball"

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from shapes_dataset import write_dataset
 
-from pipeline.bench import run_bench, summary
+from pipeline.bench import _cells as cells
+from pipeline.bench import _config as config_of
+from pipeline.bench import load, run_bench
+from pipeline.bench_table import Entry, markdown
+from pipeline.config import SHIPPED
 from pipeline.errors import UserError
+from pipeline.pack import pack
+from pipeline.recipes import tabletop
+from pipeline.runs import read_run
 
 BENCH = """
 run: {run}
@@ -34,21 +47,98 @@ def bench(make_config: Any, tmp_path: Path) -> Path:
     return path
 
 
-def test_a_matrix_goes_on_where_it_stopped(bench: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    tables = run_bench(bench, jobs=2)
-    assert list(tables) == ["photo to range", "both to range"]
-    assert all(group.cell("student/top1").n == 2 for table in tables.values() for group in table.groups)  # type: ignore[union-attr]
-    rows = summary(tables).splitlines()
-    assert len(rows) == 4
-    assert "distilled minus labels" in rows[0]
-    assert (tmp_path / "matrix" / "table.md").read_text().splitlines() == rows
-    assert len(capfd.readouterr().out.splitlines()) == 2 + 8
+def results(found: list[Entry]) -> list[str]:
+    """The table without what depends on the clock."""
+    return markdown(found).split("| cost")[0].splitlines()
 
-    (tmp_path / "matrix" / "both to range" / "distilled_s1" / "results.json").unlink()
-    assert summary(run_bench(bench)).splitlines() == rows
+
+def written(folder: Path) -> dict[str, int]:
+    """When each finished cell was written."""
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("results.json")}
+
+
+def test_a_matrix_goes_on_where_it_stopped(bench: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    matrix = tmp_path / "matrix"
+    found = run_bench(bench, jobs=2)
+    assert [(e.pair, e.method) for e in found if e.method != "teacher"] == [
+        (pair, method) for pair in ("photo to range", "both to range") for method in ("labels", "distilled")
+    ]
+    assert all(e.value is not None and e.value.n == 2 for e in found if e.method != "teacher")
+    assert all(e.seconds is not None and e.memory is not None and e.memory > 50 for e in found if e.method != "teacher")
+    assert all((matrix / f"table.{kind}").is_file() for kind in ("md", "csv", "tex"))
+    rows = results(found)
+    assert (matrix / "table.md").read_text().splitlines()[: len(rows)] == rows
+    assert len(capfd.readouterr().out.splitlines()) == 2 + 8
+    assert not list(matrix.rglob("checkpoints"))
+
+    (matrix / "both to range" / "distilled_s1" / "results.json").unlink()
+    before = written(matrix)
+    assert results(run_bench(bench)) == rows
     assert capfd.readouterr().out.count("\n") == 1  # only the one that was lost
+    assert before.items() <= written(matrix).items()
     with pytest.raises(UserError, match="was made with other settings than the bench now has"):
         run_bench(bench, ["pairs[photo to range].set[data.labels]=1.0"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_matrix_that_is_killed_ends_with_the_same_table(bench: Path, tmp_path: Path) -> None:
+    matrix, small = tmp_path / "matrix", [line for line in bench.read_text().splitlines() if "range]" not in line]
+    bench.write_text("\n".join(line for line in small if not line.startswith("  range: ")))
+    with subprocess.Popen([sys.executable, "-m", "pipeline", "bench", str(bench), "--jobs", "2"]) as killed:
+        deadline = time.monotonic() + 600
+        while len(written(matrix)) < 2:
+            assert killed.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        killed.kill()
+    before = written(matrix)
+    assert len(before) < 5
+    found = run_bench(bench, jobs=2)
+    assert before.items() <= written(matrix).items()
+    assert results(found) == results(run_bench(bench, [f"run={tmp_path / 'never killed'}"], jobs=2))
+
+
+NEW_METHOD = '''
+import os
+from pathlib import Path
+from losses import Loss
+
+class Spread(Loss):
+    """A loss of somebody else."""
+
+    def __init__(self, student, teacher):
+        super().__init__()
+        Path(__file__).with_suffix(".gpu").write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+
+    def forward(self, student, teacher, batch):
+        return (student.pooled.std() - teacher.pooled.std()) ** 2
+'''
+
+
+@pytest.mark.slow
+def test_a_new_method_enters_by_one_line_and_teachers_are_cached(
+    bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "their_losses.py").write_text(NEW_METHOD)
+    monkeypatch.syspath_prepend(tmp_path)
+    text = bench.read_text().replace("distilled: {cross_entropy: {}, wcord: {dim: 8, queue: 0}}", "distilled: {at: {}}")
+    bench.write_text(text + "  theirs: {cross_entropy: {}, their_losses:Spread: {weight: 0.1}}\n")
+    pair = ["seeds=1", "views=1", "pairs={photo to range: {config: base.yaml, teacher: photo}}"]
+    # Another data set than the one that the tests share: caches lie beside the shards.
+    write_dataset(tmp_path / "shapes", {"train": [48], "test": [12]})
+    base = tmp_path / "base.yaml"
+    base.write_text(re.sub(r"shards: [^,]+", f"shards: {tmp_path / 'shapes'}", base.read_text()))
+    monkeypatch.setattr("pipeline.bench.places", lambda jobs: ["5", "5"])  # as if there were such a GPU
+    found = run_bench(bench, pair)
+    assert (tmp_path / "their_losses.gpu").read_text() == "5"
+    assert [entry.method for entry in found] == ["teacher", "labels", "distilled", "theirs"]
+    caches = {
+        path.name: read_run(path).config["teacher"] for path in (tmp_path / "matrix" / "photo to range").glob("*_s0")
+    }
+    assert caches["labels_s0"] is None
+    assert caches["distilled_s0"]["cache"] is None  # it reads maps
+    assert (tmp_path / "shapes" / f"{caches['theirs_s0']['cache']}.cache.json").is_file()
 
 
 @pytest.mark.parametrize(
@@ -61,6 +151,12 @@ def test_a_matrix_goes_on_where_it_stopped(bench: Path, tmp_path: Path, capfd: p
         ("student.modality: rgb", "student.modalty: rgb", "modalty"),
         ("seeds: 2", "sedes: 2", "sedes: unknown key; did you mean seeds?"),
         ("data.labels: 0.5", "data.shards: /nowhere", "/nowhere"),
+        (
+            "methods:",
+            "published: {photo to range: {kd: 70}}\nmethods:",
+            "published.photo to range: no method is called kd",
+        ),
+        ("teacher: photo,", "teacher: photo, methods: {kd: {kd: {}}},", "methods: no method is called kd"),
     ],
 )
 def test_faults_are_named_before_anything_is_trained(bench: Path, old: str, new: str, message: str) -> None:
@@ -77,3 +173,29 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(bench: Path, tmp_path
     with pytest.raises(UserError, match=r"1 of 2 runs failed; the others are kept:\n.*teachers/photo: "):
         run_bench(bench)
     assert (tmp_path / "matrix" / "teachers" / "range" / "results.json").is_file()
+
+
+@pytest.mark.parametrize("path", sorted((SHIPPED / "bench").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_benches_describe_cells_that_hold(path: Path) -> None:
+    found = load(path)
+    assert len(dict(cells(found, path.parent))) == len(found.pairs) * len(found.methods) * found.seeds
+    for name, teacher in found.teachers.items():
+        assert config_of(path.parent, teacher, name, 0).teacher is None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_privileged_information_at_a_tiny_size(tmp_path: Path) -> None:
+    pack(tabletop.plan(100, 0, 48), tmp_path / "data", workers=1)
+    shutil.copytree(SHIPPED / "bench", tmp_path / "bench")
+    for path in (tmp_path / "bench").rglob("*.yaml"):
+        tiny = path.read_text().replace("data/tabletop", str(tmp_path / "data")).replace("steps: 300", "steps: 3")
+        path.write_text(tiny.replace("labels: 0.1", "labels: 0.5"))
+    kept = "{labels: {cross_entropy: {}}, kd + wcord: {cross_entropy: {}, kd: {}, wcord: {}}}"
+    settings = ["seeds=1", f"methods={kept}", f"run={tmp_path / 'runs'}"]
+    found = run_bench(tmp_path / "bench" / "privileged.yaml", settings)
+    assert [entry.pair for entry in found if entry.method == "kd + wcord" and entry.value] == [
+        "high to low resolution",
+        "rgb and depth to rgb",
+        "clean to noisy sound",
+    ]

@@ -57,12 +57,14 @@ def run_of(path: Path, name: str, *overrides: str) -> Path:
     return train(configs.load(path, [f"run={folder}", "train.log_every=1", *overrides]))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_training_on_the_cache_is_training_with_the_teacher(student: Path, workers: int) -> None:
+@pytest.mark.parametrize(
+    ("workers", "varied"), [(0, ()), (2, ()), (0, ("data.crop=[1,1]", "data.pad=[3,16]"))], ids=["0", "2", "shifted"]
+)
+def test_training_on_the_cache_is_training_with_the_teacher(student: Path, workers: int, varied: Any) -> None:
     """Augmented: with a view for each epoch it is the same run."""
-    cache(configs.load(student))
-    cached = run_of(student, "cached", f"data.workers={workers}")
-    live = run_of(student, "live", "teacher.cache=null", f"data.workers={workers}")
+    cache(configs.load(student, varied))
+    cached = run_of(student, "cached", f"data.workers={workers}", *varied)
+    live = run_of(student, "live", "teacher.cache=null", f"data.workers={workers}", *varied)
     assert losses(cached) == pytest.approx(losses(live), rel=1e-5)
     one, other = (load_file(run / "student" / "model.safetensors") for run in (cached, live))
     for key, value in one.items():
@@ -95,13 +97,15 @@ def test_the_student_sees_the_view_that_was_stored(student: Path, data: Path) ->
 
 
 def test_a_geometry_is_written_and_replayed_bit_for_bit_by_all_modalities() -> None:
-    """A board of squares: photo, depth map and mask show the same squares after any crop and flip."""
+    """A board of squares: photo, depth map and mask show the same squares after any crop, shift and flip."""
     rows, columns = np.mgrid[:120, :160]
     board = (rows // 20 + columns // 20) % 2
     photo = np.repeat((board * 255).astype(np.uint8)[..., None], 3, 2)
     millimetres = cv2.imencode(".png", (board * 1000 + 1000).astype(np.uint16))[1].tobytes()
     for seed in range(20):
-        geometry = Geometry.draw(np.random.default_rng(seed), (0.2, 1.0), True)
+        x, y = seed % 9 - 4, seed % 5 - 2
+        shift = Geometry(x / 32, y / 32, 1 + x / 32, 1 + y / 32, seed % 2 == 0)
+        geometry = shift if seed > 9 else Geometry.draw(np.random.default_rng(seed), (0.2, 1.0), True)
         features, replayed = decode(encode({"pooled": torch.ones(3)}, geometry))
         assert replayed == geometry
         assert torch.equal(features["pooled"], torch.ones(3))

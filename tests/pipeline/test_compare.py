@@ -157,6 +157,7 @@ def test_faults_say_what_to_do(runs: list[Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such run folder"):
         compare([tmp_path / "nowhere"])
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "photo.jpg").touch()
     with pytest.raises(UserError, match="not a run folder"):
         compare([tmp_path / "empty"])
     (tmp_path / "empty" / "config.yaml").write_text("seed: 0")

@@ -97,6 +97,7 @@ def _components(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(modalities.MODALITIES, "sonar", Sonar)
 
 
+LENGTH = "needs either `steps` or `epochs`; where another file sets one, set that to null"
 EXPERIMENT = """\
 run: runs/sonar_${seed}
 data:
@@ -195,21 +196,35 @@ FAULTS = [
     ("weight: 2", "student: 2", 13,
      "losses.transport.student: unknown key; allowed are weight, epsilon, anchor, space, range, exclude, "
      "queue, either, learn"),
-    ("  steps: 1000\n", "", 15, "train.steps: is required and missing"),
-    ("steps: 1000", "steps: ???", 16, "train.steps: is required and missing"),
+    ("  steps: 1000\n", "", 15, f"train: {LENGTH}"),
+    ("steps: 1000", "steps: 1000\n  epochs: 3", 15, f"train: {LENGTH}"),
+    ("steps: 1000", "steps:", 15, f"train: {LENGTH}"),
+    ("steps: 1000", "epochs: 0", 16, "train.epochs: must be above 0, got 0"),
+    ("steps: 1000", "epochs: 9\n  schedule: step", 15,
+     "train: `schedule: step` and ascending `milestones` need each other"),
+    ("steps: 1000", "epochs: 9\n  milestones: [3]", 15,
+     "train: `schedule: step` and ascending `milestones` need each other"),
+    ("steps: 1000", "epochs: 9\n  schedule: step\n  milestones: [5, 3]", 15,
+     "train: `schedule: step` and ascending `milestones` need each other"),
+    ("steps: 1000", "epochs: 9\n  schedule: step\n  milestones: [3, 9]", 15,
+     "train: milestones: [3, 9] must be below epochs: 9"),
     ("steps: 1000", "steps: 0", 16, "train.steps: must be above 0, got 0"),
     ("steps: 1000", "steps: 10.5", 16, "train.steps: must be a whole number, got 10.5"),
     ("steps: 1000", "steps: true", 16, "train.steps: must be a whole number, got true"),
     ("steps: 1000", "steps: '1000'", 16, 'train.steps: must be a whole number, got "1000"'),
-    ("steps: 1000", "steps:", 16, "train.steps: must be a whole number, got nothing"),
     ("1e-3", ".nan", 17, "train.learning_rate: must be a finite number, got NaN"),
     ("1e-3", "0.0", 17, "train.learning_rate: must be above 0, got 0.0"),
     ("learning_rate: 1e-3", "optimizer: adam", 17, "train.optimizer: must be 'adamw' or 'sgd', got \"adam\""),
     ("learning_rate: 1e-3", "batch_size: 8", 17,
      "train.batch_size: unknown key; did you mean data.batch_size?"),
     ("learning_rate: 1e-3", "zzz: 8", 17,
-     "train.zzz: unknown key; allowed are steps, learning_rate, optimizer, weight_decay, warmup, clip, "
-     "micro_batch, precision, log_every, checkpoint_every, timeout, keep"),
+     "train.zzz: unknown key; allowed are steps, epochs, learning_rate, schedule, milestones, optimizer, weight_decay, "
+     "decay_vectors, warmup, clip, micro_batch, gradient_checkpointing, compile, precision, log_every, "
+     "checkpoint_every, timeout, keep"),
+    ("batch_size: 32", "pad: [4, 4]", 2, "data: pad: must be [p, n] with p below n: a shift by up to p of n pixels"),
+    ("batch_size: 32", "pad: [-1, 4]", 4, "data.pad[0]: must be at least 0, got -1"),
+    ("batch_size: 32", "pad: [4, 32]\n  crop: [0.5, 1]", 2,
+     "data: has both crop and pad: set `crop: [1, 1]` or `pad: null`"),
     ("batch_size: 32", "flip: 1", 4, "data.flip: must be true or false, got 1"),
     ("batch_size: 32", "labels: 0", 4, "data.labels: must be above 0, got 0"),
     ("batch_size: 32", "labels: 2", 4, "data.labels: must be at most 1, got 2"),
@@ -288,8 +303,8 @@ def test_all_faults_come_at_once_in_the_order_of_the_file_then_of_the_overrides(
 
 
 def test_an_empty_file_names_all_that_is_required(faults: Faults) -> None:
-    required = ["run", "data.shards", "student", "losses", "train.steps"]
-    assert sorted(faults(text="")) == sorted(f"{key}: is required and missing (x.yaml)" for key in required)
+    required = [f"{key}: is required and missing (x.yaml)" for key in ("run", "data.shards", "student", "losses")]
+    assert sorted(faults(text="")) == sorted([*required, f"train: {LENGTH} (x.yaml)"])
 
 
 def test_a_config_needs_a_loss(faults: Faults) -> None:

@@ -32,7 +32,14 @@ def test_everything_promised_is_measured_and_kept(student: Path) -> None:
     for role in ("student", "teacher"):
         assert results[f"{role}/top1"] > 0.5  # chance is 1/3
         assert results[f"{role}/probe"] > 0.5
-    for key in ("random/probe", "random/knn", "student/balanced", "parameters/student", "parameters/teacher"):
+    for key in (
+        "random/probe",
+        "random/knn",
+        "student/balanced",
+        "parameters/student",
+        "parameters/teacher",
+        "train/seconds",
+    ):
         assert key in results
     for direction in ("student_to_teacher", "teacher_to_student"):
         ours, chance = results[f"retrieval/{direction}/median_rank"], (results["samples/test"] + 1) / 2
@@ -48,16 +55,26 @@ def test_everything_promised_is_measured_and_kept(student: Path) -> None:
     assert thumbnails["student"].shape == thumbnails["teacher"].shape == (30, 72, 72, 3)
     assert str(thumbnails["teacher_modality"]) == "rgb"
     assert (thumbnails["rows"] == np.arange(30)).all()
+    captions = json.loads((student / "evaluation" / "captions.json").read_text())
+    assert len(captions["student"]) == len(captions["teacher"]) == 30
+    assert captions["student"][0][0]["text"].startswith("0.")
+    confusion = np.load(student / "evaluation" / "confusion.npz", allow_pickle=False)
+    for role in ("student", "teacher"):
+        assert np.trace(confusion[role]) / confusion[role].sum() == pytest.approx(results[f"{role}/top1"])
+    assert results["multiply_adds/teacher"] > results["parameters/teacher"]
+    assert 0 < results["latency_ms/student/cpu"] < 1000
 
 
 def test_pictures_stand_beside_their_own_keys(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where several workers hand in batches in turn, out of the shards' order."""
     from modalities import RGB
     from pipeline import evaluate as module
-    from pipeline.evaluate import _thumbnail
+    from pipeline.kept import thumbnail
     from pipeline.stream import EvalStream
 
-    monkeypatch.setattr(module, "EvalStream", lambda source, views, batch: EvalStream(source, views, batch=4))
+    monkeypatch.setattr(
+        module, "EvalStream", lambda source, views, batch, most=None: EvalStream(source, views, batch=4)
+    )
     config = student / "config.yaml"
     config.write_text(config.read_text().replace("workers: 0", "workers: 2"))
     evaluate(student)
@@ -68,7 +85,7 @@ def test_pictures_stand_beside_their_own_keys(student: Path, monkeypatch: pytest
     for key, picture, label in zip(keys, thumbnails["teacher"], kept["label"], strict=True):
         index = int(key[1:])
         assert label == index % 3
-        own = _thumbnail(RGB().picture(RGB().decode(members(index)["rgb.jpg"], {})))
+        own = thumbnail(RGB().picture(RGB().decode(members(index)["rgb.jpg"], {})))
         np.testing.assert_array_equal(picture, own)
 
 
@@ -85,11 +102,13 @@ def test_unlabelled_pairs_can_be_distilled_and_measured(make_config: Any, tmp_pa
 
 
 def test_evaluation_is_repeatable_and_names_its_baselines(student: Path, make_config: Any) -> None:
-    first = evaluate(student)
-    assert evaluate(student) == first
+    first, again = evaluate(student), evaluate(student)
+    assert {k: v for k, v in first.items() if "latency" not in k} == {k: again[k] for k in first if "latency" not in k}
     path = make_config("second")
     run = train(configs.load(path, [f"evaluation.baselines=[{student}]"]))
     assert evaluate(run)["baseline/student/student/top1"] == first["student/top1"]
+    theirs = np.load(student / "evaluation" / "confusion.npz")["student"]
+    assert (np.load(run / "evaluation" / "confusion.npz")["baseline/student"] == theirs).all()
 
 
 def test_a_run_without_teacher_has_no_retrieval(make_config: Any) -> None:
@@ -110,3 +129,32 @@ def test_what_is_missing_is_named(make_config: Any, tmp_path: Path) -> None:
     (run_without / "student" / "network.json").unlink()
     with pytest.raises(UserError, match=r"network.json: not found.*training has finished"):
         evaluate(run_without)
+
+
+def test_layers_are_probed_on_other_data_sets_and_on_its_own(student: Path, shapes: Path, tmp_path: Path) -> None:
+    other = write_dataset(tmp_path / "other", {"train": [60], "test": [30]})
+    dataset = json.loads((other / "dataset.json").read_text())
+    classes = {"parity": dataset["classes"]["parity"]}  # another task than the student's
+    (other / "dataset.json").write_text(json.dumps(dataset | {"name": "others", "classes": classes}))
+    results = evaluate(student, probe=[shapes, other])
+    assert json.loads((student / "results.json").read_text()) == results
+    for layer in ("pooled", "map0", "map1", "map2", "map3", "map4"):
+        assert 0 <= results[f"transfer/others/{layer}/probe"] <= 1
+    # The last map's mean is what the network calls pooled, and its own data are those it was measured on.
+    for score in ("probe", "knn"):
+        own = results[f"student/{score}"]
+        assert results[f"transfer/shapes/pooled/{score}"] == results[f"transfer/shapes/map4/{score}"] == own
+    assert results["transfer/shapes/pooled/probe"] > results["transfer/others/pooled/probe"]  # parity is noise
+    assert not any(key.startswith("transfer") for key in evaluate(student))
+
+    (other / "dataset.json").write_text(json.dumps(dataset | {"classes": {}}))
+    with pytest.raises(UserError, match="other: has no classes to probe"):
+        evaluate(student, probe=[other])
+
+
+def test_probes_can_learn_from_the_first_samples_alone(student: Path) -> None:
+    config = student / "config.yaml"
+    config.write_text(config.read_text().replace("samples: null", "samples: 40"))
+    results = evaluate(student)
+    assert results["samples/train"] == 40
+    assert results["samples/test"] == 30

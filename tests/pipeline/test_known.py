@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from scipy.io import savemat
 from sources import jpeg, samples_in, wav
 
 from modalities import Depth
@@ -90,6 +91,69 @@ def test_a_cut_file_is_told(tmp_path: Path) -> None:
         known.plan("cifar100", tmp_path)
     with pytest.raises(UserError, match="The binary version of the set is wanted"):
         known.plan("cifar10", tmp_path)
+
+
+def imagenet_tree(source: Path, *val: str) -> None:
+    """Three synsets, of which two are called crane, with a photo each to train on."""
+    photos = [
+        "train/n01440764/n01440764_10026.JPEG",
+        "train/n02012849/n02012849_1.JPEG",
+        "train/n03126707/n03126707_1.JPEG",
+    ]
+    for number, name in enumerate([*photos, *val]):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(jpeg(number))
+
+
+def devkit(source: Path) -> None:
+    folder = source / "ILSVRC2012_devkit_t12" / "data"
+    folder.mkdir(parents=True)
+    rows = [(1, "n03126707", "crane"), (2, "n01440764", "tench, Tinca tinca"), (3, "n02012849", "crane")]
+    dtype = [("ILSVRC2012_ID", object), ("WNID", object), ("words", object)]
+    savemat(folder / "meta.mat", {"synsets": np.array(rows, dtype)[:, None]})
+    (folder / "ILSVRC2012_validation_ground_truth.txt").write_text("3\n1\n")
+
+
+NAMES = {"label": ["tench", "crane n02012849", "crane n03126707"]}
+
+
+def test_imagenet_with_val_in_folders(tmp_path: Path) -> None:
+    source = tmp_path / "imagenet"
+    imagenet_tree(source, "val/n02012849/ILSVRC2012_val_00000001.JPEG")
+    plan, samples = packed("imagenet", source)
+    assert plan.classes == {"label": ["n01440764", "n02012849", "n03126707"]}
+    assert {key: (s["split"], s["label.txt"]) for key, s in samples.items()} == {
+        "train-n01440764_10026": ("train", b"0"),
+        "train-n02012849_1": ("train", b"1"),
+        "train-n03126707_1": ("train", b"2"),
+        "val-ILSVRC2012_val_00000001": ("test", b"1"),
+    }
+    devkit(source)
+    assert known.plan("imagenet", source).classes == NAMES
+
+
+@pytest.mark.parametrize("kaggle", [True, False])
+def test_imagenet_with_val_in_one_folder(tmp_path: Path, kaggle: bool) -> None:
+    source = tmp_path / "imagenet"
+    root = source / "ILSVRC" / "Data" / "CLS-LOC" if kaggle else source
+    imagenet_tree(root, *(f"val/ILSVRC2012_val_0000000{n}.JPEG" for n in (1, 2, 3)))
+    with pytest.raises(UserError, match=r"their labels are in LOC_val_solution\.csv or ILSVRC2012_devkit_t12"):
+        known.plan("imagenet", source)
+    if kaggle:
+        rows = (
+            "ILSVRC2012_val_00000002,n03126707 1 2 3 4 n03126707 1 2 3 4 \nILSVRC2012_val_00000001,n02012849 1 2 3 4 "
+        )
+        (source / "LOC_val_solution.csv").write_text(f"ImageId,PredictionString\n{rows}\n")
+        (source / "LOC_synset_mapping.txt").write_text(
+            "n01440764 tench, Tinca tinca\nn02012849 crane\nn03126707 crane\n"
+        )
+    else:
+        devkit(source)
+    plan, samples = packed("imagenet", source)
+    assert plan.classes == NAMES
+    test = {key: s["label.txt"] for key, s in samples.items() if s["split"] == "test"}
+    assert test == {"val-ILSVRC2012_val_00000001": b"1", "val-ILSVRC2012_val_00000002": b"2"}
+    assert [refused.file for refused in plan.refused] == ["val/ILSVRC2012_val_00000003.JPEG"]
 
 
 def test_esc50(tmp_path: Path) -> None:

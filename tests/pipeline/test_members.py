@@ -61,3 +61,13 @@ def test_labels_are_held_against_the_number_of_classes() -> None:
     assert read_label(b"2", 3) == read_label(b"2\n") == 2
     with pytest.raises(ValueError, match="out of range: there are 3 classes, 0 to 2"):
         read_label(b"3", 3)
+
+
+@pytest.mark.parametrize("readings", [1, 2, 7, 200])
+def test_the_median_reading_is_numpy_s(readings: int) -> None:
+    depth = np.zeros((20, 20), np.uint16)
+    depth.flat[:readings] = np.random.default_rng(readings).integers(1, 65536, readings)
+    depth.flat[0] = 65535
+    facts = inspect("depth.png", cv2.imencode(".png", depth)[1].tobytes())
+    assert facts.depth == np.median(depth[depth > 0])
+    assert facts.saturated == np.mean(depth[depth > 0] == 65535)

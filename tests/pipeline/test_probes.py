@@ -1,7 +1,11 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from pipeline.probes import Standard, accuracy, classify_frozen, retrieval, to_teacher_space
+from pipeline.errors import UserError
+from pipeline.probes import Standard, accuracy, classify_frozen, retrieval
+from pipeline.space import SPACE, Space, load_space
 
 RNG = np.random.default_rng(0)
 
@@ -29,7 +33,7 @@ def test_probes_find_what_is_there_and_nothing_where_nothing_is() -> None:
 def test_one_neighbour_is_the_nearest_by_cosine() -> None:
     x, y = RNG.normal(size=(50, 8)).astype(np.float32), RNG.integers(0, 3, 50)
     q, truth = RNG.normal(size=(20, 8)).astype(np.float32), RNG.integers(0, 3, 20)
-    a, b = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (Standard(x)(x), Standard(x)(q)))
+    a, b = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (Standard.of(x)(x), Standard.of(x)(q)))
     expected = np.mean(y[(b @ a.T).argmax(1)] == truth)
     assert classify_frozen(x, y, q, truth, 1)["knn"] == pytest.approx(expected)
 
@@ -50,14 +54,24 @@ def test_collapsed_features_retrieve_nothing() -> None:
     assert retrieval(same, same)["median_rank"] == 40
 
 
-def test_ridge_maps_to_the_teachers_space() -> None:
+def test_ridge_maps_to_the_teachers_space_and_is_saved(tmp_path: Path) -> None:
     student = RNG.normal(size=(300, 10)).astype(np.float32)
     teacher = (student @ RNG.normal(size=(10, 6)) * 5 + 2).astype(np.float32)
-    mapped = to_teacher_space(student[:200], teacher[:200], student[200:])
-    assert retrieval(mapped, Standard(teacher[:200])(teacher[200:]))["R@1"] > 0.95
+    space = Space.fit(student[:200], teacher[:200])
+    mapped = space.of_student(student[200:])
+    assert retrieval(mapped, space.of_teacher(teacher[200:]))["R@1"] > 0.95
+    assert load_space(tmp_path) is None
+    space.save(tmp_path / SPACE)
+    again = load_space(tmp_path)
+    assert again is not None
+    np.testing.assert_array_equal(again.of_student(student), space.of_student(student))
+    np.testing.assert_array_equal(again.of_teacher(teacher), space.of_teacher(teacher))
+    (tmp_path / SPACE).write_bytes(b"x")
+    with pytest.raises(UserError, match="damaged"):
+        load_space(tmp_path)
 
 
 def test_dead_dimensions_stay_out() -> None:
     x = np.concatenate([RNG.normal(size=(20, 3)), np.ones((20, 1))], 1).astype(np.float32)
-    assert (Standard(x)(x + 5)[:, 3] == 0).all()
-    assert np.isfinite(Standard(np.zeros((4, 2), np.float32))(np.ones((4, 2), np.float32))).all()
+    assert (Standard.of(x)(x + 5)[:, 3] == 0).all()
+    assert np.isfinite(Standard.of(np.zeros((4, 2), np.float32))(np.ones((4, 2), np.float32))).all()

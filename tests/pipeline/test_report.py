@@ -6,155 +6,21 @@ import html
 import json
 import math
 import re
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from reports import CLASSES, CONFIG, RESULTS, Page, make_run, unit
 
 from pipeline import charts
 from pipeline.errors import UserError
+from pipeline.kept import write_arrays
 from pipeline.report import page, report
-from pipeline.report_samples import read_embeddings, spread, true_pair_rank
+from pipeline.report_gallery import true_pair_rank
+from pipeline.report_samples import read_embeddings, spread
 from pipeline.report_words import warnings
 from pipeline.runs import read_run
-
-CLASSES = ["ball", "cone", "cube", "<script>alert(1)</script>", 'ring" onload="x']
-CONFIG: dict[str, Any] = {
-    "run": "runs/depth",
-    "seed": 0,
-    "data": {"shards": "data/tabletop", "labels": 0.1, "batch_size": 64},
-    "teacher": {"run": "runs/rgb_teacher"},
-    "student": {"modality": {"name": "depth"}, "encoder": {"name": "cnn5", "width": 32}},
-    "losses": {"cross_entropy": {"weight": 1.0}, "wcord": {"weight": 0.8}},
-    "train": {"steps": 600, "warmup": 100},
-    "evaluation": {"split": "test"},
-}
-RESULTS = {
-    "samples/test": 300,
-    "parameters/student": 213450,
-    "parameters/teacher": 563210,
-    "student/top1": 0.7133333333333334,
-    "student/balanced": 0.70123,
-    "student/probe": 0.7366666666666667,
-    "student/knn": 0.69,
-    "teacher/top1": 0.8433333333333334,
-    "teacher/probe": 0.85,
-    "random/probe": 0.41,
-    "random/knn": 0.37,
-    "baseline/labels_only/student/top1": 0.54,
-    "baseline/kd/student/top1": 0.69,
-    "retrieval/student_to_teacher/R@1": 0.34,
-    "retrieval/student_to_teacher/R@10": 0.81,
-    "retrieval/student_to_teacher/median_rank": 3.0,
-    "retrieval/teacher_to_student/R@1": 0.31,
-    "random/retrieval/student_to_teacher/R@1": 0.0033,
-}
-
-
-def make_run(folder: Path, samples: int = 60, top1: float = 0.7133333333333334, seed: int = 0, side: int = 32) -> Path:
-    """A run folder as `train` and `evaluate` leave it, with a cut-short last log line and hostile names."""
-    rng = np.random.default_rng(seed)
-    (folder / "evaluation").mkdir(parents=True)
-    (folder / "config.yaml").write_text("# wcord 0.1.0\n" + yaml.safe_dump({**CONFIG, "seed": seed}, sort_keys=False))
-    lines = [json.dumps(_log_row(step, rng)) for step in range(20, 601, 20)]
-    (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 620, "loss": 0.']))
-    (folder / "results.json").write_text(json.dumps({**RESULTS, "student/top1": top1}))
-
-    label = np.arange(samples) % len(CLASSES)
-    centres = rng.normal(size=(len(CLASSES), 16))
-    own = centres[label] + 0.35 * rng.normal(size=(samples, 16))
-    teacher, student = (own + noise * rng.normal(size=own.shape) for noise in (0.1, 0.35))
-    wrong = rng.random(samples) > top1
-    np.savez_compressed(
-        folder / "evaluation" / "embeddings.npz",
-        keys=np.array([f"clip{i:03d}<b>" for i in range(samples)]),
-        label=label,
-        classes=np.array(CLASSES),
-        prediction=np.where(wrong, rng.integers(0, len(CLASSES), samples), label),
-        student=_unit(student),
-        teacher=_unit(teacher),
-    )
-    rows = np.arange(0, samples, 2)
-    pictures = np.stack([_shape(int(label[row]), side, rng) for row in rows])
-    np.savez_compressed(
-        folder / "evaluation" / "thumbnails.npz",
-        rows=rows,
-        student=np.repeat(pictures.mean(3, keepdims=True).astype(np.uint8), 3, axis=3),
-        teacher=pictures,
-        student_modality=np.array("depth"),
-        teacher_modality=np.array("rgb"),
-    )
-    return folder
-
-
-def _log_row(step: int, rng: np.random.Generator) -> dict[str, float]:
-    fall = math.exp(-step / 200)
-    row = {
-        "epoch": step / 100,
-        "loss": 0.4 + 2.2 * fall + 0.05 * rng.normal(),
-        "loss/cross_entropy": 0.2 + 1.4 * fall + 0.04 * rng.normal(),
-        "loss/wcord": 0.2 + 0.8 * fall + 0.03 * rng.normal(),
-        "lr": 1e-3 * min(1, step / 100) * (1 + math.cos(math.pi * step / 600)) / 2,
-        "grad_norm": 2 + 30 * fall**8 + 0.2 * rng.normal(),
-        "samples_per_second": 850 + 30 * rng.normal(),
-        "data_wait": abs(0.02 + 0.01 * rng.normal()),
-        "wcord/global/similarity_gap": 0.6 * (1 - fall),
-        "wcord/global/effective_rank": 4 + 20 * (1 - fall),
-        "student/std": 0.8,
-    }
-    return {"step": step, **row, **({"held_out/top1": 0.72 * (1 - fall)} if step % 100 == 0 else {})}
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
-
-
-def _shape(kind: int, side: int, rng: np.random.Generator) -> np.ndarray:
-    """A picture of one of five shapes on a grey table."""
-    y, x = np.mgrid[:side, :side] / side - 0.5 - rng.uniform(-0.12, 0.12, (2, 1, 1))
-    r = np.hypot(x, y)
-    inside = [r < 0.3, (y > -0.3) & (np.abs(x) < 0.25 * (y + 0.3)) & (y < 0.3), np.maximum(abs(x), abs(y)) < 0.25]
-    inside += [np.abs(x) + np.abs(y) < 0.32, (r < 0.32) & (r > 0.18)]
-    colour = rng.integers(60, 255, 3) * (0.75 + 0.5 * (0.5 - y))[..., None]
-    noise = rng.normal(0, 4, (side, side, 3))
-    return np.clip(np.where(inside[kind][..., None], colour, 120 + 60 * y[..., None]) + noise, 0, 255).astype(np.uint8)
-
-
-class Page(HTMLParser):
-    """Checks that tags close in order; gathers what would load, the scripts, and the text."""
-
-    VOID = frozenset(("meta", "img", "br", "wbr", "link", "input", "hr"))
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.scripts: list[str] = []
-        self.text = ""
-        self.numbers: dict[str, float] = {}
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] == "script":
-            self.scripts.append(data)
-        elif self.open and self.open[-1] != "style":
-            self.text += data
 
 
 @pytest.fixture(scope="module")
@@ -173,10 +39,10 @@ def test_page_is_balanced_and_loads_nothing(text: str) -> None:
     found = Page(text)
     for tag, name, value in found.attributes:
         if name in ("src", "href", "xlink:href", "action", "data", "poster", "srcset"):
-            assert value.startswith(("data:image/", "#")), (tag, name, value[:80])
+            assert value.startswith(("data:image/", "data:audio/mpeg;base64,", "#")), (tag, name, value[:80])
         assert not name.startswith("on"), (tag, name)
     assert not re.search(r"https?://|url\(|@import|<link", text)
-    ids = {value for _, name, value in found.attributes if name == "id"}
+    ids = {value for tag, name, value in found.attributes if name == "id" and tag == "section"}
     assert {value[1:] for _, name, value in found.attributes if name == "href"} == ids
     assert len(text) < 5e6
 
@@ -207,7 +73,8 @@ def test_every_text_of_a_run_is_escaped(tmp_path: Path) -> None:
     path = folder / "evaluation" / "thumbnails.npz"
     np.savez(path, **{**dict(np.load(path)), "student_modality": np.array(bad), "teacher_modality": np.array(bad)})
     found = Page(report([folder]).read_text(encoding="utf-8"))
-    assert all(value.startswith("data:image/") for _, name, value in found.attributes if name == "src")
+    sources = [value for _, name, value in found.attributes if name == "src"]
+    assert all(value.startswith(("data:image/", "data:audio/mpeg;base64,")) for value in sources)
     assert not any(name.startswith("on") for _, name, _ in found.attributes)
     assert found.text.count("alert(2)") > 15
 
@@ -279,7 +146,7 @@ def test_collapse_is_warned_of(tmp_path: Path) -> None:
     assert warnings(read_run(folder), read_embeddings(folder)) == []
     path = folder / "evaluation" / "embeddings.npz"
     data = dict(np.load(path))
-    data["student"] = _unit(np.ones((60, 16)) + 0.01 * np.random.default_rng(0).normal(size=(60, 16)))
+    data["student"] = unit(np.ones((60, 16)) + 0.01 * np.random.default_rng(0).normal(size=(60, 16)))
     np.savez(path, **data)
     e = read_embeddings(folder)
     assert e is not None
@@ -304,8 +171,9 @@ def test_collapse_is_warned_of(tmp_path: Path) -> None:
     [
         ("config.yaml", "The run cannot be repeated"),
         ("metrics.jsonl", "No curves"),
-        ("results.json", "there are no results; run wcord evaluate"),
-        ("evaluation/embeddings.npz", "No confusion matrix: evaluation/embeddings.npz is missing"),
+        ("results.json", "nothing has been measured. Next: wcord evaluate"),
+        ("evaluation/embeddings.npz", "No map: evaluation/embeddings.npz is missing"),
+        ("evaluation/confusion.npz", "No confusion matrix: evaluation/confusion.npz is missing"),
         ("evaluation/thumbnails.npz", "No gallery: evaluation/thumbnails.npz is missing"),
     ],
 )
@@ -313,6 +181,19 @@ def test_what_is_missing_is_said(tmp_path: Path, missing: str, words: str) -> No
     folder = make_run(tmp_path / "run", samples=12)
     (folder / missing).unlink()
     assert words in Page(report([folder]).read_text(encoding="utf-8")).text
+
+
+def test_captions_stand_as_scale_sound_and_text(text: str, tmp_path: Path) -> None:
+    assert text.count('linear-gradient(90deg,#30123b,#7a0403)"></i><small>0.50 to 1.25 m</small>') == 12
+    assert text.count('<audio preload="none" src="data:audio/mpeg;base64,SUQzIHR1bmU="></audio>') == 60
+    folder = make_run(tmp_path / "run", samples=12)
+    path = folder / "evaluation" / "thumbnails.npz"
+    np.savez(path, **{**dict(np.load(path)), "teacher_modality": np.array("text")})
+    assert "1.0 s &lt;b&gt;</blockquote>" in report([folder]).read_text(encoding="utf-8")
+    captions = folder / "evaluation" / "captions.json"
+    captions.write_text(captions.read_text().replace("#30123b", "red;x:url(y)"))
+    with pytest.raises(UserError, match="not captions"):
+        report([folder])
 
 
 def test_a_supervised_run_has_no_teacher(tmp_path: Path) -> None:
@@ -334,6 +215,7 @@ def test_a_run_without_classes(tmp_path: Path) -> None:
     path = folder / "evaluation" / "embeddings.npz"
     unknown = np.full(12, -1)
     np.savez(path, **{**dict(np.load(path)), "label": unknown, "prediction": unknown, "classes": np.array([])})
+    write_arrays(folder / "evaluation" / "confusion.npz", {"classes": np.array([])})
     words = Page(report([folder]).read_text(encoding="utf-8")).text
     assert "No confusion matrix: no sample has both" in words
     assert "commonest class" not in words
@@ -345,7 +227,7 @@ def test_other_runs_stand_beside_the_first(tmp_path: Path) -> None:
     path = report([first, second], tmp_path / "out" / "both.html")
     text = path.read_text(encoding="utf-8")
     Page(text)
-    assert text.count('<g class="bar main">') == text.count('<g class="bar other">') == 6
+    assert text.count('<g class="bar main">') == text.count('<g class="bar other">') == 7  # top-1 twice
     assert '<th class="number">a/kd</th><th class="number">b/kd</th>' in text
     assert '<data value="0.25">' in text
     assert text.count('class="s1"') > 5

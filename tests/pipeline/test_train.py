@@ -22,7 +22,7 @@ from pipeline.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, s
 from pipeline.errors import UserError
 from pipeline.model import Distillation
 from pipeline.network import load_network
-from pipeline.train import learning_rate, train
+from pipeline.train import train
 
 ROOT = Path(__file__).parents[2]
 WCORD = "  cross_entropy: {}\n  kd: {weight: 2}\n  wcord: {dim: 8, queue: 32}"
@@ -285,15 +285,6 @@ def test_an_unfinished_teacher_is_named(make_config: Any, tmp_path: Path) -> Non
         run_config(make_config("student", f"teacher: {{run: {tmp_path}/nowhere}}", "  wcord: {}"))
 
 
-def test_learning_rate_warms_up_and_ends_at_zero(make_config: Any) -> None:
-    config = configs.load(make_config(), ["train.steps=100", "train.warmup=10", "train.learning_rate=0.5"])
-    rates = [learning_rate(step, config) for step in range(1, 101)]
-    assert rates[9] == max(rates) == 0.5
-    assert rates[:10] == sorted(rates[:10])
-    assert rates[9:] == sorted(rates[9:], reverse=True)
-    assert rates[-1] == pytest.approx(0)
-
-
 def launch(arguments: list[str], program: tuple[str, ...] = ("-m", "pipeline")) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
@@ -417,3 +408,24 @@ def test_an_error_ends_a_run_with_workers_at_once(make_config: Any, tmp_path: Pa
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert "RuntimeError: broken" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="inductor needs a C++ compiler")
+@pytest.mark.parametrize("extra", [(), ("train.micro_batch=8",)])
+def test_a_compiled_run_follows_the_other_one(make_config: Any, teacher: str, extra: tuple[str, ...]) -> None:
+    settings = ("train.log_every=1", "evaluation.every=12", *extra)
+    plain = run_config(make_config("plain", teacher, WCORD), *settings)
+    fast = run_config(make_config("fast", teacher, WCORD), *settings, "train.compile=true")
+    expected = [row["loss"] for row in lines(plain) if "loss" in row]
+    assert [row["loss"] for row in lines(fast) if "loss" in row] == pytest.approx(expected, rel=1e-3)
+    assert weights(fast).keys() == weights(plain).keys()
+    assert load_network(fast / "student").classes == ["disc", "square", "cross"]
+    shutil.rmtree(fast / "student")
+    run_config(make_config("fast", teacher, WCORD), *settings, resume=True)  # its checkpoints are those of any run
+    assert (fast / "student" / "network.json").exists()
+
+
+def test_compiled_networks_do_not_run_blocks_again(make_config: Any) -> None:
+    with pytest.raises(UserError, match="compile and gradient_checkpointing do not go together"):
+        configs.load(make_config(), ["train.compile=true", "train.gradient_checkpointing=true"])

@@ -1,0 +1,69 @@
+"""Activations made again in the backward pass instead of kept (Chen et al. 2016, arXiv 1604.06174)."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
+
+from torch import Tensor, is_grad_enabled, nn
+from torch.utils.checkpoint import checkpoint
+
+from modalities.encoders.base import Encoder
+from pipeline.errors import UserError
+from pipeline.network import Joint, Network
+
+
+def checkpoint_gradients(network: Network | Joint) -> None:
+    """Let every block of the network's encoders keep its input only, where gradients are taken.
+
+    The blocks: those of a transformers model by its own method, else the entries of an encoder's `nn.ModuleList`s.
+    Gradients and running statistics are those without. Raises UserError for an encoder that has no such blocks.
+    """
+    for encoder in encoders(network):
+        pretrained = [m for m in encoder.children() if getattr(m, "supports_gradient_checkpointing", False)]
+        if not (blocks(encoder) or pretrained):
+            raise UserError(
+                f"train.gradient_checkpointing: {type(encoder).__name__} has no blocks to run again; set it to false."
+            )
+        for model in pretrained:
+            cast(Any, model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        for block in blocks(encoder):
+            _run_again(block)
+
+
+def encoders(network: Network | Joint) -> list[Encoder]:
+    parts = network.networks if isinstance(network, Joint) else [network]
+    return [cast(Network, part).encoder for part in parts]
+
+
+def blocks(encoder: Encoder) -> list[nn.Module]:
+    """The entries of an encoder's own `nn.ModuleList`s."""
+    return [block for m in encoder.children() if isinstance(m, nn.ModuleList) for block in m]
+
+
+def _run_again(block: nn.Module) -> None:
+    forward = block.forward
+
+    def run(*inputs: Any, **keywords: Any) -> Any:
+        if not (block.training and is_grad_enabled()):
+            return forward(*inputs, **keywords)
+        return checkpoint(
+            forward, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _Unmoved(block)), **keywords
+        )
+
+    block.forward = run  # type: ignore[method-assign]
+
+
+class _Unmoved(AbstractContextManager[None]):
+    """Puts a module's buffers back: running statistics are not to move a second time."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.before: list[tuple[Tensor, Tensor]] = []
+
+    def __enter__(self) -> None:
+        self.before = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
+
+    def __exit__(self, *error: Any) -> None:
+        for buffer, value in self.before:
+            buffer.data.copy_(value)

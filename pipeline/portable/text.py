@@ -1,0 +1,40 @@
+"""Sentences to the network's input. Needs numpy; and the package tokenizers, unless the tokenizer is `bytes`."""
+
+import json
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+ABOUT = json.loads((HERE / "preprocessing.json").read_text())
+LENGTH, PADDING = ABOUT["settings"]["length"], ABOUT["settings"]["padding"]
+START, END, FIRST_BYTE = 1, 2, 3
+
+
+def read(data: bytes) -> dict[str, np.ndarray]:
+    """The first line that is not empty of a UTF-8 text to `ids`, int64 [tokens], and their `mask`."""
+    lines = unicodedata.normalize("NFC", data.decode("utf-8-sig")).splitlines()
+    ids = encode(next(line.strip() for line in lines if line.strip()))
+    return {"ids": np.array(ids, np.int64), "mask": np.ones(len(ids), bool)}
+
+
+def batch(samples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """What several `read` returned, as one input of the network; shorter texts are filled up."""
+    longest = max(len(sample["ids"]) for sample in samples)
+    fill = {"ids": PADDING, "mask": False}
+    return {
+        name: np.stack([np.pad(s[name], (0, longest - len(s[name])), constant_values=fill[name]) for s in samples])
+        for name in fill
+    }
+
+
+def encode(text: str) -> list[int]:
+    if ABOUT["settings"]["tokenizer"] == "bytes":
+        return [START, *(FIRST_BYTE + byte for byte in text.encode()[: LENGTH - 2]), END]
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(HERE / "tokenizer" / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(LENGTH)
+    return tokenizer.encode(text).ids

@@ -1,0 +1,71 @@
+"""What a launcher may ask for, and the shipped Accelerate configs, read by Accelerate's own loader."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+from pipeline import config as configs
+from pipeline.errors import UserError
+from pipeline.launch import start_accelerator
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
+EXPECTED = {"one_gpu": (1, 1), "eight_gpus": (8, 1), "two_machines": (16, 2), "fsdp": (8, 1)}
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not supported: it steps inside the backward pass"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "set `fsdp_version: 2`"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "on GPUs only"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "set train.compile=true"),
+    ],
+)
+def test_a_launch_that_cannot_be_is_refused(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], reason: str
+) -> None:
+    for name, value in ({"ACCELERATE_USE_CPU": "true"} | environment).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=reason):
+        start_accelerator(configs.load(make_config()))
+
+
+def test_configs_are_shipped_for_one_gpu_eight_and_two_machines() -> None:
+    assert {path.stem for path in SHIPPED} == EXPECTED.keys()
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_accelerate_reads_the_shipped_configs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config_from_file(str(path))
+    assert (config.num_processes, config.num_machines) == EXPECTED[path.stem]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    arguments = launch_command_parser().parse_args(["--config_file", str(path), "-m", "pipeline", "train"])
+    arguments, _, _ = _validate_launch_command(arguments)
+    assert arguments.use_fsdp == (path.stem == "fsdp")
+    assert not arguments.use_deepspeed
+    if arguments.use_fsdp:
+        assert int(arguments.fsdp_version) == 2
+
+
+@pytest.mark.slow
+def test_the_config_of_one_gpu_launches_on_a_cpu_too(make_config: Any) -> None:
+    path = ROOT / "configs" / "accelerate" / "one_gpu.yaml"
+    command = ["-m", "accelerate.commands.launch", "--cpu", "--config_file", str(path), "-m", "pipeline", "train"]
+    done = subprocess.run(
+        [sys.executable, *command, str(make_config())],
+        cwd=ROOT,
+        env=os.environ | {"ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
