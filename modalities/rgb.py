@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -66,7 +66,11 @@ class RGB(Modality):
         image = geometry.resize(value, size)
         if rng is not None and self.jitter > 0:
             image = cv2.transform(image, colour_map(image, *rng.uniform(1 - self.jitter, 1 + self.jitter, 3)))
-        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return torch.from_numpy(image).permute(2, 0, 1)
+
+    def collate(self, values: Sequence[Tensor]) -> Tensor:
+        """`[B, 3, size, size]`; a pixel's channels stay side by side in memory, as convolutions want them."""
+        return torch.stack([value.permute(1, 2, 0) for value in values]).permute(0, 3, 1, 2)
 
     def encoder(self, spec: Mapping[str, Any]) -> Encoder:
         return build(self.encoders, spec, 3, IMAGENET_MEAN, IMAGENET_STD)
