@@ -118,7 +118,7 @@ def _write_preprocessing(network: Network | Joint, done: Export) -> None:
         folder = Path(portable.__file__).parent
         for source, name in ((reader, "preprocess.py"), ("predict.py", "predict.py"), ("load.py", "load.py")):
             copyfile(folder / source, done.folder / name)
-    elif len(parts) == 1 and type(parts[0].encoder).extract is not Encoder.extract:
+    elif len(parts) == 1 and type(parts[0].encoder).extract_features is not Encoder.extract_features:
         done.notes.append(
             "No preprocess.py: sound goes through `transformers.AutoFeatureExtractor.from_pretrained(FOLDER, "
             "subfolder='encoder')`, whose outputs are the inputs of model.onnx and model.pt2."
@@ -132,7 +132,7 @@ def _reader(parts: Sequence[Network]) -> str | None:
     """The file of `portable` that reads for a network; None where there is none."""
     part = parts[0]
     surfaces = isinstance(part.modality, Depth) and part.modality.input in ("normals", "depth+normals", "hha")
-    if len(parts) > 1 or surfaces or type(part.encoder).extract is not Encoder.extract:
+    if len(parts) > 1 or surfaces or type(part.encoder).extract_features is not Encoder.extract_features:
         return None
     return READERS.get(type(part.modality))
 

@@ -49,7 +49,7 @@ class Graph(nn.Module):
 
     def _read(self, batch: Any) -> list[Any]:
         batches = [batch] if isinstance(self.network, Network) else batch
-        return [part.encoder.extract(own) for part, own in zip(self.parts, batches, strict=True)]
+        return [part.encoder.extract_features(own) for part, own in zip(self.parts, batches, strict=True)]
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         left = iter(tensors)

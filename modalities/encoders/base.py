@@ -63,7 +63,7 @@ class Encoder(nn.Module):
     def forward(self, x: Any) -> Features:
         raise NotImplementedError
 
-    def extract(self, x: Any) -> Any:
+    def extract_features(self, x: Any) -> Any:
         """What `forward` takes as well as the modality's batch, where making it from that is more than tensors."""
         return x
 

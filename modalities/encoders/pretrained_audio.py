@@ -39,7 +39,7 @@ class PretrainedAudio(Encoder):
         features = freeze_unused(self, silence, f"transformers: {model} does not run on a second of sound")
         self.dim, self.map_channels = features.pooled.shape[1], tuple(m.shape[2] for m in features.maps)
 
-    def extract(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
+    def extract_features(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the model's feature extractor makes, in NumPy, of `waveform [B, T]` and `length [B]` in samples."""
         sounds = [sound[:n].cpu().numpy() for sound, n in zip(x["waveform"], x["length"].tolist(), strict=True)]
         # Whisper and AST hear a fixed length, which is their extractor's default.
@@ -50,8 +50,8 @@ class PretrainedAudio(Encoder):
         return {name: value.to(x["waveform"].device) for name, value in found.items()}
 
     def forward(self, x: dict[str, Tensor]) -> Features:
-        """x: `waveform [B, T]` and `length [B]` in samples, or what `extract` made of them."""
-        inputs = self.extract(x) if "waveform" in x else dict(x)
+        """x: `waveform [B, T]` and `length [B]` in samples, or what `extract_features` made of them."""
+        inputs = self.extract_features(x) if "waveform" in x else dict(x)
         mask = inputs.get("attention_mask")
         if not getattr(self.extractor, "return_attention_mask", True):  # what its models were trained without
             inputs.pop("attention_mask", None)
