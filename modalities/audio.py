@@ -73,6 +73,8 @@ class Audio(Modality):
         mono: np.ndarray = sound[:, 0] if sound.shape[1] == 1 else sound.mean(1)
         if not np.isfinite(mono).all():
             raise ValueError("the sound has samples that are not finite (NaN or infinity); export it again")
+        if not mono.any():
+            raise ValueError("the sound is silent from beginning to end")
         if source_rate != self.rate:
             mono = _resampler(source_rate, self.rate)(torch.from_numpy(mono)).numpy()
         return mono

@@ -1,0 +1,139 @@
+"""Every kind of bad file among good ones in a packed data set: named, counted, and the loader goes on."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import soundfile
+import torch
+from sources import jpeg, png
+
+from modalities import RGB, Audio, Depth, Modality, Text
+from pipeline.prepare import View
+from pipeline.shards import MANIFEST, Dataset, write_shard
+from pipeline.source import Policy, open_split
+from pipeline.stream import TrainStream, loader
+
+RNG = np.random.default_rng(0)
+METRES = RNG.uniform(0.5, 3, (24, 32))
+DEPTH = png((1000 * METRES).astype(np.uint16))
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def sound(samples: np.ndarray, kind: str = "WAV", subtype: str | None = None) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, 8000, format=kind, subtype=subtype)
+    return buffer.getvalue()
+
+
+def huge_png(bits: int, colour: int) -> bytes:
+    """A header of 20,000 x 20,000 pixels, whose few bytes would unpack to gigabytes."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, bits, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+
+NOISE = RNG.normal(0, 0.1, 4000)
+WAV, FLAC = sound(NOISE), sound(NOISE, "FLAC")
+GIF = b"GIF89a" + bytes(60)
+
+BAD: dict[str, tuple[Modality, str, bytes, dict[str, tuple[str, bytes, str]]]] = {
+    "rgb": (RGB(), "rgb.jpg", jpeg(0), {
+        "truncated": ("rgb.jpg", jpeg(1)[:-40], "truncated"),
+        "truncated_png": ("rgb.png", png(np.zeros((9, 9, 3), np.uint8))[:-6], "truncated"),
+        "no_bytes": ("rgb.jpg", b"", "neither JPEG, PNG nor WebP"),
+        "zero_bytes": ("rgb.jpg", bytes(500), "neither JPEG, PNG nor WebP"),
+        "a_sound": ("rgb.jpg", WAV, "neither JPEG, PNG nor WebP"),
+        "animated_gif": ("rgb.png", GIF, "neither JPEG, PNG nor WebP"),
+        "huge": ("rgb.png", huge_png(8, 2), "an image of 20000 x 20000 pixels"),
+        "floats": ("rgb.png", cv2.imencode(".tiff", np.ones((4, 4), np.float32))[1].tobytes(), "neither JPEG"),
+    }),
+    "depth": (Depth(), "depth.png", DEPTH, {
+        "truncated": ("depth.png", DEPTH[:-6], "truncated"),
+        "no_bytes": ("depth.png", b"", "neither JPEG, PNG nor WebP"),
+        "zero_bytes": ("depth.png", bytes(500), "neither JPEG, PNG nor WebP"),
+        "a_photo": ("depth.png", jpeg(0), "3 channels: depth needs one channel of 16 bit"),
+        "eight_bit": ("depth.png", png(np.ones((9, 9), np.uint8)), "8-bit PNG: depth needs 16 bit"),
+        "huge": ("depth.png", huge_png(16, 0), "an image of 20000 x 20000 pixels"),
+        "no_reading": ("depth.png", png(np.zeros((9, 9), np.uint16)), "without a single reading"),
+        "nan_npy": ("depth.npy", npy(np.full((9, 9), np.nan)), "without a single reading"),
+        "infinite_npy": ("depth.npy", npy(np.full((9, 9), np.inf)), "without a single reading"),
+        "cut_npy": ("depth.npy", npy(METRES)[:300], "not a whole NumPy array"),
+        "whole_numbers_npy": ("depth.npy", npy(np.ones((9, 9), int)), "depth.npy holds metres, float"),
+    }),
+    "audio": (Audio(rate=8000), "audio.wav", WAV, {
+        "truncated": ("audio.flac", FLAC[: len(FLAC) // 2], "not a readable sound file"),
+        "header_alone": ("audio.wav", WAV[:30], "not a readable sound file"),
+        "no_bytes": ("audio.wav", b"", "not a readable sound file"),
+        "zero_bytes": ("audio.wav", bytes(500), "not a readable sound file"),
+        "a_photo": ("audio.wav", jpeg(0), "not a readable sound file"),
+        "no_samples": ("audio.wav", sound(np.zeros(0)), "no samples"),
+        "nan": ("audio.wav", sound(np.where(np.arange(4000) == 7, np.nan, NOISE), "WAV", "FLOAT"), "not finite"),
+        "silent": ("audio.wav", sound(np.zeros(4000)), "silent from beginning to end"),
+    }),
+    "text": (Text(), "text.txt", b"a cat", {
+        "no_bytes": ("text.txt", b"", "text is empty"),
+        "blank": ("text.txt", b" \n\n\t", "text is empty"),
+        "zero_bytes": ("text.txt", bytes(500), "zero bytes"),
+        "a_photo": ("text.txt", jpeg(0), "not UTF-8"),
+        "cut_letter": ("text.txt", "grün".encode()[:3], "not UTF-8"),
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("name", list(BAD))
+def test_bad_files_are_named_and_counted_and_the_loader_goes_on(tmp_path: Path, name: str, workers: int) -> None:
+    modality, good_member, good, bad = BAD[name]
+    samples = [(f"good{n}", {good_member: good}) for n in range(len(bad) + 4)]
+    for n, (key, (member, data, _)) in enumerate(bad.items()):
+        samples.insert(2 * n, (key, {member: data}))
+    shard = write_shard(tmp_path / "train-000000.tar", samples)
+    about = Dataset(
+        name="bad",
+        recipe="test",
+        fields={good_member: 1},
+        splits={"train": [shard]},
+        classes={},
+        units={},
+        split_rule="",
+    )
+    (tmp_path / MANIFEST).write_text(about.model_dump_json())
+    source = open_split(tmp_path, "train", "label", policy=Policy(max_faulty=0.9))
+    stream = TrainStream(source, {"student": View(modality, 16)}, batch=2, shuffle=0)
+    batches = loader(stream, workers, torch.device("cpu"))
+    seen = [next(batches) for _ in range(stream.steps_per_epoch)]
+    messages = {s.key: (s.cause, s.message) for batch in seen for s in batch["skipped"]}
+    assert messages.keys() == bad.keys()
+    for key, (member, _, words) in bad.items():
+        cause, message = messages[key]
+        assert cause == member
+        assert words in message, key
+        assert f"train-000000.tar: sample {key}: {member}: " in message  # where it is
+    assert {key for batch in seen for key in batch["key"]} == {key for key, _ in samples} - bad.keys()
+    json.dumps([message for _, message in messages.values()])  # as skipped.jsonl holds them
+
+
+def test_odd_files_that_are_good_are_read() -> None:
+    """Some kinds that look wrong are not: 16-bit photos, animations (their first picture), NaN among metres."""
+    deep = RGB().decode(png(np.full((4, 4, 3), 65_535, np.uint16)), {})
+    assert (deep == 255).all()
+    metres = np.full((4, 4), 1.5)
+    metres[0, 0] = np.nan
+    depth = Depth().decode(npy(metres), {})
+    assert (depth.valid.sum(), depth.metres[0, 0]) == (15, 0)
