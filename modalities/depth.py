@@ -90,6 +90,8 @@ class Depth(Modality):
         else:
             raw = read_png(data)
             metres, valid = raw * np.float32(self.scale), raw > 0
+        if not valid.any():
+            raise ValueError("a depth map without a single reading")
         camera = intrinsics(meta, *metres.shape)
         if self.baseline is not None:
             metres = np.divide(camera[0] * self.baseline, metres, out=np.zeros_like(metres), where=valid)
@@ -111,26 +113,31 @@ class Depth(Modality):
                 kept = depth.valid & ~dropped(size, self.dropout, rng)
         if self.input == "points":
             return self.sample(depth, kept, rng)
-        return torch.from_numpy(np.concatenate(self.maps(depth, kept)))
+        seen, at = np.empty((self.channels, size, size), np.float32), 0
+        mask = kept.astype(np.float32)
+        for part in self.maps(depth, kept, mask):
+            np.multiply(part, mask, out=seen[at : at + len(part)])
+            at += len(part)
+        return torch.from_numpy(seen)
 
-    def maps(self, depth: DepthMap, kept: np.ndarray) -> list[np.ndarray]:
-        """The channels, `[C, size, size]` each, of the readings that are kept; normals see all."""
-        mask = kept[None].astype(np.float32)
+    def maps(self, depth: DepthMap, kept: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
+        """The channels, `[C, size, size]` together, before the mask; normals see all readings, kept or not."""
+        validity = mask[None]
         match self.input:
             case "image":
-                return [(self.scaled(depth.metres, kept)[None] + 1) / 2 * mask] * 3
+                return [(self.scaled(depth.metres, kept)[None] + 1) / 2] * 3
             case "inverse":
-                return [self.inverse(depth)[None] * mask, mask]
+                return [self.inverse(depth)[None], validity]
             case "normals":
-                return [planes(normals(depth)) * mask, mask]
+                return [normals(depth), validity]
             case "vertex":
-                return [planes(self.scaled_vertices(depth, kept)) * mask, mask]
+                return [self.scaled_vertices(depth, kept), validity]
             case "hha":
                 height, angle = hha(depth)
                 tilt = angle / np.float32(math.pi / 2) - 1
-                return [np.stack([self.inverse(depth), np.minimum(height / TALLEST, 1), tilt]) * mask, mask]
-        channels = [self.scaled(depth.metres, kept)[None] * mask, mask]
-        return [*channels, planes(normals(depth)) * mask] if self.input == "depth+normals" else channels
+                return [self.inverse(depth)[None], np.minimum(height / TALLEST, 1)[None], tilt[None], validity]
+        channels = [self.scaled(depth.metres, kept)[None], validity]
+        return [*channels, normals(depth)] if self.input == "depth+normals" else channels
 
     def sample(self, depth: DepthMap, kept: np.ndarray, rng: np.random.Generator | None) -> Tensor:
         """Points `[N, 3]`, evenly over the readings without rng; one at 0 where there is no reading."""
@@ -140,7 +147,7 @@ class Depth(Modality):
             return torch.zeros(1, 3)
         even = np.linspace(0, len(readings) - 1, count).round().astype(int)
         chosen = readings[even if rng is None else rng.choice(len(readings), count, replace=False, shuffle=False)]
-        return torch.from_numpy(self.scaled_vertices(depth, kept).reshape(-1, 3)[chosen])
+        return torch.from_numpy(self.scaled_vertices(depth, kept).reshape(3, -1).T[chosen])
 
     def middle_and_half(self, metres: np.ndarray, valid: np.ndarray) -> tuple[np.float32, np.float32]:
         """The metres that become 0, and those from there to 1."""
@@ -154,15 +161,18 @@ class Depth(Modality):
         return np.clip((metres - middle) / half, -1, 1)
 
     def scaled_vertices(self, depth: DepthMap, valid: np.ndarray) -> np.ndarray:
-        """Points `[size, size, 3]` in [-1, 1]."""
+        """Points `[3, size, size]` in [-1, 1]."""
         middle, half = self.middle_and_half(depth.metres, valid)
-        return np.clip((vertices(depth) - np.array([0, 0, middle], np.float32)) / half, -1, 1)
+        points = vertices(depth)
+        points[2] -= middle
+        points /= half
+        return np.clip(points, -1, 1, out=points)
 
     def inverse(self, depth: DepthMap) -> np.ndarray:
-        """1 / depth to [-1, 1]: -1 at far and beyond, 1 at near."""
-        nearest, farthest = 1 / self.near, 1 / self.far
-        inverse = np.divide(1, depth.metres, out=np.zeros_like(depth.metres), where=depth.valid)
-        return np.clip((inverse - np.float32(farthest)) / np.float32(nearest - farthest) * 2 - 1, -1, 1)
+        """1 / depth to [-1, 1]: -1 at far and beyond, 1 at near and before."""
+        nearest, farthest = np.float32(1 / self.near), np.float32(1 / self.far)
+        scale = 2 / (nearest - farthest)
+        return np.maximum(scale / np.maximum(depth.metres, np.float32(self.near)) - (farthest * scale + 1), -1)
 
     def collate(self, values: Sequence[Tensor]) -> Any:
         """`[B, C, size, size]`; of points `points [B, N, 3]` and `mask [B, N]`, True where there is one."""
@@ -214,8 +224,10 @@ def dropped(size: int, fraction: float, rng: np.random.Generator) -> np.ndarray:
     width, height = side * aspect, side / aspect
     left, top = rng.random(2) * (1 - width, 1 - height)
     x0, x1, y0, y1 = (round(edge * size) for edge in (left, left + width, top, top + height))
-    # The pixels come last: a view of another size has drawn the same rectangle by then.
-    mask = rng.random((size, size), dtype=np.float32) < rate
+    # The pixels come last: a view of another size has drawn the same rectangle by then. Throwing so many at random, a
+    # pixel more than once, loses each of them with probability `rate`, as drawing a number for each would.
+    mask = np.zeros((size, size), bool)
+    mask.ravel()[rng.integers(size * size, size=rng.poisson(-math.log1p(-rate) * size * size))] = True
     mask[y0:y1, x0:x1] = True
     return mask
 
@@ -236,11 +248,6 @@ def frayed(depth: DepthMap, pixels: int, rng: np.random.Generator) -> DepthMap:
     rows = np.clip(np.arange(height)[:, None] + shift[0], 0, height - 1)
     columns = np.clip(np.arange(width) + shift[1], 0, width - 1)
     return replace(depth, metres=depth.metres[rows, columns], valid=depth.valid[rows, columns])
-
-
-def planes(image: np.ndarray) -> np.ndarray:
-    """`[H, W, C]` as `[C, H, W]`, each channel in one piece: what is computed on it then runs through memory once."""
-    return np.ascontiguousarray(image.transpose(2, 0, 1))
 
 
 def read_png(data: bytes) -> np.ndarray:

@@ -52,7 +52,10 @@ class Geometry:
 
     def resize(self, image: np.ndarray, size: int, nearest: bool = False) -> np.ndarray:
         """Crop, flip, scale to `[size, size, ...]`, averaging where it shrinks; `nearest` for labels and masks."""
-        box = np.ascontiguousarray(self.crop(image))
+        x0, y0, x1, y1 = self.box(*image.shape[:2])
+        box = image[y0:y1, x0:x1]
+        if self.flip:
+            box = cv2.flip(box, 1)
         if nearest:  # _EXACT takes the pixel at the centre; plain INTER_NEAREST is shifted up and left
             return cv2.resize(box, (size, size), interpolation=cv2.INTER_NEAREST_EXACT)
         # Linear interpolation spans two pixels: blur over what it would skip. Unlike INTER_AREA, whose fractional edges

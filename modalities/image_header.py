@@ -15,10 +15,10 @@ def image_size(data: bytes) -> tuple[int, int]:
     """
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         width, height = struct.unpack(">II", data[16:24]) if len(data) >= 24 else (0, 0)
-        whole = b"IEND\xaeB`\x82" in data
+        whole = data.rfind(b"IEND\xaeB`\x82") > 0  # from behind, where it is
     elif data.startswith(b"\xff\xd8"):
         (width, height), scan = _jpeg_header(data)
-        whole = scan > 0 and data.find(b"\xff\xd9", scan) > 0
+        whole = scan > 0 and data.rfind(b"\xff\xd9", scan) > 0
     elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         width, height = _webp_size(data)
         whole = len(data) >= 8 + int.from_bytes(data[4:8], "little")

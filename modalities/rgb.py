@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -63,7 +63,7 @@ class RGB(Modality):
 
     def augment(self, value: np.ndarray, geometry: Geometry, size: int, rng: np.random.Generator | None) -> Tensor:
         """uint8 `[3, size, size]`."""
-        return torch.from_numpy(np.ascontiguousarray(self.view(value, geometry, size, rng).transpose(2, 0, 1)))
+        return torch.from_numpy(self.view(value, geometry, size, rng)).permute(2, 0, 1)
 
     def view(self, value: np.ndarray, geometry: Geometry, size: int, rng: np.random.Generator | None) -> np.ndarray:
         """The part of the photo that the geometry says, uint8 `[size, size, 3]`, its light and colour changed."""
@@ -71,6 +71,10 @@ class RGB(Modality):
         if rng is not None and self.jitter > 0:
             image = cv2.transform(image, colour_map(image, *rng.uniform(1 - self.jitter, 1 + self.jitter, 3)))
         return image
+
+    def collate(self, values: Sequence[Tensor]) -> Tensor:
+        """`[B, 3, size, size]`; a pixel's channels stay side by side in memory, as convolutions want them."""
+        return torch.stack([value.permute(1, 2, 0) for value in values]).permute(0, 3, 1, 2)
 
     def encoder(self, spec: Mapping[str, Any]) -> Encoder:
         return build(self.encoders, spec, 3, IMAGENET_MEAN, IMAGENET_STD)

@@ -211,7 +211,7 @@ def test_a_flip_mirrors_the_normals_of_a_curved_surface():
     adapter = Depth(input="depth+normals")
     plain, flipped = (adapter.augment(bowl, Geometry(flip=flip), 64, None)[2:] for flip in (False, True))
     mirrored = plain.flip(2) * torch.tensor([-1.0, 1.0, 1.0])[:, None, None]
-    # Open3D looks to the right neighbour, so mirrored normals sit one pixel aside.
+    # A normal looks to the right neighbour, so mirrored normals sit one pixel aside.
     torch.testing.assert_close(flipped[:, :-1, :-1], mirrored[:, :-1, 1:], atol=0.02, rtol=0)
     assert plain[0].std() > 0.1
 
@@ -219,7 +219,7 @@ def test_a_flip_mirrors_the_normals_of_a_curved_surface():
 def test_normals_are_unit_or_zero_and_zero_where_a_neighbour_is_missing():
     metres = ramp()
     metres[30, 40] = 0
-    field = normals(depth_map(metres))
+    field = normals(depth_map(metres)).transpose(1, 2, 0)
     length = np.linalg.norm(field, axis=-1)
     assert np.all((np.abs(length - 1) < 1e-5) | (length == 0))
     assert length[30, 40] == length[30, 39] == length[29, 40] == 0

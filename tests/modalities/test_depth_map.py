@@ -32,6 +32,11 @@ def depth_map(metres: np.ndarray, down: tuple[float, float, float] | None = None
     return DepthMap(np.where(valid, metres, 0).astype(np.float32), valid, CAMERA, down)
 
 
+def by_pixel(planes: np.ndarray) -> np.ndarray:
+    """`[3, H, W]` as `[H, W, 3]`."""
+    return planes.transpose(1, 2, 0)
+
+
 def plane(normal: np.ndarray, distance: float) -> np.ndarray:
     """Depth of `normal . X = -distance`, infinite where it is behind the camera."""
     with np.errstate(divide="ignore"):
@@ -62,7 +67,7 @@ def room(tilt: float, roll: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
 def test_vertices_lie_on_the_sphere_and_where_open3d_s_rays_hit() -> None:
     centre, radius = np.array([0.1, -0.2, 2.0]), 0.6
     depth = depth_map(sphere(centre, radius))
-    points = vertices(depth)
+    points = by_pixel(vertices(depth))
     distance = np.linalg.norm(points[depth.valid] - centre, axis=-1)
     np.testing.assert_allclose(distance, radius, atol=1e-5)
     assert (points[~depth.valid] == 0).all()
@@ -77,9 +82,28 @@ def test_vertices_lie_on_the_sphere_and_where_open3d_s_rays_hit() -> None:
     t = hit["t_hit"].numpy().reshape(HEIGHT, WIDTH)
     both = cv2.erode((np.isfinite(t) & depth.valid).astype(np.uint8), np.ones((3, 3))) > 0
     np.testing.assert_allclose(points[both], (t[..., None] * rays())[both], atol=2e-3)
-    own, theirs = normals(depth), hit["primitive_normals"].numpy().reshape(HEIGHT, WIDTH, 3)
+    own, theirs = by_pixel(normals(depth)), hit["primitive_normals"].numpy().reshape(HEIGHT, WIDTH, 3)
     inner = cv2.erode(both.astype(np.uint8), np.ones((9, 9))) > 0
     assert ((own * theirs).sum(-1)[inner] > math.cos(6 * DEGREES)).all()
+
+
+def test_normals_are_those_of_planes_and_of_open3d() -> None:
+    normal = np.array([0.3, -0.4, -1]) / np.linalg.norm([0.3, -0.4, -1])
+    flat = by_pixel(normals(depth_map(plane(normal, 2.0))))
+    np.testing.assert_allclose(flat[:-1, :-1], np.broadcast_to(normal, (HEIGHT - 1, WIDTH - 1, 3)), atol=1e-3)
+
+    rough = 2 + np.random.default_rng(0).normal(0, 0.05, (HEIGHT, WIDTH))
+    rough[10:20, 30:40] = 0
+    depth = depth_map(rough)
+    o3d = import_open3d()
+    camera = o3d.core.Tensor(np.array([[CAMERA[0], 0, CAMERA[2]], [0, CAMERA[1], CAMERA[3]], [0, 0, 1]]))
+    image = o3d.t.geometry.Image(o3d.core.Tensor(depth.metres[..., None]))
+    theirs = image.create_vertex_map(camera, 0.0).create_normal_map(0.0).as_tensor().numpy()
+    own = by_pixel(normals(depth))
+    np.testing.assert_array_equal(own.any(-1), theirs.any(-1))  # nothing where a neighbour is missing
+    np.testing.assert_allclose(own, theirs, atol=0.05)  # theirs are a little shorter than 1
+    lengths = np.linalg.norm(theirs, axis=-1, keepdims=True)
+    np.testing.assert_allclose(own, theirs / np.maximum(lengths, 1e-9), atol=1e-4)
 
 
 @pytest.mark.parametrize("tilt", [10, 25, 40])
@@ -87,7 +111,7 @@ def test_vertices_lie_on_the_sphere_and_where_open3d_s_rays_hit() -> None:
 def test_gravity_height_and_angle_of_a_floor_tilted_by_a_known_angle(tilt: float, roll: float) -> None:
     metres, true = room(tilt, roll)
     depth = depth_map(metres)
-    normal = normals(depth)
+    normal = by_pixel(normals(depth))
     found = down(normal[np.linalg.norm(normal, axis=-1) > 0.5], np.array([0, 1, 0], np.float32))
     assert found @ true > math.cos(3 * DEGREES)
     for source in (depth, depth_map(metres, tuple(true))):
@@ -100,7 +124,7 @@ def test_gravity_height_and_angle_of_a_floor_tilted_by_a_known_angle(tilt: float
         assert np.percentile(np.abs(angle[floor] - math.pi), 90) < exact
         if wall.any():
             assert np.percentile(np.abs(angle[wall] - math.pi / 2), 90) < exact
-        expected = 1.5 - vertices(depth) @ true
+        expected = 1.5 - by_pixel(vertices(depth)) @ true
         np.testing.assert_allclose(height[floor], expected[floor] - expected[floor].min(), atol=0.25)
         if source.gravity is not None:
             above = np.maximum(expected - np.percentile(expected, 1), 0)
@@ -111,8 +135,8 @@ def test_a_flip_turns_gravity_and_points_with_the_picture() -> None:
     metres, true = room(20, 10)
     depth = depth_map(metres, tuple(true))
     plain, flipped = (transform(depth, Geometry(flip=flip), 64) for flip in (False, True))
-    mirrored = vertices(plain)[:, ::-1] * [-1, 1, 1]
-    np.testing.assert_allclose(vertices(flipped), mirrored, atol=1e-5)
+    mirrored = by_pixel(vertices(plain))[:, ::-1] * [-1, 1, 1]
+    np.testing.assert_allclose(by_pixel(vertices(flipped)), mirrored, atol=1e-5)
     assert flipped.gravity == (-plain.gravity[0], *plain.gravity[1:])  # type: ignore[index]
     np.testing.assert_allclose(hha(flipped)[0], hha(plain)[0][:, ::-1], atol=1e-4)
 
@@ -123,7 +147,7 @@ def test_a_crop_keeps_points_where_they_are() -> None:
     for seed in range(5):
         geometry = Geometry.draw(np.random.default_rng(seed), (0.4, 0.9), flip=False)
         part = transform(depth_map(plane(normal, 2.0)), geometry, 48)
-        inner = vertices(part)[3:-3, 3:-3].reshape(-1, 3)
+        inner = by_pixel(vertices(part))[3:-3, 3:-3].reshape(-1, 3)
         np.testing.assert_allclose(inner @ normal, -2.0, atol=5e-3)
 
 
