@@ -42,20 +42,24 @@ class Geometry:
 
     def crop(self, image: np.ndarray) -> np.ndarray:
         """Cut the box out of `image [H, W, ...]` and flip it, at the source's resolution; inside it, a view."""
+        box = self.cut(image)
+        return box[:, ::-1] if self.flip else box
+
+    def cut(self, image: np.ndarray) -> np.ndarray:
+        """The box as it lies in the source, not flipped."""
         height, width = image.shape[:2]
         x0, y0, x1, y1 = self.box(height, width)
         box = image[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)]
         if min(x0, y0) < 0 or x1 > width or y1 > height:
             outside = [(max(-y0, 0), max(y1 - height, 0)), (max(-x0, 0), max(x1 - width, 0))]
             box = np.pad(box, [*outside, *[(0, 0)] * (image.ndim - 2)])
-        return box[:, ::-1] if self.flip else box
+        return box
 
     def resize(self, image: np.ndarray, size: int, nearest: bool = False) -> np.ndarray:
         """Crop, flip, scale to `[size, size, ...]`, averaging where it shrinks; `nearest` for labels and masks."""
-        x0, y0, x1, y1 = self.box(*image.shape[:2])
-        box = image[y0:y1, x0:x1]
+        box = self.cut(image)
         if self.flip:
-            box = cv2.flip(box, 1)
+            box = cv2.flip(box, 1)  # ten times as fast as a copy of the flipped view
         if nearest:  # _EXACT takes the pixel at the centre; plain INTER_NEAREST is shifted up and left
             return cv2.resize(box, (size, size), interpolation=cv2.INTER_NEAREST_EXACT)
         # Linear interpolation spans two pixels: blur over what it would skip. Unlike INTER_AREA, whose fractional edges
