@@ -3,8 +3,8 @@
 python -m benchmarks.scaling
 
 Measured: CPU time a sample of the loader; FLOPs a sample of teacher and student (torch's counter, forward, and forward
-with backward); trained parameters; FLOPs and bytes of the losses at a global batch; speed of gloo on this machine, to
-hold the model against a run of two processes. Assumed, for there is no GPU here: the constants below.
+with backward); trained parameters; FLOPs and bytes of the losses at a global batch; the speed of gloo on this machine.
+Assumed, for there is no GPU here: the constants below.
 """
 
 from __future__ import annotations
