@@ -234,7 +234,7 @@ def held_out_score(
     counts = accelerator.reduce(counts, "sum")
     if source.mask:
         return "mIoU", scores(counts, list(map(str, range(source.classes)))).get("mIoU", 0.0)
-    return "top1", float(counts.trace() / counts.sum().clamp(min=1))
+    return "top1", counts.trace().item() / max(counts.sum().item(), 1)
 
 
 @torch.no_grad()

@@ -45,7 +45,7 @@ PHOTOS = [
     image(COLOUR[:9, :9, :3].astype(np.uint16) * 257),
 ]
 MAP = RNG.integers(400, 3000, (50, 70)) * (RNG.random((50, 70)) > 0.2)
-MAPS = [image(MAP.astype(np.uint16)), metres(MAP / 1000), image(np.zeros((30, 30), np.uint16))]
+MAPS = [image(MAP.astype(np.uint16)), metres(MAP / 1000)]
 DEPTH = {"name": "depth", "near": 0.5, "far": 4.0}
 
 CASES: list[tuple[dict[str, Any], dict[str, Any], list[bytes]]] = [
