@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from pipeline.cli_config import commands as config_commands
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 pack = typer.Typer(no_args_is_help=True, help="Pack paired recordings into shards.")
 app.add_typer(pack, name="pack")
+app.add_typer(config_commands, name="config")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings in place of the config's: key.sub=value …")]
 RunFolders = Annotated[list[Path], typer.Argument(help="Run folders, the first is the main one.")]

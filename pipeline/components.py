@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # they bring torch, which is not needed to read what a config
 
 T = TypeVar("T")
 
-_REFUSING = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+REFUSING = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
 
 def check_components(document: Document) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def validated(document: Document, at: Key, fields: Mapping[str, Any], settings: 
 
 def _adapter(fields: Mapping[str, Any]) -> TypeAdapter[dict[str, Any]]:
     try:
-        return TypeAdapter(with_config(_REFUSING)(TypedDict("Settings", dict(fields))))  # type: ignore[operator]
+        return TypeAdapter(with_config(REFUSING)(TypedDict("Settings", dict(fields))))  # type: ignore[operator]
     except (PydanticUserError, TypeError) as error:
         raise UserError(f"its annotations cannot be validated: {error}") from None
 

@@ -185,7 +185,7 @@ def _check_as_many(modality: Any, encoder: Any) -> None:
 
 
 class Train(Section):
-    """The optimisation."""
+    """How long, and how, the student is trained."""
 
     steps: int | None = Field(default=None, gt=0, description="Optimiser steps.")
     epochs: int | None = Field(default=None, gt=0, description="Passes over the training set, instead of steps.")

@@ -13,6 +13,8 @@ ABOVE_LOSSES = {"modalities": {"losses.Features"}}
 PIPELINE = [
     {"errors", "host", "tar", "remote"},
     {"configfile", "components", "explain", "config", "shards"},
+    {"schema"},
+    {"reference"},
     {"members", "tabletop_shapes", "tabletop_sound", "tabletop", "splits", "parallel", "progress", "scan"},
     {"samples", "skipped", "draw", "schedule"},
     {"sidecar", "join"},
@@ -37,7 +39,7 @@ PIPELINE = [
     {"report"},
     {"graph", "card", "serve"},
     {"export"},
-    {"demo", "bench", "cli", "__main__"},
+    {"demo", "bench", "cli_config", "cli", "__main__"},
 ]
 
 
