@@ -423,6 +423,18 @@ def _pack(
     )
 
 
+_PLACES = {
+    errno.ENOSPC: "no space left. Nothing half-written counts; free space and go on with `--resume`.",
+    errno.EACCES: "may not be read or written. Change its rights, or choose another place.",
+    errno.EPERM: "may not be read or written. Change its rights, or choose another place.",
+    errno.EROFS: "cannot be written there. Choose another place.",
+    errno.ENOTDIR: "is or lies below a file, where a folder is needed. Choose another place.",
+    errno.EISDIR: "is a folder. Give the name of a file.",
+    errno.ENAMETOOLONG: "the name is too long. Choose a shorter one.",
+}
+"""What is wrong with a place that a command was given, and what to do."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; what a person can mend is a message without a traceback, and exit code 2."""
     sys.path.insert(0, str(Path.cwd()))  # so that `my_package.thermal:Thermal` is found where the user works
@@ -432,11 +444,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in _PLACES:
             raise
-        place = error.filename or "the disk"
-        print(
-            f"error: {place}: no space left. Nothing half-written counts; free space and go on with `--resume`.",
-            file=sys.stderr,
-        )
+        print(f"error: {error.filename2 or error.filename or 'the disk'}: {_PLACES[error.errno]}", file=sys.stderr)
         sys.exit(2)

@@ -234,7 +234,7 @@ def _in_words(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "is nested too deeply"
     if isinstance(error, UnicodeDecodeError):
-        return f"is not UTF-8 text (byte {error.start})"
+        return f"is not UTF-8 text (byte {error.start}); give a YAML file"
     if isinstance(error, OSError):
         return f"cannot be read: {error.strerror}"
     if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark or error.context_mark):

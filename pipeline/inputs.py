@@ -60,7 +60,7 @@ def _files(place: Path, view: View) -> list[Path]:
     if place.is_file():
         return [place]
     if not place.is_dir():
-        raise UserError(f"{place}: no such file or folder.")
+        raise UserError(f"{place}: no such file or folder. Give files, folders, packed data sets or shards.")
     suffixes = {f".{member.rpartition('.')[2]}" for member in view.modality.members}
     suffixes |= {".jpeg"} if ".jpg" in suffixes else set()
     found = sorted(path for path in place.rglob("*") if path.suffix.lower() in suffixes and path.is_file())

@@ -215,7 +215,9 @@ def load_network(folder: str | Path) -> Network | Joint:
             own.load_state_dict(state)
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{folder / WEIGHTS}: does not fit {DESCRIPTION} beside it: {reason}") from None
+        raise UserError(
+            f"{folder / WEIGHTS}: does not fit {DESCRIPTION} beside it: {reason}. Restore both, or train again."
+        ) from None
     return network
 
 

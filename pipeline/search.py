@@ -76,8 +76,10 @@ def search(folder: Path, modality: str, query: str, count: int) -> list[Hit]:
     try:
         data = query.encode() if isinstance(side.view.modality, Text) else Path(query).read_bytes()
         vector = ask(side, data)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{query}: {error}") from None
+    except OSError as error:
+        raise UserError(f"{query}: {error.strerror}. Give a {modality} file.") from None
+    except ValueError as error:
+        raise UserError(f"{query}: {error}. Give a {modality} file.") from None
     return index.search(vector, count)[0]
 
 

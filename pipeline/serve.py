@@ -168,7 +168,9 @@ def bind(host: str, port: int) -> socket.socket:
         listener.close()
         if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             raise UserError(f"port {port} is busy; choose another by --port {port + 1}.") from None
-        raise UserError(f"cannot listen on {host}:{port}: {error}") from None
+        raise UserError(
+            f"cannot listen on {host}:{port}: {error}. Give a free port and an address of this machine."
+        ) from None
     return listener
 
 

@@ -54,6 +54,11 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
             _train(config, accelerator, resume, overwrite, stop)
         except Stopped as asked:
             stopped = asked.with_traceback(None)  # which would hold the model
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"the GPU's memory is full: set train.micro_batch to a part of the batch (the losses see all of it), "
+                f"train.gradient_checkpointing=true, or lower data.batch_size. ({str(error).splitlines()[0]})"
+            ) from None
         except RuntimeError as error:
             if not isinstance(error, DistBackendError) and "gloo" not in str(error):
                 raise

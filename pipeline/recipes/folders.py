@@ -123,7 +123,7 @@ def _files(folder: Path) -> Iterator[tuple[str, str]]:
             empty = False
             yield path.relative_to(folder).with_suffix("").as_posix(), str(path)
     if empty:
-        raise UserError(f"{folder}: there is no such folder, or no file in it.")
+        raise UserError(f"{folder}: there is no such folder, or no file in it. Name it by --field NAME=FOLDER.")
 
 
 def _member(field: str, folder: str, paths: Sequence[str]) -> tuple[str, str]:

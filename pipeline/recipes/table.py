@@ -57,7 +57,7 @@ def read_table(path: Path) -> tuple[list[tuple[str, Row]], list[Refusal]]:
         raise UserError(f"{path}: not a table in UTF-8: {error}.") from None
     rows = [(where, row) for where, row in lines if not isinstance(row, str)]
     if not rows:
-        raise UserError(f"{path}: there are no rows in it.")
+        raise UserError(f"{path}: there are no rows in it. Give a CSV file with a header, or JSONL.")
     return rows, [Refusal("", where, reason) for where, reason in lines if isinstance(reason, str)]
 
 
