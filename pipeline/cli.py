@@ -239,6 +239,9 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run of that name.")] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Say what a step spends its time on; trace in profile.json.")
+    ] = False,
 ) -> None:
     """Train a teacher, or a student with a teacher, into the config's run folder."""
     from pipeline import config as configs
@@ -248,7 +251,7 @@ def train(
     from pipeline.train import train as run_training
 
     try:
-        run_training(loaded, resume, overwrite)
+        run_training(loaded, resume, overwrite, profile)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         raise typer.Exit(stopped.code) from None

@@ -218,6 +218,10 @@ class Train(Section):
         default="auto", description="Number format; auto asks the device."
     )
     log_every: int = Field(default=20, gt=0, description="Steps between lines of metrics.jsonl.")
+    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
+        default=["tensorboard"],
+        description="Where the lines of metrics.jsonl are shown; all but tensorboard: `pip install 'wcord[track]'`.",
+    )
     checkpoint_every: int = Field(default=500, gt=0, description="Steps between checkpoints.")
     timeout: float = Field(
         default=600.0, gt=0, description="Seconds that a process waits for the others before it ends with an error."

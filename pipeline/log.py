@@ -1,4 +1,4 @@
-"""What is written about a run while it trains: metrics.jsonl, TensorBoard, a line for the person who waits."""
+"""What is written about a run while it trains: metrics.jsonl, trackers, a line for the person who waits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from pipeline.collapse import collapse_warnings
 from pipeline.config import Config
@@ -19,6 +18,7 @@ from pipeline.model import Distillation
 from pipeline.prepare import Batch
 from pipeline.schedule import Schedule
 from pipeline.shards import write_atomic
+from pipeline.trackers import show, start_trackers
 
 
 class Log:
@@ -36,7 +36,7 @@ class Log:
             self.path = run / "metrics.jsonl"
             self.spent = _keep_lines_to(self.path, step)
             self.energy = energy_joules(accelerator.device)
-            self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+            self.trackers = start_trackers(config, run, step)
 
     def _restart(self) -> None:
         self.count, self.waited, self.since, self.written = 0, 0.0, time.perf_counter(), False
@@ -103,8 +103,7 @@ class Log:
         if self.accelerator.is_main_process:
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": step, **row}) + "\n")
-            for name, value in row.items():
-                self.board.add_scalar(name, value, step)
+            show(self.trackers, row, step)
 
     def _line(self, step: int, row: dict[str, float]) -> str:
         steps = self.schedule.steps
@@ -126,7 +125,8 @@ class Log:
 
     def close(self) -> None:
         if self.accelerator.is_main_process:
-            self.board.close()
+            for tracker in self.trackers:
+                tracker.finish()
 
 
 def _keep_lines_to(path: Path, step: int) -> dict[str, float]:

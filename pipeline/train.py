@@ -30,6 +30,7 @@ from pipeline.model import Distillation, build_model
 from pipeline.network import DESCRIPTION, Joint, Network, save_network
 from pipeline.nonfinite import NonFinite
 from pipeline.prepare import Batch, Sight
+from pipeline.profile import Profile
 from pipeline.run_folder import RESULTS, WRITTEN, claim, clear, write_config
 from pipeline.schedule import Schedule
 from pipeline.sharding import average_gradients, load_model, load_optimizer, plain_student, prepare_sharding, whole
@@ -37,12 +38,14 @@ from pipeline.skipped import SKIPPED, Ledger
 from pipeline.source import Policy, Source, open_split
 from pipeline.stopping import Stop, Stopped
 from pipeline.stream import EvalStream, TrainStream, loader, steps_per_epoch
+from pipeline.trackers import check_trackers
 
 
-def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path:
+def train(config: Config, resume: bool = False, overwrite: bool = False, profile: bool = False) -> Path:
     """Train what a config describes and return its run folder.
 
     resume: go on from the newest checkpoint, if there is one. overwrite: remove an earlier run of the same name.
+    profile: say what some of the first steps spend their time on, and write a trace of them.
     Raises UserError for everything that a person can mend, before anything heavy starts where that can be known, and
     Stopped after SIGTERM or SIGINT, when a checkpoint has been written.
     """
@@ -51,7 +54,7 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
     run, stopped = Path(config.run), None
     with Stop().listening() as stop:
         try:
-            _train(config, accelerator, resume, overwrite, stop)
+            _train(config, accelerator, resume, overwrite, profile, stop)
         except Stopped as asked:
             stopped = asked.with_traceback(None)  # which would hold the model
         except torch.OutOfMemoryError as error:
@@ -75,9 +78,10 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
     return run
 
 
-def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bool, stop: Stop) -> None:
+def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bool, profile: bool, stop: Stop) -> None:
     run = Path(config.run)
     claim(run, resume, overwrite)
+    check_trackers(config.train.trackers)
     data = config.data
     policy = Policy(data.max_faulty, data.unpaired)
     source = open_split(data.shards, "train", data.label, data.labels, config.seed, policy, data.join)
@@ -108,6 +112,9 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
     accelerator.print(f"{run}: training on {accelerator.num_processes} x {accelerator.device.type}", flush=True)
 
     batches = training_batches(config, source, distillation.views, done, accelerator)
+    profiled = Profile(run, distillation, optimizer.optimizer) if profile and accelerator.is_main_process else None
+    if profiled:
+        batches = profiled.watch(batches)
     ledger = Ledger(run / SKIPPED, source.samples, policy.max_faulty)
     finite = NonFinite(distillation, run, accelerator.process_index)
     log = Log(config, run, done, schedule, accelerator)
@@ -154,6 +161,8 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
             raise Stopped(
                 f"{run}: stopped at step {step} as asked; go on with --resume.", stop.number or signal.SIGTERM
             )
+    if profiled:
+        profiled.close()
     student = plain_student(distillation, spare)
     if accelerator.is_main_process:
         save_network(student, run / "student")

@@ -422,6 +422,12 @@ WRONG: dict[str, Wrong] = {
         "pip install 'wcord[serve]'",
         without("uvicorn"),
     ),
+    "no wandb": (
+        f"{TRAIN} train.trackers=[wandb]",
+        "wandb is needed for this",
+        "pip install 'wcord[track]'",
+        without("wandb"),
+    ),
     "no s3fs": (
         f"{TRAIN} data.shards=s3://bucket/data",
         "Install s3fs to access S3",
