@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: setup demo test lint bench bench-losses bench-modalities clean
+.PHONY: setup demo test lint bench bench-losses bench-modalities docs clean
 
 setup: $(VENV)/.ready
 
@@ -22,6 +22,9 @@ lint: setup
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
+
+docs: setup
+	$(RUN)/python -m mkdocs build --strict
 
 bench: setup
 	$(RUN)/python -m benchmarks.throughput

@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 STEPS = "train.steps=6"
-PAGES = ("README.md", "docs/taking-a-student-away.md", "docs/long-runs.md")
+PAGES = ("README.md", "docs/taking-a-student-away.md", "docs/long-runs.md", "docs/config-reference.md")
 GPU_ONLY = "--num_processes 8"
 
 
