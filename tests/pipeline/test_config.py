@@ -220,7 +220,7 @@ FAULTS = [
     ("learning_rate: 1e-3", "zzz: 8", 17,
      "train.zzz: unknown key; allowed are steps, epochs, learning_rate, schedule, milestones, optimizer, weight_decay, "
      "decay_vectors, warmup, clip, micro_batch, gradient_checkpointing, compile, precision, log_every, "
-     "checkpoint_every, timeout, keep"),
+     "trackers, checkpoint_every, timeout, keep"),
     ("batch_size: 32", "pad: [4, 4]", 2, "data: pad: must be [p, n] with p below n: a shift by up to p of n pixels"),
     ("batch_size: 32", "pad: [-1, 4]", 4, "data.pad[0]: must be at least 0, got -1"),
     ("batch_size: 32", "pad: [4, 32]\n  crop: [0.5, 1]", 2,
@@ -713,3 +713,13 @@ def test_every_field_says_what_it_is() -> None:
         for name, field in section.model_fields.items():
             assert field.description, f"{section.__name__}.{name}"
             assert field.description.endswith(".")
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_a_shipped_config_says_what_it_is_and_why_each_choice(name: str) -> None:
+    """The first line is a sentence, for `wcord config list`; what is no mere name or place has a comment."""
+    first, *lines = (config.SHIPPED / f"{name}.yaml").read_text().splitlines()
+    assert first.startswith("# ")
+    assert first.endswith((".", ":"))
+    chosen = [line for line in lines if not line.startswith("#") and any(sign.isdigit() for sign in line.split("#")[0])]
+    assert [line for line in chosen if "#" not in line and "shards:" not in line] == []
