@@ -72,7 +72,7 @@ def cost_per_sample(overrides: list[str]) -> dict[str, float]:
     learn()  # every parameter has a gradient once, and the optimiser its state
     cost = {
         "reading, decoding, augmentation": cpu_seconds(lambda: next(batches)),
-        "teacher": cpu_seconds(lambda: model._teach(batch)),
+        "teacher": cpu_seconds(lambda: model.teach(batch)),
         "student": cpu_seconds(lambda: student_alone(model, batch)),
         "losses": cpu_seconds(losses_alone(model, batch)),
         "optimiser": cpu_seconds(lambda: optimise_alone(model, optimizer)),

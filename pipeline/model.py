@@ -60,7 +60,7 @@ class Distillation(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         student = self._features(self.student, batch["student"])
-        teacher = self._teach(batch)
+        teacher = self.teach(batch)
         self._student_features = student.pooled.detach()
         # The networks may run in half precision; the losses never do.
         with torch.autocast(student.pooled.device.type, enabled=False):
@@ -70,9 +70,12 @@ class Distillation(nn.Module):
         total = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
         return total, {name: value.detach() for name, value in terms.items()}
 
-    def _teach(self, batch: Batch) -> Features | None:
+    def teach(self, batch: Batch) -> Features | None:
+        """The teacher's features of a batch, without gradient; those that the batch brings along, if it does."""
         if self.teacher is None:
             return None
+        if isinstance(batch["teacher"], Features):
+            return batch["teacher"]
         if isinstance(self.teacher, CachedTeacher):
             return _full(self.teacher(batch["teacher"]))
         with torch.no_grad():

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from torch.distributed import DistBackendError
 from torch.distributed.tensor import DTensor
 
+from pipeline.ahead import pays, teach_ahead
 from pipeline.checkpoint import BEST, Checkpoint, keep_best, newest_checkpoint, save_checkpoint
 from pipeline.config import Config
 from pipeline.draw import Draw
@@ -115,6 +116,8 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
     profiled = Profile(run, distillation, optimizer.optimizer) if profile and accelerator.is_main_process else None
     if profiled:
         batches = profiled.watch(batches)
+    elif pays(distillation, accelerator) and not config.train.compile:
+        batches = teach_ahead(batches, distillation, accelerator)
     ledger = Ledger(run / SKIPPED, source.samples, policy.max_faulty)
     finite = NonFinite(distillation, run, accelerator.process_index)
     log = Log(config, run, done, schedule, accelerator)

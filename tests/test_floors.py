@@ -25,6 +25,7 @@ PIPELINE = [
     {"network", "gradient_cache", "recheck", "launch"},
     {"gradient_checkpointing"},
     {"model"},
+    {"ahead"},
     {"checkpoint", "collapse", "cost", "run_folder", "runs", "profile", "probes", "nonfinite", "stopping", "sharding"},
     {"space", "extras"},
     {"trackers"},
