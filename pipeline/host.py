@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # The parameters of glibc's mallopt (malloc.h).
@@ -31,6 +34,20 @@ def keep_freed_memory() -> None:
         if mallopt is not None:
             mallopt(M_MMAP_THRESHOLD, 1 << 30)
             mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+@contextmanager
+def garbage_of_steps_only() -> Iterator[None]:
+    """Let the garbage collector pass over what is there already, some 10^5 objects of libraries.
+
+    Otherwise it looks at all of them again and again, here and in the processes forked from here.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def peak_memory() -> int:

@@ -22,7 +22,7 @@ from pipeline.config import Config
 from pipeline.draw import Draw
 from pipeline.errors import UserError
 from pipeline.gradient_checkpointing import checkpoint_gradients
-from pipeline.host import keep_freed_memory
+from pipeline.host import garbage_of_steps_only, keep_freed_memory
 from pipeline.in_memory import InMemory
 from pipeline.launch import start_accelerator
 from pipeline.log import Log
@@ -53,7 +53,7 @@ def train(config: Config, resume: bool = False, overwrite: bool = False, profile
     keep_freed_memory()
     accelerator = start_accelerator(config)
     run, stopped = Path(config.run), None
-    with Stop().listening() as stop:
+    with Stop().listening() as stop, garbage_of_steps_only():
         try:
             _train(config, accelerator, resume, overwrite, profile, stop)
         except Stopped as asked:
