@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 
 import torch
 from accelerate import Accelerator
@@ -21,6 +22,8 @@ def teach_ahead(batches: Iterator[Batch], model: Distillation, accelerator: Acce
     each with its half of torch's threads.
     """
     threads = torch.get_num_threads()
+    # In the main thread, for it starts the loader's processes: forked from another one, they could not end in peace.
+    batches = chain([next(batches)], batches)
 
     def following() -> Batch:
         torch.set_num_threads(max(threads // 2, 1))  # of this thread

@@ -116,7 +116,8 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
     profiled = Profile(run, distillation, optimizer.optimizer) if profile and accelerator.is_main_process else None
     if profiled:
         batches = profiled.watch(batches)
-    elif pays(distillation, accelerator) and not config.train.compile:
+    elif pays(distillation, accelerator) and not config.train.compile and not held_out:
+        # A check on held-out samples starts processes, which must not be forked while another thread holds locks.
         batches = teach_ahead(batches, distillation, accelerator)
     ledger = Ledger(run / SKIPPED, source.samples, policy.max_faulty)
     finite = NonFinite(distillation, run, accelerator.process_index)

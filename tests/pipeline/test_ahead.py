@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from itertools import islice
@@ -89,3 +92,24 @@ def test_a_run_with_it_is_resumed_to_the_bit(path: Path) -> None:
     train(configs.load(path, [f"run={cut}", "train.keep=9"]), resume=True)
     one, two = (load_file(run / "student" / "model.safetensors") for run in (whole, cut))
     assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_the_loader_s_processes_end_in_peace(path: Path) -> None:
+    """They are told to at the end; one that then fails would be reported as died."""
+    code = (
+        "import multiprocessing.process as p, sys\n"
+        "from pipeline import config, train\n"
+        "ended = []\n"
+        "join = p.BaseProcess.join\n"
+        "def watch(self, timeout=None):\n"
+        "    join(self, timeout)\n"
+        "    ended.append(self.exitcode)\n"
+        "p.BaseProcess.join = watch\n"
+        f"train.train(config.load({str(path)!r}, ['data.workers=2']))\n"
+        "print('ended', ended)\n"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "ended [0, 0]" in done.stdout, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
