@@ -42,7 +42,7 @@ PIPELINE = [
     {"report"},
     {"graph", "card", "serve"},
     {"export"},
-    {"demo", "bench", "cli_config", "cli", "__main__"},
+    {"demo", "bench", "cli_config", "cli_pack", "cli", "__main__"},
 ]
 
 
