@@ -57,6 +57,7 @@ def written(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("results.json")}
 
 
+@pytest.mark.slow
 def test_a_matrix_goes_on_where_it_stopped(bench: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     matrix = tmp_path / "matrix"
     found = run_bench(bench, jobs=2)
