@@ -7,12 +7,17 @@ RUN := $(VENV)/bin
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
+$(VENV)/.ready: $(VENV)/.installed
 	$(RUN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-demo: setup
+# What running takes, without what developing takes.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --editable .
+	touch $@
+
+demo: $(VENV)/.installed
 	$(RUN)/wcord demo
 
 test: setup
