@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import random
 import re
-from array import array
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
@@ -18,49 +16,17 @@ from rich.console import Console
 
 from pipeline import splits as group_splits
 from pipeline.errors import UserError
+from pipeline.jobs import Job, cut
 from pipeline.members import inspect, read_label, read_meta
 from pipeline.parallel import each, tick
 from pipeline.progress import Progress
-from pipeline.recipes import Make, Plan, Refusal, Sample
+from pipeline.recipes import Plan, Refusal, Sample
 from pipeline.shards import MANIFEST, Dataset, Shard, remove_stale_parts, write_atomic, write_shard
 from pipeline.splits import SPLITS
 
 REFUSED = "refused.jsonl"
 STATE = ".pack"
 """What packing needs to go on where it stopped: the plan's digest, and a summary of every finished shard."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """Some of a plan's samples, each with its index, in an order of their own; read when they are wanted."""
-
-    samples: Sequence[Sample]
-    order: memoryview
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __iter__(self) -> Iterator[tuple[int, Sample]]:
-        return ((index, self.samples[index]) for index in self.order)
-
-    def __reduce__(self) -> tuple[type, tuple[list[tuple[int, Sample]]]]:
-        return list, (list(self),)  # another process gets the samples themselves
-
-
-@dataclass(frozen=True)
-class Job:
-    """One shard to be written. digest: of everything that decides its content. samples: `(index, sample)`."""
-
-    folder: str
-    file: str
-    digest: str
-    samples: Part | list[tuple[int, Sample]]
-    make: Make | None
-    classes: int | None
-
-    @property
-    def summary(self) -> Path:
-        return Path(self.folder) / STATE / f"{Path(self.file).stem}.json"
 
 
 class Summary(BaseModel):
@@ -100,7 +66,7 @@ def pack(
         raise UserError(f"shards of {shard_bytes} bytes, at least {min_shards}: both must be 1 or more.")
     out = Path(out)
     _judge(plan, plan.refused, max_refused)  # a mistyped path shows now, not after hours of work
-    jobs = _cut(plan, str(out), group_splits.assign(plan.samples, fractions, seed), seed, shard_bytes, min_shards)
+    jobs = cut(plan, str(out), group_splits.assign(plan.samples, fractions, seed), seed, shard_bytes, min_shards)
     try:
         _claim(out, plan, jobs, overwrite)
         remove_stale_parts(out)
@@ -124,43 +90,6 @@ def pack(
     return dataset
 
 
-def _cut(plan: Plan, folder: str, placed: bytes, seed: int, shard_bytes: int, min_shards: int) -> list[Job]:
-    """Shuffle each split and cut it into shards of nearly equal counts. placed: each sample's split."""
-    classes = len(plan.classes["label"]) if "label" in plan.classes else None
-    sizes: Counter[int] = Counter()
-    for place, sample in zip(placed, plan.samples, strict=True):
-        sizes[place] += sample.size
-    jobs = []
-    for place, split in enumerate(SPLITS):
-        chosen = array("I", (n for n, own in enumerate(placed) if own == place))
-        random.Random(f"{seed} {split}").shuffle(chosen)
-        count = min(max(math.ceil(sizes[place] / shard_bytes), min_shards), len(chosen))
-        for number in range(count):
-            order = memoryview(chosen)[number * len(chosen) // count : (number + 1) * len(chosen) // count]
-            part = Part(plan.samples, order)
-            jobs.append(Job(folder, f"{split}-{number:06d}.tar", _content(plan, part), part, plan.make, classes))
-    return jobs
-
-
-def _content(plan: Plan, part: Part) -> str:
-    """The digest of `[recipe, options, classes, [sample, …]]`, a sample at a time."""
-    digest = hashlib.sha256(f"{_json([plan.recipe, plan.options, plan.classes])[:-1]}, [".encode())
-    for place, (index, sample) in enumerate(part):
-        digest.update(f"{', ' if place else ''}{_json(_identity(index, sample))}".encode())
-    digest.update(b"]]")
-    return digest.hexdigest()
-
-
-def _identity(index: int, sample: Sample) -> list[object]:
-    """What a sample's packed bytes depend on."""
-    texts, labels = dict(sample.texts), [sample.label, dict(sample.labels)]
-    return [index, sample.key, sample.group, sample.source, sorted(sample.files), sample.stamp, texts, labels]
-
-
-def _json(content: object) -> str:
-    return json.dumps(content, sort_keys=True)
-
-
 def _claim(out: Path, plan: Plan, jobs: Sequence[Job], overwrite: bool) -> None:
     """Make the folder this plan's own, or raise UserError if it holds another's packing.
 
@@ -168,7 +97,7 @@ def _claim(out: Path, plan: Plan, jobs: Sequence[Job], overwrite: bool) -> None:
     the shards that they do not touch are kept.
     """
     path = out / STATE / "plan.json"
-    digest = hashlib.sha256(_json([[job.file, job.digest] for job in jobs]).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([[job.file, job.digest] for job in jobs]).encode()).hexdigest()
     asked = json.loads(json.dumps({"recipe": plan.recipe, "options": plan.options}))
     found = _state(path)
     if found.get("digest") != digest:
@@ -223,10 +152,14 @@ def _run(jobs: Sequence[Job], workers: int) -> list[Summary]:
     return [done[job.file] for job in jobs]
 
 
+def _summary(job: Job) -> Path:
+    return Path(job.folder) / STATE / f"{Path(job.file).stem}.json"
+
+
 def _finished(job: Job) -> Summary | None:
     """The job's summary if it was done before and its tar is still there."""
     try:
-        summary = Summary.model_validate_json(job.summary.read_bytes())
+        summary = Summary.model_validate_json(_summary(job).read_bytes())
         size = (Path(job.folder) / job.file).stat().st_size if summary.shard.samples else summary.shard.bytes
     except (OSError, ValidationError):
         return None
@@ -252,7 +185,7 @@ def pack_shard(job: Job) -> Summary:
 
     shard = write_shard(Path(job.folder) / job.file, sound())
     summary = Summary(job=job.digest, shard=shard, fields=dict(sorted(fields.items())), refused=refused)
-    write_atomic(job.summary, summary.model_dump_json().encode())
+    write_atomic(_summary(job), summary.model_dump_json().encode())
     return summary
 
 

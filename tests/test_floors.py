@@ -21,7 +21,7 @@ PIPELINE = [
     {"source", "decoder"},
     {"masks"},
     {"prepare", "paired"},
-    {"recipes", "pack", "check", "stream", "in_memory"},
+    {"recipes", "jobs", "pack", "check", "stream", "in_memory"},
     {"network", "gradient_cache", "recheck", "launch"},
     {"gradient_checkpointing"},
     {"model"},
