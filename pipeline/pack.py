@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import random
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
@@ -17,6 +16,7 @@ from rich.console import Console
 
 from pipeline import splits as group_splits
 from pipeline.errors import UserError
+from pipeline.jobs import Job, cut
 from pipeline.members import inspect, read_label, read_meta
 from pipeline.parallel import each, tick
 from pipeline.progress import Progress
@@ -27,21 +27,6 @@ from pipeline.splits import SPLITS
 REFUSED = "refused.jsonl"
 STATE = ".pack"
 """What packing needs to go on where it stopped: the plan's digest, and a summary of every finished shard."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One shard to be written. digest: of everything that decides its content. samples: `(index, sample)`."""
-
-    folder: str
-    file: str
-    digest: str
-    samples: Sequence[tuple[int, Sample]]
-    classes: int | None
-
-    @property
-    def summary(self) -> Path:
-        return Path(self.folder) / STATE / f"{Path(self.file).stem}.json"
 
 
 class Summary(BaseModel):
@@ -81,7 +66,7 @@ def pack(
         raise UserError(f"shards of {shard_bytes} bytes, at least {min_shards}: both must be 1 or more.")
     out = Path(out)
     _judge(plan, plan.refused, max_refused)  # a mistyped path shows now, not after hours of work
-    jobs = _cut(plan, str(out), group_splits.assign(plan.samples, fractions, seed), seed, shard_bytes, min_shards)
+    jobs = cut(plan, str(out), group_splits.assign(plan.samples, fractions, seed), seed, shard_bytes, min_shards)
     try:
         _claim(out, plan, jobs, overwrite)
         remove_stale_parts(out)
@@ -105,34 +90,6 @@ def pack(
     return dataset
 
 
-def _cut(
-    plan: Plan, folder: str, split_of: Mapping[str, str], seed: int, shard_bytes: int, min_shards: int
-) -> list[Job]:
-    """Shuffle each split and cut it into shards of nearly equal counts."""
-    classes = len(plan.classes["label"]) if "label" in plan.classes else None
-    jobs = []
-    for split in SPLITS:
-        chosen = [(n, sample) for n, sample in enumerate(plan.samples) if split_of[sample.group] == split]
-        random.Random(f"{seed} {split}").shuffle(chosen)
-        size = sum(sample.size for _, sample in chosen)
-        count = min(max(math.ceil(size / shard_bytes), min_shards), len(chosen))
-        for number in range(count):
-            part = chosen[number * len(chosen) // count : (number + 1) * len(chosen) // count]
-            digest = _digest([plan.recipe, plan.options, plan.classes, [_identity(n, sample) for n, sample in part]])
-            jobs.append(Job(folder, f"{split}-{number:06d}.tar", digest, part, classes))
-    return jobs
-
-
-def _identity(index: int, sample: Sample) -> list[object]:
-    """What a sample's packed bytes depend on."""
-    texts, labels = dict(sample.texts), [sample.label, dict(sample.labels)]
-    return [index, sample.key, sample.group, sample.source, sorted(sample.files), sample.stamp, texts, labels]
-
-
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def _claim(out: Path, plan: Plan, jobs: Sequence[Job], overwrite: bool) -> None:
     """Make the folder this plan's own, or raise UserError if it holds another's packing.
 
@@ -140,7 +97,7 @@ def _claim(out: Path, plan: Plan, jobs: Sequence[Job], overwrite: bool) -> None:
     the shards that they do not touch are kept.
     """
     path = out / STATE / "plan.json"
-    digest = _digest([[job.file, job.digest] for job in jobs])
+    digest = hashlib.sha256(json.dumps([[job.file, job.digest] for job in jobs]).encode()).hexdigest()
     asked = json.loads(json.dumps({"recipe": plan.recipe, "options": plan.options}))
     found = _state(path)
     if found.get("digest") != digest:
@@ -195,10 +152,14 @@ def _run(jobs: Sequence[Job], workers: int) -> list[Summary]:
     return [done[job.file] for job in jobs]
 
 
+def _summary(job: Job) -> Path:
+    return Path(job.folder) / STATE / f"{Path(job.file).stem}.json"
+
+
 def _finished(job: Job) -> Summary | None:
     """The job's summary if it was done before and its tar is still there."""
     try:
-        summary = Summary.model_validate_json(job.summary.read_bytes())
+        summary = Summary.model_validate_json(_summary(job).read_bytes())
         size = (Path(job.folder) / job.file).stat().st_size if summary.shard.samples else summary.shard.bytes
     except (OSError, ValidationError):
         return None
@@ -215,7 +176,7 @@ def pack_shard(job: Job) -> Summary:
 
     def sound() -> Iterator[tuple[str, Mapping[str, bytes]]]:
         for index, sample in job.samples:
-            members, faults = _open(index, sample, job.classes)
+            members, faults = _open(index, sample, job)
             tick()
             refused.extend(faults)
             if not faults:
@@ -224,14 +185,14 @@ def pack_shard(job: Job) -> Summary:
 
     shard = write_shard(Path(job.folder) / job.file, sound())
     summary = Summary(job=job.digest, shard=shard, fields=dict(sorted(fields.items())), refused=refused)
-    write_atomic(job.summary, summary.model_dump_json().encode())
+    write_atomic(_summary(job), summary.model_dump_json().encode())
     return summary
 
 
-def _open(index: int, sample: Sample, classes: int | None) -> tuple[dict[str, bytes], list[Refusal]]:
+def _open(index: int, sample: Sample, job: Job) -> tuple[dict[str, bytes], list[Refusal]]:
     """A sample's members, label and meta included, and what is wrong with them."""
     try:
-        members = sample.read()
+        members = sample.read(job.make)
         meta = read_meta(members.get("meta.json", b"{}"))
     except OSError as error:
         return {}, [Refusal(sample.key, str(error.filename), f"cannot be read: {error.strerror}")]
@@ -243,7 +204,7 @@ def _open(index: int, sample: Sample, classes: int | None) -> tuple[dict[str, by
     members["meta.json"] = json.dumps(meta, sort_keys=True).encode()
     if sample.label is not None:
         members["label.txt"] = str(sample.label).encode()
-    faults = {member: _fault(member, data, classes) for member, data in members.items()}
+    faults = {member: _fault(member, data, job.classes) for member, data in members.items()}
     return members, [Refusal(sample.key, sample.files.get(name, name), why) for name, why in faults.items() if why]
 
 

@@ -11,7 +11,7 @@ ABOVE_LOSSES = {"modalities": {"losses.Features"}}
 """What modalities may take from losses: the types that encoders return, and nothing else."""
 
 PIPELINE = [
-    {"errors", "host", "tar", "remote"},
+    {"errors", "host", "scratch", "tar", "remote"},
     {"configfile", "components", "explain", "config", "shards"},
     {"schema"},
     {"reference"},
@@ -21,7 +21,7 @@ PIPELINE = [
     {"source", "decoder"},
     {"masks"},
     {"prepare", "paired"},
-    {"recipes", "pack", "check", "stream", "in_memory"},
+    {"recipes", "jobs", "pack", "check", "stream", "in_memory"},
     {"network", "gradient_cache", "recheck", "launch"},
     {"gradient_checkpointing"},
     {"model"},
