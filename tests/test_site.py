@@ -35,5 +35,5 @@ def test_it_builds_without_a_warning(tmp_path: Path) -> None:
 
 def test_the_start_page_has_only_commands_that_the_readme_has() -> None:
     (block,) = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "index.md").read_text(), re.S)
-    readme = (ROOT / "README.md").read_text()  # whose commands .ci/readme_commands.py runs
+    readme = (ROOT / "README.md").read_text()  # whose commands test_commands.py runs
     assert [line for line in block.splitlines() if line not in readme] == []
