@@ -24,6 +24,8 @@ Component = dict[str, Any]
 
 
 class Section(BaseModel):
+    """A part of a config: unknown keys, other types, NaN and infinity are refused."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 

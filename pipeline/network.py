@@ -49,12 +49,14 @@ class Network(nn.Module):
 
     @property
     def dims(self) -> Dims:
+        """The sizes of its `Features`."""
         return Dims(
             self.encoder.dim, self.encoder.map_channels, len(self.classes) if self.classes else None, self.dense
         )
 
     @property
     def view(self) -> View:
+        """What it sees of a sample."""
         return View(self.modality, self.encoder.preprocessing.size)
 
     def forward(self, x: Any) -> Features:
@@ -88,12 +90,14 @@ class Joint(nn.Module):
 
     @property
     def dims(self) -> Dims:
+        """The sizes of its `Features`: the parts' side by side."""
         parts = [network.dims for network in self._networks()]
         maps = tuple(channels for part in parts for channels in part.maps)
         return Dims(sum(part.pooled for part in parts), maps, len(self.classes) if self.classes else None, self.dense)
 
     @property
     def view(self) -> tuple[View, ...]:
+        """What each part sees of a sample."""
         return tuple(network.view for network in self._networks())
 
     def forward(self, x: Sequence[Any]) -> Features:

@@ -41,6 +41,7 @@ class Job:
 
     @property
     def summary(self) -> Path:
+        """Where it is said, once the shard is done, what is in it."""
         return Path(self.folder) / STATE / f"{Path(self.file).stem}.json"
 
 

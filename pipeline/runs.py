@@ -53,6 +53,7 @@ class Run:
 
     @property
     def name(self) -> str:
+        """The folder's name."""
         return self.folder.resolve().name
 
     @property
@@ -74,6 +75,7 @@ class Run:
         return steps, [self.log[step][key] for step in steps]
 
     def last(self, key: str) -> float | None:
+        """The last logged value; None if it was never logged."""
         values = self.series(key)[1]
         return values[-1] if values else None
 
@@ -129,6 +131,7 @@ def is_fraction(key: str) -> bool:
 
 
 def lower_is_better(key: str) -> bool:
+    """Whether less of a result is better, as of ranks and parameters."""
     return key.rsplit("/", 1)[-1] in {"median_rank", "loss"} or key.startswith("parameters/")
 
 

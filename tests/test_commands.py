@@ -24,10 +24,16 @@ from pipeline.shards import MANIFEST, load_dataset, sha256
 ROOT = Path(__file__).parents[1]
 STEPS = 6
 STORIES = {
-    "README": ("README.md", "docs/taking-a-student-away.md", "docs/long-runs.md", "docs/config-reference.md"),
+    "README": (
+        "README.md",
+        "docs/taking-a-student-away.md",
+        "docs/long-runs.md",
+        "docs/config-reference.md",
+        "docs/api.md",
+    ),
     "tutorials": ("docs/tutorial-laptop.md", "docs/tutorial-rented-machine.md"),
 }
-"""Pages whose `sh` blocks are run one after the other in one folder; YAML under `# name.yaml` becomes a file there."""
+"""Pages whose `sh` and `python` blocks run in one folder, in order; YAML under `# name.yaml` becomes a file there."""
 
 NOT_HERE = ("make ", "git ", "cd ", "pip ", "elsewhere/bin/pip ", "python -m benchmarks", "--num_processes 8")
 """What a test cannot: it would need the network, or many GPUs, or hours."""
@@ -72,11 +78,13 @@ def programs(folder: Path) -> str:
 
 
 def commands(page: str, language: str = "sh") -> list[str]:
+    """The lines of a page's blocks; a block of Python is one command."""
     found = []
-    for block in re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
+    for kind, block in re.findall(rf"```({language})\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
         joined = block.replace("\\\n", " ")
-        found += [line.split("  #")[0].strip() for line in joined.splitlines() if not line.startswith("#")]
-    return [line for line in found if line]
+        lines = [line.split("  #")[0].strip() for line in joined.splitlines() if not line.startswith("#")]
+        found += [f"python -c {shlex.quote(block)}"] if kind == "python" else filter(None, lines)
+    return found
 
 
 @pytest.mark.slow
@@ -93,7 +101,7 @@ def test_pages_run_from_the_first_command_to_the_last(story: str, tmp_path: Path
             (tmp_path / name).write_text(text)
         if page == "docs/tutorial-rented-machine.md":
             damage(tmp_path / "data" / "mine")
-        for line in commands(page):
+        for line in commands(page, "sh|python"):
             if not any(line.startswith(word) or f" {word}" in line for word in NOT_HERE):
                 run(line, tmp_path, environment)
 
@@ -134,7 +142,7 @@ def written(page: str) -> list[str]:
     indented = [line.split("   #")[0].strip() for line in text.replace("\\\n", " ").splitlines() if line[:4] == "    "]
     inline = re.findall(r"`((?:wcord|python -m benchmarks|make) [^`…]+)`", text)
     inline = [line for line in inline if line != "wcord tuned"]  # a method in the tables of docs/results.md
-    return [*commands(page), *commands(page, "bash"), *indented, *inline]
+    return [*commands(page, "sh|bash"), *indented, *inline]
 
 
 @pytest.mark.parametrize("page", PAGES)
