@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from pipeline.errors import UserError
+from pipeline.run_format import check_format
 
 KEY_METRICS = {
     "student/top1": "top-1",
@@ -87,7 +88,7 @@ class Run:
 def read_run(folder: str | Path) -> Run:
     """Read a run folder; what is missing or cut short becomes a note.
 
-    Raises UserError if the folder is not one, or if a file in it is not what a run writes.
+    Raises UserError if the folder is not one or of another format, or if a file in it is not what a run writes.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -151,6 +152,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())}). Restore the file.") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: not a mapping of settings. Restore the file that `wcord train` wrote.")
+    check_format(config.pop("format", None), path)
     return config
 
 
