@@ -70,6 +70,10 @@ class Loss(nn.Module):
     needs_index: ClassVar[bool] = False
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        """The loss of a batch, a scalar, fp32.
+
+        student, teacher: their features in full precision, the teacher's without gradient. batch: see `Batch`.
+        """
         raise NotImplementedError
 
     def metrics(self) -> dict[str, Tensor]:

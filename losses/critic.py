@@ -80,6 +80,7 @@ class CosineProjection(nn.Module):
 
     @property
     def weight(self) -> Tensor:
+        """W `[dim, D]`."""
         return self.linear.weight
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:

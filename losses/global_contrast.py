@@ -119,6 +119,7 @@ class GlobalContrast(Loss):
 
     @property
     def temperature(self) -> Tensor:
+        """tau, a scalar within [0.01, 1]."""
         return bounded_temperature(self.log_temperature)
 
     @torch.no_grad()

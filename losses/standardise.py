@@ -28,6 +28,7 @@ class Standardise(nn.Module):
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
+        """Move mean and variance towards those of `x [N, D]`; the first batches count alike."""
         x = full_precision(x)
         self.batches += 1
         share = 1 / self.batches.clamp(max=self.window)

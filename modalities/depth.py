@@ -75,6 +75,7 @@ class Depth(Modality):
 
     @property
     def channels(self) -> int:
+        """Channels C of what `augment` makes with this `input`."""
         return {"depth": 2, "inverse": 2, "depth+normals": 5, "image": 3, "points": 3}.get(self.input, 4)
 
     def decode(self, data: bytes, meta: Mapping[str, Any]) -> DepthMap:

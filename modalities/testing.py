@@ -82,6 +82,7 @@ def check_keywords(cls: type, skip: int) -> None:
 
 
 def check_pickle(adapter: Modality) -> None:
+    """A copy by pickle is of the same class: adapters travel to loader workers."""
     try:
         copied = pickle.loads(pickle.dumps(adapter))  # noqa: S301 - its own bytes
     except Exception as error:
@@ -104,6 +105,7 @@ def check_bad_bytes(adapter: Modality, samples: Sequence[bytes], meta: Mapping[s
 
 
 def check_augment(adapter: Modality, value: Any, size: int) -> None:
+    """Nothing random without rng, the same from the same rng, and the decoded value stays as it is."""
     before = copy.deepcopy(value)
     for geometry in GEOMETRIES:
         tensor = adapter.augment(value, geometry, size, None)
@@ -122,6 +124,7 @@ def check_augment(adapter: Modality, value: Any, size: int) -> None:
 
 
 def check_tensor(tensor: Any) -> None:
+    """uint8, float32 or int64, and finite."""
     require(isinstance(tensor, Tensor), f"augment: returned {type(tensor).__name__}; return a torch.Tensor")
     require(
         tensor.dtype in (torch.uint8, torch.float32, torch.int64),
@@ -148,6 +151,7 @@ def check_flip(adapter: Modality, value: Any, size: int) -> None:
 
 
 def check_collate(adapter: Modality, values: Sequence[Any], size: int) -> None:
+    """Tensors of all samples and geometries become one batch."""
     tensors = [adapter.augment(value, geometry, size, None) for value in values for geometry in GEOMETRIES]
     try:
         adapter.collate(tensors)
@@ -182,6 +186,7 @@ def check_encoder(adapter: Modality, spec: Mapping[str, Any], values: Sequence[A
 
 
 def check_picture(adapter: Modality, value: Any) -> None:
+    """uint8 RGB `[H, W, 3]`, and a caption."""
     picture = adapter.picture(value)
     good = isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
     require(good, "picture: return a uint8 RGB array [H, W, 3]")

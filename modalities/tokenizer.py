@@ -40,6 +40,7 @@ class Bytes:
     vocabulary = FIRST_BYTE + 256
 
     def encode(self, text: str, length: int) -> list[int]:
+        """At most `length` ids: the start mark, a byte each, the end mark."""
         return [START, *(FIRST_BYTE + byte for byte in text.encode()[: length - 2]), END]
 
     def save(self, folder: Path) -> None:
@@ -64,8 +65,10 @@ class Pretrained:
         self.vocabulary = len(own)
 
     def encode(self, text: str, length: int) -> list[int]:
+        """At most `length` ids, with the special ones of its model."""
         ids: list[int] = self.own(text, truncation=True, max_length=length)["input_ids"]
         return ids
 
     def save(self, folder: Path) -> None:
+        """Write it with `save_pretrained`."""
         self.own.save_pretrained(folder)

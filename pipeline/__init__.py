@@ -14,7 +14,10 @@ wait_without_spinning()  # here, because it must come before the first import of
 
 
 def load(run: str | Path) -> Student:
-    """A finished student, for `predict` and `embed`; see `pipeline.student.load`."""
+    """A student by its run folder, by the `student` folder in it, or by what `wcord export` wrote.
+
+    Raises UserError for a folder without a finished network.
+    """
     from pipeline.student import load as load_student
 
     return load_student(run)

@@ -29,6 +29,7 @@ class Cell:
 
     @property
     def name(self) -> str:
+        """The folder of its run, or of its cache."""
         if self.kind == "run":
             return self.config.run
         assert self.config.teacher is not None

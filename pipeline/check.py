@@ -90,6 +90,7 @@ class Tally:
         self.lacking: dict[str, list[str]] = {}
 
     def add(self, found: Scan) -> None:
+        """Take in what was found in one shard."""
         file, split = found.job.shard.file, found.job.split
         self.within[file] = found.faults
         self.db.executemany("INSERT INTO keys VALUES (?, ?)", ((blob(key), self.order[file]) for key in found.keys))
@@ -160,6 +161,7 @@ class Tally:
                 yield f"{where}.{member}: missing, while most samples have it; run the same `wcord pack` again"
 
     def facts(self) -> list[str]:
+        """Members with counts and sizes, classes and depths, a line each."""
         lines = []
         for member, count in sorted(self.fields.items()):
             sizes = sorted(self.sizes.get(member, ()), key=lambda size: size[0] * size[1])
@@ -196,6 +198,7 @@ class Tally:
         return 0.0
 
     def notes(self) -> Iterator[str]:
+        """What is no fault but worth knowing, a line each."""
         for member, keys in sorted(self.lacking.items()):
             if self.dataset.fields.get(member) == self.fields[member]:
                 count = self.samples - self.fields[member]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.network import Joint, Network, save_network
+from pipeline.run_format import FORMAT, check_format
 from pipeline.shards import sha256, write_atomic
 
 BEST = "best"
@@ -52,6 +53,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         save_file({k: v.contiguous() for k, v in checkpoint.model.items()}, part / "model.safetensors")
         torch.save(checkpoint.optimizer, part / "optimizer.pt")
         about = {
+            "format": FORMAT,
             "step": checkpoint.step,
             "ranks": checkpoint.ranks,
             "sha256": {path.name: sha256(path) for path in sorted(part.iterdir())},
@@ -89,12 +91,14 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint:
     """
     try:
         about = json.loads((path / "checkpoint.json").read_bytes())
+        check_format(about.get("format"), path)
         differing = [key for key in identity if about["identity"].get(key) != identity[key]]
         if differing:
             details = "; ".join(f"{key}: {about['identity'].get(key)} there, {identity[key]} here" for key in differing)
+            older = "" if "format" in about else " An older version may have made it, which can go on with it."
             raise UserError(
                 f"{path}: made by another {' and '.join(differing)} ({details}). "
-                "Resume with the config it was made with, or choose another `run`."
+                f"Resume with the config it was made with, or choose another `run`.{older}"
             )
         for name, expected in about.get("sha256", {}).items():
             if sha256(path / name) != expected:

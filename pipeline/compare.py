@@ -56,12 +56,14 @@ class Group:
     runs: tuple[Run, ...]
 
     def cell(self, metric: str) -> Cell | None:
+        """Mean and standard deviation of a result over the seeds; None where no run has it."""
         values = [run.results[metric] for run in self.runs if metric in run.results]
         if not values:
             return None
         return Cell(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
     def by_seed(self, metric: str) -> dict[int, float]:
+        """Seed -> the result of its run."""
         return {r.seed: r.results[metric] for r in self.runs if metric in r.results and r.seed is not None}
 
 

@@ -12,6 +12,7 @@ from pipeline.components import check_components
 from pipeline.configfile import Document, Key, dump
 from pipeline.errors import UserError
 from pipeline.explain import explain, near
+from pipeline.run_format import FORMAT, check_format
 
 SHIPPED = next(
     (folder for parent in Path(__file__).parents[:2] if (folder := parent / "configs").is_dir()),
@@ -24,6 +25,8 @@ Component = dict[str, Any]
 
 
 class Section(BaseModel):
+    """A part of a config: unknown keys, other types, NaN and infinity are refused."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
@@ -277,6 +280,7 @@ class Config(Section):
     )
     train: Train = Field(description="The optimisation.")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="What is measured.")
+    format: int = Field(default=FORMAT, description="Of a run folder, where the program writes it: how to read it.")
 
     @model_validator(mode="after")
     def _not_cached(self) -> Config:
@@ -311,6 +315,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises UserError naming every fault, a line each: key, what was expected, and in which line or override.
     """
     document = Document(_find(path), overrides, _defaults())
+    check_format(document.data.get("format"), path)
     data = check_components(document)
     config = None
     try:

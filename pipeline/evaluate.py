@@ -14,6 +14,7 @@ from pipeline import config as configs
 from pipeline.config import Config
 from pipeline.cost import inference_cost, training_cost
 from pipeline.errors import UserError
+from pipeline.gallery import track_gallery
 from pipeline.kept import keep, keep_confusion, keep_masks
 from pipeline.masks import Tally
 from pipeline.model import build_teacher
@@ -40,7 +41,7 @@ class Embedded:
 
 
 def evaluate(run: str | Path, probe: Sequence[str | Path] = ()) -> Results:
-    """Measure a finished run on its test split and write `results.json` and `evaluation/`.
+    """Measure a finished run on its test split; write `results.json` and `evaluation/`, and show trackers the gallery.
 
     Teacher, student and a student with random weights are measured alike: the head's accuracy on the test split, and
     probe and k-NN on frozen features, which learn from ALL training labels, however few of them the student saw.
@@ -94,6 +95,7 @@ def evaluate(run: str | Path, probe: Sequence[str | Path] = ()) -> Results:
     if tally:
         keep_masks(run / "evaluation", {role: network.view for role, network in shown.items()}, test, tally)
     write_atomic(run / "results.json", json.dumps(results, indent=1).encode())
+    track_gallery(run, config)
     return results
 
 

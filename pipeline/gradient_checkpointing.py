@@ -32,6 +32,7 @@ def checkpoint_gradients(network: Network | Joint) -> None:
 
 
 def encoders(network: Network | Joint) -> list[Encoder]:
+    """The encoders of a network, or of the parts of a joint one."""
     parts = network.networks if isinstance(network, Joint) else [network]
     return [cast(Network, part).encoder for part in parts]
 

@@ -52,6 +52,7 @@ class Index:
         ]
 
     def save(self, folder: Path) -> None:
+        """Write it to a folder; UserError without faiss."""
         faiss = need("faiss", "search")
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / VECTORS, faiss.serialize_index(self.vectors).tobytes())

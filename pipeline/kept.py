@@ -118,6 +118,7 @@ def thumbnail(picture: np.ndarray) -> np.ndarray:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a compressed npz file, whole or not at all."""
     buffer = BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     write_atomic(path, buffer.getvalue())

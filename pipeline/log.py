@@ -53,6 +53,7 @@ class Log:
         return batch
 
     def add(self, loss: Tensor, terms: dict[str, Tensor]) -> None:
+        """Take in a step: the loss and its weighted terms, scalars each."""
         self.count += 1
         for name, value in {"loss": loss.detach(), **{f"loss/{k}": v for k, v in terms.items()}}.items():
             self.terms[name] = self.terms[name] + value if name in self.terms else value
@@ -101,6 +102,7 @@ class Log:
         return cost
 
     def scalars(self, step: int, row: dict[str, float]) -> None:
+        """Write values of a step to `metrics.jsonl` and the trackers, by the first process."""
         if self.accelerator.is_main_process:
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": step, **row}) + "\n")
@@ -125,6 +127,7 @@ class Log:
                 print(f"warning: {warning}", flush=True)
 
     def close(self) -> None:
+        """End the trackers."""
         if self.accelerator.is_main_process:
             for tracker in self.trackers:
                 tracker.finish()

@@ -96,4 +96,5 @@ class Tally:
             self.seen += 1
 
     def scores(self, role: str) -> dict[str, float]:
+        """What `scores` says of the pixels counted so far; empty for a network without these classes."""
         return scores(self.counts[role], self.names) if role in self.counts else {}

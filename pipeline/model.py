@@ -96,6 +96,7 @@ class Distillation(nn.Module):
 
     @property
     def cache(self) -> Cache | None:
+        """The cached features that stand for the teacher, if it is cached."""
         return self.teacher.cache if isinstance(self.teacher, CachedTeacher) else None
 
     def teacher_digest(self) -> str | None:

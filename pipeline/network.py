@@ -23,6 +23,7 @@ from modalities.encoders.base import Encoder
 from pipeline.decoder import Decoder, resized
 from pipeline.errors import UserError
 from pipeline.prepare import View
+from pipeline.run_format import FORMAT, check_format
 from pipeline.shards import write_atomic
 
 DESCRIPTION = "network.json"
@@ -49,12 +50,14 @@ class Network(nn.Module):
 
     @property
     def dims(self) -> Dims:
+        """The sizes of its `Features`."""
         return Dims(
             self.encoder.dim, self.encoder.map_channels, len(self.classes) if self.classes else None, self.dense
         )
 
     @property
     def view(self) -> View:
+        """What it sees of a sample."""
         return View(self.modality, self.encoder.preprocessing.size)
 
     def forward(self, x: Any) -> Features:
@@ -88,12 +91,14 @@ class Joint(nn.Module):
 
     @property
     def dims(self) -> Dims:
+        """The sizes of its `Features`: the parts' side by side."""
         parts = [network.dims for network in self._networks()]
         maps = tuple(channels for part in parts for channels in part.maps)
         return Dims(sum(part.pooled for part in parts), maps, len(self.classes) if self.classes else None, self.dense)
 
     @property
     def view(self) -> tuple[View, ...]:
+        """What each part sees of a sample."""
         return tuple(network.view for network in self._networks())
 
     def forward(self, x: Sequence[Any]) -> Features:
@@ -163,7 +168,7 @@ def save_network(network: Network | Joint, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(network, Joint):
         description: dict[str, Any] = {
-            "version": 1,
+            "version": FORMAT,
             "networks": [],
             "classes": network.classes if network.head else None,
             "dense": network.dense,
@@ -175,7 +180,7 @@ def save_network(network: Network | Joint, folder: Path) -> None:
     else:
         preprocessing = network.encoder.preprocessing
         description = {
-            "version": 1,
+            "version": FORMAT,
             **network.spec,
             "modality": network.modality.portable(network.spec["modality"], folder),
             "encoder": network.encoder.portable(network.spec["encoder"], folder),
@@ -189,13 +194,14 @@ def save_network(network: Network | Joint, folder: Path) -> None:
 def load_network(folder: str | Path) -> Network | Joint:
     """Load what `save_network` wrote, on the CPU.
 
-    Raises UserError for a folder without a network, or weights that do not belong to its description.
+    Raises UserError for a folder without a network, of another format, or with weights that are not of its description.
     """
     folder = Path(folder)
     path = folder / DESCRIPTION
     network: Network | Joint
     try:
         spec = json.loads(path.read_bytes())
+        check_format(spec.get("version"), path)
         if "networks" in spec:
             parts = [load_single(_inside(folder, part)) for part in spec["networks"]]
             network = Joint(parts, spec["classes"], spec.get("dense", False))

@@ -23,6 +23,8 @@ from pipeline.skipped import SampleError, Skipped
 from pipeline.source import Source
 
 Batch = dict[str, Any]
+"""Role -> what its modality's `collate` made of B samples; `label`, `group` and `index`, int64 `[B]`, -1 where unknown;
+`key`, a list of B; `mask [B, H, W]` where the task is one; and `skipped`, the samples that were passed over."""
 
 
 @dataclass(frozen=True)

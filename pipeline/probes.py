@@ -62,6 +62,7 @@ class Standard:
 
     @staticmethod
     def of(x: np.ndarray) -> Standard:
+        """Of features `[N, D]`; a dimension that hardly varies becomes 0."""
         std = x.std(0)
         scale = np.where(std > 1e-6 * max(float(std.max()), 1e-12), 1 / np.maximum(std, 1e-12), 0)
         return Standard(x.mean(0), scale)

@@ -42,6 +42,7 @@ class Progress:
             self.bar.stop()
 
     def advance(self, count: int) -> None:
+        """Count so many more as done."""
         self.done += count
         now = time.monotonic()
         rate = self.done / max(now - self.begun, 1e-3)

@@ -27,6 +27,7 @@ request may take for a block."""
 
 
 def is_remote(folder: str | Path) -> bool:
+    """Whether it is a URL of a store that we read from."""
     return re.match(rf"({'|'.join(SCHEMES)})://", str(folder)) is not None
 
 

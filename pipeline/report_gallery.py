@@ -9,9 +9,10 @@ import numpy as np
 
 from modalities.base import Caption
 from pipeline import charts
+from pipeline.gallery import Query, queries, verdict
 from pipeline.report_samples import Embeddings, Thumbnails
 
-QUERIES, NEIGHBOURS, MAP_SAMPLES, PICTURE = 12, 5, 300, 112
+MAP_SAMPLES, PICTURE = 300, 112
 COLUMNS = 20
 """Pictures side by side in a sheet, from which the map cuts the one that it shows."""
 
@@ -27,35 +28,23 @@ def true_pair_rank(similarity: np.ndarray, true: int) -> float:
 
 def gallery(e: Embeddings, thumbnails: Thumbnails) -> str:
     """Queries in the student's modality and the pictures of the teacher's modality that lie nearest, as HTML."""
-    if e.teacher is None or thumbnails.teacher is None:
-        raise ValueError("a gallery needs the embeddings and the pictures of a teacher")
-    rows = thumbnails.rows
-    # Evenly over the classes, so that what is shown was not picked for its looks.
-    by_class = np.argsort(e.label[rows], kind="stable")
-    chosen = by_class[np.linspace(0, len(rows) - 1, min(QUERIES, len(rows))).round().astype(int)]
-    return f'<div class="gallery">{"".join(_query(e, thumbnails, int(query)) for query in chosen)}</div>'
+    return f'<div class="gallery">{"".join(_query(e, thumbnails, query) for query in queries(e, thumbnails))}</div>'
 
 
-def _query(e: Embeddings, thumbnails: Thumbnails, query: int) -> str:
+def _query(e: Embeddings, thumbnails: Thumbnails, query: Query) -> str:
     """One query and its nearest pictures."""
-    assert e.teacher is not None
-    assert thumbnails.teacher is not None
-    rows, row = thumbnails.rows, int(thumbnails.rows[query])
-    similarity = e.teacher @ e.student[row]
-    rank = true_pair_rank(similarity, row)
-    nearest = np.argsort(-similarity[rows], kind="stable")[:NEIGHBOURS]
+    row, rank = query.row, true_pair_rank(query.similarity, query.row)
     name = e.class_name(int(e.label[row]))
-    figures = [_figure(thumbnails, "student", query, name, e.predicted(row) or "query", "query")]
-    for candidate in nearest:
-        other = int(rows[candidate])
-        known = e.label[row] >= 0 and e.label[other] >= 0
-        verdict = ("right" if e.label[other] == e.label[row] else "wrong") if known else "open"
-        mark = {"right": "✓ ", "wrong": "✗ ", "open": ""}[verdict]
+    figures = [_figure(thumbnails, "student", query.place, name, e.predicted(row) or "query", "query")]
+    for place in query.nearest:
+        other = int(thumbnails.rows[place])
+        kind = verdict(e, row, other)
+        mark = {"right": "✓ ", "wrong": "✗ ", "open": ""}[kind]
         words = f"{mark}{e.class_name(int(e.label[other]))}"
-        note = "true pair" if other == row else f"cos {similarity[other]:.2f}"
-        kind = verdict + (" pair" if other == row else "")
-        figures.append(_figure(thumbnails, "teacher", int(candidate), words, note, kind, str(e.keys[other])))
-    among = "among these" if row in rows[nearest] else "not among these"
+        note = "true pair" if other == row else f"cos {query.similarity[other]:.2f}"
+        style = kind + (" pair" if other == row else "")
+        figures.append(_figure(thumbnails, "teacher", place, words, note, style, str(e.keys[other])))
+    among = "among these" if query.place in query.nearest else "not among these"
     return (
         f'<div class="query-row"><div class="strip">{"".join(figures)}</div>'
         f"<p>True pair: rank {rank:,.0f} of {len(e.keys):,}, {among}. <code>{escape(str(e.keys[row]))}</code></p></div>"

@@ -151,9 +151,11 @@ def _plain(value: float) -> str:
 
 
 def grid(cards: Sequence[str]) -> str:
+    """Charts side by side, as HTML."""
     return f'<div class="grid">{"".join(cards)}</div>'
 
 
 def legend(names: Sequence[str]) -> str:
+    """The runs' names in their colours, as HTML."""
     items = "".join(f'<span><i class="s{i}"></i><b>{escape(name)}</b></span>' for i, name in enumerate(names))
     return f'<div class="legend">{items}</div>'

@@ -35,6 +35,7 @@ class Embeddings:
     broken: int = 0
 
     def class_name(self, index: int) -> str:
+        """The class of that index, `unknown` for -1."""
         return self.classes[index] if 0 <= index < len(self.classes) else "unknown"
 
     def predicted(self, row: int) -> str:
@@ -58,9 +59,11 @@ class Thumbnails:
     captions: Mapping[str, list[list[Caption]]] = field(default_factory=dict)
 
     def caption(self, role: str, index: int) -> list[Caption]:
+        """The captions of a picture, one a modality."""
         return self.captions[role][index] if role in self.captions else []
 
     def text(self, role: str, index: int) -> str:
+        """What these captions say, in one line."""
         return " · ".join(caption.text for caption in self.caption(role, index) if caption.text)
 
 

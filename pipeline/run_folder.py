@@ -16,7 +16,10 @@ from pipeline.shards import load_dataset, write_atomic
 RESULTS = ("student", "results.json", "evaluation", "report.html")
 """What is made of a finished training: no longer true once it goes on."""
 
-WRITTEN = ("checkpoints", "metrics.jsonl", "skipped.jsonl", "best", "tensorboard", "profile.json", *RESULTS)
+WRITTEN = (
+    *("checkpoints", "metrics.jsonl", "skipped.jsonl", "best", "tensorboard", "trackers.json", "profile.json"),
+    *RESULTS,
+)
 """What a run writes, its config aside."""
 
 

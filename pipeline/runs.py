@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from pipeline.errors import UserError
+from pipeline.run_format import check_format
 
 KEY_METRICS = {
     "student/top1": "top-1",
@@ -53,6 +54,7 @@ class Run:
 
     @property
     def name(self) -> str:
+        """The folder's name."""
         return self.folder.resolve().name
 
     @property
@@ -74,6 +76,7 @@ class Run:
         return steps, [self.log[step][key] for step in steps]
 
     def last(self, key: str) -> float | None:
+        """The last logged value; None if it was never logged."""
         values = self.series(key)[1]
         return values[-1] if values else None
 
@@ -85,7 +88,7 @@ class Run:
 def read_run(folder: str | Path) -> Run:
     """Read a run folder; what is missing or cut short becomes a note.
 
-    Raises UserError if the folder is not one, or if a file in it is not what a run writes.
+    Raises UserError if the folder is not one or of another format, or if a file in it is not what a run writes.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -129,6 +132,7 @@ def is_fraction(key: str) -> bool:
 
 
 def lower_is_better(key: str) -> bool:
+    """Whether less of a result is better, as of ranks and parameters."""
     return key.rsplit("/", 1)[-1] in {"median_rank", "loss"} or key.startswith("parameters/")
 
 
@@ -148,6 +152,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())}). Restore the file.") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: not a mapping of settings. Restore the file that `wcord train` wrote.")
+    check_format(config.pop("format", None), path)
     return config
 
 

@@ -135,6 +135,7 @@ def distrust(path: Path, shard: Shard, stamp: tuple[int, int]) -> str | None:
 
 
 def stamp(path: Path) -> tuple[int, int]:
+    """Size in bytes and time of change in nanoseconds, by which a changed file is noticed."""
     about = path.stat()
     return about.st_size, about.st_mtime_ns
 

@@ -56,6 +56,7 @@ class Scan:
     lacking: dict[str, list[str]] = field(default_factory=dict)
 
     def fault(self, where: str, what: object) -> None:
+        """Note a fault; beyond the first `MOST_FAULTS` they are only counted."""
         if len(self.faults) < MOST_FAULTS:
             self.faults.append(f"{self.job.shard.file}: {where}{': ' if where else ''}{what}")
         else:

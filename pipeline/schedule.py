@@ -17,6 +17,7 @@ class Schedule:
 
     @property
     def steps(self) -> int:
+        """Optimiser steps of the whole run."""
         return self.train.steps or (self.train.epochs or 0) * self.steps_per_epoch
 
     def learning_rate(self, step: int) -> float:

@@ -63,6 +63,7 @@ class Dataset(BaseModel):
         return self
 
     def samples(self, split: str) -> int:
+        """Samples of a split; 0 for one that there is not."""
         return sum(shard.samples for shard in self.splits.get(split, []))
 
 

@@ -58,14 +58,17 @@ class Cache(BaseModel):
 
 
 def manifest_path(folder: Path, name: str) -> Path:
+    """Where the cache of that name is described."""
     return folder / f"{name}.cache.json"
 
 
 def sidecar_name(shard: str, name: str) -> str:
+    """The shard of features beside a shard of data."""
     return f"{shard.removesuffix('.tar')}.{name}.tar"
 
 
 def member(view: int) -> str:
+    """The member with the features of a view."""
     return f"{view}.safetensors"
 
 
@@ -127,6 +130,7 @@ class CachedTeacher(nn.Module):
 
     @property
     def dims(self) -> Dims:
+        """The sizes of the cached `Features`."""
         classes = len(self.classes) if self.classes else None
         return Dims(self.cache.pooled, tuple(self.cache.maps), classes, self.cache.dense)
 

@@ -102,4 +102,5 @@ def counts(skipped: Iterable[Skipped]) -> dict[str, int]:
 
 
 def in_words(counted: dict[str, int]) -> str:
+    """`depth.png: 3, unpaired: 1`."""
     return ", ".join(f"{cause}: {count}" for cause, count in counted.items())

@@ -53,10 +53,12 @@ class Source:
 
     @property
     def samples(self) -> int:
+        """Samples of the split."""
         return sum(shard.samples for shard in self.shards)
 
     @property
     def tolerant(self) -> bool:
+        """Whether unreadable samples are skipped."""
         return self.policy.max_faulty > 0
 
     def beside(self, epoch: int) -> dict[str, tuple[Shard, str]]:

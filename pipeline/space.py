@@ -46,6 +46,7 @@ class Space:
         return self.teacher(x)
 
     def save(self, path: Path) -> None:
+        """Write it as safetensors, for `load_space`."""
         sides = {"student": self.student, "teacher": self.teacher}
         arrays = {f"{name}.{part}": getattr(side, part) for name, side in sides.items() for part in ("mean", "scale")}
         write_atomic(path, save({**arrays, "weights": np.ascontiguousarray(self.weights)}))

@@ -22,13 +22,20 @@ class Grouped(Protocol):
     """What a split needs to know of a sample. label: class index, None if unlabelled. split: None if not given."""
 
     @property
-    def key(self) -> str: ...
+    def key(self) -> str:
+        """The sample's name."""
+
     @property
-    def group(self) -> str: ...
+    def group(self) -> str:
+        """What stays in one split."""
+
     @property
-    def label(self) -> int | None: ...
+    def label(self) -> int | None:
+        """The class's index, None where unknown."""
+
     @property
-    def split(self) -> str | None: ...
+    def split(self) -> str | None:
+        """The split that the source gives it, None where it gives none."""
 
 
 def assign(samples: Iterable[Grouped], fractions: Mapping[str, float], seed: int) -> bytes:

@@ -27,6 +27,7 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[Stop]:
+        """Hear SIGTERM and SIGINT inside the `with`, in the main thread."""
         if threading.current_thread() is not threading.main_thread():  # only there Python hears signals
             yield self
             return

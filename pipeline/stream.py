@@ -42,7 +42,8 @@ class Fault:
 class TrainStream(IterableDataset[Any]):
     """Endless batches for one rank, from batch `start` on (counted from the beginning of the run).
 
-    batch: samples a rank and step. Raises UserError if the split has fewer samples than one global batch.
+    views: role -> what a network sees. batch: samples a rank and step. shuffle: samples that are mixed, in memory.
+    crop, flip, pad: see `Draw`. Raises UserError if the split has fewer samples than one global batch.
     """
 
     def __init__(
@@ -149,7 +150,7 @@ def ready(prepare: Prepare, raw: Sample, epoch: int, skipped: list[Skipped]) -> 
 class EvalStream(IterableDataset[Any]):
     """Every usable sample of a split once, not augmented, in an order that depends on the number of readers.
 
-    most: only the first so many; None: all.
+    views: role -> what a network sees. batch: samples a rank and step. most: only the first so many; None: all.
     """
 
     def __init__(

@@ -49,6 +49,7 @@ class Student:
 
     @property
     def classes(self) -> list[str] | None:
+        """Names of the classes in the order of the logits; None without a head."""
         return self.network.classes
 
     def predict(self, places: Places, skipped: list[Skipped] | None = None) -> list[Prediction]:
@@ -65,7 +66,7 @@ class Student:
         return keys, np.concatenate(rows) if rows else np.empty((0, self.network.dims.pooled), np.float32)
 
     def run(self, places: Places, skipped: list[Skipped] | None = None) -> Iterator[tuple[list[str], Features]]:
-        """Keys and features of the inputs, a batch at a time."""
+        """Keys and features of the inputs, a batch of at most 64 at a time, on the student's device."""
         several = [places] if isinstance(places, str | Path) else places
         inputs = find_inputs(several, self.network.view)
         while some := list(islice(inputs, BATCH)):
@@ -75,12 +76,12 @@ class Student:
 
     @torch.no_grad()
     def features(self, seen: list[object]) -> Features:
-        """The network's features of what it sees of each sample."""
+        """The features, `pooled [B, D]`, of B samples as the modality's `augment` made them."""
         features: Features = self.network(send_to_device(together(self.network.view, seen), self.device))
         return features
 
     def name(self, keys: list[str], out: Features) -> list[Prediction]:
-        """The classes behind a batch's logits."""
+        """The classes behind the logits `[B, K]` of the samples `keys`; UserError for a network without classes."""
         if self.classes is None or out.logits is None:
             raise UserError("this network has no classes: it was trained without labels. Use `embed`.")
         probabilities = out.logits.float().softmax(1).cpu()
@@ -92,10 +93,7 @@ class Student:
 
 
 def load(run: str | Path) -> Student:
-    """A student by its run folder, by the `student` folder in it, or by what `wcord export` wrote.
-
-    Raises UserError for a folder without a finished network.
-    """
+    """What `pipeline.load` calls."""
     return Student(load_network(network_folder(Path(run))))
 
 

@@ -88,6 +88,8 @@ class Look:
 
 @dataclass(frozen=True)
 class Thing:
+    """A solid in the scene, in metres, and what it looks like."""
+
     mesh: Mesh
     look: Look
 

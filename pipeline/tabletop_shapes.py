@@ -27,10 +27,12 @@ class Mesh:
         return Mesh(self.vertices * factors, normals, self.triangles)
 
     def rotated(self, rotation: np.ndarray) -> Mesh:
+        """Turned by a matrix `[3, 3]`."""
         turn = rotation.T.astype(np.float32)
         return Mesh(self.vertices @ turn, self.normals @ turn, self.triangles)
 
     def shifted(self, offset: Sequence[float] | np.ndarray) -> Mesh:
+        """Moved by `[3]`."""
         return Mesh(self.vertices + np.asarray(offset, np.float32), self.normals, self.triangles)
 
 
@@ -123,36 +125,43 @@ def arc(radius: float, start: float, stop: float, points: int = 14, z: float = 0
 
 
 def ball(rng: Rng) -> Mesh:
+    """A sphere."""
     return lathe(arc(0.5, -np.pi / 2, np.pi / 2, 20))
 
 
 def box(rng: Rng) -> Mesh:
+    """A block of three different sides."""
     half = rng.uniform(0.28, 0.5, 3)
     return block(list(-half), list(half))
 
 
 def cylinder(rng: Rng) -> Mesh:
+    """An upright cylinder."""
     r, h = rng.uniform(0.2, 0.4), rng.uniform(0.5, 1.0)
     return lathe([(0, 0), (r, 0)], [(r, 0), (r, h)], [(r, h), (0, h)])
 
 
 def cone(rng: Rng) -> Mesh:
+    """An upright cone."""
     r, h = rng.uniform(0.28, 0.48), rng.uniform(0.7, 1.1)
     return lathe([(0, 0), (r, 0)], [(r, 0), (r / 2, h / 2), (0, h)])
 
 
 def ring(rng: Rng) -> Mesh:
+    """A torus that stands."""
     thick = rng.uniform(0.07, 0.16)
     return lathe(arc(thick, 0, 2 * np.pi, 17, r=0.5 - thick)).rotated(rotation(0, np.pi / 2))
 
 
 def pyramid(rng: Rng) -> Mesh:
+    """A pyramid on a square."""
     a, h = rng.uniform(0.35, 0.5), rng.uniform(0.5, 1.0)
     base, top = [(-a, -a, 0), (a, -a, 0), (a, a, 0), (-a, a, 0)], (0, 0, h)
     return quads([base] + [[base[k - 1], base[k], top, top] for k in range(4)])
 
 
 def mug(rng: Rng) -> Mesh:
+    """A cup with a handle."""
     r, h, wall = rng.uniform(0.28, 0.38), rng.uniform(0.6, 0.95), 0.05
     foot = r * rng.uniform(0.75, 1.0)
     cup = lathe(
@@ -169,6 +178,7 @@ def mug(rng: Rng) -> Mesh:
 
 
 def bottle(rng: Rng) -> Mesh:
+    """A bottle with shoulders, neck and lip."""
     r, neck = rng.uniform(0.17, 0.26), rng.uniform(0.055, 0.09)
     shoulder, throat = rng.uniform(0.5, 0.65), rng.uniform(0.72, 0.82)
     s = np.linspace(0, 1, 10)
@@ -184,6 +194,7 @@ def bottle(rng: Rng) -> Mesh:
 
 
 def bowl(rng: Rng) -> Mesh:
+    """An open bowl."""
     r, h, wall = 0.5, rng.uniform(0.25, 0.42), 0.035
     foot, bend = r * rng.uniform(0.3, 0.5), rng.uniform(0.45, 0.7)
     s = np.linspace(0, 1, 12)
@@ -193,6 +204,7 @@ def bowl(rng: Rng) -> Mesh:
 
 
 def mushroom(rng: Rng) -> Mesh:
+    """A stem under a dome."""
     stem, cap = rng.uniform(0.08, 0.16), rng.uniform(0.36, 0.5)
     low, dome = rng.uniform(0.4, 0.6), rng.uniform(0.25, 0.42)
     return lathe(
@@ -214,6 +226,7 @@ def legs(half: np.ndarray, height: float, thick: float, spread: float = 1.0) -> 
 
 
 def stool(rng: Rng) -> Mesh:
+    """A seat, round or square, on legs."""
     half, h, seat = rng.uniform(0.24, 0.36), rng.uniform(0.5, 0.85), rng.uniform(0.05, 0.1)
     inner = half * 0.72
     top = lathe([(0, h), (half, h)], [(half, h), (half, h + seat)], [(half, h + seat), (0, h + seat)])
@@ -223,6 +236,7 @@ def stool(rng: Rng) -> Mesh:
 
 
 def chair(rng: Rng) -> Mesh:
+    """A seat with a back on four legs."""
     half, h, seat = rng.uniform(0.22, 0.3, 2), rng.uniform(0.35, 0.5), rng.uniform(0.04, 0.08)
     x, y, back = half[0], half[1], rng.uniform(0.4, 0.55)
     parts = [
@@ -237,6 +251,7 @@ def chair(rng: Rng) -> Mesh:
 
 
 def arch(rng: Rng) -> Mesh:
+    """Half a ring on two pillars."""
     outer, deep = 0.48, rng.uniform(0.1, 0.22)
     inner, pillar = outer * rng.uniform(0.5, 0.72), rng.uniform(0.05, 0.5)
     angle = np.linspace(0, np.pi, 17)
@@ -256,6 +271,7 @@ def arch(rng: Rng) -> Mesh:
 
 
 def dumbbell(rng: Rng) -> Mesh:
+    """Two ends on a bar."""
     bar, head = rng.uniform(0.05, 0.09), rng.uniform(0.16, 0.26)
     if rng.random() < 0.5:
         profiles = [arc(head, -np.pi / 2, np.pi / 2, z=side * (0.5 - head)) for side in (-1, 1)]
@@ -270,12 +286,14 @@ def dumbbell(rng: Rng) -> Mesh:
 
 
 def staircase(rng: Rng) -> Mesh:
+    """Blocks that rise."""
     steps, wide, high = int(rng.integers(3, 6)), rng.uniform(0.2, 0.45), rng.uniform(0.55, 0.9)
     edges = np.linspace(-0.5, 0.5, steps + 1)
     return join([block([edges[k], -wide, 0], [edges[k + 1], wide, high * (k + 1) / steps]) for k in range(steps)])
 
 
 def cross(rng: Rng) -> Mesh:
+    """Bars that cross."""
     thick, deep = rng.uniform(0.08, 0.15), rng.uniform(0.07, 0.15)
     arm, level = rng.uniform(0.3, 0.48), rng.uniform(0.5, 0.75)
     beam = block([-arm, -deep, level - thick], [arm, deep, level + thick])

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from pipeline.config import Config
 from pipeline.configfile import show_key
 from pipeline.errors import UserError
 from pipeline.extras import need
+from pipeline.shards import write_atomic
 
 PROJECT = "wcord"
+
+TRACKED = "trackers.json"
+"""In the run folder: tracker -> what it calls the run, for all but TensorBoard, which is in the folder itself."""
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -49,7 +55,14 @@ def start_trackers(config: Config, run: Path, step: int) -> list[GeneralTracker]
                 "work offline, or leave it out."
             ) from None
         started.append(tracker)
+    if known := {tracker.name: _own_name(tracker) for tracker in started if tracker.name != "tensorboard"}:
+        write_atomic(run / TRACKED, json.dumps(known).encode())
     return started
+
+
+def _own_name(tracker: GeneralTracker) -> str:
+    run = tracker.tracker
+    return str(run.info.run_id if tracker.name == "mlflow" else run.id if tracker.name == "wandb" else run.name)
 
 
 def show(trackers: Sequence[GeneralTracker], row: Mapping[str, float], step: int) -> None:
@@ -58,6 +71,51 @@ def show(trackers: Sequence[GeneralTracker], row: Mapping[str, float], step: int
         # MLflow's local store makes a folder of a name with a slash, which cannot stand beside the file `loss`.
         slash = "." if tracker.name == "mlflow" else "/"
         tracker.log({name.replace("/", slash): value for name, value in row.items()}, step=step)
+
+
+def send_picture(config: Config, run: Path, title: str, picture: np.ndarray, step: int) -> None:
+    """Show a picture, uint8 RGB `[H, W, 3]`, in the trackers of a run after its training.
+
+    What one of them refuses becomes a warning.
+    """
+    known = json.loads((run / TRACKED).read_bytes()) if (run / TRACKED).is_file() else {}
+    for name in [name for name in config.train.trackers if name in ("tensorboard", *known)]:
+        try:
+            SENDERS[name](run, known.get(name, ""), title, picture, step)
+        except Exception as error:  # noqa: PERF203 - each raises errors of its own, and the results stand without it
+            print(f"warning: train.trackers: {name} does not take the {title} ({type(error).__name__}: {error}).")
+
+
+def _send_to_tensorboard(run: Path, known: str, title: str, picture: np.ndarray, step: int) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(run / "tensorboard")) as writer:
+        writer.add_image(title, picture, step, dataformats="HWC")
+
+
+def _send_to_wandb(run: Path, known: str, title: str, picture: np.ndarray, step: int) -> None:
+    wandb = need("wandb", "track")
+    with wandb.init(project=PROJECT, id=known, resume="allow", dir=str(run)) as going_on:
+        going_on.log({title: wandb.Image(picture)})
+
+
+def _send_to_mlflow(run: Path, known: str, title: str, picture: np.ndarray, step: int) -> None:
+    need("mlflow", "track").MlflowClient().log_image(known, picture, key=title, step=step, synchronous=True)
+
+
+def _send_to_trackio(run: Path, known: str, title: str, picture: np.ndarray, step: int) -> None:
+    trackio = need("trackio", "track")
+    going_on = trackio.init(project=PROJECT, name=known, resume="must")
+    going_on.log({title: trackio.Image(picture)}, step=step)
+    going_on.finish()
+
+
+SENDERS: dict[str, Callable[[Path, str, str, np.ndarray, int], None]] = {
+    "tensorboard": _send_to_tensorboard,
+    "wandb": _send_to_wandb,
+    "mlflow": _send_to_mlflow,
+    "trackio": _send_to_trackio,
+}
 
 
 def _flat(settings: Mapping[str, Any], at: tuple[str, ...] = ()) -> dict[str, Any]:

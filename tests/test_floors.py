@@ -11,7 +11,7 @@ ABOVE_LOSSES = {"modalities": {"losses.Features"}}
 """What modalities may take from losses: the types that encoders return, and nothing else."""
 
 PIPELINE = [
-    {"errors", "host", "scratch", "tar", "remote"},
+    {"errors", "run_format", "host", "scratch", "tar", "remote"},
     {"configfile", "components", "explain", "config", "shards"},
     {"schema"},
     {"reference"},
@@ -28,8 +28,8 @@ PIPELINE = [
     {"ahead"},
     {"checkpoint", "collapse", "cost", "run_folder", "runs", "profile", "probes", "nonfinite", "stopping", "sharding"},
     {"space", "extras"},
-    {"trackers"},
-    {"log"},
+    {"trackers", "report_samples"},
+    {"log", "gallery"},
     {"kept", "train", "evaluate"},
     {"cache"},
     {"inputs", "portable", "latency"},
@@ -37,7 +37,7 @@ PIPELINE = [
     {"search"},
     {"embed"},
     {"charts", "compare", "report_tables", "cells"},
-    {"report_samples", "report_words", "report_masks", "bench_table"},
+    {"report_words", "report_masks", "bench_table"},
     {"report_classes", "report_gallery", "report_results", "report_run"},
     {"report"},
     {"graph", "card", "serve"},

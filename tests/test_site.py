@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from losses import LOSSES
+from modalities import MODALITIES
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -25,7 +28,7 @@ def test_every_page_is_in_the_navigation() -> None:
 
 
 def test_it_builds_without_a_warning(tmp_path: Path) -> None:
-    pytest.importorskip("mkdocs", reason="pip install 'wcord[docs]'")
+    pytest.importorskip("mkdocstrings", reason="pip install 'wcord[docs]'")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -33,7 +36,14 @@ def test_it_builds_without_a_warning(tmp_path: Path) -> None:
     assert len(list((tmp_path / "site").rglob("index.html"))) == len(list((ROOT / "docs").glob("*.md")))
 
 
+def test_the_api_page_has_every_loss_and_modality() -> None:
+    page = (ROOT / "docs" / "api.md").read_text()
+    wanted = [kind.__module__ for kind in LOSSES.values()]
+    wanted += [f"{kind.__module__}.{kind.__name__}" for kind in MODALITIES.values()]
+    assert [name for name in wanted if f"::: {name}\n" not in page] == []
+
+
 def test_the_start_page_has_only_commands_that_the_readme_has() -> None:
     (block,) = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "index.md").read_text(), re.S)
-    readme = (ROOT / "README.md").read_text()  # whose commands .ci/readme_commands.py runs
+    readme = (ROOT / "README.md").read_text()  # whose commands test_commands.py runs
     assert [line for line in block.splitlines() if line not in readme] == []

@@ -61,6 +61,7 @@ class Encoder(nn.Module):
         return (x - self.mean) / self.std
 
     def forward(self, x: Any) -> Features:
+        """What the modality's `collate` made of B samples to `pooled [B, dim]` and a map for each of `map_channels`."""
         raise NotImplementedError
 
     def extract_features(self, x: Any) -> Any:

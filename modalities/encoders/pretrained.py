@@ -185,4 +185,5 @@ def side(size: Any) -> int | None:
 
 
 def first_line(error: Exception) -> str:
+    """Of an error of transformers, whose messages go on for a page."""
     return str(error).strip().split("\n")[0]

@@ -117,6 +117,7 @@ class SplitDown(nn.Module):
 
 
 def grouped(fan_in: int, fan_out: int, middle: int, stride: int, groups: int) -> nn.Sequential:
+    """The branch of version 1: `[B, fan_in, H, W]` to `[B, fan_out, H / stride, W / stride]`."""
     return nn.Sequential(
         conv_norm_relu(fan_in, middle, kernel=1, groups=groups),
         nn.ChannelShuffle(groups),
@@ -126,6 +127,7 @@ def grouped(fan_in: int, fan_out: int, middle: int, stride: int, groups: int) ->
 
 
 def split(fan_in: int, middle: int, stride: int) -> nn.Sequential:
+    """The branch of version 2: `[B, fan_in, H, W]` to `[B, middle, H / stride, W / stride]`."""
     return nn.Sequential(
         conv_norm_relu(fan_in, middle, kernel=1),
         conv_norm(middle, middle, kernel=3, stride=stride, groups=middle),

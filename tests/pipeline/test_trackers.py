@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from pipeline import config as configs
 from pipeline.errors import UserError
+from pipeline.evaluate import evaluate
+from pipeline.gallery import picture
 from pipeline.profile import ADVICE, STEPS, TRACE, in_words
+from pipeline.report_samples import read_embeddings, read_thumbnails
+from pipeline.trackers import SENDERS
 from pipeline.train import train
+
+TEACHER = "teacher: {{run: {}/teacher}}"
 
 
 def rows(run: Path) -> list[dict[str, float]]:
@@ -23,6 +33,7 @@ class Fake:
     """A tracker of Accelerate's kind."""
 
     name = "fake"
+    tracker = SimpleNamespace(name="fake")
 
     def __init__(self, **keywords: Any) -> None:
         self.keywords, self.rows, self.settings, self.finished = keywords, [], {}, False
@@ -87,6 +98,88 @@ def test_mlflow_in_a_local_folder(make_config: Any, tmp_path: Path, monkeypatch:
     assert [(m.step, m.value) for m in history] == [
         (row["step"], pytest.approx(row["loss/cross_entropy"])) for row in rows(run)
     ]
+
+
+@pytest.fixture
+def distilled(
+    make_config: Any, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], tuple[Path, np.ndarray]]:
+    """Train a student under a tracker, which works locally, evaluate it, and hand out its gallery as well."""
+
+    def make(tracker: str) -> tuple[Path, np.ndarray]:
+        run = train(configs.load(make_config(teacher=TEACHER.format(runs)), [f"train.trackers=[{tracker}]"]))
+        evaluate(run)
+        e = read_embeddings(run)
+        assert e is not None
+        thumbnails = read_thumbnails(run, len(e.keys))
+        assert thumbnails is not None
+        return run, picture(e, thumbnails)
+
+    return make
+
+
+def image(path: Path) -> np.ndarray:
+    return cv2.imread(str(path))[..., ::-1]
+
+
+def test_the_gallery_is_shown_in_tensorboard(distilled: Any) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run, wanted = distilled("tensorboard")
+    board = EventAccumulator(str(run / "tensorboard"))
+    board.Reload()
+    (event,) = board.Images("gallery")
+    shown = cv2.imdecode(np.frombuffer(event.encoded_image_string, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    assert event.step == 12
+    np.testing.assert_array_equal(shown, wanted)
+    assert len(board.Scalars("loss")) == len(rows(run))
+
+
+def test_the_gallery_is_shown_in_the_mlflow_run(
+    distilled: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="pip install 'wcord[track]'")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlflow").as_uri())
+    _, wanted = distilled("mlflow")
+    client = mlflow.MlflowClient()
+    (found,) = client.search_runs([client.get_experiment_by_name("wcord").experiment_id])
+    assert found.info.status == "FINISHED"
+    np.testing.assert_array_equal(image(next((tmp_path / "mlflow").rglob("images/gallery*.png"))), wanted)
+
+
+@pytest.mark.slow  # it starts a process of its own
+def test_the_gallery_is_shown_in_the_wandb_run(distilled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="pip install 'wcord[track]'")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run, wanted = distilled("wandb")
+    known = json.loads((run / "trackers.json").read_text())["wandb"]
+    files = list((run / "wandb").glob(f"offline-run-*-{known}/files/media/images/gallery*.png"))
+    assert len(files) == 1
+    np.testing.assert_array_equal(image(files[0]), wanted)
+
+
+@pytest.mark.slow  # it starts a server of its own
+def test_the_gallery_is_shown_in_the_trackio_run(
+    distilled: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    pytest.importorskip("trackio", reason="pip install 'wcord[track]'")
+    _, wanted = distilled("trackio")
+    (file,) = (tmp_path / "trackio").rglob("*.png")
+    np.testing.assert_array_equal(image(file), wanted)
+
+
+def test_a_tracker_that_refuses_the_gallery_leaves_the_results(
+    distilled: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*args: Any) -> None:
+        raise ConnectionError("no way there")
+
+    monkeypatch.setitem(SENDERS, "tensorboard", refuse)
+    run, _ = distilled("tensorboard")
+    assert (run / "results.json").is_file()
+    assert "tensorboard does not take the gallery (ConnectionError: no way there)" in capsys.readouterr().out
 
 
 def test_a_tracker_that_does_not_start_is_named(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,16 @@ def remove(name: str) -> Prepare:
     return prepare
 
 
+def numbered(number: int) -> Prepare:
+    """A run of a version whose folders have another format."""
+
+    def prepare(folder: Path, patch: pytest.MonkeyPatch) -> None:
+        path = folder / "run" / "config.yaml"
+        path.write_text(path.read_text().replace("format: 1", f"format: {number}"))
+
+    return prepare
+
+
 def without(*modules: str) -> Prepare:
     """As if these packages were not installed."""
 
@@ -294,6 +304,18 @@ WRONG: dict[str, Wrong] = {
         "model.safetensors: does not fit network.json",
         "Restore both, or train again",
         cut("run/student/model.safetensors"),
+    ),
+    "a run of a newer version": (
+        "evaluate run",
+        "written in format 2 by a newer version of wcord",
+        "Update it: pip install --upgrade wcord",
+        numbered(2),
+    ),
+    "a run of an older version": (
+        "report run",
+        "written in format 0 by an older version of wcord",
+        "Take the student away with that version",
+        numbered(0),
     ),
     "a run's config that is damaged": (
         "evaluate run",

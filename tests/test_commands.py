@@ -1,0 +1,174 @@
+"""Every command of the README and of the docs: what needs nothing foreign is run, and of the rest each word exists."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from pipeline import tabletop
+from pipeline.cli import app
+from pipeline.reference import explain_key
+from pipeline.shards import MANIFEST, load_dataset, sha256
+
+ROOT = Path(__file__).parents[1]
+STEPS = 6
+STORIES = {
+    "README": (
+        "README.md",
+        "docs/taking-a-student-away.md",
+        "docs/long-runs.md",
+        "docs/config-reference.md",
+        "docs/api.md",
+    ),
+    "tutorials": ("docs/tutorial-laptop.md", "docs/tutorial-rented-machine.md"),
+}
+"""Pages whose `sh` and `python` blocks run in one folder, in order; YAML under `# name.yaml` becomes a file there."""
+
+NOT_HERE = ("make ", "git ", "cd ", "pip ", "elsewhere/bin/pip ", "python -m benchmarks", "--num_processes 8")
+"""What a test cannot: it would need the network, or many GPUs, or hours."""
+
+
+def recordings(folder: Path) -> None:
+    """Paired photos and depth maps as the pages describe them, and a table of them."""
+    rows = ["photo,map,class"]
+    for index in range(160):
+        scene = tabletop.scene(0, index, 48)
+        name = tabletop.CLASSES[int(scene["label.txt"])]
+        files = {"photos": "rgb.jpg", "depth": "depth.png"}
+        paths = {field: f"{field}/{name}/{index:04d}.{member.split('.')[1]}" for field, member in files.items()}
+        for field, member in files.items():
+            path = folder / "recordings" / paths[field]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(scene[member])
+        rows.append(f"{paths['photos']},{paths['depth']},{name}")
+    (folder / "recordings" / "index.csv").write_text("\n".join(rows))
+
+
+def damage(folder: Path) -> None:
+    """Break one depth map of a packed data set, as a faulty disk would have before the packing."""
+    dataset = load_dataset(folder)
+    shard = dataset.splits["train"][0]
+    path = folder / shard.file
+    with tarfile.open(path) as tar:
+        at = next(member.offset_data for member in tar if member.name.endswith(".depth.png"))
+    data = bytearray(path.read_bytes())
+    data[at : at + 8] = bytes(8)
+    path.write_bytes(data)
+    dataset.splits["train"][0] = shard.model_copy(update={"sha256": sha256(path)})
+    (folder / MANIFEST).write_text(dataset.model_dump_json())
+
+
+def programs(folder: Path) -> str:
+    """A PATH on which `wcord` is this checkout's, and `python` the one of this test."""
+    folder.mkdir()
+    (folder / "wcord").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m pipeline "$@"\n')
+    (folder / "wcord").chmod(0o755)
+    return os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
+
+
+def commands(page: str, language: str = "sh") -> list[str]:
+    """The lines of a page's blocks; a block of Python is one command."""
+    found = []
+    for kind, block in re.findall(rf"```({language})\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
+        joined = block.replace("\\\n", " ")
+        lines = [line.split("  #")[0].strip() for line in joined.splitlines() if not line.startswith("#")]
+        found += [f"python -c {shlex.quote(block)}"] if kind == "python" else filter(None, lines)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+@pytest.mark.skipif(not Path("/bin/bash").exists(), reason="needs bash")
+@pytest.mark.parametrize("story", STORIES)
+def test_pages_run_from_the_first_command_to_the_last(story: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="pip install 'wcord[export]'")
+    recordings(tmp_path)
+    own = {"PATH": programs(tmp_path / "bin"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | own | {"ACCELERATE_USE_CPU": "true"}
+    for page in STORIES[story]:
+        for name, text in re.findall(r"```yaml\n# (\S+\.yaml)[^\n]*\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
+            (tmp_path / name).write_text(text)
+        if page == "docs/tutorial-rented-machine.md":
+            damage(tmp_path / "data" / "mine")
+        for line in commands(page, "sh|python"):
+            if not any(line.startswith(word) or f" {word}" in line for word in NOT_HERE):
+                run(line, tmp_path, environment)
+
+
+def run(line: str, folder: Path, environment: dict[str, str]) -> None:
+    """One line in a shell, a training with few steps; one under `timeout` is ended by its signal."""
+    steps = 100_000 if line.startswith("timeout") else STEPS
+    if line.endswith("--resume"):
+        steps += max((int(path.name[5:]) for path in folder.glob("runs/night/checkpoints/step_*")), default=0)
+    line = re.sub(
+        r"\btrain (\S+)", rf"train \1 train.steps={steps} train.log_every=1", re.sub(r"train\.steps=\d+", "", line)
+    )
+    print(f"$ {line}", flush=True)
+    started = subprocess.Popen(
+        ["bash", "-c", line], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if line.startswith("timeout"):
+        log = folder / "runs" / "night" / "metrics.jsonl"
+        while started.poll() is None and not (log.is_file() and len(log.read_text().splitlines()) > 3):
+            time.sleep(0.2)
+        started.send_signal(signal.SIGTERM)
+    output = started.communicate()[0]
+    if line.startswith("timeout"):
+        assert list((folder / "runs" / "night" / "checkpoints").glob("step_*")), output
+    else:
+        assert started.returncode == 0, f"{line}\n{output[-4000:]}"
+    if line.startswith("python -m venv"):  # what `pip install` would fetch for it
+        site = next((folder / line.split()[-1]).glob("lib/python*/site-packages"))
+        (site / "here.pth").write_text(next(path for path in sys.path if path.endswith("site-packages")))
+
+
+PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+
+
+def written(page: str) -> list[str]:
+    """All that a page says in a shell: `sh` and `bash` blocks, indented lines, and words between backticks."""
+    text = (ROOT / page).read_text()
+    indented = [line.split("   #")[0].strip() for line in text.replace("\\\n", " ").splitlines() if line[:4] == "    "]
+    inline = re.findall(r"`((?:wcord|python -m benchmarks|make) [^`…]+)`", text)
+    inline = [line for line in inline if line != "wcord tuned"]  # a method in the tables of docs/results.md
+    return [*commands(page, "sh|bash"), *indented, *inline]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_is_one_that_there_is(page: str) -> None:
+    for line in written(page):
+        for part in re.findall(r"(?:^|do |-m )(?:wcord|pipeline) ([^;|>]+)", line):
+            check_ours(shlex.split(part))
+        if found := re.search(r"python -m benchmarks\.(\w+)(.*)", line):
+            source = (ROOT / "benchmarks" / f"{found[1]}.py").read_text()
+            assert all(option in source for option in re.findall(r"--(\w[\w-]*)", found[2])), line
+        if found := re.fullmatch(r"make (\w[\w-]*)", line):
+            assert f"\n{found[1]}:" in (ROOT / "Makefile").read_text(), line
+        if found := re.search(r"--config_file (\S+)", line):
+            assert (ROOT / found[1]).is_file(), line
+
+
+def check_ours(words: list[str]) -> None:
+    """Fails for a command, an option or a setting that there is not."""
+    command: Any = typer.main.get_command(app)
+    while words and words[0].isalpha() and words[0].islower() and hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
+    options = {"--help", *(option for parameter in command.params for option in parameter.opts)}
+    for word in words:
+        if word.startswith("--"):
+            assert word in options or "ignore_unknown_options" in command.context_settings, (
+                f"{command.name} has no {word}"
+            )
+        elif "=" in word and any(parameter.name == "overrides" for parameter in command.params):
+            explain_key(word.split("=")[0])
