@@ -14,6 +14,7 @@ from losses.bank import Bank, draw_negatives, last_occurrence, mix
 from losses.base import Batch, Dims, Features, Loss, full_precision
 from losses.critic import CosineProjection
 from losses.diagnostics import effective_rank, relative_std
+from losses.finite import keep_finite
 from losses.gather import gather, rank
 
 EPS = 1e-7
@@ -96,7 +97,7 @@ class CRD(Loss):
             self.student_bank.update(s_all, index)
             self.teacher_bank.update(t_all, index)
             self.labels.copy_(labels)
-            self.log_z.copy_(log_z)
+            keep_finite((self.log_z, log_z))
             self.steps += 1
         return loss
 

@@ -8,8 +8,13 @@ from torch import Tensor
 
 @torch.no_grad()
 def effective_rank(x: Tensor) -> Tensor:
-    """`exp(entropy)` of the eigenvalues of the covariance of `[B, D]` (Roy and Vetterli 2007): 1 to min(B - 1, D)."""
+    """`exp(entropy)` of the eigenvalues of the covariance of `[B, D]` (Roy and Vetterli 2007): 1 to min(B - 1, D).
+
+    nan where x is not finite.
+    """
     x = x.cpu().double()  # not every device has float64
+    if not x.isfinite().all():
+        return torch.tensor(torch.nan)
     x = x - x.mean(0)
     gram = x @ x.T if x.shape[0] < x.shape[1] else x.T @ x
     spectrum = torch.linalg.eigvalsh(gram).clamp(min=0)

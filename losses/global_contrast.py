@@ -168,7 +168,7 @@ class GlobalContrast(Loss):
         """log Z: what it was fixed to, or what this batch fixes it to; -inf while there were no negatives."""
         log_weight = log_weight.clone().fill_diagonal_(-math.inf)
         first = (x + log_weight).flatten().logsumexp(0) - log_weight.flatten().logsumexp(0)
-        first = first.nan_to_num(nan=-math.inf)
+        first = first.masked_fill(~first.isfinite(), -math.inf)
         return torch.where(self.log_normaliser.isinf(), first.to(self.log_normaliser.dtype), self.log_normaliser)
 
     def _negatives(self, value: Tensor, log_weight: Tensor) -> Tensor:
