@@ -38,7 +38,10 @@ def test_starts_where_the_paper_does() -> None:
     loss = SigLIP(Dims(5), Dims(8))
     metrics = loss.metrics()
     torch.testing.assert_close(metrics, {"scale": torch.tensor(10.0), "bias": torch.tensor(-10.0)})
-    assert {name for name, p in loss.named_parameters() if p.ndim == 0 and p.requires_grad} == {"log_scale", "bias"}
+    assert {name for name, p in loss.named_parameters() if p.ndim == 0 and p.requires_grad} == {
+        "log_temperature",
+        "bias",
+    }
 
 
 def test_pairs_attract_and_others_repel() -> None:
