@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from losses.base import Batch, Dims, Features, Loss, full_precision
 from losses.critic import CosineProjection
+from losses.diagnostics import pair_metrics
 from losses.gather import gather
 from losses.temperature import bounded_temperature
 
@@ -42,6 +43,7 @@ class SigLIP(Loss):
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         s = gather(self.student_projection(full_precision(student.pooled)))
         t = gather(self.teacher_projection(full_precision(teacher.pooled)))
+        self._last = s.detach(), t.detach()
         with torch.autocast(s.device.type, enabled=False):
             # [N, N], the pairs on the diagonal
             logits = s @ t.T / bounded_temperature(self.log_temperature) + self.bias
@@ -49,4 +51,5 @@ class SigLIP(Loss):
         return -F.logsigmoid(sign * logits).sum() / len(s)
 
     def metrics(self) -> dict[str, Tensor]:
-        return {"scale": (-self.log_temperature.detach()).exp(), "bias": self.bias.detach()}
+        learnt = {"scale": (-self.log_temperature.detach()).exp(), "bias": self.bias.detach()}
+        return pair_metrics(*self._last) | learnt

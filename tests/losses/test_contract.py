@@ -66,6 +66,14 @@ def test_a_batch_that_is_not_finite_is_kept_by_no_buffer(name: str, spoilt: str)
         torch.testing.assert_close(kept, {key: b for key, b in clean.named_buffers() if key in kept})
 
 
+@pytest.mark.parametrize("name", ["crd", "global_contrast", "local_transport", "info_nce", "siglip", "cosine", "wcord"])
+def test_what_has_pairs_of_vectors_in_one_space_tells_how_far_apart_they_are(name: str) -> None:
+    loss, student, teacher = made(name)
+    value(loss, student, teacher, 9)
+    names = {key.rpartition("/")[2] for key in loss.metrics()}
+    assert {"similarity_gap", "projected_std", "effective_rank"} <= names
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_student_learns_and_the_teacher_does_not(name: str) -> None:
     loss, student, teacher = made(name)
