@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from losses.finite import all_finite
+
 CHUNK = 1 << 24
 """Numbers of the largest intermediate tensor, 64 MiB in fp32."""
 
@@ -48,10 +50,14 @@ class Bank(nn.Module):
 
     @torch.no_grad()
     def update(self, x: Tensor, index: Tensor) -> None:
-        """Blend the rows at `index [B]` with `x [B, dim]` and normalise; of an index given twice the last counts."""
+        """Blend the rows at `index [B]` with `x [B, dim]` and normalise; of an index given twice the last counts.
+
+        An x that is not all finite is left out.
+        """
         last = last_occurrence(index)
-        blend = self.momentum * self.rows[index] + (1 - self.momentum) * x[last].to(self.rows.dtype)
-        self.rows[index] = F.normalize(blend, dim=1)
+        before = self.rows[index]
+        blend = F.normalize(self.momentum * before + (1 - self.momentum) * x[last].to(before.dtype), dim=1)
+        self.rows[index] = torch.where(all_finite(blend), blend, before)
 
     def _dense(self, index: Tensor) -> bool:
         return len(self.rows) <= DENSE * index.shape[1]

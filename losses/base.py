@@ -77,5 +77,5 @@ class Loss(nn.Module):
         raise NotImplementedError
 
     def metrics(self) -> dict[str, Tensor]:
-        """What is worth plotting of the last forward, as detached scalar tensors."""
+        """What is worth plotting of the last forward, as detached scalar tensors; all ranks ask for it together."""
         return {}

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from losses.base import Batch, Dims, Features, Loss, full_precision
+from losses.diagnostics import pair_metrics
 from losses.gather import gather
 from losses.standardise import Standardise
 
@@ -32,4 +33,9 @@ class Cosine(Loss):
             t = self.standardise(t)
         with torch.autocast(s.device.type, enabled=False):
             s = self.projection(s)
+        self._last = s.detach(), t.detach()
         return (1 - F.cosine_similarity(s, t, dim=1)).mean()
+
+    def metrics(self) -> dict[str, Tensor]:
+        s, t = self._last
+        return pair_metrics(gather(s), gather(t))

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from losses.bank import Bank, draw_negatives, last_occurrence, mix
 from losses.base import Batch, Dims, Features, Loss, full_precision
 from losses.critic import CosineProjection
-from losses.diagnostics import effective_rank, relative_std
+from losses.diagnostics import pair_metrics
+from losses.finite import keep_finite
 from losses.gather import gather, rank
 
 EPS = 1e-7
@@ -96,7 +97,7 @@ class CRD(Loss):
             self.student_bank.update(s_all, index)
             self.teacher_bank.update(t_all, index)
             self.labels.copy_(labels)
-            self.log_z.copy_(log_z)
+            keep_finite((self.log_z, log_z))
             self.steps += 1
         return loss
 
@@ -126,12 +127,4 @@ class CRD(Loss):
         return loss + (inner - inner.detach())
 
     def metrics(self) -> dict[str, Tensor]:
-        s, t = self._last
-        similarity = s @ t.T
-        positive = similarity.diagonal().mean()
-        negative = (similarity.sum() - similarity.diagonal().sum()) / max(len(s) * (len(s) - 1), 1)
-        return {
-            "similarity_gap": positive - negative,
-            "projected_std": relative_std(s),
-            "effective_rank": effective_rank(s),
-        }
+        return pair_metrics(*self._last)

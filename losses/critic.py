@@ -10,6 +10,7 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
 from losses.base import full_precision
+from losses.finite import keep_finite
 
 POWER_ITERATIONS = 8
 
@@ -37,9 +38,11 @@ class LipschitzProjection(nn.Module):
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
-        """Average the norm of gathered inputs `[B, D]`: plainly over the first 100 batches, exponentially after."""
-        self.batches += 1
-        self.norm += (full_precision(x).norm(dim=1).mean() - self.norm) / self.batches.clamp(max=100)
+        """Average the norm of gathered inputs `[B, D]`: plainly over the first 100 batches, exponentially after; those
+        that are not finite are left out."""
+        batches = self.batches + 1
+        norm = self.norm + (full_precision(x).norm(dim=1).mean() - self.norm) / batches.clamp(max=100)
+        keep_finite((self.batches, batches), (self.norm, norm))
 
     @property
     def weight(self) -> Tensor:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from losses.base import Batch, Dims, Features, Loss, full_precision
 from losses.critic import CosineProjection, LipschitzProjection
-from losses.diagnostics import effective_rank, relative_std
+from losses.diagnostics import pair_metrics
 from losses.gather import gather
 from losses.queue import Queue
 from losses.standardise import Standardise
@@ -169,7 +169,7 @@ class GlobalContrast(Loss):
         """log Z: what it was fixed to, or what this batch fixes it to; -inf while there were no negatives."""
         log_weight = log_weight.clone().fill_diagonal_(-math.inf)
         first = (x + log_weight).flatten().logsumexp(0) - log_weight.flatten().logsumexp(0)
-        first = first.nan_to_num(nan=-math.inf)
+        first = first.masked_fill(~first.isfinite(), -math.inf)
         return torch.where(self.log_normaliser.isinf(), first.to(self.log_normaliser.dtype), self.log_normaliser)
 
     def _negatives(self, value: Tensor, log_weight: Tensor) -> Tensor:
@@ -180,14 +180,4 @@ class GlobalContrast(Loss):
         return (value * weight).sum() / weight.sum().clamp(min=1e-6)
 
     def metrics(self) -> dict[str, Tensor]:
-        s, t = self._last
-        similarity = F.normalize(s, dim=1) @ F.normalize(t, dim=1).T
-        n = len(s)
-        positive = similarity.diagonal().mean()
-        negative = (similarity.sum() - similarity.diagonal().sum()) / max(n * (n - 1), 1)
-        return {
-            "similarity_gap": positive - negative,
-            "projected_std": relative_std(s),
-            "effective_rank": effective_rank(s),
-            "temperature": self.temperature.detach(),
-        }
+        return pair_metrics(*self._last) | {"temperature": self.temperature.detach()}

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from losses.base import Batch, Dims, Features, Loss, full_precision
 from losses.critic import CosineProjection
+from losses.diagnostics import pair_metrics
 from losses.gather import gather
 from losses.temperature import bounded_temperature
 
@@ -38,7 +39,11 @@ class InfoNCE(Loss):
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         s = gather(self.student_projection(full_precision(student.pooled)))
         t = gather(self.teacher_projection(full_precision(teacher.pooled)))
+        self._last = s.detach(), t.detach()
         with torch.autocast(s.device.type, enabled=False):
             logits = s @ t.T / bounded_temperature(self.log_temperature)
             target = torch.arange(len(s), device=s.device)
             return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+    def metrics(self) -> dict[str, Tensor]:
+        return pair_metrics(*self._last) | {"temperature": self.log_temperature.detach().exp()}

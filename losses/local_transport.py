@@ -16,7 +16,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
 from losses.base import Batch, Dims, Features, Loss, full_precision
-from losses.diagnostics import effective_rank, relative_std
+from losses.diagnostics import pair_metrics
 from losses.gather import gather
 from losses.implicit import implicit
 from losses.relational import relational_divergence
@@ -110,7 +110,7 @@ class LocalTransport(Loss):
             if self.blocked and weight is None and len(s) > LARGEST_PLAN:
                 odds = 1 + len(s) * (1 - self.anchor) / self.anchor
                 loss, diagonal, error = transport_cost(s, t, self.epsilon, self.iterations, odds)
-                self._last = s.detach(), diagonal, error
+                self._last = s.detach(), t.detach(), diagonal, error
                 return loss
             cost = self._cost(s, t)  # [B, B]
             plan = self._plan(cost, weight)
@@ -118,7 +118,7 @@ class LocalTransport(Loss):
             if self.relational:
                 loss = loss + self.relational * relational_divergence(h_student, h_teacher, plan)
         plan = plan.detach()
-        self._last = s.detach(), plan.diagonal().sum(), marginal_error(plan, weight)
+        self._last = s.detach(), t.detach(), plan.diagonal().sum(), marginal_error(plan, weight)
         return loss
 
     def _marginal(self, batch: Batch) -> Tensor | None:
@@ -168,10 +168,5 @@ class LocalTransport(Loss):
         return ((1 - self.anchor) * identity / n + self.anchor / n**2).log()
 
     def metrics(self) -> dict[str, Tensor]:
-        s, diagonal, error = self._last
-        return {
-            "plan_diagonal": diagonal,
-            "marginal_error": error,
-            "projected_std": relative_std(s),
-            "effective_rank": effective_rank(s),
-        }
+        s, t, diagonal, error = self._last
+        return {"plan_diagonal": diagonal, "marginal_error": error} | pair_metrics(s, t)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import TypeVar
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from losses.base import Dims, Features, full_precision
+
+T = TypeVar("T")
 
 
 def as_map(x: Tensor) -> Tensor:
@@ -46,14 +50,18 @@ def paired_channels(name: str, student: Dims, teacher: Dims, first: int = 0) -> 
     pairs = min(len(student.maps), len(teacher.maps))
     if first >= pairs:
         raise ValueError(f"{name}: first: {first} leaves nothing to compare, {pairs} maps can be paired.")
-    return list(zip(student.maps[-pairs:], teacher.maps[-pairs:], strict=True))[first:]
+    return pair_up(student.maps, teacher.maps, first)
 
 
 def paired_maps(student: Features, teacher: Features, first: int = 0) -> list[tuple[Tensor, Tensor]]:
     """The maps of both sides, shallow to deep, from `first` on. If one side has more, its first ones are left out."""
-    pairs = min(len(student.maps), len(teacher.maps))
-    both = list(zip(student.maps[-pairs:], teacher.maps[-pairs:], strict=True))[first:]
-    return [(as_map(s), as_map(t)) for s, t in both]
+    return [(as_map(s), as_map(t)) for s, t in pair_up(student.maps, teacher.maps, first)]
+
+
+def pair_up(student: Sequence[T], teacher: Sequence[T], first: int = 0) -> list[tuple[T, T]]:
+    """The last ones of both sides, as many as both have, from `first` on."""
+    pairs = min(len(student), len(teacher))
+    return list(zip(student[-pairs:], teacher[-pairs:], strict=True))[first:]
 
 
 def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

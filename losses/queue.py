@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from losses.finite import all_finite
+
 
 class Queue(nn.Module):
     """The last `length` rows of several row-aligned tensors (features, labels, groups) of past global batches.
@@ -38,12 +40,16 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def push(self, **rows: Tensor) -> None:
-        """Append `[B, ...]` rows to every column, over the oldest ones; of more rows than slots the last are kept."""
+        """Append `[B, ...]` rows to every column, over the oldest ones; of more rows than slots the last are kept.
+
+        Rows that are not all finite are left out, all of them: their step is not taken either.
+        """
         count = next(iter(rows.values())).shape[0]
         kept = min(count, self.length)
         slots = (self.head + torch.arange(kept, device=self.head.device)) % self.length
+        finite = all_finite(*rows.values())
         for name in self.columns:
             column: Tensor = getattr(self, name)
-            column[slots] = rows[name][-kept:].detach().to(column.dtype)
-        self.filled[slots] = True
-        self.head.add_(kept).remainder_(self.length)
+            column[slots] = torch.where(finite, rows[name][-kept:].detach().to(column.dtype), column[slots])
+        self.filled[slots] |= finite
+        self.head.add_(kept * finite).remainder_(self.length)

@@ -44,7 +44,9 @@ def sinkhorn(
     log 1/m without. marginal_penalty: instead of holding the marginals, pay so much a unit of KL(marginal of P ||
     marginal), above 0 (Chizat et al. 2018). Gradients flow through the iterations if the cost asks for them.
     Returns `[..., n, m]`. Its column sums are exact unless penalised; `marginal_error` tells how far its rows are.
+    Raises ValueError for numbers out of these ranges, epsilon as a tensor apart, and for a cost without an entry.
     """
+    _check(cost, epsilon, iterations, marginal_penalty)
     with torch.autocast(cost.device.type, enabled=False):
         n, m = cost.shape[-2:]
         log_kernel = _log_kernel(cost, epsilon, log_prior)
@@ -58,6 +60,17 @@ def sinkhorn(
         damping = 1.0 if marginal_penalty is None else marginal_penalty / (marginal_penalty + epsilon)
         f, g = _by_logarithms(log_kernel, row, column, iterations, damping)
         return torch.exp(log_kernel + f + g)
+
+
+def _check(cost: Tensor, epsilon: float | Tensor, iterations: int, marginal_penalty: float | None) -> None:
+    if cost.ndim < 2 or 0 in cost.shape:
+        raise ValueError(f"sinkhorn: the cost must be [..., n, m] with n and m at least 1, not {list(cost.shape)}")
+    if not isinstance(epsilon, Tensor) and not epsilon > 0:  # to look at a tensor would be to wait for the device
+        raise ValueError(f"sinkhorn: epsilon must be above 0, in the cost's unit, not {epsilon}")
+    if iterations < 1:
+        raise ValueError(f"sinkhorn: iterations must be at least 1, not {iterations}")
+    if marginal_penalty is not None and not marginal_penalty > 0:
+        raise ValueError(f"sinkhorn: marginal_penalty must be above 0, or None, not {marginal_penalty}")
 
 
 def _log_kernel(cost: Tensor, epsilon: float | Tensor, log_prior: Tensor | None) -> Tensor:

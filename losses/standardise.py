@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from losses.base import full_precision
+from losses.finite import keep_finite
 
 
 class Standardise(nn.Module):
     """`(x - mean) / std` of `[B, D]` features, with statistics averaged over the training batches seen so far.
 
     A plain average over the first `window` batches, an exponential one after that: right from the first batch on.
-    Give it the gathered batch, so that all ranks hold the same statistics. fp32.
+    Give it the gathered batch, so that all ranks hold the same statistics; one that is not finite is left out. fp32.
     """
 
     mean: Tensor
@@ -30,12 +31,15 @@ class Standardise(nn.Module):
     def update(self, x: Tensor) -> None:
         """Move mean and variance towards those of `x [N, D]`; the first batches count alike."""
         x = full_precision(x)
-        self.batches += 1
-        share = 1 / self.batches.clamp(max=self.window)
+        batches = self.batches + 1
+        share = 1 / batches.clamp(max=self.window)
         difference = x.mean(0) - self.mean
         spread = x.var(0, unbiased=False) + (1 - share) * difference**2
-        self.mean += share * difference
-        self.variance += share * (spread - self.variance)
+        keep_finite(
+            (self.batches, batches),
+            (self.mean, self.mean + share * difference),
+            (self.variance, self.variance + share * (spread - self.variance)),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         # The floor keeps dimensions that never vary (dead units) at zero instead of noise.

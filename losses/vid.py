@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from losses.base import Batch, Dims, Features, Loss, full_precision
-from losses.maps import paired_channels
+from losses.maps import pair_up, paired_channels
 
 START_VARIANCE, LEAST_VARIANCE = 5.0, 1e-5
 
@@ -20,25 +20,26 @@ class VID(Loss):
     """`sum_l mean[(t_l - mu_l(s_l))^2 / v_l + log v_l] / 2`: -log likelihood of the teacher, up to a constant.
 
     mu_l is a trained regressor (three 1x1 convolutions with ReLU), v_l a trained variance for each teacher channel.
-    The l are the maps, in pairs, where both networks have equally many (the larger map of a pair is pooled to the
-    smaller one; tokens that differ in number are averaged); without such maps it is `pooled` alone. first: of the maps
-    that is compared; published with 1, which leaves out the stem of a ResNet. Needs no labels; published with the
-    weight 1. A likelihood: it falls below 0 once the student predicts the teacher well.
+    The l are the maps, in pairs (the larger map of a pair is pooled to the smaller one; tokens that differ in number
+    are averaged); if the sides differ in their number of maps, the last ones are paired; if one has none, it is
+    `pooled` alone. first: of the pairs that is compared; published with 1, which leaves out the stem of a ResNet.
+    Needs no labels; published with the weight 1. A likelihood: it falls below 0 once the student predicts the teacher
+    well. Raises ValueError if there are not that many pairs.
     """
 
     needs_maps: ClassVar[bool] = True
 
     def __init__(self, student: Dims, teacher: Dims, *, first: Annotated[int, Ge(0)] = 0) -> None:
         super().__init__()
-        self.on_maps, self.first = len(student.maps) == len(teacher.maps) > 0, first
-        maps = paired_channels("VID", student, teacher, first) if self.on_maps else []
-        channels = maps or [(student.pooled, teacher.pooled)]
+        self.on_maps, self.first = bool(student.maps and teacher.maps), first
+        channels = [(student.pooled, teacher.pooled)]
+        if self.on_maps or first > 0:
+            channels = paired_channels("VID", student, teacher, first)
         self.likelihoods = nn.ModuleList(_Gaussian(s, t) for s, t in channels)
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         if self.on_maps:
-            both = list(zip(student.maps, teacher.maps, strict=True))[self.first :]
-            pairs = [_same_positions(s, t) for s, t in both]
+            pairs = [_same_positions(s, t) for s, t in pair_up(student.maps, teacher.maps, self.first)]
         else:
             pairs = [(student.pooled, teacher.pooled)]
         terms = [minus_log(s, t) for minus_log, (s, t) in zip(self.likelihoods, pairs, strict=True)]

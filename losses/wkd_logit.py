@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from losses.base import Batch, Dims, Features, Loss, full_precision
+from losses.finite import keep_finite
 from losses.gather import gather
 from losses.logits import paired_classes, paired_logits
 
@@ -101,14 +102,15 @@ class ClassCost(torch.nn.Module):
 
     @torch.no_grad()
     def update(self, features: Tensor, target: Tensor) -> None:
-        """Average plainly over all samples so far: the teacher is frozen. Takes the gathered batch."""
+        """Average plainly over all samples so far: the teacher is frozen. Takes the gathered batch, and leaves out one
+        that is not finite."""
         with torch.autocast(features.device.type, enabled=False):
             # A product instead of index_add, which is not deterministic on CUDA.
             member = F.one_hot(target, len(self.count)).to(self.mean)
             number = member.sum(0)
-            self.count += number
+            count = self.count + number
             surplus = member.T @ features.to(self.mean) - number[:, None] * self.mean
-            self.mean += surplus / self.count.clamp(min=1)[:, None]
+            keep_finite((self.count, count), (self.mean, self.mean + surplus / count.clamp(min=1)[:, None]))
 
     @torch.no_grad()
     def forward(self) -> Tensor:

@@ -20,7 +20,7 @@ from pipeline.config import Config, ZeroShot
 from pipeline.errors import UserError
 from pipeline.gradient_cache import in_parts
 from pipeline.network import Joint, Network, build_network, digest, load_network, load_single, sight
-from pipeline.paired import term
+from pipeline.paired import nothing, term
 from pipeline.prepare import Batch, Sight
 from pipeline.shards import load_dataset
 from pipeline.sidecar import Cache, CachedTeacher, Fingerprint, open_cache
@@ -50,6 +50,7 @@ class Distillation(nn.Module):
         self.names = {_module_name(name): name for name in losses}
         self.weights = dict(weights)
         self.needs_maps = any(loss.needs_maps for loss in losses.values())
+        self._measured: set[str] = set()  # the losses that have seen a batch
         self.train()
 
     def train(self, mode: bool = True) -> Distillation:
@@ -62,11 +63,14 @@ class Distillation(nn.Module):
         student = self._features(self.student, batch["student"])
         teacher = self.teach(batch)
         self._student_features = student.pooled.detach()
+        terms: dict[str, Tensor] = {}
         # The networks may run in half precision; the losses never do.
         with torch.autocast(student.pooled.device.type, enabled=False):
-            terms: dict[str, Tensor] = {
-                self.names[name]: term(cast(Loss, loss), student, teacher, batch) for name, loss in self.losses.items()
-            }
+            for name, loss in cast(Mapping[str, Loss], self.losses).items():
+                value = term(loss, student, teacher, batch)
+                terms[self.names[name]] = nothing(loss, student) if value is None else value
+                if value is not None:
+                    self._measured.add(name)
         total = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
         return total, {name: value.detach() for name, value in terms.items()}
 
@@ -106,10 +110,11 @@ class Distillation(nn.Module):
         return digest(self.teacher)
 
     def metrics(self) -> dict[str, Tensor]:
-        """The losses' own metrics of the last batch, and whether the student's features keep their spread."""
+        """The losses' own metrics of their last batch, and whether the student's features keep their spread."""
         own = {
             f"{self.names[name]}/{key}": value
             for name, loss in cast(Mapping[str, Loss], self.losses).items()
+            if name in self._measured
             for key, value in loss.metrics().items()
         }
         x = gather(self._student_features)

@@ -12,21 +12,27 @@ from losses.gather import least_over_ranks
 PER_SAMPLE = ("label", "group", "index", "weight", "mask")
 
 
-def term(loss: Loss, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+def term(loss: Loss, student: Features, teacher: Features | None, batch: Batch) -> Tensor | None:
     """The loss of the samples that are `paired [B]`, bool; of all where the batch does not say or no teacher is needed.
 
-    Each rank gives as many, those of the one with the fewest: losses gather equal parts. With fewer than two the
-    term is 0.
+    Each rank gives as many, those of the one with the fewest: losses gather equal parts. With fewer than two there is
+    nothing to compare, and it is None: the loss is not run, for what stands in for a view must enter no queue.
     """
     if "paired" not in batch or not loss.needs_teacher or teacher is None:
         return loss(student, teacher, batch)  # type: ignore[no-any-return]
-    paired = batch["paired"]
-    count = int(least_over_ranks(paired.sum()))
-    # The graph has to be the same at every step, so a term that has no samples is made of all and counts nothing.
-    rows = paired.nonzero().flatten()[:count] if count > 1 else torch.arange(len(paired), device=paired.device)
+    count = int(least_over_ranks(batch["paired"].sum()))
+    if count < 2:
+        return None
+    rows = batch["paired"].nonzero().flatten()[:count]
     own = {name: batch[name][rows] for name in PER_SAMPLE if name in batch}
-    value: Tensor = loss(_take(student, rows), _take(teacher, rows), own)
-    return value * float(count > 1)
+    return loss(_take(student, rows), _take(teacher, rows), own)  # type: ignore[no-any-return]
+
+
+def nothing(loss: Loss, student: Features) -> Tensor:
+    """0, with a gradient of 0 for all that the loss trains: DDP waits for every parameter at every step."""
+    of_student = [student.pooled, *student.maps, *([] if student.logits is None else [student.logits])]
+    own = [p for p in loss.parameters() if p.requires_grad]
+    return torch.stack([(0 * x).sum() for x in (*of_student, *own)]).sum()
 
 
 def _take(features: Features, rows: Tensor) -> Features:

@@ -277,10 +277,12 @@ def assert_equal_weights(model: Distillation, accelerator: Accelerator) -> None:
 def assert_finite_weights(model: Distillation, step: int) -> None:
     """Raises UserError rather than let a checkpoint be written that no run can go on from."""
     bad = [name for name, p in model.named_parameters() if p.requires_grad and not torch.isfinite(whole(p)).all()]
+    own = ((name, b) for name, b in model.named_buffers() if not name.startswith("teacher."))
+    bad += [name for name, b in own if not (b < math.inf).all()]  # -inf: a normaliser that is not fixed yet
     if bad:
         raise UserError(
-            f"step {step}: weights are not finite ({bad[0]} and {len(bad) - 1} others), no checkpoint was written. "
-            "Lower train.learning_rate or a loss's weight, and go on from the last checkpoint with --resume."
+            f"step {step}: weights or statistics are not finite ({bad[0]} and {len(bad) - 1} others), no checkpoint "
+            "was written. Lower train.learning_rate or a loss's weight, and go on from the last one with --resume."
         )
 
 

@@ -43,6 +43,38 @@ def test_small_batches_and_missing_labels_are_finite(name: str, count: int) -> N
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("spoilt", ["student", "teacher", "both"])
+def test_a_batch_that_is_not_finite_is_kept_by_no_buffer(name: str, spoilt: str) -> None:
+    """The pipeline does not take such a step; what a loss remembers of it would spoil those that follow."""
+    loss, student, teacher = made(name)
+    x = torch.randn(9, 5)
+    bad = x.clone()
+    bad[4] = torch.nan
+    sides = student(bad if spoilt != "teacher" else x), teacher(bad if spoilt != "student" else x)
+    for _ in range(2):  # before there is anything to keep, and after
+        loss(*sides, batch(9))
+        loss.metrics()
+        value(loss, student, teacher, 9)
+    assert all((buffer < torch.inf).all() for buffer in loss.buffers())  # -inf: a normaliser that is not fixed yet
+    assert value(loss, student, teacher, 9).isfinite()
+    if spoilt == "both":
+        clean = made(name)[0]
+        for _ in range(3):
+            value(clean, student, teacher, 9)
+        own = {"_u", "_v", "steps", "log_z"}  # these count steps, and CRD draws other negatives at another step
+        kept = {key: b for key, b in loss.named_buffers() if key.rpartition(".")[2] not in own}
+        torch.testing.assert_close(kept, {key: b for key, b in clean.named_buffers() if key in kept})
+
+
+@pytest.mark.parametrize("name", ["crd", "global_contrast", "local_transport", "info_nce", "siglip", "cosine", "wcord"])
+def test_what_has_pairs_of_vectors_in_one_space_tells_how_far_apart_they_are(name: str) -> None:
+    loss, student, teacher = made(name)
+    value(loss, student, teacher, 9)
+    names = {key.rpartition("/")[2] for key in loss.metrics()}
+    assert {"similarity_gap", "projected_std", "effective_rank"} <= names
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_student_learns_and_the_teacher_does_not(name: str) -> None:
     loss, student, teacher = made(name)
     value(loss, student, teacher, 9).backward()

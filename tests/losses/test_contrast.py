@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from losses import Dims, Features, GlobalContrast, InfoNCE
+from losses import Dims, Features, GlobalContrast, InfoNCE, SigLIP
 from losses.base import Loss
 from losses.critic import LipschitzProjection
 from losses.queue import Queue
@@ -250,10 +250,11 @@ def test_normaliser_waits_for_negatives_and_does_not_overflow(link: Any) -> None
     assert 0 < student.pooled.grad.norm() < torch.inf
 
 
-@pytest.mark.parametrize("kind", [InfoNCE, GlobalContrast])
+@pytest.mark.parametrize("kind", [InfoNCE, GlobalContrast, SigLIP])
 @pytest.mark.parametrize("start", [0.01, 1.0])
 def test_temperature_comes_back_from_its_bounds(kind: Any, start: float) -> None:
-    loss = kind(STUDENT, TEACHER, dim=6, temperature=start)
+    own = {"scale": 1 / start} if kind is SigLIP else {"temperature": start}
+    loss = kind(STUDENT, TEACHER, dim=6, **own)
     outward = -1.0 if start < 0.1 else 1.0
     with torch.no_grad():
         loss.log_temperature += outward  # as an optimiser might

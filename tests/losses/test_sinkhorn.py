@@ -192,3 +192,24 @@ def test_compiled_whole_it_is_the_same() -> None:
     cost = unit_cost(16, 16)
     compiled = torch.compile(sinkhorn, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(cost, 0.05, 10), sinkhorn(cost, 0.05, 10))
+
+
+@pytest.mark.parametrize(
+    ("keywords", "words"),
+    [
+        ({"epsilon": 0}, "epsilon must be above 0"),
+        ({"epsilon": -1.0}, "epsilon must be above 0"),
+        ({"epsilon": math.nan}, "epsilon must be above 0"),
+        ({"iterations": 0}, "iterations must be at least 1"),
+        ({"marginal_penalty": 0.0}, "marginal_penalty must be above 0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(keywords: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        sinkhorn(torch.rand(3, 3), **keywords)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 3, 3), (3,)])
+def test_a_cost_without_entries_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"must be \[\.\.\., n, m\]"):
+        sinkhorn(torch.rand(shape))

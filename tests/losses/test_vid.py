@@ -68,9 +68,24 @@ def test_variance_starts_at_the_published_five() -> None:
         torch.testing.assert_close(F.softplus(term.softplus_variance), torch.full_like(term.softplus_variance, 5.0))
 
 
-@pytest.mark.parametrize("maps", [(), (6,), (6, 7, 8)])
-def test_falls_back_to_pooled_features(maps: tuple[int, ...]) -> None:
-    loss = VID(STUDENT, Dims(8, maps=maps)).double()
+@pytest.mark.parametrize(("maps", "first"), [((7,), 0), ((9, 6, 7), 1)])
+def test_pairs_the_last_maps_where_the_sides_differ_in_their_number(maps: tuple[int, ...], first: int) -> None:
+    teacher_dims = Dims(8, maps=maps)
+    loss = VID(STUDENT, teacher_dims, first=first).double()
+    student, teacher = features(STUDENT), features(teacher_dims, ((8, 8),) * (len(maps) - 1) + ((4, 4),))
+    expected = minus_log_likelihood(loss.likelihoods[0], student.maps[-1], teacher.maps[-1])
+    torch.testing.assert_close(loss(student, teacher, {}), expected)
+    assert len(loss.likelihoods) == 1
+
+
+@pytest.mark.parametrize(("maps", "first"), [((), 1), ((7,), 1), ((6, 7), 2)])
+def test_more_maps_asked_for_than_can_be_paired(maps: tuple[int, ...], first: int) -> None:
+    with pytest.raises(ValueError, match="VID"):
+        VID(STUDENT, Dims(8, maps=maps), first=first)
+
+
+def test_without_maps_it_is_of_pooled_features() -> None:
+    loss = VID(STUDENT, Dims(8)).double()
     student, teacher = features(STUDENT), features(Dims(8))
     assert len(loss.likelihoods) == 1
     s, t = student.pooled[:, :, None, None], teacher.pooled[:, :, None, None]

@@ -1,0 +1,79 @@
+"""Steps that are not finite, from end to end: the run goes on, and what it saves is finite."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline import config as configs
+from pipeline.checkpoint import list_checkpoints
+from pipeline.errors import UserError
+from pipeline.model import Distillation
+from pipeline.train import train
+
+LOSSES = {"crd": "{negatives: 8}"}
+
+
+@pytest.fixture
+def teacher(make_config: Any) -> str:
+    run = train(configs.load(make_config("teacher"), ["student.modality=rgb", "train.steps=2"]))
+    return f"teacher: {{run: {run}}}"
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, spoilt: dict[int, str]) -> None:
+    """Let the student see, or the teacher say, what is not finite at these steps."""
+    steps, forward = iter(range(1, 99)), Distillation.forward
+
+    def with_nan(self: Distillation, batch: Any) -> Any:
+        side = spoilt.get(next(steps))
+        if side == "student":
+            batch["student"][3] = torch.nan
+        if side == "teacher":
+            batch["teacher"] = self.teach(batch)
+            batch["teacher"].pooled[3] = batch["teacher"].logits[3] = torch.nan
+        return forward(self, batch)
+
+    monkeypatch.setattr(Distillation, "forward", with_nan)
+
+
+def saved(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(list_checkpoints(run / "checkpoints")[-1] / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["wcord", "crd", "local_transport", "cosine", "wkd_logit"])
+def test_a_run_goes_on_after_a_step_that_is_not_finite(
+    name: str, make_config: Any, teacher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_config("student", teacher, f"  {name}: {LOSSES.get(name, '{}')}")
+    # The first, those of log lines and the last, which is saved, are among them.
+    spoil(monkeypatch, {1: "teacher", 2: "student", 6: "teacher", 7: "student", 12: "student"})
+    run = train(configs.load(path, ["train.log_every=2"]))
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["nonfinite_steps"] == 5
+    assert [row["step"] for row in rows] == [4, 6, 8, 10, 12]
+    assert all(row["loss"] == row["loss"] for row in rows)
+    assert saved(run)
+    assert all((value < torch.inf).all() for value in saved(run).values())
+
+
+@pytest.mark.parametrize("name", ["student.encoder", "losses.cosine"])
+def test_statistics_that_are_not_finite_are_never_saved(
+    name: str, make_config: Any, teacher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = Distillation.forward
+
+    def with_nan(self: Distillation, batch: Any) -> Any:
+        found = forward(self, batch)
+        next(b for b in self.get_submodule(name).buffers() if b.is_floating_point()).fill_(torch.nan)
+        return found
+
+    monkeypatch.setattr(Distillation, "forward", with_nan)
+    config = configs.load(make_config("student", teacher, "  cosine: {}"), ["train.steps=1"])
+    with pytest.raises(UserError, match=rf"step 1: .* not finite \({name}.*no checkpoint was written"):
+        train(config)
+    assert not list_checkpoints(Path(config.run) / "checkpoints")
