@@ -29,25 +29,6 @@ STATE = ".pack"
 """What packing needs to go on where it stopped: the plan's digest, and a summary of every finished shard."""
 
 
-<<<<<<< HEAD
-=======
-@dataclass(frozen=True)
-class Job:
-    """One shard to be written. digest: of everything that decides its content. samples: `(index, sample)`."""
-
-    folder: str
-    file: str
-    digest: str
-    samples: Sequence[tuple[int, Sample]]
-    classes: int | None
-
-    @property
-    def summary(self) -> Path:
-        """Where it is said, once the shard is done, what is in it."""
-        return Path(self.folder) / STATE / f"{Path(self.file).stem}.json"
-
-
->>>>>>> tell
 class Summary(BaseModel):
     """What is kept of a finished job."""
 

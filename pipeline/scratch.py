@@ -27,6 +27,7 @@ def blob(text: str) -> bytes:
 
 
 def unblob(data: bytes) -> str:
+    """The string that `blob` made these bytes of."""
     return data.decode("utf-8", "surrogatepass")
 
 
@@ -42,6 +43,7 @@ class Spilled(Sequence[Item], Generic[Item]):
             self.append(item)
 
     def append(self, item: Item) -> None:
+        """Put an item behind the others; its values are what JSON holds. sqlite3.OperationalError on a full disk."""
         self._db.execute("INSERT INTO items VALUES (?, ?)", (self._count, json.dumps(item)))
         self._count += 1
 
