@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sqlite3
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -268,4 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if error.errno not in _PLACES:
             raise
         print(f"error: {error.filename2 or error.filename or 'the disk'}: {_PLACES[error.errno]}", file=sys.stderr)
+        sys.exit(2)
+    except sqlite3.OperationalError as error:
+        print(f"error: temporary files: {error}. Set SQLITE_TMPDIR to a folder with more room.", file=sys.stderr)
         sys.exit(2)

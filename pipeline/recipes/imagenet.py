@@ -48,9 +48,17 @@ def imagenet(source: Path) -> Plan:
 
 def _photos(root: Path) -> Iterator[tuple[str, Path]]:
     for split in ("train", "val"):
-        for path in sorted((root / split).rglob("*")):
+        for path in _sorted(root / split):
             if path.suffix.lower() in (".jpeg", ".jpg") and path.name[0] != ".":
                 yield split, path
+
+
+def _sorted(folder: Path) -> Iterator[Path]:
+    """All that is under a folder, as sorting its paths would have it, but with one folder at a time in memory."""
+    for path in sorted(folder.glob("*")):
+        yield path
+        if path.is_dir() and not path.is_symlink():
+            yield from _sorted(path)
 
 
 def _held_out(source: Path) -> dict[str, str]:

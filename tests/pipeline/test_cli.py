@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +131,24 @@ def test_pack_and_check_from_the_command_line(tmp_path: Path, capsys: pytest.Cap
     assert content["classes"] == {"label": ["class0", "class1", "class2"]}
     assert call("check", tmp_path / "packed") == 0
     assert "12 samples" in capsys.readouterr().out
+
+
+def test_a_full_folder_for_temporary_files_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    connect = sqlite3.connect
+
+    def small(name: str, **options: Any) -> sqlite3.Connection:
+        db = connect(name, **options)
+        db.execute("PRAGMA max_page_count = 4")
+        return db
+
+    monkeypatch.setattr(sqlite3, "connect", small)
+    (tmp_path / "photos").mkdir()
+    for number in range(200):
+        (tmp_path / "photos" / f"{number}.jpg").touch()
+    assert call("pack", "folders", tmp_path, tmp_path / "packed", "--field", "rgb=photos") == 2
+    assert "temporary files: database or disk is full. Set SQLITE_TMPDIR" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="needs the right to mount a small tmpfs")
