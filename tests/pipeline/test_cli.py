@@ -7,6 +7,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from shapes_dataset import members, write_dataset
 
 from pipeline.cli import main
 from pipeline.shards import MANIFEST, load_dataset, write_shard
+
+ROOT = Path(__file__).parents[2]
 
 
 def call(*arguments: object) -> int:
@@ -173,3 +176,28 @@ def test_a_disk_that_fills_up_in_a_run_is_said_and_the_run_can_go_on(
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
     assert "done" in capsys.readouterr().out
+
+
+COMPLETE = """
+wcord --install-completion >/dev/null
+. "$HOME/.bashrc"
+complete -p wcord >/dev/null
+for line in 'wcord ev' 'wcord pack hug' 'wcord train --over'; do
+    COMP_WORDS=($line); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); COMPREPLY=()
+    _wcord_completion wcord
+    echo "${COMPREPLY[@]}"
+done
+"""
+
+
+@pytest.mark.skipif(not Path("/bin/bash").exists(), reason="needs bash")
+def test_a_shell_completes_commands_and_options(tmp_path: Path) -> None:
+    wcord = tmp_path / "bin" / "wcord"  # under another name the completion would be of that
+    wcord.parent.mkdir()
+    wcord.write_text(
+        f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom pipeline.cli import main\nmain()"
+    )
+    wcord.chmod(0o755)
+    own = {"HOME": str(tmp_path), "SHELL": "/bin/bash", "PATH": f"{wcord.parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(["/bin/bash", "-c", COMPLETE], env=os.environ | own, capture_output=True, text=True)
+    assert done.stdout.split() == ["evaluate", "huggingface", "--overwrite"], done.stderr

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 from shapes_dataset import members
 from test_graph import pretrained, pretrained_audio
 
 import pipeline
-from modalities.transformers_loader import import_transformers
 from pipeline import config as configs
 from pipeline import export as module
 from pipeline.card import Export
@@ -71,19 +71,69 @@ def test_the_card_says_what_it_is(exported: Path, runs: Path) -> None:
     assert listed >= {path.name for path in exported.iterdir()} - {"README.md", "network.json"}
 
 
-def test_a_transformers_encoder_is_read_by_transformers(make_config: Any, tmp_path: Path) -> None:
+ELSEWHERE = """
+import sys, pathlib
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in {absent} else self.finder.find_spec(name, path, target)
+sys.meta_path[:] = map(Without, sys.meta_path)
+sys.path.insert(0, {folder!r})
+import numpy as np
+from preprocess import ABOUT, batch, read
+x = batch([read(pathlib.Path(file).read_bytes()) for file in sys.argv[2:]])
+{code}
+np.save(sys.argv[1], features)
+"""
+"""Files to features in a Python in which some packages are not installed, ours among them."""
+
+BY_TRANSFORMERS = """
+import torch, transformers
+mean, std = (torch.tensor(ABOUT["normalised inside the network by"][name])[:, None, None] for name in ("mean", "std"))
+encoder = transformers.AutoModel.from_pretrained({folder!r}, subfolder="encoder").eval()
+with torch.no_grad():
+    features = encoder(pixel_values=(torch.from_numpy(x["rgb"]) / 255 - mean) / std).pooler_output.numpy()
+"""
+
+BY_ONNX = """
+import onnxruntime
+session = onnxruntime.InferenceSession({folder!r} + "/model.onnx", providers=["CPUExecutionProvider"])
+features = session.run(["features"], x)[0]
+"""
+
+OURS = ["pipeline", "modalities", "losses", "torchaudio"]  # which cannot be imported beside a torch for CPUs
+
+
+def features_elsewhere(code: str, absent: list[str], folder: Path, files: list[Path]) -> np.ndarray:
+    script = ELSEWHERE.format(code=code.format(folder=str(folder)), absent=absent, folder=str(folder))
+    out = folder.parent / "features.npy"
+    command = [sys.executable, "-I", "-c", script, str(out), *map(str, files)]
+    done = subprocess.run(command, cwd="/", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return np.load(out)
+
+
+def test_a_transformers_encoder_is_read_by_transformers_and_by_onnx_alone(make_config: Any, tmp_path: Path) -> None:
     vit = pretrained("rgb", tmp_path / "vit")
     spec = f"student.encoder={{name: transformers, model: {vit}}}"
     run = train(configs.load(make_config(), ["student.modality=rgb", spec, "train.steps=3"]))
     done = export(run, tmp_path / "out")
-    assert (tmp_path / "out" / "model.onnx").is_file()
+    shutil.rmtree(vit)  # what was trained from is not needed
     assert done.notes == []
-    again = import_transformers().AutoModel.from_pretrained(tmp_path / "out", subfolder="encoder").eval()
-    own = pipeline.load(run).network.encoder.cpu()
-    x = torch.rand(2, 3, 32, 32)
-    with torch.no_grad():
-        found = again(pixel_values=own.normalise(x)).pooler_output
-        torch.testing.assert_close(found, own(x).pooled)
+    files = [tmp_path / f"{index}.jpg" for index in range(3)]
+    for index, file in enumerate(files):
+        file.write_bytes(members(index)["rgb.jpg"])
+    wanted = pipeline.load(run).embed(files)[1]
+    assert np.ptp(wanted, 0).max() > 1e-2  # else any network would agree
+    by_transformers = features_elsewhere(BY_TRANSFORMERS, OURS, done.folder, files)
+    np.testing.assert_allclose(by_transformers, wanted, atol=1e-4)
+    by_onnx = features_elsewhere(BY_ONNX, [*OURS, "torch", "transformers", "accelerate"], done.folder, files)
+    np.testing.assert_allclose(by_onnx, wanted, atol=1e-4)
+    with pytest.raises(AssertionError, match="No module named 'pipeline'"):
+        features_elsewhere("import pipeline", OURS, done.folder, files)
 
 
 @pytest.mark.parametrize("kind", ["wav2vec2", "whisper"])
