@@ -145,7 +145,8 @@ def _cells(bench: Bench, near: Path) -> Iterator[tuple[tuple[str, str, int], Con
 
 def _cache_name(config: Config) -> str:
     """The same for cells whose teacher sees the same."""
-    data = config.data.model_dump(include={"shards", "join", "label", "crop", "flip"}, mode="json")
+    seen_by_it = {"shards", "join", "label", "crop", "flip", "pad"}
+    data = config.data.model_dump(include=seen_by_it, exclude_none=True, mode="json")
     seen = json.dumps([config.teacher and config.teacher.run, data, config.seed])
     return f"bench_{hashlib.sha256(seen.encode()).hexdigest()[:12]}"
 

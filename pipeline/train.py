@@ -314,7 +314,7 @@ def _identity(config: Config, model: Distillation) -> dict[str, Any]:
     settings = config.model_dump(mode="json")
     identity = {
         "student": settings["student"] | {"classes": model.student.classes},
-        "teacher": model.teacher_digest(),
+        "teacher": model.teacher_identity(),
         "losses": settings["losses"],
         "seed": config.seed,
         "data": {k: v for k, v in settings["data"].items() if k not in ("shards", "join", "workers", "max_faulty")},

@@ -176,6 +176,17 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(bench: Path, tmp_path
     assert (tmp_path / "matrix" / "teachers" / "range" / "results.json").is_file()
 
 
+def test_teachers_that_see_other_shifts_have_caches_of_their_own(bench: Path) -> None:
+    shifts = {"little": "[2, 16], data.labels: 1", "again": "[2, 16], data.labels: 0.5", "more": "[4, 16]"}
+    usual = "config: base.yaml, teacher: photo, set: {data.crop: [1, 1], data.pad: "
+    pairs = ", ".join(f"{name}: {{{usual}{pad}}}}}" for name, pad in shifts.items())
+    found = load(bench, ["views=1", "seeds=1", f"pairs={{{pairs}}}"])
+    caches = {
+        pair: config.teacher.cache for (pair, _, _), config in cells(found, bench.parent) if config.teacher is not None
+    }
+    assert caches["little"] == caches["again"] != caches["more"]
+
+
 @pytest.mark.parametrize("path", sorted((SHIPPED / "bench").glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_benches_describe_cells_that_hold(path: Path) -> None:
     found = load(path)
