@@ -62,7 +62,9 @@ class Distillation(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         student = self._features(self.student, batch["student"])
         teacher = self.teach(batch)
-        self._student_features = student.pooled.detach()
+        self.pooled = {
+            role: x.pooled.detach() for role, x in (("student", student), ("teacher", teacher)) if x is not None
+        }
         terms: dict[str, Tensor] = {}
         # The networks may run in half precision; the losses never do.
         with torch.autocast(student.pooled.device.type, enabled=False):
@@ -119,7 +121,7 @@ class Distillation(nn.Module):
             if name in self._measured
             for key, value in loss.metrics().items()
         }
-        x = gather(self._student_features)
+        x = gather(self.pooled["student"])
         return own | {"student/effective_rank": effective_rank(x), "student/std": relative_std(x)}
 
     def trainable_state(self) -> dict[str, Tensor]:

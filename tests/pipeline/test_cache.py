@@ -19,6 +19,7 @@ from shapes_dataset import write_dataset
 
 from modalities import RGB, Depth
 from modalities.base import Geometry
+from pipeline import cache as caches
 from pipeline import config as configs
 from pipeline.cache import cache
 from pipeline.errors import UserError
@@ -136,6 +137,21 @@ def test_a_cache_goes_on_where_it_stopped(student: Path, data: Path) -> None:
     assert again.keys() == before.keys()
     cache(config)  # and now nothing is computed
     assert {p.name: p.stat().st_mtime_ns for p in data.glob("*.first.tar")} == again
+
+
+def test_jobs_of_an_array_take_the_shards_in_other_orders(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_dataset(tmp_path / "many", {"train": [8] * 8})
+    taken: list[str] = []
+    write = caches._write
+    monkeypatch.setattr(
+        caches, "_write", lambda source, shard, *more: taken.append(shard.file) or write(source, shard, *more)
+    )
+    for name in "one", "other":
+        cache(configs.load(student, [f"data.shards={folder}", f"teacher.cache={name}", "teacher.views=1"]))
+    assert sorted(taken[:8]) == sorted(taken[8:])
+    assert taken[:8] != taken[8:]
 
 
 STALE = {
