@@ -154,3 +154,9 @@ def test_a_disk_that_fills_up_in_a_run_is_said_and_the_run_can_go_on(
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
     assert "done" in capsys.readouterr().out
+
+
+def test_the_shipped_configs_and_benches_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("config", "list") == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert {"rgb_to_depth", "bench/cifar10_small", "bench/matrix"} <= set(names)
