@@ -407,8 +407,9 @@ def test_compression_and_a_teacher_of_other_size_are_the_same_program(make_confi
 def test_when_one_of_two_processes_is_killed_the_other_ends_with_a_reason(make_config: Any) -> None:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "pipeline", "train"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    settings = ["train.steps=9999", "train.log_every=1", "data.workers=1", "train.timeout=60"]
     started = subprocess.Popen(
-        [sys.executable, *launch, str(make_config()), "train.steps=9999", "train.log_every=1", "data.workers=1"],
+        [sys.executable, *launch, str(make_config()), *settings],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -423,7 +424,9 @@ def test_when_one_of_two_processes_is_killed_the_other_ends_with_a_reason(make_c
     os.kill(int(ranks[-1]), signal.SIGKILL)
     said = started.communicate(timeout=60)[0]
     assert started.returncode != 0
-    assert "SIGKILL" in said
+    assert "error: another process ended, or did not answer for 60 s (train.timeout)" in said
+    assert "Go on with --resume." in said
+    assert sorted(re.findall(r"exitcode +: (-?\d+)", said)) == ["-9", "2"]  # before the launcher ends it
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
 
 
