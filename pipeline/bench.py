@@ -15,11 +15,11 @@ from pipeline.bench_table import Entry, entries, write
 from pipeline.cells import Cell, places, run_cells
 from pipeline.compare import compare
 from pipeline.components import find_loss
-from pipeline.config import Config, Section
+from pipeline.config import SHIPPED, Config, Section
 from pipeline.configfile import Document
 from pipeline.errors import UserError
 from pipeline.explain import explain
-from pipeline.shards import load_dataset
+from pipeline.source import check_split
 
 Losses = dict[str, dict[str, Any] | None]
 
@@ -77,10 +77,9 @@ def _check_known(where: str, names: Iterable[str], kind: str, known: Mapping[str
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Bench:
-    """Read a bench's YAML with overrides such as `seeds=1`; UserError names every fault, a line each."""
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such file. Give the YAML of a bench, e.g. configs/bench/matrix.yaml.")
-    document = Document(Path(path), overrides)
+    """Read a bench's YAML, or a shipped one by name, with overrides such as `seeds=1`; UserError names every fault, a
+    line each."""
+    document = Document(find(path), overrides)
     bench = None
     try:
         bench = Bench.model_validate(document.data)
@@ -89,6 +88,18 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Bench:
     document.check()
     assert bench is not None
     return bench
+
+
+def find(path: str | Path) -> Path:
+    """The file of a bench: itself, or a shipped one's, named `bench/matrix` or `matrix`; UserError if there is none."""
+    given, shipped = Path(path), SHIPPED / "bench"
+    if given.is_file():
+        return given
+    named = shipped / f"{given.name.removesuffix('.yaml')}.yaml"
+    if str(given.parent) in (".", "bench") and named.is_file():
+        return named
+    names = sorted(file.stem for file in shipped.glob("*.yaml"))
+    raise UserError(f"{path}: no such bench. Give a YAML file, or a shipped bench: {', '.join(names) or 'none'}.")
 
 
 def run_bench(path: str | Path, overrides: Sequence[str] = (), jobs: int | None = None) -> list[Entry]:
@@ -102,11 +113,11 @@ def run_bench(path: str | Path, overrides: Sequence[str] = (), jobs: int | None 
     Raises UserError, before anything is trained, for a config that does not hold or data that are not there, and
     afterwards for cells that failed: those are named, and the others are finished first.
     """
-    bench, near = load(path, overrides), Path(path).parent
+    bench, near = load(path, overrides), find(path).parent
     teachers = {name: _config(near, teacher, _teacher_run(bench, name), 0) for name, teacher in bench.teachers.items()}
     cells = dict(_cells(bench, near))
     for config in (*teachers.values(), *cells.values()):
-        load_dataset(config.data.shards)
+        check_split(config.data.shards, config.evaluation.split, "evaluation.split: ")
         _check_done(config)
     where = places(jobs)
     run_cells([Cell("run", config) for config in _waiting(teachers.values())], where)
@@ -145,7 +156,8 @@ def _cells(bench: Bench, near: Path) -> Iterator[tuple[tuple[str, str, int], Con
 
 def _cache_name(config: Config) -> str:
     """The same for cells whose teacher sees the same."""
-    data = config.data.model_dump(include={"shards", "join", "label", "crop", "flip"}, mode="json")
+    seen_by_it = {"shards", "join", "label", "crop", "flip", "pad"}
+    data = config.data.model_dump(include=seen_by_it, exclude_none=True, mode="json")
     seen = json.dumps([config.teacher and config.teacher.run, data, config.seed])
     return f"bench_{hashlib.sha256(seen.encode()).hexdigest()[:12]}"
 

@@ -79,9 +79,9 @@ def markdown(found: Sequence[Entry]) -> str:
     baseline = found[0].baseline
     seeds = max((entry.value.n for entry in found if entry.value), default=0)
     legend = (
-        f"Mean ± sample standard deviation over {seeds} seeds; differences are paired by seed. "
-        f"{MARKS['better']} better and {MARKS['worse']} worse than {baseline}: the 95 % paired t interval of the "
-        "difference does not hold 0. Every comparison stands alone: of twenty between equal methods, one is expected "
+        f"Mean ± sample standard deviation over {seeds} seeds; differences are paired by seed, with their 95 % paired "
+        f"t interval. {MARKS['better']} better and {MARKS['worse']} worse than {baseline}: that interval does not hold "
+        "0. Every comparison stands alone: of twenty between equal methods, one is expected "
         "to look different."
     )
     if any(entry.published is not None for entry in found):
@@ -193,8 +193,11 @@ def _shown(cell: Cell | Difference | None, metric: str, plus_minus: str = "±", 
 
 
 def _shown_difference(entry: Entry) -> str:
-    shown = _shown(entry.difference, entry.metric, signed=True)
-    return f"{shown}: {entry.difference.verdict}" if entry.difference else shown
+    shown, difference = _shown(entry.difference, entry.metric, signed=True), entry.difference
+    if difference is not None and difference.low is not None and difference.high is not None:
+        scale = 100 if is_fraction(entry.metric) else 1
+        shown += f" [{scale * difference.low:+.2f}, {scale * difference.high:+.2f}]"
+    return f"{shown}: {difference.verdict}" if difference else shown
 
 
 def _milliseconds(entry: Entry) -> str:

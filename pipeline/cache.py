@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -65,7 +66,8 @@ def cache(config: Config) -> Path:
         sidecars={},
     )
     teacher.eval().to(accelerator.device)
-    own = source.shards[accelerator.process_index :: accelerator.num_processes]
+    own = list(source.shards[accelerator.process_index :: accelerator.num_processes])
+    random.Random().shuffle(own)  # jobs of an array then seldom compute the same one
     skipped: list[Skipped] = []
     with Progress(f"caching {name}", sum(shard.samples for shard in own)) as progress:
         for shard in own:

@@ -125,18 +125,28 @@ def newest_checkpoint(folder: Path, identity: Mapping[str, Any], say: Callable[[
         except DamagedError as error:  # noqa: PERF203
             if not found:
                 raise UserError(f"{error} No earlier one is whole; start anew with --overwrite.") from None
-            say(f"warning: {error} Going on from the one before, {found[-1].name}.")
+            say(f"warning: {error} Going on from the one before, {found[-1].name}; the damaged one is set aside.")
     return None
 
 
-def keep_best(network: Network | Joint, folder: Path, step: int, top1: float) -> None:
+def set_aside(folder: Path, step: int) -> None:
+    """Rename what is newer than the checkpoint of `step`, passed over as damaged, to `damaged_step_NNNNNNNN`: it would
+    count among the newest that stay."""
+    for path in list_checkpoints(folder):
+        if int(path.name.removeprefix("step_")) > step:
+            aside = path.with_name(f"damaged_{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+
+
+def keep_best(network: Network | Joint, folder: Path, step: int, metric: str, value: float) -> None:
     """Write the network to `folder`, as `student/` is, if it is better on held-out samples than the one there."""
     about = folder / "best.json"
-    if about.is_file() and json.loads(about.read_bytes())["top1"] >= top1:
+    if about.is_file() and json.loads(about.read_bytes()).get(metric, 0.0) >= value:
         return
     about.unlink(missing_ok=True)
     save_network(network, folder)
-    write_atomic(about, json.dumps({"step": step, "top1": top1}).encode())
+    write_atomic(about, json.dumps({"step": step, metric: value}).encode())
 
 
 def _flush(path: Path) -> None:

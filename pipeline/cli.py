@@ -121,20 +121,24 @@ def evaluate(
 @app.command()
 def compare(
     runs: RunFolders,
-    out: Annotated[Path | None, typer.Option(help="Folder for table.md, table.csv, plot.png.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for table.md, table.csv, plot.png.")] = Path("compare"),
     baseline: Annotated[str | None, typer.Option(help="Method that the others are compared with.")] = None,
 ) -> None:
     """Compare evaluated runs: a table and a plot; runs that differ only by seed are averaged."""
     from rich import print as show
 
     from pipeline.compare import compare as run_compare
+    from pipeline.compare import write
 
-    show(run_compare(runs, out, baseline).terminal())
+    found = run_compare(runs, baseline=baseline)
+    show(found.terminal())
+    write(found, out)
+    print(f"{out}: table.md, table.csv and plot.png are written.")
 
 
 @app.command()
 def bench(
-    config: Annotated[Path, typer.Argument(help="YAML of a bench: teachers, pairs, methods.")],
+    config: Annotated[str, typer.Argument(help="YAML of a bench (teachers, pairs, methods), or a shipped one's name.")],
     overrides: Overrides = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs side by side; by default one a GPU, or a core.")] = None,
 ) -> None:

@@ -12,11 +12,12 @@ commands = typer.Typer(no_args_is_help=True, help="List, show and explain config
 
 @commands.command("list")
 def list_shipped() -> None:
-    """The configs that come with the program, with what each is for."""
-    from pipeline.config import SHIPPED, shipped
+    """The configs that come with the program, with what each is for; those in bench/ are for `wcord bench`."""
+    from pipeline.config import SHIPPED
 
-    for name in shipped():
-        first = (SHIPPED / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
+    for path in (*sorted(SHIPPED.glob("*.yaml")), *sorted(SHIPPED.glob("bench/*.yaml"))):
+        name = path.relative_to(SHIPPED).with_suffix("").as_posix()
+        first = path.read_text(encoding="utf-8").splitlines()[0]
         print(f"{name:22s} {first.removeprefix('#').strip()}")
 
 

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 RULE = (
     "A cell is mean ± sample standard deviation (number of seeds). A difference is paired, method minus baseline "
-    "at the same seed: mean ± sample standard deviation (number of common seeds). It is within noise if its 95 % "
-    "paired t interval, mean ± t(0.975, n-1) · std / √n, holds 0; with fewer than two common seeds there is no "
-    "verdict. Every comparison stands alone: of twenty between equal methods, one is expected to look different."
+    "at the same seed: mean ± sample standard deviation [95 % paired t interval, mean ± t(0.975, n-1) · std / √n] "
+    "(number of common seeds). It is within noise if that interval holds 0; with fewer than two common seeds there is "
+    "no verdict. Every comparison stands alone: of twenty between equal methods, one is expected to look different."
 )
 SIZES = ("parameters/", "samples/")
 
@@ -275,6 +275,8 @@ def _difference(difference: Difference | None, metric: str) -> str:
     if difference is None:
         return "-"
     spread = "" if difference.std is None else f" ± {_number(metric, difference.std)}"
+    if difference.low is not None and difference.high is not None:
+        spread += f" [{', '.join(_number(metric, end, signed=True) for end in (difference.low, difference.high))}]"
     return f"{_number(metric, difference.mean, signed=True)}{spread} ({difference.n}): {difference.verdict}"
 
 

@@ -52,12 +52,11 @@ def energy_joules(device: torch.device) -> float | None:
 
 
 def training_cost(run: Path, batch_size: int) -> dict[str, float]:
-    """`train/seconds`, `train/seconds_per_step` (the median over the log's lines), `train/peak_memory_mib` and
-    `train/energy_joules`, as far as the run's log tells."""
+    """`train/seconds`, `train/seconds_per_step` (the median over the log's lines), `train/peak_memory_mib`,
+    `train/energy_joules` and `train/nonfinite_steps`, as far as the run's log tells."""
     rows = read_log(run / "metrics.jsonl", []).values()
-    logged = {
-        name: [row[name] for row in rows if name in row] for name in ("seconds", "peak_memory_mib", "energy_joules")
-    }
+    told = ("seconds", "peak_memory_mib", "energy_joules", "nonfinite_steps")
+    logged = {name: [row[name] for row in rows if name in row] for name in told}
     cost = {f"train/{name}": max(values) for name, values in logged.items() if values}
     rates = [row["samples_per_second"] for row in rows if "samples_per_second" in row]
     return cost | ({"train/seconds_per_step": batch_size / statistics.median(rates)} if rates else {})

@@ -63,14 +63,15 @@ class Log:
     ) -> None:
         """Average the terms since the last line over steps and ranks, and write them with the losses' metrics.
 
-        skipped: training samples that were passed over so far, by cause. undone: steps so far that
-        were not taken because their gradient was not finite.
+        skipped: training samples that were passed over so far, by cause. undone: steps that this process has not taken
+        because their gradient was not finite.
         """
         if not self.terms:  # no step was taken since the last line
             return
         seconds = time.perf_counter() - self.since
         values = torch.stack([v.float() for v in self.terms.values()]) / self.count
         means = dict(zip(self.terms, self.accelerator.reduce(values, "mean").tolist(), strict=True))
+        undone += int(self.spent.get("nonfinite_steps", 0))
         row = {
             "epoch": step / self.schedule.steps_per_epoch,
             **means,

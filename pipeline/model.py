@@ -62,7 +62,9 @@ class Distillation(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         student = self._features(self.student, batch["student"])
         teacher = self.teach(batch)
-        self._student_features = student.pooled.detach()
+        self.pooled = {
+            role: x.pooled.detach() for role, x in (("student", student), ("teacher", teacher)) if x is not None
+        }
         terms: dict[str, Tensor] = {}
         # The networks may run in half precision; the losses never do.
         with torch.autocast(student.pooled.device.type, enabled=False):
@@ -103,11 +105,13 @@ class Distillation(nn.Module):
         """The cached features that stand for the teacher, if it is cached."""
         return self.teacher.cache if isinstance(self.teacher, CachedTeacher) else None
 
-    def teacher_digest(self) -> str | None:
-        """A short hash of the teacher's weights, the same if its features are cached."""
-        if self.teacher is None or self.cache is not None:
-            return self.cache.fingerprint.weights if self.cache is not None else None
-        return digest(self.teacher)
+    def teacher_identity(self) -> dict[str, str] | None:
+        """A short hash of the teacher's weights, and its `sight`; the same if its features are cached."""
+        if self.teacher is None:
+            return None
+        if self.cache is not None:
+            return self.cache.fingerprint.model_dump(include={"weights", "sight"})
+        return {"weights": digest(self.teacher), "sight": sight(cast(Network | Joint, self.teacher))}
 
     def metrics(self) -> dict[str, Tensor]:
         """The losses' own metrics of their last batch, and whether the student's features keep their spread."""
@@ -117,7 +121,7 @@ class Distillation(nn.Module):
             if name in self._measured
             for key, value in loss.metrics().items()
         }
-        x = gather(self._student_features)
+        x = gather(self.pooled["student"])
         return own | {"student/effective_rank": effective_rank(x), "student/std": relative_std(x)}
 
     def trainable_state(self) -> dict[str, Tensor]:
@@ -213,7 +217,8 @@ def fingerprint(config: Config, teacher: Network | Joint, source: Source) -> Fin
     area = f"crop {data.crop[0]} to {data.crop[1]}" if data.pad is None else f"pad {data.pad[0]} of {data.pad[1]}"
     draw = f"seed {config.seed}, {area}, flip {data.flip}"
     shards = {shard.file: shard.sha256 for shard in source.shards}
-    return Fingerprint(weights=digest(teacher), sight=sight(teacher), draw=draw, shards=shards)
+    joined = [load_dataset(folder).digest() for folder in data.join]
+    return Fingerprint(weights=digest(teacher), sight=sight(teacher), draw=draw, shards=shards, joined=joined)
 
 
 def _cached(config: Config, teacher: Network | Joint, losses: Iterable[type[Loss]]) -> CachedTeacher:
@@ -221,8 +226,12 @@ def _cached(config: Config, teacher: Network | Joint, losses: Iterable[type[Loss
     assert config.teacher.cache is not None
     source = open_split(config.data.shards, "train", config.data.label, policy=Policy(config.data.max_faulty))
     cache = open_cache(source.folder, config.teacher.cache, fingerprint(config, teacher, source))
-    if cache.views != config.teacher.views:
-        raise UserError(f"teacher.views: {config.teacher.views}, but the cache holds {cache.views}; cache it again.")
+    for key, wanted, held in (
+        ("views", config.teacher.views, cache.views),
+        ("cache_dtype", config.teacher.cache_dtype, cache.dtype),
+    ):
+        if wanted != held:
+            raise UserError(f"teacher.{key}: {wanted}, but the cache holds {held}; cache it again, or set {held}.")
     if teacher.dims.maps and not cache.maps and any(loss.needs_maps for loss in losses):
         raise UserError(f"teacher.cache: {cache.name} holds no feature maps, which a loss needs; cache it again.")
     return CachedTeacher(cache)

@@ -29,6 +29,8 @@ from pipeline.shards import write_atomic
 DESCRIPTION = "network.json"
 WEIGHTS = "model.safetensors"
 PARTS = "modality", "encoder"
+WHERE_WEIGHTS_LIE = "model", "weights"
+"""Keywords of encoders that say no more than where their weights are from; `digest` tells those."""
 NOT_PICTURES = (*TEXT_ENCODERS.values(), *AUDIO_ENCODERS.values())
 
 
@@ -233,9 +235,16 @@ def digest(network: nn.Module) -> str:
 
 
 def sight(network: Network | Joint) -> str:
-    """What a network sees, as JSON: its modalities with their settings and input sizes."""
+    """What a network sees and makes of it, weights aside, as JSON: of each part modality, encoder and preprocessing."""
     parts = network._networks() if isinstance(network, Joint) else [network]
-    return json.dumps([part.spec["modality"] | {"size": part.view.size} for part in parts], sort_keys=True)
+    return json.dumps([_settings(part) for part in parts], sort_keys=True)
+
+
+def _settings(network: Network) -> dict[str, Any]:
+    preprocessing = vars(network.encoder.preprocessing)
+    told = (*WHERE_WEIGHTS_LIE, *preprocessing)
+    encoder = {key: value for key, value in network.spec["encoder"].items() if key not in told}
+    return {"modality": network.spec["modality"], "encoder": encoder, **preprocessing}
 
 
 def load_single(folder: str | Path) -> Network:

@@ -32,7 +32,22 @@ def is_remote(folder: str | Path) -> bool:
 
 
 def mirror(url: str) -> Path:
-    """The local folder of a remote one; it is made, with nothing in it but where it is from."""
+    """The local folder of a remote one; it is made, with nothing in it but where it is from.
+
+    Raises UserError for an address with a secret in it: addresses stand in run folders, reports and messages.
+    """
+    scheme, _, rest = url.partition("://")
+    authority = rest.partition("/")[0]
+    if "@" in authority:
+        raise UserError(
+            f"{scheme}://…@{authority.rpartition('@')[2]}: the address of a data set must not hold a user name or "
+            "password. Remove them; give them as the store's client takes them."
+        )
+    if scheme in ("http", "https") and (mark := re.search(r"[?#]", rest)):
+        raise UserError(
+            f"{scheme}://{rest[: mark.start()]}: the address of a data set must end with its folder. Remove "
+            f"`{mark[0]}` and what follows: a signature is of one file, not of a folder, and no run folder may hold it."
+        )
     folder = _root() / blake2b(url.rstrip("/").encode(), digest_size=10).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / ORIGIN).exists():

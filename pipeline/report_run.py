@@ -69,11 +69,18 @@ def _not_finite(name: str, data: bytes) -> str:
         words += f", the last of them step {about['step']} (losses: {losses}; gradient norm {about['grad_norm']})"
     except (ValueError, KeyError, TypeError, AttributeError):
         words += f", but `{name}`, which says when, is damaged"
-    return f"{words}. The batch's keys are in `{name}`. Lower `train.learning_rate` or the weight of that loss."
+    words += f". The batch's keys, and the norms of its features, the weights and the gradient are in `{name}`."
+    return f"{words} Lower `train.learning_rate` or the weight of that loss."
 
 
 def faults(run: Run) -> str:
-    """Samples that training and evaluation passed over, by cause, and a list of the first."""
+    """Samples that training and evaluation passed over, by cause, a list of the first, and steps not taken."""
+    undone = run.results.get("train/nonfinite_steps") or run.last("nonfinite_steps")
+    words = f"{undone or 0:,.0f} training steps were not taken: their gradient was not finite."
+    return _skipped_samples(run) + (f"<p>{words}</p>" if undone else "")
+
+
+def _skipped_samples(run: Run) -> str:
     try:
         listed = read_skipped(run.folder / SKIPPED)
     except UserError as error:

@@ -79,7 +79,7 @@ def _read_shard(
 
 def open_shard(stack: ExitStack, path: Path, shard: Shard) -> BinaryIO:
     """Open a shard, fetched if need be, until the stack ends; OSError or ValueError if it is not what was packed."""
-    remote = origin(path.parent) is not None
+    remote, fault = origin(path.parent) is not None, None
     for _ in range(3):  # what was fetched may be damaged, or be removed again for want of space
         if remote:
             fetch(path, shard.bytes)
@@ -94,6 +94,7 @@ def open_shard(stack: ExitStack, path: Path, shard: Shard) -> BinaryIO:
         if not remote:
             break
         path.unlink(missing_ok=True)
+    fault = fault or "it was removed each time it was fetched: WCORD_CACHE_GB is too small for what is read at once"
     raise ValueError(fault if path.name.count(".") == 1 else f"{path.name} beside it: {fault}")
 
 

@@ -66,6 +66,11 @@ class Dataset(BaseModel):
         """Samples of a split; 0 for one that there is not."""
         return sum(shard.samples for shard in self.splits.get(split, []))
 
+    def digest(self) -> str:
+        """A short hash of what is in its shards, of all splits."""
+        hashes = [shard.sha256 for shards in self.splits.values() for shard in shards]
+        return hashlib.sha256(" ".join(sorted(hashes)).encode()).hexdigest()[:16]
+
 
 def load_dataset(folder: str | Path) -> Dataset:
     """Read `folder/dataset.json`.

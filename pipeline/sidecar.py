@@ -29,8 +29,9 @@ CORNERS = "geometry"
 class Fingerprint(BaseModel):
     """What a cache must agree on with the run that uses it.
 
-    weights: hash of the teacher's. sight: its modalities, with their settings and input sizes, as JSON. draw: what
-    views are drawn from: seed, range of the crop or the shift, flip. shards: file -> sha256.
+    weights: hash of the teacher's. sight: its modalities, encoders and preprocessing with their settings, as JSON.
+    draw: what views are drawn from: seed, range of the crop or the shift, flip. shards: file -> sha256. joined: a hash
+    of each data set that completes the samples.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -38,6 +39,7 @@ class Fingerprint(BaseModel):
     sight: str
     draw: str
     shards: dict[str, str]
+    joined: list[str]
 
 
 class Cache(BaseModel):
@@ -96,7 +98,12 @@ def differences(there: Fingerprint, here: Fingerprint) -> list[str]:
     """What differs between two fingerprints, in words."""
     found = [
         f"{what}: {getattr(there, name)} there, {getattr(here, name)} here"
-        for name, what in (("weights", "the teacher's weights"), ("sight", "what the teacher sees"), ("draw", "views"))
+        for name, what in (
+            ("weights", "the teacher's weights"),
+            ("sight", "what the teacher sees"),
+            ("draw", "views"),
+            ("joined", "data.join"),
+        )
         if getattr(there, name) != getattr(here, name)
     ]
     changed = [file for file, digest in here.shards.items() if there.shards.get(file) != digest]

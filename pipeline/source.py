@@ -76,6 +76,15 @@ class Source:
         }
 
 
+def check_split(folder: str | Path, split: str, key: str = "") -> Dataset:
+    """The data set; UserError, which begins with the config's `key`, if its manifest lists no samples of a split."""
+    dataset = load_dataset(folder)
+    if dataset.samples(split) == 0:
+        known = ", ".join(f"{name} ({dataset.samples(name)} samples)" for name in dataset.splits) or "none"
+        raise UserError(f"{key}{folder}: split `{split}` has no samples; splits of this data set: {known}.")
+    return dataset
+
+
 def open_split(
     folder: str | Path,
     split: str,
@@ -91,10 +100,7 @@ def open_split(
     that is not packed, a split without samples, a label that it does not have, and, unless faults are to be skipped, a
     missing shard or one of the wrong size. join: other data sets whose members complete the samples by key.
     """
-    dataset: Dataset = load_dataset(folder)
-    if dataset.samples(split) == 0:
-        known = ", ".join(f"{name} ({dataset.samples(name)} samples)" for name in dataset.splits) or "none"
-        raise UserError(f"{folder}: split `{split}` has no samples; splits of this data set: {known}.")
+    dataset = check_split(folder, split)
     if label not in dataset.classes and (dataset.classes or label != "label"):
         known = ", ".join(dataset.classes) or "none"
         raise UserError(f"{folder}: data.label: no label `{label}` in this data set; it has: {known}.")

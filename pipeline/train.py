@@ -17,7 +17,7 @@ from torch.distributed import DistBackendError
 from torch.distributed.tensor import DTensor
 
 from pipeline.ahead import pays, teach_ahead
-from pipeline.checkpoint import BEST, Checkpoint, keep_best, newest_checkpoint, save_checkpoint
+from pipeline.checkpoint import BEST, Checkpoint, keep_best, newest_checkpoint, save_checkpoint, set_aside
 from pipeline.config import Config
 from pipeline.draw import Draw
 from pipeline.errors import UserError
@@ -36,7 +36,7 @@ from pipeline.run_folder import RESULTS, WRITTEN, claim, clear, write_config
 from pipeline.schedule import Schedule
 from pipeline.sharding import average_gradients, load_model, load_optimizer, plain_student, prepare_sharding, whole
 from pipeline.skipped import SKIPPED, Ledger
-from pipeline.source import Policy, Source, open_split
+from pipeline.source import Policy, Source, check_split, open_split
 from pipeline.stopping import Stop, Stopped
 from pipeline.stream import EvalStream, TrainStream, loader, steps_per_epoch
 from pipeline.trackers import check_trackers
@@ -85,6 +85,7 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
     check_trackers(config.train.trackers)
     data = config.data
     policy = Policy(data.max_faulty, data.unpaired)
+    check_split(data.shards, config.evaluation.split, "evaluation.split: ")
     source = open_split(data.shards, "train", data.label, data.labels, config.seed, policy, data.join)
     checked = config.evaluation.split if config.evaluation.every else None
     schedule = Schedule(config.train, steps_per_epoch(source, data.batch_size))
@@ -135,6 +136,7 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
         accelerator.backward(loss)
         if spare is not None:
             average_gradients(distillation, accelerator)
+        finite.watch(accelerator)
         norm = whole(accelerator.clip_grad_norm_(model.parameters(), config.train.clip or math.inf))
         skipped = finite.skips(step, batch, terms, norm)
         if not skipped or accelerator.scaler is not None:  # which skips by itself, and lowers its scale
@@ -154,7 +156,7 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
             metric, right = held_out_score(student, held_out, config, accelerator)
             log.scalars(step, {f"held_out/{metric}": right})
             if accelerator.is_main_process:
-                keep_best(student, run / BEST, step, right)
+                keep_best(student, run / BEST, step, metric, right)
         due = step % config.train.checkpoint_every == 0 and finite.row == 0
         if due or last or stopping:
             ledger.share(accelerator)
@@ -297,6 +299,8 @@ def _resume(run: Path, model: Distillation, optimizer: Any, identity: dict[str, 
             "machines can read it."
         )
     if checkpoint is not None:
+        if accelerator.is_main_process:
+            set_aside(run / "checkpoints", done)
         if checkpoint.ranks != accelerator.num_processes:
             accelerator.print(
                 f"{run}: {checkpoint.ranks} processes made the checkpoint, {accelerator.num_processes} go on: the "
@@ -314,7 +318,7 @@ def _identity(config: Config, model: Distillation) -> dict[str, Any]:
     settings = config.model_dump(mode="json")
     identity = {
         "student": settings["student"] | {"classes": model.student.classes},
-        "teacher": model.teacher_digest(),
+        "teacher": model.teacher_identity(),
         "losses": settings["losses"],
         "seed": config.seed,
         "data": {k: v for k, v in settings["data"].items() if k not in ("shards", "join", "workers", "max_faulty")},

@@ -152,6 +152,7 @@ def test_a_new_method_enters_by_one_line_and_teachers_are_cached(
         ("student.modality: rgb", "student.modalty: rgb", "modalty"),
         ("seeds: 2", "sedes: 2", "sedes: unknown key; did you mean seeds?"),
         ("data.labels: 0.5", "data.shards: /nowhere", "/nowhere"),
+        ("data.labels: 0.5", "evaluation.split: val", "evaluation.split: .*: split `val` has no samples"),
         (
             "methods:",
             "published: {photo to range: {kd: 70}}\nmethods:",
@@ -176,12 +177,34 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(bench: Path, tmp_path
     assert (tmp_path / "matrix" / "teachers" / "range" / "results.json").is_file()
 
 
+def test_teachers_that_see_other_shifts_have_caches_of_their_own(bench: Path) -> None:
+    shifts = {"little": "[2, 16], data.labels: 1", "again": "[2, 16], data.labels: 0.5", "more": "[4, 16]"}
+    usual = "config: base.yaml, teacher: photo, set: {data.crop: [1, 1], data.pad: "
+    pairs = ", ".join(f"{name}: {{{usual}{pad}}}}}" for name, pad in shifts.items())
+    found = load(bench, ["views=1", "seeds=1", f"pairs={{{pairs}}}"])
+    caches = {
+        pair: config.teacher.cache for (pair, _, _), config in cells(found, bench.parent) if config.teacher is not None
+    }
+    assert caches["little"] == caches["again"] != caches["more"]
+
+
+@pytest.mark.parametrize("name", ["matrix", "bench/matrix"])
+def test_a_shipped_bench_is_found_by_its_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"not found.*is not a packed data set"):  # its configs were found beside it
+        run_bench(name)
+    with pytest.raises(UserError, match=r"matrx: no such bench\. .*a shipped bench: .*cifar100, .*matrix"):
+        run_bench("matrx")
+
+
 @pytest.mark.parametrize("path", sorted((SHIPPED / "bench").glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_benches_describe_cells_that_hold(path: Path) -> None:
     found = load(path)
     assert len(dict(cells(found, path.parent))) == len(found.pairs) * len(found.methods) * found.seeds
     for name, teacher in found.teachers.items():
-        assert config_of(path.parent, teacher, name, 0).teacher is None
+        config = config_of(path.parent, teacher, name, 0)
+        assert config.teacher is None
+        assert config.evaluation.split == "test"  # the one that every recipe packs
 
 
 @pytest.mark.slow

@@ -46,7 +46,9 @@ def test_markdown_marks_what_is_beyond_the_noise(found: list[Entry]) -> None:
         "| kd | 66.00 ± 1.41 ▲ (70.13) | 33.00 ± 0.71 ▲ |",
         "| at_100% | 60.00 ± 14.14 | 30.00 ± 7.07 |",
     ]
-    assert "| kd | +5.00 ± 0.00: better | +2.50 ± 0.00: better |" in text
+    assert "| kd | +5.00 ± 0.00 [+5.00, +5.00]: better | +2.50 ± 0.00 [+2.50, +2.50]: better |" in text
+    # The differences are -10 and +8: t(.975, 1) = 12.7062 times 9 is 114.36.
+    assert "| at_100% | -1.00 ± 12.73 [-115.36, +113.36]: within noise |" in text
     assert "| kd | 540 | 500 | 540 | 500 |" in text  # the median over the seeds
     assert "published" not in markdown([e for e in found if e.pair == "other"])
 

@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from shapes_dataset import write_dataset
 
 from modalities import RGB, Depth
 from modalities.base import Geometry
+from pipeline import cache as caches
 from pipeline import config as configs
 from pipeline.cache import cache
 from pipeline.errors import UserError
@@ -137,10 +139,26 @@ def test_a_cache_goes_on_where_it_stopped(student: Path, data: Path) -> None:
     assert {p.name: p.stat().st_mtime_ns for p in data.glob("*.first.tar")} == again
 
 
+def test_jobs_of_an_array_take_the_shards_in_other_orders(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_dataset(tmp_path / "many", {"train": [8] * 8})
+    taken: list[str] = []
+    write = caches._write
+    monkeypatch.setattr(
+        caches, "_write", lambda source, shard, *more: taken.append(shard.file) or write(source, shard, *more)
+    )
+    for name in "one", "other":
+        cache(configs.load(student, [f"data.shards={folder}", f"teacher.cache={name}", "teacher.views=1"]))
+    assert sorted(taken[:8]) == sorted(taken[8:])
+    assert taken[:8] != taken[8:]
+
+
 STALE = {
     "seed=5": "views: seed 0, .* there, seed 5",
     "data.flip=false": "flip True there, .* flip False here",
     "teacher.views=3": "teacher.views: 3, but the cache holds 2",
+    "teacher.cache_dtype=bfloat16": "teacher.cache_dtype: bfloat16, but the cache holds float32",
     "teacher.cache=second": r"second.cache.json: not found. Run `wcord cache`",
 }
 
@@ -167,6 +185,49 @@ def test_a_cache_of_another_teacher_or_of_changed_data_is_refused(student: Path,
     sidecar.write_bytes(content)
     with pytest.raises(UserError, match=r"train-000000.tar: train-000000.first.tar beside it: its sha256 is not"):
         train(config)
+
+
+def test_a_teacher_that_sees_otherwise_is_refused_with_and_without_a_cache(student: Path, data: Path) -> None:
+    """Its weights are the same."""
+    config = configs.load(student)
+    cache(config)
+    live = configs.load(student, ["teacher.cache=null", f"run={student.parent / 'live'}"])
+    train(live)
+    described = Path(str(config.teacher and config.teacher.run)) / "student" / "network.json"
+    about = json.loads(described.read_text())
+    about["encoder"]["std"] = [0.5, 0.5, 0.5]
+    described.write_text(json.dumps(about))
+    with pytest.raises(UserError, match=r"what the teacher sees: .*0\.229.* there, .*\[0\.5"):
+        train(config)
+    with pytest.raises(UserError, match="made by another teacher"):
+        train(configs.load(student, ["teacher.cache=null", f"run={live.run}", "train.steps=20"]), resume=True)
+
+
+def test_a_cache_of_photos_joined_from_elsewhere_is_refused(student: Path, tmp_path: Path) -> None:
+    sets = [write_dataset(tmp_path / name, {"train": [count]}) for name, count in (("more", 20), ("other", 10))]
+    path = cache(configs.load(student, [f"data.join=[{sets[0]}]"]))
+    fingerprint = json.loads(path.read_text())["fingerprint"]
+    with pytest.raises(UserError, match=rf"data.join: \['{fingerprint['joined'][0]}'\] there, \['"):
+        train(configs.load(student, [f"data.join=[{sets[1]}]"]))
+    with pytest.raises(UserError, match=r"data.join: .* there, \[\] here"):
+        train(configs.load(student))
+
+
+def test_several_teachers_each_with_a_cache_and_one_cache_of_them_all(student: Path, data: Path) -> None:
+    """Three caches lie beside one set of shards, and each run reads its own."""
+    alone = configs.load(student).teacher
+    other = train(configs.load(student, ["teacher=null", "losses={cross_entropy: {}}", f"run={data.parent / 'range'}"]))
+    both = (f"teacher.run=[{alone and alone.run},{other}]", "teacher.cache=both")
+    cases = {"first": (), "second": (f"teacher.run={other}", "teacher.cache=second"), "both": both}
+    for overrides in cases.values():
+        cache(configs.load(student, overrides))
+    assert len(list(data.glob("train-*.*.tar"))) == 3 * len(list(data.glob("train-??????.tar")))
+    for name, overrides in cases.items():
+        cached = losses(run_of(student, f"cached_{name}", *overrides))
+        live = losses(run_of(student, f"live_{name}", *overrides, "teacher.cache=null"))
+        assert cached == pytest.approx(live, rel=1e-5)
+    with pytest.raises(UserError, match="the teacher's weights"):
+        train(configs.load(student, [both[0]]))
 
 
 def test_a_cache_in_half_precision_with_maps(student: Path, data: Path) -> None:

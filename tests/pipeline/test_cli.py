@@ -201,3 +201,9 @@ def test_a_shell_completes_commands_and_options(tmp_path: Path) -> None:
     own = {"HOME": str(tmp_path), "SHELL": "/bin/bash", "PATH": f"{wcord.parent}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(["/bin/bash", "-c", COMPLETE], env=os.environ | own, capture_output=True, text=True)
     assert done.stdout.split() == ["evaluate", "huggingface", "--overwrite"], done.stderr
+
+
+def test_the_shipped_configs_and_benches_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("config", "list") == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert {"rgb_to_depth", "bench/cifar10_small", "bench/matrix"} <= set(names)

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from pipeline.cli import main
 from pipeline.compare import compare, paired_difference
 from pipeline.errors import UserError
 from pipeline.runs import read_run
@@ -83,7 +84,7 @@ def test_paired_difference_by_hand(runs: list[Path]) -> None:
     assert (difference.low, difference.high) == (pytest.approx(0.0122654, abs=1e-6), pytest.approx(0.0427346, abs=1e-6))
     assert difference.verdict == "better"
     assert found.difference(found.groups[0], "student/top1") is None
-    assert found.difference_rows() == [["minus kd", "top-1 %"], ["wcord", "+2.8 ± 1.0 (4): better"]]
+    assert found.difference_rows() == [["minus kd", "top-1 %"], ["wcord", "+2.8 ± 1.0 [+1.2, +4.3] (4): better"]]
 
 
 def test_pairing_finds_what_the_spread_between_seeds_hides(tmp_path: Path) -> None:
@@ -119,7 +120,7 @@ def test_files_and_terminal(runs: list[Path], tmp_path: Path) -> None:
     found = compare(runs, tmp_path / "out")
     table = (tmp_path / "out" / "table.md").read_text()
     assert "| kd | 71.8 ± 1.7 (4) |" in table
-    assert "| wcord | +2.8 ± 1.0 (4): better |" in table
+    assert "| wcord | +2.8 ± 1.0 [+1.2, +4.3] (4): better |" in table
     assert "95 % paired t interval" in " ".join(table.split())
     assert "last line (2) is cut short" in table
     lines = list(csv.DictReader(io.StringIO((tmp_path / "out" / "table.csv").read_text())))
@@ -134,6 +135,16 @@ def test_files_and_terminal(runs: list[Path], tmp_path: Path) -> None:
     shown = console.export_text()
     assert "71.8 ± 1.7 (4)" in shown
     assert "better" in shown
+
+
+def test_the_command_writes_the_plot_and_says_where(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="0"):
+        main(["compare", *map(str, runs)])
+    assert "compare: table.md, table.csv and plot.png are written." in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "compare").iterdir()) == ["plot.png", "table.csv", "table.md"]
 
 
 def test_names_are_not_markup(tmp_path: Path) -> None:

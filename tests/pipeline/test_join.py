@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,26 @@ def test_faults_of_the_other_data_set_are_named(tmp_path: Path) -> None:
         epoch(photos, join=[str(maps)])
     with pytest.raises(UserError, match=r"nowhere/dataset\.json: not found"):
         epoch(photos, join=["nowhere"])
+
+
+def test_a_file_that_is_closed_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.join.OPEN", 1)
+    _, maps = apart(tmp_path)
+    join = Join(maps)
+    files = []
+    for number in [0, 1] * 5:
+        files.append(weakref.ref(join._file(number)))
+        assert not join._file(number).closed
+    gc.collect()
+    assert sum(file() is not None for file in files) == 1
+
+
+def test_there_may_be_more_shards_than_two_bytes_count(monkeypatch: pytest.MonkeyPatch, shapes: Path) -> None:
+    about, last = load_dataset(shapes), 70_000
+    about.splits = {"train": [about.splits["train"][0]] * (last + 1)}
+    monkeypatch.setattr("pipeline.join.load_dataset", lambda folder: about)
+    monkeypatch.setattr(Join, "_rows", lambda self, number, shard: [(7, number, 0, 0)] if number == last else [])
+    assert Join(shapes).table["shard"].tolist() == [last]
 
 
 def test_a_run_trains_and_is_measured_on_joined_data(make_config: Any, tmp_path: Path) -> None:

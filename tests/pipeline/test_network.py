@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from modalities.transformers_loader import import_transformers
 from pipeline.errors import UserError
-from pipeline.network import Network, build_network, load_network, save_network
+from pipeline.network import Network, build_network, digest, load_network, save_network, sight
 
 SPECS = [
     ({"name": "rgb"}, {"name": "resnet", "depth": 8, "width": 4, "size": 16}),
@@ -45,6 +46,33 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     (tmp_path / "network.json").write_text(json.dumps(description))
     with pytest.raises(UserError, match=r"model.safetensors: does not fit network.json"):
         load_network(tmp_path)
+
+
+@pytest.mark.parametrize("setting", [{"std": [0.2, 0.2, 0.2]}, {"mean": [0.5, 0.5, 0.5]}, {"size": 32}])
+def test_what_a_network_sees_is_told_apart_from_its_weights(setting: dict[str, object]) -> None:
+    encoder = {"name": "cnn5", "width": 4, "size": 16}
+    torch.manual_seed(0)
+    one = build_network({"name": "rgb"}, encoder, None, "student")
+    torch.manual_seed(0)
+    other = build_network({"name": "rgb"}, encoder | setting, None, "student")
+    assert digest(one) == digest(other)
+    assert sight(one) != sight(other)
+
+
+def test_a_network_that_lies_elsewhere_sees_the_same_and_one_that_pools_otherwise_does_not(tmp_path: Path) -> None:
+    transformers = import_transformers()
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    bert = transformers.BertModel(transformers.BertConfig(**sizes, vocab_size=300))
+    for name in ("here", "there"):
+        bert.save_pretrained(tmp_path / name)
+
+    def read(name: str, pooling: str) -> Network:
+        encoder = {"name": "transformers", "model": str(tmp_path / name), "pooling": pooling}
+        return build_network({"name": "text"}, encoder, None, "teacher")  # type: ignore[return-value]
+
+    first, moved, other = read("here", "mean"), read("there", "mean"), read("here", "cls")
+    assert digest(first) == digest(moved) == digest(other)
+    assert sight(first) == sight(moved) != sight(other)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"modality": 3, "encoder": {}, "classes": null}'])

@@ -131,6 +131,13 @@ def test_a_damaged_copy_is_fetched_again(server: str) -> None:
     assert sum(len(b["key"]) for b in loader(EvalStream(source, VIEWS, batch=8), 0, CPU)) == 30
 
 
+def test_a_shard_that_is_always_gone_again_is_named(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_split(server, "test", "label")
+    monkeypatch.setattr("pipeline.samples.fetch", lambda path, size: None)  # others take the space at once
+    with pytest.raises(UserError, match=r"test-000000\.tar: it was removed each time .* WCORD_CACHE_GB is too small"):
+        next(loader(EvalStream(source, VIEWS, batch=8), 0, CPU))
+
+
 @pytest.mark.slow
 def test_the_mirror_stays_within_its_limit(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_split(server, "train", "label")
@@ -148,6 +155,24 @@ def test_a_server_that_is_gone_or_lacks_a_shard_is_named(server: str, monkeypatc
     monkeypatch.setattr(remote, "RETRIES", 2)
     with pytest.raises(UserError, match=r"http://127.0.0.1:1/dataset.json: 2 attempts failed, the last by Client"):
         open_split("http://127.0.0.1:1", "train", "label")
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("https://me:secret@host/shapes", r"^https://…@host: .* must not hold a user name or password"),
+        ("s3://me:secret@bucket/shapes", r"^s3://…@bucket: "),
+        ("https://host/shapes?signature=secret", r"^https://host/shapes: .* must end with its folder"),
+    ],
+)
+def test_an_address_with_a_secret_in_it_is_refused_and_not_repeated(
+    address: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WCORD_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=message) as raised:
+        open_split(address, "train", "label")
+    assert "secret" not in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_other_schemes_are_only_names_of_folders() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -16,9 +17,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from losses import CrossEntropy
+from losses import CrossEntropy, Features
 from pipeline import config as configs
 from pipeline.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from pipeline.cost import training_cost
 from pipeline.errors import UserError
 from pipeline.model import Distillation
 from pipeline.network import load_network
@@ -176,6 +178,18 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_used(
     assert all(torch.equal(before[key], value) for key, value in weights(run).items())
 
 
+def test_a_damaged_checkpoint_does_not_count_as_one_of_the_newest(
+    make_config: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = make_config()
+    folder = run_config(path, "train.steps=14") / "checkpoints"
+    (folder / "step_00000014" / "optimizer.pt").write_bytes(b"half of a file")
+    run_config(path, "train.steps=12", "train.keep=1", resume=True)
+    assert "step_00000010; the damaged one is set aside" in capsys.readouterr().out
+    assert [p.name for p in list_checkpoints(folder)] == ["step_00000012"]
+    assert sorted(p.name for p in folder.iterdir()) == ["damaged_step_00000014", "step_00000012"]
+
+
 def test_when_all_checkpoints_are_damaged_it_says_so(make_config: Any) -> None:
     run = run_config(make_config())
     for checkpoint in list_checkpoints(run / "checkpoints"):
@@ -208,18 +222,36 @@ def test_steps_that_are_not_finite_are_not_taken(make_config: Any, monkeypatch: 
     run = run_config(make_config(), "train.log_every=1")
     assert [row["step"] for row in lines(run)] == [step for step in range(1, 13) if step not in spoilt]
     assert lines(run)[-1]["nonfinite_steps"] == 3
+    calls = iter([1, 2, 3, 4, 5, 6])  # two more
+    run_config(make_config(), "train.log_every=1", "train.steps=18", resume=True)
+    assert lines(run)[-1]["nonfinite_steps"] == 5
+    assert training_cost(run, 16)["train/nonfinite_steps"] == 5
     assert all(torch.isfinite(value).all() for value in weights(run).values())
 
 
 def test_ten_such_steps_in_a_row_end_the_run_with_a_diagnosis(
     make_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(CrossEntropy, "forward", lambda self, student, teacher, batch: student.pooled.sum() * torch.nan)
+    """Here the head's gradient is not finite, and the encoder's is."""
+
+    def spoil(self: CrossEntropy, student: Features, *others: Any) -> torch.Tensor:
+        student.pooled.register_hook(torch.zeros_like)
+        assert student.logits is not None
+        return student.logits.sum() * torch.nan
+
+    monkeypatch.setattr(CrossEntropy, "forward", spoil)
     with pytest.raises(UserError, match=r"step 10: the loss is not finite \(cross_entropy\), in 10 steps in a row"):
         run_config(make_config())
     about = json.loads((Path(configs.load(make_config()).run) / "nonfinite_rank0.json").read_text())
     assert about["losses"] == {"cross_entropy": "nan"}
-    assert len(about["keys"]) == 16
+    assert len(about["keys"]) == len(about["features"]["student"]) == 16
+    assert about["gradient"] == {
+        "student.encoder.layers": "0.0",
+        "student.head.weight": "nan",
+        "student.head.bias": "nan",
+    }
+    assert about["weights"].keys() == about["gradient"].keys()
+    assert all(math.isfinite(float(norm)) for norm in [*about["weights"].values(), *about["features"]["student"]])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
@@ -375,8 +407,9 @@ def test_compression_and_a_teacher_of_other_size_are_the_same_program(make_confi
 def test_when_one_of_two_processes_is_killed_the_other_ends_with_a_reason(make_config: Any) -> None:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "pipeline", "train"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    settings = ["train.steps=9999", "train.log_every=1", "data.workers=1", "train.timeout=60"]
     started = subprocess.Popen(
-        [sys.executable, *launch, str(make_config()), "train.steps=9999", "train.log_every=1", "data.workers=1"],
+        [sys.executable, *launch, str(make_config()), *settings],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -391,7 +424,9 @@ def test_when_one_of_two_processes_is_killed_the_other_ends_with_a_reason(make_c
     os.kill(int(ranks[-1]), signal.SIGKILL)
     said = started.communicate(timeout=60)[0]
     assert started.returncode != 0
-    assert "SIGKILL" in said
+    assert "error: another process ended, or did not answer for 60 s (train.timeout)" in said
+    assert "Go on with --resume." in said
+    assert sorted(re.findall(r"exitcode +: (-?\d+)", said)) == ["-9", "2"]  # before the launcher ends it
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
 
 

@@ -326,7 +326,7 @@ WRONG: dict[str, Wrong] = {
     "a report of no run": ("report nowhere", "nowhere: no such run folder", "Give the folder that `wcord train` wrote"),
     "a report onto a folder": ("report run --out data", "data: is a folder", "Give the name of a file"),
     "a comparison with an unknown method": ("compare run --baseline crd", "no method is called 'crd'", "there are run"),
-    "a bench that is not there": ("bench nowhere.yaml", "nowhere.yaml: no such file", "Give the YAML of a bench"),
+    "a bench that is not there": ("bench nowhere.yaml", "nowhere.yaml: no such bench", "a shipped bench: cifar100"),
     "a check of no data": ("check nowhere", "nowhere/dataset.json: not found", "run `wcord pack`"),
     "a table that is not there": (
         "pack manifest nowhere.csv out --field rgb=x",
@@ -461,6 +461,16 @@ WRONG: dict[str, Wrong] = {
         "audio needs torchaudio",
         "pip install 'wcord[audio]'",
         without("torchaudio"),
+    ),
+    "a password in an address": (
+        f"{TRAIN} data.shards=https://me:secret@host/data",
+        "https://…@host: the address of a data set must not hold a user name or password",
+        "give them as the store's client takes them",
+    ),
+    "a test split that is not there": (
+        f"{TRAIN} evaluation.split=tset",
+        "evaluation.split: data: split `tset` has no samples",
+        "splits of this data set: train (96 samples), test (30 samples)",
     ),
     "an unknown command": ("trian config.yaml", "No such command 'trian'", "Did you mean 'train'?"),
     "an unknown option": ("train config.yaml --resum", "No such option: --resum", "--resume"),
