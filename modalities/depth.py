@@ -81,7 +81,7 @@ class Depth(Modality):
         """Metres, validity, intrinsics and gravity.
 
         `meta["intrinsics"]` has fx, fy, cx, cy in pixels and, if they are of an image of another resolution, its width
-        and height. Without it the horizontal field of view is taken to be 60 degrees.
+        and height. Without it the horizontal field of view is taken to be 60 degrees, but disparity is a ValueError.
         """
         if data.startswith(b"\x93NUMPY"):
             metres = read_metres(data)
@@ -94,6 +94,11 @@ class Depth(Modality):
             raise ValueError("a depth map without a single reading")
         camera = intrinsics(meta, *metres.shape)
         if self.baseline is not None:
+            if meta.get("intrinsics") is None:
+                raise ValueError(
+                    "disparity (`baseline` is set) becomes metres by the focal length, and the sample has no intrinsics in "
+                    "meta.json; pack it with `--intrinsics fx,fy,cx,cy`"
+                )
             metres = np.divide(camera[0] * self.baseline, metres, out=np.zeros_like(metres), where=valid)
         return DepthMap(metres, valid, camera, gravity(meta))
 
