@@ -96,8 +96,8 @@ class Depth(Modality):
         if self.baseline is not None:
             if meta.get("intrinsics") is None:
                 raise ValueError(
-                    "disparity (`baseline` is set) becomes metres by the focal length, and the sample has no intrinsics in "
-                    "meta.json; pack it with `--intrinsics fx,fy,cx,cy`"
+                    "disparity (`baseline` is set) becomes metres by the focal length, and the sample has no "
+                    "intrinsics in meta.json; pack it with `--intrinsics fx,fy,cx,cy`"
                 )
             metres = np.divide(camera[0] * self.baseline, metres, out=np.zeros_like(metres), where=valid)
         return DepthMap(metres, valid, camera, gravity(meta))

@@ -12,6 +12,7 @@ from pathlib import PurePath
 import cv2
 import numpy as np
 
+from modalities.depth_map import gravity, intrinsics
 from modalities.image_header import image_size
 
 SUFFIXES: dict[str, tuple[str, ...]] = {
@@ -20,6 +21,7 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     "mask": ("png",),
     "text": ("txt",),
     "audio": ("wav", "flac", "ogg", "mp3"),
+    "meta": ("json",),
 }
 """The known fields and the kinds of file that each may be. Any other field takes any file that is not a pickle."""
 
@@ -45,10 +47,8 @@ def member_name(field: str, path: str) -> str:
 
     Raises ValueError for a field name that cannot be a member, and for a kind of file that the field may not be.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]{0,19}", field) or field in ("label", "meta"):
-        raise ValueError(
-            f"`{field}` cannot be a field: wanted is a lower-case word up to 20 letters, not `label` or `meta`"
-        )
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,19}", field) or field == "label":
+        raise ValueError(f"`{field}` cannot be a field: wanted is a lower-case word up to 20 letters, not `label`")
     suffix = PurePath(path).suffix.lower().lstrip(".")
     suffix = "jpg" if suffix == "jpeg" else suffix
     allowed = SUFFIXES.get(field)
@@ -75,7 +75,8 @@ def inspect(member: str, data: bytes) -> Facts:
     elif suffix == "txt":
         _text(data)
     elif member == "meta.json":
-        read_meta(data)
+        meta = read_meta(data)
+        intrinsics(meta, 1, 1), gravity(meta)
     elif suffix == "wav":
         _wav(data)
     elif suffix == "flac":

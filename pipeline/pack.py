@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
@@ -31,13 +32,17 @@ STATE = ".pack"
 
 @dataclass(frozen=True)
 class Job:
-    """One shard to be written. digest: of everything that decides its content. samples: `(index, sample)`."""
+    """One shard to be written. digest: of everything that decides its content. samples: `(index, sample)`.
+
+    camera: what their `meta.json` says of it, where they do not say it themselves.
+    """
 
     folder: str
     file: str
     digest: str
     samples: Sequence[tuple[int, Sample]]
     classes: int | None
+    camera: Mapping[str, Any]
 
     @property
     def summary(self) -> Path:
@@ -119,7 +124,7 @@ def _cut(
         for number in range(count):
             part = chosen[number * len(chosen) // count : (number + 1) * len(chosen) // count]
             digest = _digest([plan.recipe, plan.options, plan.classes, [_identity(n, sample) for n, sample in part]])
-            jobs.append(Job(folder, f"{split}-{number:06d}.tar", digest, part, classes))
+            jobs.append(Job(folder, f"{split}-{number:06d}.tar", digest, part, classes, plan.camera))
     return jobs
 
 
@@ -215,7 +220,7 @@ def pack_shard(job: Job) -> Summary:
 
     def sound() -> Iterator[tuple[str, Mapping[str, bytes]]]:
         for index, sample in job.samples:
-            members, faults = _open(index, sample, job.classes)
+            members, faults = _open(index, sample, job)
             tick()
             refused.extend(faults)
             if not faults:
@@ -228,7 +233,7 @@ def pack_shard(job: Job) -> Summary:
     return summary
 
 
-def _open(index: int, sample: Sample, classes: int | None) -> tuple[dict[str, bytes], list[Refusal]]:
+def _open(index: int, sample: Sample, job: Job) -> tuple[dict[str, bytes], list[Refusal]]:
     """A sample's members, label and meta included, and what is wrong with them."""
     try:
         members = sample.read()
@@ -237,13 +242,14 @@ def _open(index: int, sample: Sample, classes: int | None) -> tuple[dict[str, by
         return {}, [Refusal(sample.key, str(error.filename), f"cannot be read: {error.strerror}")]
     except ValueError as error:
         return {}, [Refusal(sample.key, "meta.json", str(error))]
-    meta |= {"group": sample.group, "index": index, "source": sample.source}
+    meta = {**job.camera, **meta, "group": sample.group, "index": index, "source": sample.source}
+    meta.pop("labels", None)  # a person's own file may say anything
     if sample.labels:
         meta["labels"] = dict(sample.labels)
     members["meta.json"] = json.dumps(meta, sort_keys=True).encode()
     if sample.label is not None:
         members["label.txt"] = str(sample.label).encode()
-    faults = {member: _fault(member, data, classes) for member, data in members.items()}
+    faults = {member: _fault(member, data, job.classes) for member, data in members.items()}
     return members, [Refusal(sample.key, sample.files.get(name, name), why) for name, why in faults.items() if why]
 
 
