@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
+from pipeline.members import SUFFIXES, can_hear
 from pipeline.parallel import each
 from pipeline.progress import Progress
 from pipeline.scan import MOST_FAULTS, Job, Scan, scan
@@ -64,7 +65,7 @@ def check(
     with Progress("checking", total) as progress:
         for found in each(scan, jobs, processes, progress.advance):
             tally.add(found)
-    notes = [*tally.notes(), *_readers(dataset, ranks, workers), *_strays(folder, dataset)]
+    notes = [*tally.notes(), *_unheard(dataset), *_readers(dataset, ranks, workers), *_strays(folder, dataset)]
     facts = [f"{dataset.name}: {total} samples in {len(jobs)} shards, {size / 1e6:.1f} MB; split: {dataset.split_rule}"]
     return Report(*([_plain(line) for line in lines] for lines in ([*facts, *tally.facts()], notes, tally.faults())))
 
@@ -209,6 +210,12 @@ def _plain(line: str) -> str:
 
 def _both(one: str, other: str) -> str:
     return " and ".join(sorted((one, other)))
+
+
+def _unheard(dataset: Dataset) -> Iterator[str]:
+    """Sound of which no more than the header is read."""
+    if not can_hear() and any(member.endswith(SUFFIXES["audio"]) for member in dataset.fields):
+        yield "sound is not decoded, so not all damage to it is seen: pip install 'wcord[audio]'"
 
 
 def _readers(dataset: Dataset, ranks: int, workers: int) -> Iterator[str]:

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import pytest
 from shapes_dataset import members, write_dataset
-from sources import content
+from sources import content, wav
 
 from pipeline.check import check
 from pipeline.errors import UserError
@@ -185,6 +185,13 @@ def test_a_unit_that_is_10_or_1000_times_off_is_noted(data: Path, factor: float,
     noted = [note for note in report.notes if "Is it in millimetres (.png) or metres (.npy)?" in note]
     assert noted == report.notes
     assert bool(noted) is (factor != 1.0)
+
+
+def test_sound_that_is_not_decoded_is_noted(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rewrite(data, lambda contents: [put("audio.wav", wav(), n)(contents) for n in range(8)])
+    assert not any("sound" in note for note in check(data).notes)
+    monkeypatch.setattr("pipeline.check.can_hear", lambda: False)
+    assert "sound is not decoded, so not all damage to it is seen: pip install 'wcord[audio]'" in check(data).notes
 
 
 def test_the_highest_number_as_no_reading_is_noted(data: Path) -> None:

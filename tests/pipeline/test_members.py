@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from sources import (
     png,
+    sound_file,
     wav,
 )
 
 from modalities.image_header import image_size
+from modalities.sound_header import sound_kind
+from pipeline import members
 from pipeline.members import inspect, read_label
 
 
@@ -20,8 +23,8 @@ from pipeline.members import inspect, read_label
         ("text.txt", b"  \n", "empty"),
         ("text.txt", b"caf\xe9", "not UTF-8"),
         ("mask.png", png(np.full((4, 4, 3), 255, np.uint8)), "single channel"),
-        ("audio.wav", b"RIFX" + bytes(60), "not a WAV"),
-        ("audio.flac", b"OggS" + bytes(60), "not a FLAC"),
+        ("audio.wav", b"RIFX" + bytes(60), "neither WAV, FLAC, OGG nor MP3"),
+        ("audio.flac", wav(), "a wav file that is called .flac"),
         ("label.txt", b"1.5", "not a class index"),
         ("meta.json", b"[1]", "not a JSON object"),
         ("meta.json", b"[" * 100_000, "not JSON"),
@@ -45,6 +48,40 @@ def test_wav_files_are_held_against_their_header() -> None:
     ):
         with pytest.raises(ValueError, match=reason):
             inspect("audio.wav", data)
+
+
+@pytest.mark.parametrize("heard", [True, False])
+@pytest.mark.parametrize("kind", ["wav", "flac", "ogg", "mp3"])
+def test_sound_is_heard_to_its_end(kind: str, heard: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the audio extra as far as the header says: a FLAC's says nothing of where the file ends."""
+    monkeypatch.setattr(members, "can_hear", lambda: heard)
+    data = sound_file(np.random.default_rng(0).normal(0, 0.1, 12_000), kind)
+    inspect(f"audio.{kind}", data)
+    for cut in (1, 100, len(data) // 2) if heard or kind != "flac" else ():
+        with pytest.raises(ValueError, match=r"truncated|not a readable sound"):
+            inspect(f"audio.{kind}", data[:-cut])
+    for garbage in (bytes(500), b"no sound" * 60):
+        with pytest.raises(ValueError, match="neither WAV, FLAC, OGG nor MP3"):
+            inspect(f"audio.{kind}", garbage)
+
+
+def test_sound_that_is_no_sound_is_refused() -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1, 4000)
+    for samples, reason in ((np.where(np.arange(4000) == 7, np.nan, noise), "not finite"), (0 * noise, "silent")):
+        with pytest.raises(ValueError, match=reason):
+            inspect("audio.wav", sound_file(samples, "wav", "FLOAT"))
+    damaged = bytearray(sound_file(noise, "flac"))
+    damaged[2000:2400] = bytes(400)
+    with pytest.raises(ValueError, match="not a readable sound file"):
+        inspect("audio.flac", bytes(damaged))
+
+
+@pytest.mark.parametrize("tag", [b"", bytes(300), b"ID3\4\0\0\0\0\1\x48" + bytes(200)])
+def test_what_stands_before_an_mp3_does_not_count(tag: bytes) -> None:
+    data = sound_file(np.random.default_rng(0).normal(0, 0.1, 12_000), "mp3")
+    assert sound_kind(tag + data) == sound_kind(tag + data + b"TAG" + bytes(125)) == "mp3"
+    with pytest.raises(ValueError, match="the MP3 is truncated"):
+        sound_kind(tag + data[:-1])
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
