@@ -110,16 +110,16 @@ def read_meta(data: bytes) -> dict[str, object]:
 
 def _image(field: str, data: bytes) -> Facts:
     """Open an image and hold it against what its field wants."""
-    size = image_size(data)
+    image_size(data)
+    flags = cv2.IMREAD_COLOR if data.startswith(b"\xff\xd8") else cv2.IMREAD_UNCHANGED  # JPEGs as the loader turns them
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
         image = None
     if image is None:
         raise ValueError("the image does not decode: truncated or damaged; copy it again")
+    size = (image.shape[1], image.shape[0])
     kind = f"{image.shape[2] if image.ndim == 3 else 1}-channel {image.dtype.itemsize * 8}-bit"
-    if field == "rgb" and image.dtype != np.uint8 and (image.dtype != np.uint16 or image.ndim == 2):
-        raise ValueError(f"a {kind} image; rgb is 8-bit, or 16-bit in colour; convert it before packing")
     if field == "mask" and image.ndim != 2:
         raise ValueError(f"a {kind} image; a mask has a single channel; convert it before packing")
     if field != "depth":

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
+
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from sources import (
     png,
     sound_file,
     wav,
 )
 
+from modalities import RGB
 from modalities.image_header import image_size
 from modalities.sound_header import sound_kind
 from pipeline import members
@@ -92,6 +96,22 @@ def test_image_size_is_what_the_decoder_finds_and_every_cut_is_noticed(suffix: s
     for cut in (1, 2, 17, len(data) // 2, len(data) - 9):
         with pytest.raises(ValueError, match=r"truncated|neither"):
             image_size(data[:-cut])
+
+
+def test_a_photo_s_size_is_that_of_the_upright_photo() -> None:
+    """A depth map beside it that was not turned differs in aspect ratio."""
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    Image.new("RGB", (40, 30)).save(file, "JPEG", exif=exif)
+    assert inspect("rgb.jpg", file.getvalue()).size == (30, 40)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("deep", [np.uint8, np.uint16])
+def test_photos_of_8_and_16_bit_grey_colour_or_transparent_are_packed_and_read(channels: int, deep: type) -> None:
+    data = png(np.full((6, 9, channels), np.iinfo(deep).max, deep))
+    assert inspect("rgb.png", data).size == (9, 6)
+    assert (RGB().decode(data, {}) == 255).all()
 
 
 def test_labels_are_held_against_the_number_of_classes() -> None:
