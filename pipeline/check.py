@@ -6,13 +6,15 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, groupby, islice
+from operator import itemgetter
 from pathlib import Path
 
 from pipeline.members import SUFFIXES, can_hear
 from pipeline.parallel import each
 from pipeline.progress import Progress
 from pipeline.scan import MOST_FAULTS, Job, Scan, scan
+from pipeline.scratch import blob, scratch, unblob
 from pipeline.shards import MANIFEST, Dataset, load_dataset, local
 
 NEAR, FAR = 0.2, 10.0
@@ -71,16 +73,15 @@ def check(
 
 
 class Tally:
-    """What the shards say together. Keys are kept as hashes, so a million samples take some 100 MB."""
+    """What the shards say together. Keys and groups lie on disk, so any number of samples takes no memory."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
-        self.order = {shard.file: number for number, shard in enumerate(chain.from_iterable(dataset.splits.values()))}
+        self.files = [shard.file for shard in chain.from_iterable(dataset.splits.values())]
+        self.order = {file: number for number, file in enumerate(self.files)}
         self.within: dict[str, list[str]] = {}
-        self.across: list[str] = []
-        self.keys: dict[int, str] = {}
-        self.groups: dict[str, tuple[str, str]] = {}
-        self.leaks: set[str] = set()
+        # shard: its place among the files.
+        self.db = scratch("keys (key BLOB, shard INTEGER)", "groups (name BLOB, split TEXT, shard INTEGER)")
         self.samples = 0
         self.fields: Counter[str] = Counter()
         self.labels: dict[str, Counter[int]] = {split: Counter() for split in dataset.splits}
@@ -92,20 +93,9 @@ class Tally:
     def add(self, found: Scan) -> None:
         file, split = found.job.shard.file, found.job.split
         self.within[file] = found.faults
-        for key in found.keys:
-            if (other := self.keys.setdefault(hash(key), file)) != file:
-                self.across.append(f"key {key} is in {_both(other, file)}; keys must differ; pack the data again")
-        if len(set(found.keys)) < len(found.keys):
-            key = Counter(found.keys).most_common(1)[0][0]
-            self.across.append(f"key {key} stands twice in {file}; keys must differ; pack the data again")
-        for group in found.groups:
-            first, where = self.groups.setdefault(group, (split, file))
-            if first != split and group not in self.leaks:
-                self.leaks.add(group)
-                self.across.append(
-                    f"group {group} is in {_both(where, file)}: {_both(first, split)} share what must be apart; "
-                    "pack again with a group or split that keeps it whole"
-                )
+        self.db.executemany("INSERT INTO keys VALUES (?, ?)", ((blob(key), self.order[file]) for key in found.keys))
+        groups = ((blob(group), split, self.order[file]) for group in found.groups)
+        self.db.executemany("INSERT INTO groups VALUES (?, ?, ?)", groups)
         self.samples += len(found.keys)
         self.fields += found.fields
         self.labels[split] += found.labels
@@ -120,9 +110,45 @@ class Tally:
     def faults(self) -> list[str]:
         """The shards' own in the order of the shards, then those between shards."""
         own = [line for file in sorted(self.within, key=self.order.__getitem__) for line in self.within[file]]
-        across = sorted(self.across)
-        more = [f"and {len(across) - MOST_FAULTS} more faults between shards"] if len(across) > MOST_FAULTS else []
-        return [*own, *across[:MOST_FAULTS], *more, *self._counts()]
+        across = [*islice(lines := chain(self._leaks(), self._repeats()), MOST_FAULTS)]
+        left = sum(1 for _ in lines)
+        more = [f"and {left} more faults between shards"] if left else []
+        return [*own, *across, *more, *self._counts()]
+
+    def _leaks(self) -> Iterator[str]:
+        """Groups that are in several splits."""
+        leaking = "SELECT name FROM groups GROUP BY name HAVING MIN(split) < MAX(split)"
+        rows = self.db.execute(
+            f"SELECT name, split, MIN(shard) AS first FROM groups WHERE name IN ({leaking}) GROUP BY name, split "
+            "ORDER BY name, first"
+        )
+        for name, found in groupby(rows, key=itemgetter(0)):
+            (_, split, shard), (_, other, where) = islice(found, 2)
+            yield (
+                f"group {unblob(name)} is in {self._both(shard, where)}: {' and '.join(sorted((split, other)))} share "
+                "what must be apart; pack again with a group or split that keeps it whole"
+            )
+
+    def _repeats(self) -> Iterator[str]:
+        """Keys that several samples have; of those inside one shard the first."""
+        repeated = "SELECT key FROM keys GROUP BY key HAVING COUNT(*) > 1"
+        rows = self.db.execute(
+            f"SELECT key, shard, COUNT(*) FROM keys WHERE key IN ({repeated}) GROUP BY key, shard ORDER BY key, shard"
+        )
+        told: set[int] = set()
+        for key, found in groupby(rows, key=itemgetter(0)):
+            first = None
+            for _, shard, count in found:
+                if first is not None:
+                    yield f"key {unblob(key)} is in {self._both(first, shard)}; keys must differ; pack the data again"
+                if count > 1 and shard not in told:
+                    told.add(shard)
+                    file = self.files[shard]
+                    yield f"key {unblob(key)} stands twice in {file}; keys must differ; pack the data again"
+                first = shard if first is None else first
+
+    def _both(self, *shards: int) -> str:
+        return " and ".join(sorted(self.files[shard] for shard in shards))
 
     def _counts(self) -> Iterator[str]:
         """Fields whose number is not the recorded one: something was lost or added after packing."""
@@ -206,10 +232,6 @@ class Tally:
 def _plain(line: str) -> str:
     """One line for a terminal: names in a tar may hold line ends, control codes and bytes that are no text."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
-
-
-def _both(one: str, other: str) -> str:
-    return " and ".join(sorted((one, other)))
 
 
 def _unheard(dataset: Dataset) -> Iterator[str]:

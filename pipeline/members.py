@@ -36,13 +36,11 @@ _HOW_DEPTH = "depth is a single-channel 16-bit PNG in millimetres, 0 = no readin
 class Facts:
     """What was seen in a member.
 
-    size: width and height of an image. depth: median reading of a depth map in millimetres. saturated: share of its
-    readings that are 65535, in [0, 1].
+    size: width and height of an image. depth: a depth map in millimetres, 0 = no reading: uint16, or float.
     """
 
     size: tuple[int, int] | None = None
-    depth: float | None = None
-    saturated: float = 0.0
+    depth: np.ndarray | None = None
 
 
 def member_name(field: str, path: str) -> str:
@@ -126,13 +124,21 @@ def _image(field: str, data: bytes) -> Facts:
         return Facts(size)
     if image.ndim != 2 or image.dtype != np.uint16:
         raise ValueError(f"a {kind} image; {_HOW_DEPTH}")
-    # Ten times faster than sorting the readings, and packing does little else.
-    counts = cv2.calcHist([image], [0], None, [65536], [0, 65536]).ravel()[1:].astype(np.int64)
-    up_to = counts.cumsum()
-    if not (total := up_to[-1]):
+    if not cv2.hasNonZero(image):
         raise ValueError("a depth map without a single reading (all 0)")
+    return Facts(size, image)
+
+
+def summarise(depth: np.ndarray) -> tuple[float, float]:
+    """The median reading of a depth map in millimetres, and the share of its readings that are 65535, in [0, 1]."""
+    if depth.dtype != np.uint16:
+        return float(np.median(depth[depth > 0])), 0.0
+    # Ten times faster than sorting the readings.
+    counts = cv2.calcHist([depth], [0], None, [65536], [0, 65536]).ravel()[1:].astype(np.int64)
+    up_to = counts.cumsum()
+    total = up_to[-1]
     middle = np.searchsorted(up_to, [(total - 1) // 2, total // 2], side="right") + 1
-    return Facts(size, float(middle.mean()), float(counts[-1] / total))
+    return float(middle.mean()), float(counts[-1] / total)
 
 
 def _array(field: str, data: bytes) -> Facts:
@@ -145,10 +151,10 @@ def _array(field: str, data: bytes) -> Facts:
         return Facts()
     if array.ndim != 2 or array.dtype.kind != "f":
         raise ValueError(f"an array of {array.dtype} {list(array.shape)}; depth in .npy is metres, float [H, W]")
-    readings = array[np.isfinite(array) & (array > 0)]
-    if not readings.size:
+    read = np.isfinite(array) & (array > 0)
+    if not read.any():
         raise ValueError("a depth map without a single reading")
-    return Facts((array.shape[1], array.shape[0]), 1000 * float(np.median(readings)))
+    return Facts((array.shape[1], array.shape[0]), 1000 * np.where(read, array, 0))
 
 
 def _text(data: bytes) -> None:

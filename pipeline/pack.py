@@ -7,6 +7,7 @@ import json
 import math
 import random
 import re
+from array import array
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,13 +22,30 @@ from pipeline.errors import UserError
 from pipeline.members import inspect, read_label, read_meta
 from pipeline.parallel import each, tick
 from pipeline.progress import Progress
-from pipeline.recipes import Plan, Refusal, Sample
+from pipeline.recipes import Make, Plan, Refusal, Sample
 from pipeline.shards import MANIFEST, Dataset, Shard, remove_stale_parts, write_atomic, write_shard
 from pipeline.splits import SPLITS
 
 REFUSED = "refused.jsonl"
 STATE = ".pack"
 """What packing needs to go on where it stopped: the plan's digest, and a summary of every finished shard."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of a plan's samples, each with its index, in an order of their own; read when they are wanted."""
+
+    samples: Sequence[Sample]
+    order: memoryview
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[tuple[int, Sample]]:
+        return ((index, self.samples[index]) for index in self.order)
+
+    def __reduce__(self) -> tuple[type, tuple[list[tuple[int, Sample]]]]:
+        return list, (list(self),)  # another process gets the samples themselves
 
 
 @dataclass(frozen=True)
@@ -40,7 +58,8 @@ class Job:
     folder: str
     file: str
     digest: str
-    samples: Sequence[tuple[int, Sample]]
+    samples: Part | list[tuple[int, Sample]]
+    make: Make | None
     classes: int | None
     camera: Mapping[str, Any]
 
@@ -110,22 +129,33 @@ def pack(
     return dataset
 
 
-def _cut(
-    plan: Plan, folder: str, split_of: Mapping[str, str], seed: int, shard_bytes: int, min_shards: int
-) -> list[Job]:
-    """Shuffle each split and cut it into shards of nearly equal counts."""
+def _cut(plan: Plan, folder: str, placed: bytes, seed: int, shard_bytes: int, min_shards: int) -> list[Job]:
+    """Shuffle each split and cut it into shards of nearly equal counts. placed: each sample's split."""
     classes = len(plan.classes["label"]) if "label" in plan.classes else None
+    sizes: Counter[int] = Counter()
+    for place, sample in zip(placed, plan.samples, strict=True):
+        sizes[place] += sample.size
     jobs = []
-    for split in SPLITS:
-        chosen = [(n, sample) for n, sample in enumerate(plan.samples) if split_of[sample.group] == split]
+    for place, split in enumerate(SPLITS):
+        chosen = array("I", (n for n, own in enumerate(placed) if own == place))
         random.Random(f"{seed} {split}").shuffle(chosen)
-        size = sum(sample.size for _, sample in chosen)
-        count = min(max(math.ceil(size / shard_bytes), min_shards), len(chosen))
+        count = min(max(math.ceil(sizes[place] / shard_bytes), min_shards), len(chosen))
         for number in range(count):
-            part = chosen[number * len(chosen) // count : (number + 1) * len(chosen) // count]
-            digest = _digest([plan.recipe, plan.options, plan.classes, [_identity(n, sample) for n, sample in part]])
-            jobs.append(Job(folder, f"{split}-{number:06d}.tar", digest, part, classes, plan.camera))
+            order = memoryview(chosen)[number * len(chosen) // count : (number + 1) * len(chosen) // count]
+            part = Part(plan.samples, order)
+            jobs.append(
+                Job(folder, f"{split}-{number:06d}.tar", _content(plan, part), part, plan.make, classes, plan.camera)
+            )
     return jobs
+
+
+def _content(plan: Plan, part: Part) -> str:
+    """The digest of `[recipe, options, classes, [sample, …]]`, a sample at a time."""
+    digest = hashlib.sha256(f"{_json([plan.recipe, plan.options, plan.classes])[:-1]}, [".encode())
+    for place, (index, sample) in enumerate(part):
+        digest.update(f"{', ' if place else ''}{_json(_identity(index, sample))}".encode())
+    digest.update(b"]]")
+    return digest.hexdigest()
 
 
 def _identity(index: int, sample: Sample) -> list[object]:
@@ -134,8 +164,8 @@ def _identity(index: int, sample: Sample) -> list[object]:
     return [index, sample.key, sample.group, sample.source, sorted(sample.files), sample.stamp, texts, labels]
 
 
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _json(content: object) -> str:
+    return json.dumps(content, sort_keys=True)
 
 
 def _claim(out: Path, plan: Plan, jobs: Sequence[Job], overwrite: bool) -> None:
@@ -145,7 +175,7 @@ def _claim(out: Path, plan: Plan, jobs: Sequence[Job], overwrite: bool) -> None:
     the shards that they do not touch are kept.
     """
     path = out / STATE / "plan.json"
-    digest = _digest([[job.file, job.digest] for job in jobs])
+    digest = hashlib.sha256(_json([[job.file, job.digest] for job in jobs]).encode()).hexdigest()
     asked = json.loads(json.dumps({"recipe": plan.recipe, "options": plan.options}))
     found = _state(path)
     if found.get("digest") != digest:
@@ -236,7 +266,7 @@ def pack_shard(job: Job) -> Summary:
 def _open(index: int, sample: Sample, job: Job) -> tuple[dict[str, bytes], list[Refusal]]:
     """A sample's members, label and meta included, and what is wrong with them."""
     try:
-        members = sample.read()
+        members = sample.read(job.make)
         meta = read_meta(members.get("meta.json", b"{}"))
     except OSError as error:
         return {}, [Refusal(sample.key, str(error.filename), f"cannot be read: {error.strerror}")]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.members import Facts, inspect, read_label, read_meta
+from pipeline.members import Facts, inspect, read_label, read_meta, summarise
 from pipeline.parallel import tick
 from pipeline.remote import fetch, origin
 from pipeline.shards import MANIFEST, Shard, sha256
@@ -184,8 +184,9 @@ def _add(facts: Mapping[str, Facts], found: Scan) -> None:
     found.askew += _spread(width / height for width, height in sizes.values()) > 1.03
     for fact in facts.values():
         if fact.depth is not None:
-            found.depths[round(fact.depth)] += 1
-            found.saturated += fact.saturated > 0.01
+            median, saturated = summarise(fact.depth)
+            found.depths[round(median)] += 1
+            found.saturated += saturated > 0.01
 
 
 def _spread(values: Iterable[float]) -> float:

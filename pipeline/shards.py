@@ -7,10 +7,8 @@ import hashlib
 import os
 import platform
 import re
-import tarfile
 import time
-from collections.abc import Iterable, Mapping
-from io import BytesIO
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pipeline.errors import UserError
 from pipeline.remote import is_remote, mirror, origin, refresh
+from pipeline.tar import write_members
 
 MANIFEST = "dataset.json"
 
@@ -111,22 +110,23 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) 
 
     Members are written in sorted order with fixed metadata, so equal content gives equal bytes.
     """
-    part = _part(path)
-    count = 0
+    part, digest, count, size = _part(path), hashlib.sha256(), 0, 0
+
+    def named() -> Iterator[tuple[str, bytes]]:
+        nonlocal count
+        for key, members in samples:
+            count += 1
+            yield from ((f"{key}.{member}", members[member]) for member in sorted(members))
+
     try:
         with part.open("wb") as file:
-            with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-                for key, members in samples:
-                    count += 1
-                    for member in sorted(members):
-                        info = tarfile.TarInfo(f"{key}.{member}")
-                        info.size = len(members[member])
-                        tar.addfile(info, BytesIO(members[member]))
+            for piece in write_members(named()):
+                digest.update(piece)
+                size += file.write(piece)
             file.flush()
             os.fsync(file.fileno())
-        shard = Shard(file=path.name, samples=count, bytes=part.stat().st_size, sha256=sha256(part))
         part.replace(path)
-        return shard
+        return Shard(file=path.name, samples=count, bytes=size, sha256=digest.hexdigest())
     finally:
         part.unlink(missing_ok=True)
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
+from operator import itemgetter
+from sqlite3 import Connection
 from typing import Protocol
 
 from pipeline.errors import UserError
+from pipeline.scratch import blob, scratch, unblob
 
 SPLITS = ("train", "val", "test")
 DEFAULT = {"train": 0.8, "test": 0.2}
@@ -26,25 +31,50 @@ class Grouped(Protocol):
     def split(self) -> str | None: ...
 
 
-def assign(samples: Sequence[Grouped], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
+def assign(samples: Iterable[Grouped], fractions: Mapping[str, float], seed: int) -> bytes:
     """Give every group a split: the samples' own where they have one, else by fractions of the samples.
 
     Frames of one clip are near duplicates, so a group is never divided. Groups come in an order shuffled by `seed`,
     the large before the small; each goes where its classes are shortest of their share. So a class
     reaches as many splits as it has groups, the largest split first.
 
-    Returns group -> split. Raises UserError for bad fractions, for a group whose samples name two splits, and when
-    a split would stay empty.
+    Returns each sample's split, as its place in `SPLITS`. Raises UserError for bad fractions, for a group whose samples
+    name two splits, and when a split would stay empty.
     """
-    given: dict[str, str] = {}
-    for sample in samples:
-        if sample.split and given.setdefault(sample.group, sample.split) != sample.split:
-            raise UserError(
-                f"group `{sample.group}` has samples in `{given[sample.group]}` and, key {sample.key}, in "
-                f"`{sample.split}`: training would leak into the test. Correct the splits, or choose other groups."
-            )
-    rest = [sample for sample in samples if sample.group not in given]
-    return given | _by_fractions(rest, _checked(fractions), seed) if rest else given
+    db = scratch(
+        "samples (number INTEGER PRIMARY KEY, name BLOB, key BLOB, label INTEGER, split TEXT)",
+        "groups (number INTEGER PRIMARY KEY, name BLOB UNIQUE, size INTEGER, split TEXT, place INTEGER)",
+    )
+    db.create_function("bits", 1, int.bit_length, deterministic=True)
+    rows = (
+        (n, blob(s.group), blob(s.key), -1 if s.label is None else s.label, s.split or None)
+        for n, s in enumerate(samples)
+    )
+    db.executemany("INSERT INTO samples VALUES (?, ?, ?, ?, ?)", rows)
+    _check_given(db)
+    db.execute("INSERT INTO groups SELECT NULL, name, COUNT(*), MAX(split), 0 FROM samples GROUP BY name ORDER BY name")
+    (groups,) = db.execute("SELECT COUNT(*) FROM groups").fetchone()
+    placed = bytearray(1 + groups)  # group -> place of its split
+    for group, split in db.execute("SELECT number, split FROM groups WHERE split IS NOT NULL"):
+        placed[group] = SPLITS.index(split)
+    if db.execute("SELECT 1 FROM groups WHERE split IS NULL").fetchone():
+        for group, split in _by_fractions(db, _checked(fractions), seed):
+            placed[group] = SPLITS.index(split)
+    own = "SELECT groups.number FROM samples JOIN groups USING (name) ORDER BY samples.number"
+    return bytes(placed[group] for (group,) in db.execute(own))
+
+
+def _check_given(db: Connection) -> None:
+    """Raise UserError for the first sample whose split is not that of its group."""
+    first = (
+        "SELECT *, FIRST_VALUE(split) OVER (PARTITION BY name ORDER BY number) AS first FROM samples WHERE split > ''"
+    )
+    query = f"SELECT name, first, key, split FROM ({first}) WHERE split != first ORDER BY number LIMIT 1"
+    for name, first, key, split in db.execute(query):
+        raise UserError(
+            f"group `{unblob(name)}` has samples in `{first}` and, key {unblob(key)}, in `{split}`: training would "
+            "leak into the test. Correct the splits, or choose other groups."
+        )
 
 
 def rule(fractions: Mapping[str, float], seed: int) -> str:
@@ -66,31 +96,32 @@ def _checked(fractions: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def _by_fractions(samples: Sequence[Grouped], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
-    groups: dict[str, Counter[int]] = defaultdict(Counter)
-    for sample in samples:
-        groups[sample.group][-1 if sample.label is None else sample.label] += 1
-    total: Counter[int] = sum(groups.values(), Counter())
-    order = sorted(groups)
+def _by_fractions(db: Connection, fractions: Mapping[str, float], seed: int) -> Iterator[tuple[int, str]]:
+    """Every group without a split, by its number, and the one it gets."""
+    rest = "samples JOIN groups USING (name) WHERE groups.split IS NULL"
+    total = Counter(dict(db.execute(f"SELECT label, COUNT(*) FROM {rest} GROUP BY label")))
+    order = array("I", (n for (n,) in db.execute("SELECT number FROM groups WHERE split IS NULL ORDER BY number")))
     random.Random(seed).shuffle(order)
+    db.executemany("UPDATE groups SET place = ? WHERE number = ?", enumerate(order))
     # By powers of two: an outsized group is placed while there is room, and the seed still decides among like ones.
-    order.sort(key=lambda group: -groups[group].total().bit_length())
-
+    counted = db.execute(
+        f"SELECT groups.number, label, COUNT(*) FROM {rest} GROUP BY groups.number, label "
+        "ORDER BY bits(size) DESC, place, MIN(samples.number)"
+    )
     have: dict[str, Counter[int]] = {split: Counter() for split in fractions}
-    placed: dict[str, str] = {}
-    for group in order:
-        counts = groups[group]
+    for group, found in groupby(counted, key=itemgetter(0)):
+        counts = Counter({label: count for _, label, count in found})
 
         def need(split: str, counts: Counter[int] = counts) -> float:
             """How short of their share the group's classes are, in [.., 1]; 1 where the split has none of them."""
             filled = sum(n * have[split][c] / (fractions[split] * total[c]) for c, n in counts.items())
             return 1 - filled / counts.total()
 
-        placed[group] = max(fractions, key=need)  # the first of equals, and the largest split is first
-        have[placed[group]] += counts
+        split = max(fractions, key=need)  # the first of equals, and the largest split is first
+        have[split] += counts
+        yield group, split
     if empty := [split for split in fractions if not have[split]]:
         raise UserError(
-            f"split `{empty[0]}` would stay empty: {len(groups)} groups of {len(total)} classes cannot be divided into "
+            f"split `{empty[0]}` would stay empty: {len(order)} groups of {len(total)} classes cannot be divided into "
             f"{', '.join(fractions)}. Choose finer groups, other fractions, or give each sample its split."
         )
-    return placed

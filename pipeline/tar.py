@@ -1,14 +1,14 @@
-"""Members of a tar, in order, read once from front to back; several times faster than the standard library's reader.
+"""Members of a tar, in order, read or written once from front to back; several times faster than the standard library.
 
 Format: POSIX.1-1988 (ustar), with the long names of POSIX.1-2001 (pax) and of GNU tar.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
-BLOCK = 512
+BLOCK, RECORD = 512, 20 * 512
 LARGEST_EXTENSION = 1 << 20  # bytes; a longer name or pax record is an attack or damage
 
 
@@ -45,6 +45,29 @@ def read_members(file: BinaryIO, wanted: Callable[[str], bool]) -> Iterator[tupl
             if plain:
                 yield name, None
         name, size = "", -1
+
+
+def write_members(members: Iterable[tuple[str, bytes]]) -> Iterator[bytes]:
+    """The pieces of a tar of `(name, data)`, with fixed metadata: those bytes that `tarfile` writes as ustar.
+
+    Raises ValueError for a name of more than 100 bytes and for data of 8 GiB or more.
+    """
+    written = 0
+    for name, data in members:
+        padding = -len(data) % BLOCK
+        yield from (_header(name, len(data)), data, bytes(padding))
+        written += BLOCK + len(data) + padding
+    yield bytes(2 * BLOCK + -(written + 2 * BLOCK) % RECORD)
+
+
+def _header(name: str, size: int) -> bytes:
+    encoded = name.encode("utf-8", "surrogateescape")
+    if len(encoded) > 100 or size >= 8**11:
+        raise ValueError(f"{name}, {size} bytes: too long for a tar")
+    before = encoded.ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + b"%011o\0%011o\0" % (size, 0)
+    after = b"0" + bytes(100) + b"ustar\x0000" + bytes(247)
+    checksum = sum(before) + sum(after) + 8 * 32  # its own eight bytes count as spaces
+    return before + b"%06o\0 " % checksum + after
 
 
 def _exactly(file: BinaryIO, size: int) -> bytes:

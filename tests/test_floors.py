@@ -11,7 +11,7 @@ ABOVE_LOSSES = {"modalities": {"losses.Features"}}
 """What modalities may take from losses: the types that encoders return, and nothing else."""
 
 PIPELINE = [
-    {"errors", "host", "tar", "remote"},
+    {"errors", "host", "scratch", "tar", "remote"},
     {"configfile", "components", "explain", "config", "shards"},
     {"schema"},
     {"reference"},

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from modalities import depth_map
 from pipeline.errors import UserError
+from pipeline.scratch import Spilled, blob, scratch
 
 UNITS = {"depth": ("depth.png", "millimetres, 0 = no reading")}
 """Field -> member and unit, where the shard format fixes one."""
@@ -30,11 +31,14 @@ class Refusal:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One sample before it is packed; small and picklable, so that worker processes do the reading.
+Make = Callable[..., Mapping[str, bytes]]
+"""Builds members that are computed, not read, of a sample's `arguments`; worker processes import it."""
 
-    files: member -> path. texts: member -> content. make: builds members that are computed, not read.
+
+class Sample(NamedTuple):
+    """One sample before it is packed: nothing but what JSON can hold, so that millions of them can lie on disk.
+
+    files: member -> path. texts: member -> content. arguments: of the plan's `make`, if it has one.
     size: expected bytes. stamp: changes when a source changes. label: class index, None if unlabelled.
     labels: other label name -> class index. split: None leaves it to the fractions. source: for people, in `meta.json`.
     """
@@ -43,17 +47,17 @@ class Sample:
     group: str
     size: int
     stamp: str
-    files: Mapping[str, str] = field(default_factory=dict)
-    texts: Mapping[str, str] = field(default_factory=dict)
-    make: Callable[[], Mapping[str, bytes]] | None = None
+    files: Mapping[str, str] = {}
+    texts: Mapping[str, str] = {}
+    arguments: Sequence[str | int] = ()
     label: int | None = None
-    labels: Mapping[str, int] = field(default_factory=dict)
+    labels: Mapping[str, int] = {}
     split: str | None = None
     source: str = ""
 
-    def read(self) -> dict[str, bytes]:
+    def read(self, make: Make | None = None) -> dict[str, bytes]:
         """The members' bytes, without label and meta unless they are computed. Raises OSError for a lost file."""
-        members = dict(self.make()) if self.make else {}
+        members = dict(make(*self.arguments)) if make else {}
         members |= {member: text.encode() for member, text in self.texts.items()}
         return members | {member: Path(path).read_bytes() for member, path in self.files.items()}
 
@@ -62,22 +66,39 @@ class Sample:
 class Plan:
     """What a recipe found: samples in a fixed order, and what it had to refuse already.
 
-    options: what the user asked for, as JSON; another packing in the same folder is told by it.
-    camera: what stands in every `meta.json` that does not say otherwise.
+    samples: `spilled`, where they may be many. options: what the user asked for, as JSON; another packing in the same
+    folder is told by it. camera: what stands in every `meta.json` that does not say otherwise.
     The other fields go into `dataset.json` as they are (see `pipeline.shards.Dataset`).
     """
 
     recipe: str
     name: str
     options: dict[str, Any]
-    samples: list[Sample]
+    samples: Sequence[Sample]
     refused: list[Refusal] = field(default_factory=list)
     classes: dict[str, list[str]] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
     licence: str = "not stated"
     split_rule: str | None = None
     masks: dict[str, list[int]] = field(default_factory=dict)
+    make: Make | None = None
     camera: dict[str, Any] = field(default_factory=dict)
+
+
+def spilled(samples: Iterable[Sample] = ()) -> Spilled[Sample]:
+    """Samples on disk, of which any number takes no memory."""
+    return Spilled(Sample, samples)
+
+
+def sift(found: Iterable[Sample | Refusal]) -> tuple[Spilled[Sample], list[Refusal]]:
+    """What can be packed, and what cannot."""
+    samples, refused = spilled(), []
+    for one in found:
+        if isinstance(one, Sample):
+            samples.append(one)
+        else:
+            refused.append(one)
+    return samples, refused
 
 
 def parse_fields(given: Iterable[str]) -> dict[str, str]:
@@ -148,16 +169,17 @@ def safe_key(identity: str) -> str:
     return key
 
 
-def check_unique(samples: Iterable[Sample]) -> None:
+def check_unique(samples: Sequence[Sample]) -> None:
     """Raise UserError if two samples have one key, naming both sources."""
-    sources: dict[str, str] = {}
-    for sample in samples:
-        if (other := sources.get(sample.key)) is not None:
-            raise UserError(
-                f"`{other}` and `{sample.source}` both get the key `{sample.key}`: keys must differ. Remove one of the "
-                "two, or choose a `key` (letters, digits, `-` and `_`; the rest becomes `_`) that tells them apart."
-            )
-        sources[sample.key] = sample.source
+    db = scratch("samples (number INTEGER PRIMARY KEY, key BLOB)")
+    db.executemany("INSERT INTO samples VALUES (?, ?)", ((n, blob(sample.key)) for n, sample in enumerate(samples)))
+    both = "SELECT FIRST_VALUE(number) OVER (PARTITION BY key ORDER BY number) AS first, number FROM samples"
+    for pair in db.execute(f"SELECT * FROM ({both}) WHERE number > first ORDER BY number LIMIT 1"):
+        one, other = (samples[number] for number in pair)
+        raise UserError(
+            f"`{one.source}` and `{other.source}` both get the key `{one.key}`: keys must differ. Remove one of the "
+            "two, or choose a `key` (letters, digits, `-` and `_`; the rest becomes `_`) that tells them apart."
+        )
 
 
 def stamp(files: Iterable[str]) -> tuple[int, str]:

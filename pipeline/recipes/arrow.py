@@ -38,12 +38,16 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a row is: the `row`-th of a part of a table. number: it counts through all tables of a split."""
+    """Where a row is: the `row`-th of a part of a table. number: it counts through all tables of a split.
+
+    values: the row's, of the columns that were asked for.
+    """
 
     table: Table
     group: int
     row: int
     number: int
+    values: Mapping[str, Any]
 
 
 def tables(source: Path) -> list[Table]:
@@ -63,13 +67,16 @@ def tables(source: Path) -> list[Table]:
     return found
 
 
-def places(found: Sequence[Table]) -> Iterator[Place]:
-    """Every row of the tables."""
+def places(found: Sequence[Table], wanted: Sequence[str]) -> Iterator[Place]:
+    """Every row of the tables, with its values of some columns of numbers or names."""
     numbers: Counter[str] = Counter()
     for table in found:
         for group, rows in enumerate(table.groups):
+            part = _part(str(table.path), group, tuple(wanted)).select(wanted)
             for row in range(rows):
-                yield Place(table, group, row, numbers[table.split])
+                if row % 1024 == 0:  # not all at once: a part may be the whole file
+                    several = part.slice(row, 1024).to_pylist() if wanted else [{}] * 1024
+                yield Place(table, group, row, numbers[table.split], several[row % 1024])
                 numbers[table.split] += 1
 
 
@@ -88,19 +95,12 @@ def columns(found: Sequence[Table]) -> dict[str, dict[str, Any]]:
     return {name: described.get(name, {}) for name in first.names}
 
 
-def values(found: Sequence[Table], column: str) -> list[Any]:
-    """All of a column of numbers or names."""
-    parts = (_part(str(t.path), group, (column,)) for t in found for group in range(len(t.groups)))
-    return [value for part in parts for value in part[column].to_pylist()]
-
-
-def members(place: Place, fields: Mapping[str, str]) -> dict[str, bytes]:
-    """The row's members: field -> column. A cell without a value gives none.
+def members(fields: Mapping[str, str], path: str, group: int, place: int) -> dict[str, bytes]:
+    """The members of a row, the `place`-th of a part of a table: field -> column. A cell without a value gives none.
 
     Raises ValueError for a cell that cannot be one, and OSError for a table that has gone.
     """
-    part = _part(str(place.table.path), place.group, tuple(fields.values()))
-    row = part.slice(place.row, 1).to_pylist()[0]
+    row = _part(path, group, tuple(fields.values())).slice(place, 1).to_pylist()[0]
     found = dict(_member(field, column, row[column]) for field, column in fields.items() if row[column] is not None)
     if not found:
         raise ValueError(f"nothing in {', '.join(fields.values())}")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.recipes import Plan, Sample, stamp
+from pipeline.recipes import Plan, Sample, spilled, stamp
+from pipeline.scratch import Spilled
 
 
 def cifar10(source: Path) -> Plan:
@@ -32,7 +32,7 @@ def stl10(source: Path) -> Plan:
 
     Unlabelled images join the training split, as the set is meant to be used.
     """
-    samples = []
+    samples = spilled()
     for name, split in (("train", "train"), ("test", "test"), ("unlabeled", "train")):
         path, labels = source / f"{name}_X.bin", source / f"{name}_y.bin"
         if name == "unlabeled" and not path.is_file():
@@ -45,31 +45,30 @@ def stl10(source: Path) -> Plan:
             )
         mark = stamp([str(path)])[1]
         for number, label in enumerate(given.tolist()):
-            make = partial(_image, str(path), number * 3 * 96 * 96, 96, True)
+            arguments = (str(path), number * 3 * 96 * 96, 96, True)
             key = f"{name}_{number:06d}"
-            samples.append(_sample(key, split, mark, make, None if label == 0 else label - 1, {}))
+            samples.append(_sample(key, split, mark, arguments, None if label == 0 else label - 1, {}))
     return _plan("stl10", source, samples, {"label": _names(source / "class_names.txt")})
 
 
 def _records(
     source: Path, files: Mapping[str, str], before: int, label: int, other: tuple[str, int] | None = None
-) -> list[Sample]:
-    samples, size = [], before + 3 * 32 * 32
+) -> Spilled[Sample]:
+    samples, size = spilled(), before + 3 * 32 * 32
     for name, split in files.items():
         path = source / name
         count, mark = _count(path, size), stamp([str(path)])[1]
-        heads = np.memmap(path, np.uint8, "r", shape=(count, size))[:, :before].tolist()
-        for number, head in enumerate(heads):
-            make = partial(_image, str(path), number * size + before, 32, False)
-            more = {other[0]: head[other[1]]} if other else {}
-            samples.append(_sample(f"{path.stem}_{number:05d}", split, mark, make, head[label], more))
+        for number, head in enumerate(np.memmap(path, np.uint8, "r", shape=(count, size))[:, :before]):
+            arguments = (str(path), number * size + before, 32, False)
+            more = {other[0]: int(head[other[1]])} if other else {}
+            samples.append(_sample(f"{path.stem}_{number:05d}", split, mark, arguments, int(head[label]), more))
     return samples
 
 
 def _sample(
-    key: str, split: str, mark: str, make: Callable[[], Mapping[str, bytes]], label: int | None, more: Mapping[str, int]
+    key: str, split: str, mark: str, arguments: Sequence[str | int], label: int | None, more: Mapping[str, int]
 ) -> Sample:
-    return Sample(key, key, 4000, mark, make=make, label=label, labels=more, split=split, source=key)
+    return Sample(key, key, 4000, mark, arguments=arguments, label=label, labels=more, split=split, source=key)
 
 
 def _image(path: str, offset: int, side: int, by_columns: bool) -> dict[str, bytes]:
@@ -79,15 +78,15 @@ def _image(path: str, offset: int, side: int, by_columns: bool) -> dict[str, byt
     return {"rgb.png": cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))[1].tobytes()}
 
 
-def _plan(name: str, source: Path, samples: list[Sample], classes: dict[str, list[str]]) -> Plan:
+def _plan(name: str, source: Path, samples: Spilled[Sample], classes: dict[str, list[str]]) -> Plan:
     for label, names in classes.items():
         found = (s.label if label == "label" else s.labels[label] for s in samples)
         if (most := max((x for x in found if x is not None), default=-1)) >= len(names):
             raise UserError(
                 f"{source}: class {most} in the files, but there are {len(names)} names; are they of this set?"
             )
-    options = {"source": str(source)}
-    return Plan(name, name, options, samples, classes=classes, units={"rgb.png": "uint8 sRGB"}, split_rule="official")
+    options, units = {"source": str(source)}, {"rgb.png": "uint8 sRGB"}
+    return Plan(name, name, options, samples, classes=classes, units=units, split_rule="official", make=_image)
 
 
 def _count(path: Path, size: int) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.members import member_name
-from pipeline.recipes import Plan, Refusal, Sample, refusal, safe_key, stamp
+from pipeline.recipes import Plan, Refusal, Sample, refusal, safe_key, spilled, stamp
 
 Captions = Mapping[str, list[str]]
 
@@ -53,7 +53,7 @@ def coco(source: Path) -> Plan:
 
 def _plan(name: str, source: Path, photos: Iterable[tuple[str, Path, str]], captions: Captions) -> Plan:
     """photos: name, path, split."""
-    samples: list[Sample] = []
+    samples = spilled()
     refused: list[Refusal] = []
     for photo, path, split in photos:
         key, texts = safe_key(Path(photo).stem), captions.get(photo, [])

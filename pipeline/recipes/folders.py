@@ -6,7 +6,9 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal
 
@@ -21,8 +23,11 @@ from pipeline.recipes import (
     number_classes,
     refusal,
     safe_key,
+    sift,
+    spilled,
     stamp,
 )
+from pipeline.scratch import blob, scratch, unblob
 from pipeline.splits import SPLITS
 
 
@@ -48,24 +53,19 @@ def plan(
     """
     if not fields:
         raise UserError("no fields: name the folder of each, e.g. `--field rgb=photos --field depth=maps`.")
-    found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for field, folder in fields.items():
-        for stem, path in _files(Path(root) / folder):
-            found[stem][field].append(path)
     reader = _Reader(fields, label_from is not None, split_from is not None, _grouping(group))
-    read = [reader.read(stem, found[stem]) for stem in sorted(found)]
-    samples = [sample for sample in read if isinstance(sample, Sample)]
+    samples, refused = sift(reader.read(stem, paths) for stem, paths in _matched(Path(root), fields))
     check_unique(samples)
     names = number_classes(reader.class_name(sample.source) for sample in samples) if label_from else []
     if label_from:
         numbers = {name: number for number, name in enumerate(names)}
-        samples = [replace(sample, label=numbers[reader.class_name(sample.source)]) for sample in samples]
+        samples = spilled(sample._replace(label=numbers[reader.class_name(sample.source)]) for sample in samples)
     return Plan(
         recipe="folders",
         name=name or Path(root).resolve().name,
         options={"fields": dict(fields), "label_from": label_from, "split_from": split_from, "group": group},
         samples=samples,
-        refused=[stem for stem in read if isinstance(stem, Refusal)],
+        refused=refused,
         classes={"label": names} if label_from else {},
         units=dict(unit for field, unit in UNITS.items() if field in fields),
         licence=licence,
@@ -113,17 +113,30 @@ class _Reader:
         )
 
 
+def _matched(root: Path, fields: Mapping[str, str]) -> Iterator[tuple[str, dict[str, list[str]]]]:
+    """Every path without suffix, sorted, and for each field the files that have it."""
+    db = scratch("files (stem BLOB, field TEXT, path BLOB)")
+    for field, folder in fields.items():
+        found = ((blob(stem), field, blob(path)) for stem, path in _files(root / folder))
+        if not db.executemany("INSERT INTO files VALUES (?, ?, ?)", found).rowcount > 0:
+            raise UserError(
+                f"{root / folder}: there is no such folder, or no file in it. Name it by --field NAME=FOLDER."
+            )
+    for stem, several in groupby(db.execute("SELECT * FROM files ORDER BY stem, path"), key=itemgetter(0)):
+        paths: dict[str, list[str]] = defaultdict(list)
+        for _, field, path in several:
+            paths[field].append(unblob(path))
+        yield unblob(stem), paths
+
+
 def _files(folder: Path) -> Iterator[tuple[str, str]]:
-    """The files under a folder: path without suffix, `/` between its parts, and path. UserError if there are none."""
-    empty = True
+    """The files under a folder: path without suffix, `/` between its parts, and path."""
     for place, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(name for name in files if not name.startswith(".")):
-            path = Path(place) / name
-            empty = False
-            yield path.relative_to(folder).with_suffix("").as_posix(), str(path)
-    if empty:
-        raise UserError(f"{folder}: there is no such folder, or no file in it. Name it by --field NAME=FOLDER.")
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if not name.startswith("."):
+                path = Path(place) / name
+                yield path.relative_to(folder).with_suffix("").as_posix(), str(path)
 
 
 def _member(field: str, folder: str, paths: Sequence[str]) -> tuple[str, str]:

@@ -6,14 +6,14 @@ that a table merely points to is never opened.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.recipes import UNITS, Plan, Sample, number_classes, safe_key, stamp
-from pipeline.recipes.arrow import SPLITS, Table, columns, members, places, tables, values
+from pipeline.recipes import UNITS, Plan, Sample, number_classes, safe_key, spilled, stamp
+from pipeline.recipes.arrow import SPLITS, Table, columns, members, places, tables
 
 
 def plan(
@@ -43,23 +43,27 @@ def plan(
         if column not in known:
             raise UserError(f"{source}: no column `{column}`; there are {', '.join(known)}.")
     split = _splits(source, found)
-    classes, indices = {}, {}
+    classes: dict[str, list[str]] = {}
+    classify: dict[str, Callable[[Any], int | None]] = {}
     for number, column in enumerate(labels):
         label = "label" if number == 0 else column
-        classes[label], indices[label] = _classes(known[column], values(found, column))
-    groups = values(found, group) if group else None
+        classes[label], classify[label] = _classes(known[column], found, column)
     marks = {table.path: stamp([str(table.path)]) for table in found}
-    samples = []
-    for row, place in enumerate(places(found)):
+    samples = spilled()
+    for place in places(found, [*labels, *([group] if group else ())]):
         table, key = place.table, f"{safe_key(place.table.split)}-{place.number:08d}"
-        given = {label: index for label, column in indices.items() if (index := column[row]) is not None}
+        read = (
+            (label, index(place.values[column]))
+            for (label, index), column in zip(classify.items(), labels, strict=True)
+        )
+        given = {label: index for label, index in read if index is not None}
         samples.append(
             Sample(
                 key=key,
-                group=key if groups is None else str(groups[row]),
+                group=str(place.values[group]) if group else key,
                 size=marks[table.path][0] // sum(table.groups),
                 stamp=marks[table.path][1],
-                make=partial(members, place, fields),
+                arguments=[str(table.path), place.group, place.row],
                 label=given.pop("label", None),
                 labels=given,
                 split=split[table.split],
@@ -75,6 +79,7 @@ def plan(
         units=dict(unit for field, unit in UNITS.items() if field in fields),
         licence=licence,
         split_rule="given by the folder" if len(split) > 1 else None,
+        make=partial(members, fields),
     )
 
 
@@ -111,10 +116,13 @@ def _splits(source: Path, found: Sequence[Table]) -> dict[str, str | None]:
     return {name: SPLITS[name] for name in names}
 
 
-def _classes(about: Mapping[str, Any], column: Sequence[Any]) -> tuple[list[str], list[int | None]]:
-    """The names of the classes, and the index of every row's; None where it has none."""
+def _classes(
+    about: Mapping[str, Any], found: Sequence[Table], column: str
+) -> tuple[list[str], Callable[[Any], int | None]]:
+    """The names of the classes, and what makes a class of a value; None where it is none."""
     if names := about.get("names"):
-        return list(names), [index if isinstance(index, int) and index >= 0 else None for index in column]
-    names = number_classes(str(value) for value in column if value is not None)
+        return list(names), lambda value: value if isinstance(value, int) and value >= 0 else None
+    values = (place.values[column] for place in places(found, [column]))
+    names = number_classes(str(value) for value in values if value is not None)
     numbers = {name: number for number, name in enumerate(names)}
-    return names, [numbers.get(str(value)) for value in column]
+    return names, lambda value: numbers.get(str(value))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.recipes import Plan, Refusal, Sample, refusal, safe_key, stamp
+from pipeline.recipes import Plan, Refusal, Sample, refusal, safe_key, spilled, stamp
 from pipeline.recipes.matlab import read_matlab
 
 SOLUTION, MAPPING, DEVKIT = "LOC_val_solution.csv", "LOC_synset_mapping.txt", "ILSVRC2012_devkit_t12/data"
@@ -25,7 +25,7 @@ def imagenet(source: Path) -> Plan:
     numbers = {synset: number for number, synset in enumerate(synsets)}
     flat = any(path.is_file() and path.name[0] != "." for path in (root / "val").glob("*"))
     labels = _held_out(source) if flat else {}
-    samples: list[Sample] = []
+    samples = spilled()
     refused: list[Refusal] = []
     for split, path in _photos(root):
         synset = path.parent.name if path.parent.parent.name == split else labels.get(path.stem, "")

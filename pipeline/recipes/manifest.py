@@ -18,6 +18,7 @@ from pipeline.recipes import (
     number_classes,
     refusal,
     safe_key,
+    sift,
     stamp,
 )
 from pipeline.recipes.partners import PREFIX, with_partners
@@ -79,8 +80,7 @@ def plan(
         labels=label_columns,
         numbers={label: _numbers(known, label == "label" and bool(classes)) for label, known in names.items()},
     )
-    read = [reader.read(row, where) for where, row in rows]
-    samples = [sample for sample in read if isinstance(sample, Sample)]
+    samples, refused = sift(reader.read(row, where) for where, row in rows)
     check_unique(samples)
     return Plan(
         recipe="manifest",
@@ -88,7 +88,7 @@ def plan(
         options={"fields": dict(fields), "labels": list(labels), "group": group, "split": split, "key": key}
         | ({"partners": str(partners), "pairing": seed} if partners is not None else {}),
         samples=samples,
-        refused=broken + [row for row in read if isinstance(row, Refusal)],
+        refused=broken + refused,
         classes=names,
         units=dict(unit for field, unit in UNITS.items() if field in fields),
         licence=licence,

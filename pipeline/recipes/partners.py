@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.recipes import Refusal
-from pipeline.recipes.table import Row, read_table
+from pipeline.recipes.table import Rows, read_table, spilled_rows
 
 PREFIX = "partner."
 """Begins the names that the second table's columns get beside the first one's."""
 
 
-def with_partners(
-    rows: Sequence[tuple[str, Row]], partners: Path, label: str, split: str, seed: int
-) -> tuple[list[tuple[str, Row]], list[Refusal]]:
+def with_partners(rows: Rows, partners: Path, label: str, split: str, seed: int) -> tuple[Rows, list[Refusal]]:
     """Every row with the columns of a partner of its class and split, and the rows that found none.
 
     label, split: columns of both tables; a partner never leaves its split, so what is heard in training is not heard in
@@ -31,12 +29,12 @@ def with_partners(
             raise UserError(
                 f"{partners}: no column `{column}`, which pairs need in both tables; it has {sorted(known)}."
             )
-    decks: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for _, row in others:
-        decks[row.get(label, "").strip(), row.get(split, "").strip()].append(row)
-    hands: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    decks: dict[tuple[str, str], array[int]] = defaultdict(lambda: array("I"))
+    for number, (_, row) in enumerate(others):
+        decks[row.get(label, "").strip(), row.get(split, "").strip()].append(number)
+    hands: dict[tuple[str, str], array[int]] = defaultdict(lambda: array("I"))
     dealt = {place: random.Random(f"{seed}/{place}") for place in decks}
-    paired: list[tuple[str, Row]] = []
+    paired = spilled_rows()
     refused = [Refusal("", f"{partners} {fault.file}", fault.reason) for fault in broken]
     for where, row in rows:
         place = (row.get(label, "").strip(), row.get(split, "").strip())
@@ -45,7 +43,8 @@ def with_partners(
             refused.append(Refusal("", where, f"{what} has no partner in {partners.name}"))
             continue
         if not hands[place]:
-            hands[place] = dealt[place].sample(decks[place], len(decks[place]))
-        partner = hands[place].pop()
+            count = len(decks[place])
+            hands[place] = array("I", (decks[place][n] for n in dealt[place].sample(range(count), count)))
+        _, partner = others[hands[place].pop()]
         paired.append((where, {**row, **{f"{PREFIX}{column}": value for column, value in partner.items()}}))
     return paired, refused

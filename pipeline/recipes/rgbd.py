@@ -11,8 +11,9 @@ import cv2
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.recipes import Plan, Refusal, Sample, number_classes, refusal, safe_key, stamp
+from pipeline.recipes import Make, Plan, Refusal, Sample, number_classes, refusal, safe_key, spilled, stamp
 from pipeline.recipes.matlab import read_matlab
+from pipeline.scratch import Spilled
 
 NYU_CAMERA = {"fx": 518.857901, "fy": 519.469611, "cx": 324.582449, "cy": 252.736166, "width": 640, "height": 480}
 """Pixels; of the toolbox's camera_params.m, whose first pixel is 1."""
@@ -40,12 +41,11 @@ def nyu_depth_v2(source: Path) -> Plan:
         classes["classes"] = [str(name[0]) for name in read_matlab(mapping, "className").ravel()]
         masks["classes"] = list(range(1, len(classes["classes"]) + 1))
         table = (0, *read_matlab(mapping, "mapClass").ravel().tolist())
-    samples = []
+    samples = spilled()
     for n, (scene, kind) in enumerate(zip(scenes, kinds, strict=True)):
-        make, split = partial(_nyu_frame, str(path), n, table), "train" if n + 1 in train else "test"
-        key, label = f"nyu_{n:04d}", names.index(kind)
-        samples.append(Sample(key, scene, 500_000, mark, make=make, label=label, split=split, source=f"{scene} {n}"))
-    plan = _plan("nyu_depth_v2", source, samples, [], names)
+        split, key, label = "train" if n + 1 in train else "test", f"nyu_{n:04d}", names.index(kind)
+        samples.append(Sample(key, scene, 500_000, mark, {}, {}, [n], label, split=split, source=f"{scene} {n}"))
+    plan = _plan("nyu_depth_v2", source, samples, [], names, partial(_nyu_frame, str(path), table))
     plan.classes, plan.masks = classes, masks
     return plan
 
@@ -67,24 +67,25 @@ def sun_rgbd(source: Path) -> Plan:
             continue
         found.append((folder, kind))
     names = number_classes(kind for _, kind in found)
-    samples = []
+    samples = spilled()
     for folder, kind in found:
         relative = folder.relative_to(root).as_posix()
         size, mark = stamp(_pair(folder))
         split = "train" if relative in train else "test"
-        make = partial(_sun_frame, str(folder))
-        key = safe_key(relative)
-        samples.append(Sample(key, key, size, mark, make=make, label=names.index(kind), split=split, source=relative))
-    return _plan("sun_rgbd", source, samples, refused, names)
+        key, label = safe_key(relative), names.index(kind)
+        samples.append(Sample(key, key, size, mark, {}, {}, [str(folder)], label, split=split, source=relative))
+    return _plan("sun_rgbd", source, samples, refused, names, _sun_frame)
 
 
-def _plan(name: str, source: Path, samples: list[Sample], refused: list[Refusal], names: list[str]) -> Plan:
+def _plan(
+    name: str, source: Path, samples: Spilled[Sample], refused: list[Refusal], names: list[str], make: Make
+) -> Plan:
     units = {"depth.png": "millimetres, 0 = no reading"}
     options = {"source": str(source)}
-    return Plan(name, name, options, samples, refused, {"label": names}, units, split_rule="official")
+    return Plan(name, name, options, samples, refused, {"label": names}, units, split_rule="official", make=make)
 
 
-def _nyu_frame(path: str, number: int, table: tuple[int, ...] | None) -> dict[str, bytes]:
+def _nyu_frame(path: str, table: tuple[int, ...] | None, number: int) -> dict[str, bytes]:
     """table: the number of the coarse class of each of the file's own, 0 for none; None: there are no coarse ones."""
     file = _open(path)
     mask = file["labels"][number].T.astype(np.uint16)

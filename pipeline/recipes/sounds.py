@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.recipes import Plan, Refusal, Sample, number_classes, refusal, safe_key, stamp
+from pipeline.recipes import Plan, Refusal, Sample, number_classes, refusal, safe_key, spilled, stamp
 from pipeline.recipes.table import read_table
+from pipeline.scratch import Spilled
 
 
 def esc50(source: Path) -> Plan:
@@ -17,7 +18,7 @@ def esc50(source: Path) -> Plan:
     if missing := {"filename", "fold", "category", "src_file"} - set(rows[0][1]):
         raise UserError(f"{source / 'meta' / 'esc50.csv'}: has no column {', '.join(sorted(missing))}; is it ESC-50's?")
     names = number_classes(row["category"] for _, row in rows)
-    samples: list[Sample] = []
+    samples = spilled()
     for where, row in rows:
         file, group = row["filename"], row["src_file"]
         split = "test" if row["fold"] == "5" else "train"
@@ -43,7 +44,7 @@ def speech_commands(source: Path) -> Plan:
     held_out = dict.fromkeys(_lines(source / "validation_list.txt"), "val")
     held_out |= dict.fromkeys(_lines(source / "testing_list.txt"), "test")
     words = number_classes(path.name for path in source.iterdir() if path.is_dir() and path.name[0] not in "._")
-    samples: list[Sample] = []
+    samples = spilled()
     refused: list[Refusal] = []
     for word in words:
         for path in sorted((source / word).glob("*.wav")):
@@ -65,7 +66,14 @@ def _lines(path: Path) -> list[str]:
 
 
 def _add(
-    samples: list[Sample], refused: list[Refusal], path: Path, name: str, group: str, label: int, split: str, where: str
+    samples: Spilled[Sample],
+    refused: list[Refusal],
+    path: Path,
+    name: str,
+    group: str,
+    label: int,
+    split: str,
+    where: str,
 ) -> None:
     key = safe_key(str(Path(name).with_suffix("")))
     try:

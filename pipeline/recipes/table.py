@@ -10,8 +10,10 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.recipes import Refusal
+from pipeline.scratch import Spilled
 
 Row = Mapping[str, str]
+Rows = Spilled[tuple[str, Row]]
 
 
 class Template:
@@ -46,19 +48,28 @@ class Template:
         return "".join(literal + (value or "") for (literal, _), value in zip(self.parts, values, strict=True))
 
 
-def read_table(path: Path) -> tuple[list[tuple[str, Row]], list[Refusal]]:
+def read_table(path: Path) -> tuple[Rows, list[Refusal]]:
     """All rows as `(where, {column: text})`, and the lines that are no rows. Raises UserError if there are none."""
+    rows, broken = spilled_rows(), []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = list(_jsonl(file) if path.suffix in (".jsonl", ".ndjson") else _csv(path, file))
+            for where, row in _jsonl(file) if path.suffix in (".jsonl", ".ndjson") else _csv(path, file):
+                if isinstance(row, str):
+                    broken.append(Refusal("", where, row))
+                else:
+                    rows.append((where, row))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}. Name a CSV or JSONL file.") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a table in UTF-8: {error}.") from None
-    rows = [(where, row) for where, row in lines if not isinstance(row, str)]
     if not rows:
         raise UserError(f"{path}: there are no rows in it. Give a CSV file with a header, or JSONL.")
-    return rows, [Refusal("", where, reason) for where, reason in lines if isinstance(reason, str)]
+    return rows, broken
+
+
+def spilled_rows(rows: Iterable[tuple[str, Row]] = ()) -> Rows:
+    """Rows on disk, of which any number takes no memory."""
+    return Spilled(lambda where, row: (where, row), rows)
 
 
 def _csv(path: Path, file: Iterable[str]) -> Iterator[tuple[str, Row | str]]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from pipeline.errors import UserError
-from pipeline.recipes import Plan, Sample
+from pipeline.recipes import Plan, Sample, spilled
 
 
 def plan(scenes: int, seed: int = 0, size: int = 96) -> Plan:
@@ -23,17 +21,17 @@ def plan(scenes: int, seed: int = 0, size: int = 96) -> Plan:
         raise UserError(
             f"tabletop: {error}. The scenes are rendered by Open3D; install it, or pack data of your own."
         ) from None
-    samples = [
+    samples = spilled(
         Sample(
             key=f"scene-{index:06d}",
             group=f"tabletop-{seed}-{index}",
             size=expected,
             stamp=f"{seed} {index} {size}",
-            make=partial(tabletop.scene, seed, index, size),
+            arguments=[seed, index, size],
             source="tabletop",
         )
         for index in range(scenes)
-    ]
+    )
     return Plan(
         recipe="tabletop",
         name="tabletop",
@@ -47,4 +45,5 @@ def plan(scenes: int, seed: int = 0, size: int = 96) -> Plan:
         masks={"mask": [0, 255], "classes": list(range(1 + len(tabletop.CLASSES)))},
         units=dict(tabletop.FIELD_UNITS),
         licence="generated; free of rights",
+        make=tabletop.scene,
     )

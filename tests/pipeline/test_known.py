@@ -283,7 +283,7 @@ def test_nyu_depth_v2(tmp_path: Path) -> None:
     mapping = {"mapClass": np.arange(894)[None] % 40 + 1, "className": names}
     scipy_io.savemat(source / "classMapping40.mat", mapping)
     plan = known.plan("nyu_depth_v2", source)
-    coarse = read_mask(plan.samples[0].read()["classes.png"], plan.masks["classes"])
+    coarse = read_mask(plan.samples[0].read(plan.make)["classes.png"], plan.masks["classes"])
     assert plan.classes["classes"][coarse[20, 10]] == f"class {699 % 40 + 1}"
     assert (coarse >= 0).sum() == 1  # 0, unlabelled, is no class
 

@@ -18,7 +18,7 @@ from modalities import RGB
 from modalities.image_header import image_size
 from modalities.sound_header import sound_kind
 from pipeline import members
-from pipeline.members import inspect, read_label
+from pipeline.members import inspect, read_label, summarise
 
 
 @pytest.mark.parametrize(
@@ -125,6 +125,6 @@ def test_the_median_reading_is_numpy_s(readings: int) -> None:
     depth = np.zeros((20, 20), np.uint16)
     depth.flat[:readings] = np.random.default_rng(readings).integers(1, 65536, readings)
     depth.flat[0] = 65535
-    facts = inspect("depth.png", cv2.imencode(".png", depth)[1].tobytes())
-    assert facts.depth == np.median(depth[depth > 0])
-    assert facts.saturated == np.mean(depth[depth > 0] == 65535)
+    found = inspect("depth.png", cv2.imencode(".png", depth)[1].tobytes()).depth
+    assert found is not None
+    assert summarise(found) == (np.median(depth[depth > 0]), np.mean(depth[depth > 0] == 65535))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,36 @@ from pipeline.recipes import Sample
 # Splits.
 
 
+def by_group(samples: Sequence[Sample], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
+    """Group -> split; a group has one."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for sample, place in zip(samples, splits.assign(samples, fractions, seed), strict=True):
+        found[sample.group].add(splits.SPLITS[place])
+    return {group: split for group, (split,) in found.items()}
+
+
+def in_memory(samples: Sequence[Sample], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
+    """Oracle: the rule with dicts and lists. fractions: the largest first."""
+    groups: dict[str, Counter[int | None]] = defaultdict(Counter)
+    for sample in samples:
+        groups[sample.group][sample.label] += 1
+    total: Counter[int | None] = sum(groups.values(), Counter())
+    order = sorted(groups)
+    random.Random(seed).shuffle(order)
+    order.sort(key=lambda group: -groups[group].total().bit_length())
+    have: dict[str, Counter[int | None]] = {split: Counter() for split in fractions}
+    placed: dict[str, str] = {}
+    for group in order:
+        counts = groups[group]
+        filled = {
+            split: sum(n * have[split][c] / (share * total[c]) for c, n in counts.items()) / counts.total()
+            for split, share in fractions.items()
+        }
+        placed[group] = max(fractions, key=lambda split: 1 - filled[split])
+        have[placed[group]] += counts
+    return placed
+
+
 def random_samples(seed: int) -> list[Sample]:
     """Groups of 1 to 30 samples; every other data set has groups that mix classes."""
     rng = np.random.default_rng(seed)
@@ -40,9 +72,10 @@ def random_samples(seed: int) -> list[Sample]:
 @pytest.mark.parametrize("fractions", [{"train": 0.8, "test": 0.2}, {"train": 0.6, "val": 0.1, "test": 0.3}])
 def test_groups_stay_whole_and_classes_near_their_share(seed: int, fractions: dict[str, float]) -> None:
     samples = random_samples(seed)
-    placed = splits.assign(samples, fractions, seed)
-    assert set(placed) == {sample.group for sample in samples}  # a group has one split by construction
-    assert splits.assign(samples[::-1], fractions, seed) == placed
+    placed = by_group(samples, fractions, seed)
+    assert placed == by_group(samples[::-1], fractions, seed)
+    largest_first = dict(sorted(fractions.items(), key=lambda item: -item[1]))
+    assert placed == in_memory(samples, largest_first, seed)
     counts: dict[str, Counter[int | None]] = defaultdict(Counter)
     for sample in samples:
         counts[placed[sample.group]][sample.label] += 1
@@ -58,7 +91,7 @@ def test_every_class_reaches_as_many_splits_as_it_has_groups() -> None:
     samples = [
         Sample(f"{c}-{g}-{n}", f"{c}-{g}", 1, "", label=c) for c in range(5) for g in (0, 1) for n in range(1 + 40 * g)
     ]
-    placed = splits.assign(samples, {"train": 0.8, "test": 0.2}, 3)
+    placed = by_group(samples, {"train": 0.8, "test": 0.2}, 3)
     assert placed == {f"{c}-{g}": "train" if g else "test" for c in range(5) for g in (0, 1)}
 
 

@@ -7,7 +7,7 @@ import tarfile
 
 import pytest
 
-from pipeline.tar import read_members
+from pipeline.tar import read_members, write_members
 
 FILES = {
     "a.rgb.jpg": b"x" * 1000,
@@ -78,3 +78,20 @@ def test_a_damaged_header_is_refused() -> None:
         spoilt[place] ^= 1
         with pytest.raises(ValueError, match=r"no header|invalid literal"):
             list(read_members(io.BytesIO(spoilt), lambda name: True))
+
+
+@pytest.mark.parametrize("count", range(5))
+def test_writes_the_bytes_of_the_standard_library(count: int) -> None:
+    files = [("a.rgb.jpg", b"x" * 1000), ("ü" * 50, b""), ("b.\udcff", b"z" * 512), ("c" * 100, b"y" * 9000)][:count]
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in files:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    assert b"".join(write_members(files)) == buffer.getvalue()
+
+
+def test_a_name_that_does_not_fit_is_not_cut() -> None:
+    with pytest.raises(ValueError, match="too long"):
+        list(write_members([("ü" * 51, b"")]))

@@ -1,0 +1,65 @@
+"""What may outgrow the memory: tables and sequences in a temporary file, which is gone with the process.
+
+SQLite keeps some 2 MB of it in memory and sorts on disk; the folder is that of `SQLITE_TMPDIR`, `TMPDIR`, or /var/tmp.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Generic, TypeVar, overload
+
+Item = TypeVar("Item", bound=tuple[object, ...])
+
+
+def scratch(*tables: str) -> sqlite3.Connection:
+    """A data base of these tables, `"name (column TYPE, …)"`; sqlite3.OperationalError when the disk is full."""
+    db = sqlite3.connect("", check_same_thread=False)
+    for statement in ("PRAGMA journal_mode = OFF", *(f"CREATE TABLE {table}" for table in tables)):
+        db.execute(statement)
+    return db
+
+
+def blob(text: str) -> bytes:
+    """Any string as bytes that are equal, and sort, as the strings do: SQLite's text takes no lone surrogates."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def unblob(data: bytes) -> str:
+    return data.decode("utf-8", "surrogatepass")
+
+
+class Spilled(Sequence[Item], Generic[Item]):
+    """A sequence of tuples, on disk as JSON; items are built anew whenever they are read.
+
+    build: makes an item of its values.
+    """
+
+    def __init__(self, build: Callable[..., Item], items: Iterable[Item] = ()) -> None:
+        self._db, self._build, self._count = scratch("items (number INTEGER PRIMARY KEY, data TEXT)"), build, 0
+        for item in items:
+            self.append(item)
+
+    def append(self, item: Item) -> None:
+        self._db.execute("INSERT INTO items VALUES (?, ?)", (self._count, json.dumps(item)))
+        self._count += 1
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Item]:
+        return (
+            self._build(*json.loads(data)) for (data,) in self._db.execute("SELECT data FROM items ORDER BY number")
+        )
+
+    @overload
+    def __getitem__(self, place: int) -> Item: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Item]: ...
+    def __getitem__(self, place: int | slice) -> Item | list[Item]:
+        numbers = range(self._count)[place]
+        if isinstance(numbers, range):
+            return [self[number] for number in numbers]
+        (data,) = self._db.execute("SELECT data FROM items WHERE number = ?", (numbers,)).fetchone()
+        return self._build(*json.loads(data))
