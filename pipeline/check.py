@@ -10,15 +10,13 @@ from itertools import chain, groupby, islice
 from operator import itemgetter
 from pathlib import Path
 
+from pipeline.depths import Depths
 from pipeline.members import SUFFIXES, can_hear
 from pipeline.parallel import each
 from pipeline.progress import Progress
 from pipeline.scan import MOST_FAULTS, Job, Scan, scan
 from pipeline.scratch import blob, scratch, unblob
 from pipeline.shards import MANIFEST, Dataset, load_dataset, local
-
-NEAR, FAR = 0.2, 10.0
-"""Metres. Indoor recordings whose median depth is outside are probably in a unit 10 times or more off."""
 
 _WORTH_PROCESSES = 64 << 20  # bytes; below, starting processes takes longer than reading
 
@@ -86,8 +84,8 @@ class Tally:
         self.fields: Counter[str] = Counter()
         self.labels: dict[str, Counter[int]] = {split: Counter() for split in dataset.splits}
         self.sizes: dict[str, list[tuple[int, int]]] = {}
-        self.depths: Counter[int] = Counter()
-        self.saturated = self.askew = 0
+        self.depths = Depths()
+        self.askew = 0
         self.lacking: dict[str, list[str]] = {}
 
     def add(self, found: Scan) -> None:
@@ -101,8 +99,7 @@ class Tally:
         self.labels[split] += found.labels
         for member, sizes in found.sizes.items():
             self.sizes.setdefault(member, []).extend(sizes)
-        self.depths += found.depths
-        self.saturated += found.saturated
+        self.depths.add(found)
         self.askew += found.askew
         for member, keys in found.lacking.items():
             self.lacking.setdefault(member, []).extend(f"{file}: {key}" for key in keys)
@@ -113,7 +110,7 @@ class Tally:
         across = [*islice(lines := chain(self._leaks(), self._repeats()), MOST_FAULTS)]
         left = sum(1 for _ in lines)
         more = [f"and {left} more faults between shards"] if left else []
-        return [*own, *across, *more, *self._counts()]
+        return [*own, *across, *more, *self._counts(), *self.depths.faults()]
 
     def _leaks(self) -> Iterator[str]:
         """Groups that are in several splits."""
@@ -166,7 +163,7 @@ class Tally:
             sizes = sorted(self.sizes.get(member, ()), key=lambda size: size[0] * size[1])
             low, high = (f"{width} x {height}" for width, height in (sizes[0], sizes[-1])) if sizes else ("", "")
             size = f", {low}" + (f" to {high}" if high != low else "") if sizes else ""
-            depth = f", median {self._depth():.2f} m" if member == "depth.png" and self.depths else ""
+            depth = f", {self.depths.fact()}" if member.startswith("depth.") and self.depths.medians else ""
             lines.append(f"  {member}: in {count} of {self.samples} samples{size}{depth}")
         return [*lines, *self._balance()]
 
@@ -187,31 +184,12 @@ class Tally:
                 + (f": {text}" if names else "")
             )
 
-    def _depth(self) -> float:
-        """The median of the depth maps' medians, in metres."""
-        middle, seen = self.depths.total() / 2, 0
-        for depth in sorted(self.depths):
-            seen += self.depths[depth]
-            if seen >= middle:
-                return depth / 1000
-        return 0.0
-
     def notes(self) -> Iterator[str]:
         for member, keys in sorted(self.lacking.items()):
             if self.dataset.fields.get(member) == self.fields[member]:
                 count = self.samples - self.fields[member]
                 yield f"{count} of {self.samples} samples have no {member}, the first {min(keys)}"
-        if self.depths and not NEAR <= (depth := self._depth()) <= FAR:
-            yield (
-                f"the median depth is {depth:.3g} m: right for close-ups or streets, else the unit is wrong. Is it in "
-                "millimetres (.png) or metres (.npy)? Convert it and pack again, or set `scale` of the modality depth "
-                "to the metres per unit"
-            )
-        if self.saturated:
-            yield (
-                f"{self.saturated} depth maps have 65535 in over 1 % of their readings: if that stands for no reading, "
-                "make it 0 and pack again"
-            )
+        yield from self.depths.notes()
         if self.askew:
             yield (
                 f"in {self.askew} samples the images differ in aspect ratio, so one crop shows different things; "

@@ -129,16 +129,19 @@ def _image(field: str, data: bytes) -> Facts:
     return Facts(size, image)
 
 
-def summarise(depth: np.ndarray) -> tuple[float, float]:
-    """The median reading of a depth map in millimetres, and the share of its readings that are 65535, in [0, 1]."""
+def summarise(depth: np.ndarray) -> tuple[float, float, bool]:
+    """The median reading of a depth map in millimetres, the share of its readings that are 65535, in [0, 1], and
+    whether all are multiples of 10; fewer than ten different readings do not tell.
+    """
     if depth.dtype != np.uint16:
-        return float(np.median(depth[depth > 0])), 0.0
+        return float(np.median(depth[depth > 0])), 0.0, False
     # Ten times faster than sorting the readings.
     counts = cv2.calcHist([depth], [0], None, [65536], [0, 65536]).ravel()[1:].astype(np.int64)
     up_to = counts.cumsum()
     total = up_to[-1]
     middle = np.searchsorted(up_to, [(total - 1) // 2, total // 2], side="right") + 1
-    return float(middle.mean()), float(counts[-1] / total)
+    coarse = np.count_nonzero(counts[9::10]) >= 10 and counts[9::10].sum() == total
+    return float(middle.mean()), float(counts[-1] / total), bool(coarse)
 
 
 def _array(field: str, data: bytes) -> Facts:

@@ -38,7 +38,8 @@ class Scan:
     """What was found in a shard; small, for it travels between processes.
 
     fields: member -> samples that have it. sizes: member -> smallest and largest `(width, height)`, by area.
-    depths: median reading in whole millimetres -> depth maps. saturated: depth maps with many readings of 65535.
+    depths: median reading in whole millimetres -> depth maps. ends: the smallest and the largest, each with its key.
+    saturated: depth maps with many readings of 65535. coarse: those whose readings are all multiples of 10.
     askew: samples whose images differ in aspect ratio. lacking: expected member -> the first samples without it.
     """
 
@@ -51,7 +52,9 @@ class Scan:
     labels: Counter[int] = field(default_factory=Counter)
     sizes: dict[str, tuple[tuple[int, int], tuple[int, int]]] = field(default_factory=dict)
     depths: Counter[int] = field(default_factory=Counter)
+    ends: tuple[tuple[int, str], ...] = ()
     saturated: int = 0
+    coarse: int = 0
     askew: int = 0
     lacking: dict[str, list[str]] = field(default_factory=dict)
 
@@ -151,7 +154,7 @@ def _sample(key: str, members: Mapping[str, bytes | None], found: Scan) -> None:
                 _meta(read_meta(data), found)
         except ValueError as error:
             found.fault(f"{key}.{member}", error)
-    _add(facts, found)
+    _add(key, facts, found)
 
 
 def _meta(meta: Mapping[str, object], found: Scan) -> None:
@@ -175,7 +178,7 @@ def _checked(job: Job, name: str, label: int) -> int:
     return label
 
 
-def _add(facts: Mapping[str, Facts], found: Scan) -> None:
+def _add(key: str, facts: Mapping[str, Facts], found: Scan) -> None:
     """Add up what is known of a sample's images."""
     sizes = {member: fact.size for member, fact in facts.items() if fact.size}
     for member, size in sizes.items():
@@ -184,9 +187,12 @@ def _add(facts: Mapping[str, Facts], found: Scan) -> None:
     found.askew += _spread(width / height for width, height in sizes.values()) > 1.03
     for fact in facts.values():
         if fact.depth is not None:
-            median, saturated = summarise(fact.depth)
-            found.depths[round(median)] += 1
+            median, saturated, coarse = summarise(fact.depth)
+            own = (round(median), key)
+            found.depths[own[0]] += 1
+            found.ends = min((*found.ends, own)), max((*found.ends, own))
             found.saturated += saturated > 0.01
+            found.coarse += coarse
 
 
 def _spread(values: Iterable[float]) -> float:

@@ -94,7 +94,7 @@ def test_the_facts_are_those_of_the_data(sound: Path) -> None:
     facts = "\n".join(check(sound).facts)
     assert "shapes: 30 samples in 5 shards" in facts
     assert "rgb.jpg: in 30 of 30 samples, 32 x 32" in facts
-    assert "depth.png: in 30 of 30 samples, 32 x 32, median 1.50 m" in facts
+    assert "depth.png: in 30 of 30 samples, 32 x 32, median 1.50 m, nine of ten maps 1.50 to 1.50 m" in facts
     assert "train: 20 samples: disc 7, square 7, cross 6" in facts
     assert "test: 10 samples: disc 3, square 3, cross 4" in facts
 
@@ -183,8 +183,24 @@ def test_a_unit_that_is_10_or_1000_times_off_is_noted(data: Path, factor: float,
     report = check(data)
     assert report.faults == []
     noted = [note for note in report.notes if "Is it in millimetres (.png) or metres (.npy)?" in note]
-    assert noted == report.notes
+    coarse = [note for note in report.notes if "all readings are multiples of 10 mm" in note]
+    assert noted + coarse == report.notes
     assert bool(noted) is (factor != 1.0)
+    assert bool(coarse) is (factor == 10.0 and kind == "png")
+
+
+def test_shards_in_another_unit_are_a_fault(data: Path) -> None:
+    def tenfold(contents: Contents) -> None:
+        for _, held in contents:
+            depth = cv2.imdecode(np.frombuffer(held["depth.png"], np.uint8), cv2.IMREAD_UNCHANGED)
+            held["depth.png"] = encode(".png", 10 * depth)
+
+    rewrite(data, tenfold)
+    rewrite(data, tenfold, "test-000001.tar")
+    head, first, second = check(data).faults
+    assert head.startswith("depth: 18 maps, and 12 whose readings are about 10 times as large: two units in one set")
+    assert re.fullmatch(r"train-000000\.tar: s0000\d: its median depth is 15 m", first)
+    assert re.fullmatch(r"test-000001\.tar: s000\d\d: its median depth is 15 m", second)
 
 
 def test_sound_that_is_not_decoded_is_noted(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,4 +127,12 @@ def test_the_median_reading_is_numpy_s(readings: int) -> None:
     depth.flat[0] = 65535
     found = inspect("depth.png", cv2.imencode(".png", depth)[1].tobytes()).depth
     assert found is not None
-    assert summarise(found) == (np.median(depth[depth > 0]), np.mean(depth[depth > 0] == 65535))
+    assert summarise(found) == (np.median(depth[depth > 0]), np.mean(depth[depth > 0] == 65535), False)
+
+
+@pytest.mark.parametrize(
+    ("step", "levels", "coarse"), [(10, 30, True), (100, 30, True), (10, 9, False), (1, 30, False)]
+)
+def test_readings_in_steps_of_10_are_told_from_few_readings(step: int, levels: int, coarse: bool) -> None:
+    depth = (step * np.arange(100, 100 + levels)).astype(np.uint16)[None]
+    assert summarise(depth)[2] is coarse
