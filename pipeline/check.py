@@ -10,6 +10,7 @@ from itertools import chain, groupby, islice
 from operator import itemgetter
 from pathlib import Path
 
+from pipeline.balance import Balance
 from pipeline.depths import Depths
 from pipeline.members import SUFFIXES, can_hear
 from pipeline.parallel import each
@@ -52,9 +53,9 @@ def check(
     dataset, folder = load_dataset(folder), local(folder)
     total = sum(map(dataset.samples, dataset.splits))
     expected = tuple(name for name, count in dataset.fields.items() if count > total / 2 and name != "label.txt")
-    classes = {label: len(names) for label, names in dataset.classes.items()}
+    classes = {label: len(names) for label, names in dataset.classes.items() if label not in dataset.masks}
     jobs = [
-        Job(str(folder), split, shard, expected, classes, quick)
+        Job(str(folder), split, shard, expected, classes, tuple(dataset.masks), quick)
         for split, shards in dataset.splits.items()
         for shard in shards
     ]
@@ -82,7 +83,7 @@ class Tally:
         self.db = scratch("keys (key BLOB, shard INTEGER)", "groups (name BLOB, split TEXT, shard INTEGER)")
         self.samples = 0
         self.fields: Counter[str] = Counter()
-        self.labels: dict[str, Counter[int]] = {split: Counter() for split in dataset.splits}
+        self.balance = Balance(dataset)
         self.sizes: dict[str, list[tuple[int, int]]] = {}
         self.depths = Depths()
         self.askew = 0
@@ -96,7 +97,7 @@ class Tally:
         self.db.executemany("INSERT INTO groups VALUES (?, ?, ?)", groups)
         self.samples += len(found.keys)
         self.fields += found.fields
-        self.labels[split] += found.labels
+        self.balance.add(found)
         for member, sizes in found.sizes.items():
             self.sizes.setdefault(member, []).extend(sizes)
         self.depths.add(found)
@@ -165,24 +166,7 @@ class Tally:
             size = f", {low}" + (f" to {high}" if high != low else "") if sizes else ""
             depth = f", {self.depths.fact()}" if member.startswith("depth.") and self.depths.medians else ""
             lines.append(f"  {member}: in {count} of {self.samples} samples{size}{depth}")
-        return [*lines, *self._balance()]
-
-    def _balance(self) -> Iterator[str]:
-        """Samples per class, a line a split."""
-        names = self.dataset.classes.get("label", [])
-        for split, labels in self.labels.items():
-            total = self.dataset.samples(split)
-            counts = [labels[number] for number in range(len(names))]
-            if len(names) > 20:
-                text = f"{min(counts)} to {max(counts)} in each of {len(names)} classes"
-            else:
-                text = ", ".join(f"{name} {count}" for name, count in zip(names, counts, strict=True))
-            unlabelled = total - labels.total()
-            yield (
-                f"  {split}: {total} samples"
-                + (f", {unlabelled} unlabelled" if unlabelled > 0 else "")
-                + (f": {text}" if names else "")
-            )
+        return [*lines, *self.balance.facts()]
 
     def notes(self) -> Iterator[str]:
         for member, keys in sorted(self.lacking.items()):
@@ -195,16 +179,7 @@ class Tally:
                 f"in {self.askew} samples the images differ in aspect ratio, so one crop shows different things; "
                 "align them before packing"
             )
-        yield from self._absent()
-
-    def _absent(self) -> Iterator[str]:
-        """Classes that a model is tested on and never sees."""
-        names = self.dataset.classes.get("label", [])
-        trained = self.labels.get("train", Counter())
-        for split, labels in self.labels.items():
-            absent = [name for number, name in enumerate(names) if labels[number] and not trained[number]]
-            if split != "train" and trained and absent:
-                yield f"{split} has classes that train has no sample of: {', '.join(absent[:10])}"
+        yield from self.balance.notes()
 
 
 def _plain(line: str) -> str:

@@ -37,10 +37,12 @@ class Facts:
     """What was seen in a member.
 
     size: width and height of an image. depth: a depth map in millimetres, 0 = no reading: uint16, or float.
+    mask: an image of one channel, of another field.
     """
 
     size: tuple[int, int] | None = None
     depth: np.ndarray | None = None
+    mask: np.ndarray | None = None
 
 
 def member_name(field: str, path: str) -> str:
@@ -121,7 +123,7 @@ def _image(field: str, data: bytes) -> Facts:
     if field == "mask" and image.ndim != 2:
         raise ValueError(f"a {kind} image; a mask has a single channel; convert it before packing")
     if field != "depth":
-        return Facts(size)
+        return Facts(size, mask=image if image.ndim == 2 else None)
     if image.ndim != 2 or image.dtype != np.uint16:
         raise ValueError(f"a {kind} image; {_HOW_DEPTH}")
     if not cv2.hasNonZero(image):

@@ -17,7 +17,7 @@ def depths(metres: np.ndarray, coarse: int = 0) -> Depths:
     found, number = Depths(), 0
     for place, part in enumerate(np.array_split(metres, SHARDS)):
         shard = Shard(file=f"train-{place:06d}.tar", samples=len(part), bytes=0, sha256="")
-        scan = Scan(Job("", "train", shard, (), {}, False), coarse=coarse if place == 0 else 0)
+        scan = Scan(Job("", "train", shard, (), {}, (), False), coarse=coarse if place == 0 else 0)
         own = []
         for median in part:
             own.append((round(1000 * median), f"k{number}"))
