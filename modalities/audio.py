@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from modalities.base import Caption, Modality
 from modalities.encoders import AUDIO_ENCODERS, Encoder, build
 from modalities.geometry import Geometry
+from modalities.sound_header import sound_kind
 from modalities.torchaudio_loader import import_soundfile, import_torchaudio
 
 MOST_VALUES = 100_000_000
@@ -54,27 +55,7 @@ class Audio(Modality):
 
     def decode(self, data: bytes, meta: Mapping[str, Any]) -> np.ndarray:
         """float32 `[samples]` at `rate`, the mean of the channels."""
-        soundfile = import_soundfile()
-        try:
-            with soundfile.SoundFile(io.BytesIO(data)) as file:
-                grown = max(1, self.rate / file.samplerate)
-                if file.frames * file.channels * grown > MOST_VALUES:
-                    raise ValueError(f"{file.frames / file.samplerate:.0f} s of sound in one sample; cut it")
-                shared = math.gcd(file.samplerate, self.rate)
-                if file.samplerate // shared * (self.rate // shared) > MOST_FILTER:
-                    raise ValueError(
-                        f"sound of {file.samplerate} Hz, too odd a rate to become {self.rate} Hz; resample it"
-                    )
-                sound, source_rate = file.read(dtype="float32", always_2d=True), file.samplerate
-        except soundfile.LibsndfileError as error:
-            raise ValueError(f"{len(data)} bytes are not a readable sound file: {error.error_string}") from None
-        if not len(sound):
-            raise ValueError("the sound has no samples")
-        mono: np.ndarray = sound[:, 0] if sound.shape[1] == 1 else sound.mean(1)
-        if not np.isfinite(mono).all():
-            raise ValueError("the sound has samples that are not finite (NaN or infinity); export it again")
-        if not mono.any():
-            raise ValueError("the sound is silent from beginning to end")
+        mono, source_rate = read_sound(data, self.rate)
         if source_rate != self.rate:
             mono = _resampler(source_rate, self.rate)(torch.from_numpy(mono)).numpy()
         return mono
@@ -117,6 +98,34 @@ class Audio(Modality):
         file = io.BytesIO()
         import_soundfile().write(file, excerpt.numpy(), PLAYED, format="MP3")
         return Caption(f"{len(value) / self.rate:.1f} s", sound=file.getvalue())
+
+
+def read_sound(data: bytes, rate: int) -> tuple[np.ndarray, int]:
+    """The mean of the channels, float32 `[samples]`, and the file's own samples a second.
+
+    Raises ValueError for what cannot be read to its end or heard, and for what is too much to become sound of `rate`.
+    """
+    soundfile = import_soundfile()
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            sound_kind(data)
+            grown = max(1, rate / file.samplerate)
+            if file.frames * file.channels * grown > MOST_VALUES:
+                raise ValueError(f"{file.frames / file.samplerate:.0f} s of sound in one sample; cut it")
+            shared = math.gcd(file.samplerate, rate)
+            if file.samplerate // shared * (rate // shared) > MOST_FILTER:
+                raise ValueError(f"sound of {file.samplerate} Hz, too odd a rate to become {rate} Hz; resample it")
+            sound, source_rate = file.read(dtype="float32", always_2d=True), file.samplerate
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{len(data)} bytes are not a readable sound file: {error.error_string}") from None
+    if not len(sound):
+        raise ValueError("the sound has no samples")
+    mono: np.ndarray = sound[:, 0] if sound.shape[1] == 1 else sound.mean(1)
+    if not np.isfinite(mono).all():
+        raise ValueError("the sound has samples that are not finite (NaN or infinity); export it again")
+    if not mono.any():
+        raise ValueError("the sound is silent from beginning to end")
+    return mono, source_rate
 
 
 @lru_cache(maxsize=8)

@@ -82,7 +82,7 @@ class Depth(Modality):
         """Metres, validity, intrinsics and gravity.
 
         `meta["intrinsics"]` has fx, fy, cx, cy in pixels and, if they are of an image of another resolution, its width
-        and height. Without it the horizontal field of view is taken to be 60 degrees.
+        and height. Without it the horizontal field of view is taken to be 60 degrees, but disparity is a ValueError.
         """
         if data.startswith(b"\x93NUMPY"):
             metres = read_metres(data)
@@ -95,6 +95,11 @@ class Depth(Modality):
             raise ValueError("a depth map without a single reading")
         camera = intrinsics(meta, *metres.shape)
         if self.baseline is not None:
+            if meta.get("intrinsics") is None:
+                raise ValueError(
+                    "disparity (`baseline` is set) becomes metres by the focal length, and the sample has no "
+                    "intrinsics in meta.json; pack it with `--intrinsics fx,fy,cx,cy`"
+                )
             metres = np.divide(camera[0] * self.baseline, metres, out=np.zeros_like(metres), where=valid)
         return DepthMap(metres, valid, camera, gravity(meta))
 
@@ -114,31 +119,33 @@ class Depth(Modality):
                 kept = depth.valid & ~dropped(size, self.dropout, rng)
         if self.input == "points":
             return self.sample(depth, kept, rng)
-        seen, at = np.empty((self.channels, size, size), np.float32), 0
-        mask = kept.astype(np.float32)
-        for part in self.maps(depth, kept, mask):
-            np.multiply(part, mask, out=seen[at : at + len(part)])
-            at += len(part)
+        seen = np.empty((self.channels, size, size), np.float32)
+        self.fill(seen, depth, kept)
+        seen *= kept.astype(np.float32)
         return torch.from_numpy(seen)
 
-    def maps(self, depth: DepthMap, kept: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
-        """The channels, `[C, size, size]` together, before the mask; normals see all readings, kept or not."""
-        validity = mask[None]
+    def fill(self, seen: np.ndarray, depth: DepthMap, kept: np.ndarray) -> None:
+        """Write the channels into `seen [C, size, size]`; normals see all readings, kept or not."""
         match self.input:
-            case "image":
-                return [(self.scaled(depth.metres, kept)[None] + 1) / 2] * 3
-            case "inverse":
-                return [self.inverse(depth)[None], validity]
+            case "depth":
+                seen[0], seen[1] = self.scaled(depth.metres, kept), kept
+            case "depth+normals":
+                seen[0], seen[1] = self.scaled(depth.metres, kept), kept
+                normals(depth, seen[2:])
             case "normals":
-                return [normals(depth), validity]
+                seen[3] = kept
+                normals(depth, seen[:3])
+            case "image":
+                seen[:] = (self.scaled(depth.metres, kept) + 1) / 2
+            case "inverse":
+                seen[0], seen[1] = self.inverse(depth), kept
             case "vertex":
-                return [self.scaled_vertices(depth, kept), validity]
+                seen[:3], seen[3] = self.scaled_vertices(depth, kept), kept
             case "hha":
                 height, angle = hha(depth)
-                tilt = angle / np.float32(math.pi / 2) - 1
-                return [self.inverse(depth)[None], np.minimum(height / TALLEST, 1)[None], tilt[None], validity]
-        channels = [self.scaled(depth.metres, kept)[None], validity]
-        return [*channels, normals(depth)] if self.input == "depth+normals" else channels
+                seen[0], seen[3] = self.inverse(depth), kept
+                np.minimum(height / TALLEST, 1, out=seen[1])
+                np.subtract(angle / np.float32(math.pi / 2), 1, out=seen[2])
 
     def sample(self, depth: DepthMap, kept: np.ndarray, rng: np.random.Generator | None) -> Tensor:
         """Points `[N, 3]`, evenly over the readings without rng; one at 0 where there is no reading."""
@@ -159,7 +166,9 @@ class Depth(Modality):
     def scaled(self, metres: np.ndarray, valid: np.ndarray) -> np.ndarray:
         """Metres to [-1, 1]."""
         middle, half = self.middle_and_half(metres, valid)
-        return np.clip((metres - middle) / half, -1, 1)
+        found = metres - middle
+        found /= half
+        return np.clip(found, -1, 1, out=found)
 
     def scaled_vertices(self, depth: DepthMap, valid: np.ndarray) -> np.ndarray:
         """Points `[3, size, size]` in [-1, 1]."""

@@ -14,6 +14,12 @@ from modalities.geometry import Geometry
 SURFACES = 4000
 """Pixels, evenly of all, that gravity and the lowest surface are estimated from."""
 
+ROWS = 96
+"""Normals are found so many rows at a time, whose numbers stay in a core's cache."""
+
+SQUARABLE = np.float32(1e-6), np.float32(1e6)
+"""Metres whose inverse has a square in float32, no reading being 0."""
+
 FIELD_OF_VIEW = math.radians(60)  # horizontal; assumed where meta.json has no intrinsics, near most depth cameras'
 
 
@@ -39,7 +45,8 @@ def transform(depth: DepthMap, geometry: Geometry, size: int) -> DepthMap:
     weight = geometry.resize(depth.valid.astype(np.float32), size)
     total = geometry.resize(depth.metres, size)
     valid = weight > 0.499  # half, but for rounding
-    metres = total / np.maximum(weight, np.float32(0.499)) * valid
+    metres = np.divide(total, np.maximum(weight, np.float32(0.499), out=weight), out=total)
+    metres *= valid
     gravity = depth.gravity
     if gravity is not None and geometry.flip:
         gravity = (-gravity[0], gravity[1], gravity[2])
@@ -80,35 +87,47 @@ def gravity(meta: Mapping[str, Any]) -> tuple[float, float, float] | None:
     return x / length, y / length, z / length
 
 
-def normals(depth: DepthMap) -> np.ndarray:
+def normals(depth: DepthMap, out: np.ndarray | None = None) -> np.ndarray:
     """Unit normals float32 `[3, H, W]` (x right, y down, z away from the camera, which they face), from each pixel's
-    right and lower neighbour; 0 where one of the three is not valid.
+    right and lower neighbour; 0 where one of the three is not valid. out: written and returned, where it is given.
 
-    The cross product of the two differences, over the product of the neighbours' depths and focal lengths: with
-    a = fx (1 - z / z_right) and b = fy (1 - z / z_lower) it is (a, b, -1 - x a - y b) on the ray (x, y, 1).
+    The cross product of the two differences, over the product of the three depths: with w = 1 / z, a = w - w_right and
+    b = w - w_lower it is (fx a, fy b, (cx - u) a + (cy - v) b - w) at column u and row v.
     """
-    fx, fy = (np.float32(focal) for focal in depth.intrinsics[:2])
-    x, y = rays(depth)
     height, width = depth.metres.shape
-    found = np.zeros((3, height, width), np.float32)
-    # In place and in whole rows: at these sizes the time goes into memory. What is right of the last column is masked.
-    a, b, c = found[:, :-1]
-    z = np.maximum(depth.metres, np.float32(1e-6)).ravel()  # finite where it does not count
-    here = z[: a.size].reshape(a.shape)
-    for out, neighbour, focal in ((a, 1, fx), (b, width, fy)):
-        np.divide(here, z[neighbour : neighbour + a.size].reshape(a.shape), out=out)
-        np.subtract(1, out, out=out)
-        out *= focal
-    np.multiply(a, -x, out=c)
-    c -= b * y[:-1]
-    c -= 1
-    known = depth.valid[:-1] & depth.valid[1:]
-    known[:, :-1] &= depth.valid[:-1, 1:]
-    known[:, -1] = False
-    scale = known / np.sqrt(a * a + b * b + c * c)  # cv2.magnitude's last bit depends on where arrays lie in memory
-    for part in (a, b, c):
-        part *= scale
+    found = np.empty((3, height, width), np.float32) if out is None else out
+    known = np.zeros((height, width), bool)
+    np.logical_and(depth.valid[:-1, :-1], depth.valid[:-1, 1:], out=known[:-1, :-1])
+    known[:-1] &= depth.valid[1:]
+    for top in range(0, height, ROWS):
+        _normals(depth, top, known[top : top + ROWS], found[:, top : top + ROWS])
     return found
+
+
+def _normals(depth: DepthMap, top: int, known: np.ndarray, found: np.ndarray) -> None:
+    """Those of the rows from `top` on, written into `found [3, rows, W]`; in place: the time goes into memory."""
+    fx, fy, cx, cy = (np.float32(number) for number in depth.intrinsics)
+    rows, width = known.shape
+    count = known.size
+    inverse = np.ones((rows + 1, width), np.float32)  # with the row below, of which the last has none
+    metres = depth.metres[top : top + rows + 1]
+    np.clip(metres, *SQUARABLE, out=inverse[: len(metres)])
+    np.divide(1, inverse, out=inverse)
+    here, everything = inverse[:rows], inverse.ravel()
+    a, b, c = found
+    # As one row: what is right of the last column is masked, too.
+    np.subtract(everything[:count], everything[1 : count + 1], out=a.reshape(-1))
+    np.subtract(everything[:count], everything[width:], out=b.reshape(-1))
+    np.multiply(a, cx - np.arange(width, dtype=np.float32), out=c)
+    c -= here
+    np.multiply(b, cy - np.arange(top, top + rows, dtype=np.float32)[:, None], out=here)
+    c += here
+    a *= fx
+    b *= fy
+    np.einsum("irw,irw->rw", found, found, out=here)
+    np.sqrt(here, out=here)
+    np.divide(known, here, out=here)
+    found *= here
 
 
 def vertices(depth: DepthMap) -> np.ndarray:

@@ -40,7 +40,7 @@ class RGB(Modality):
     def decode(self, data: bytes, meta: Mapping[str, Any]) -> np.ndarray:
         """uint8 `[H, W, 3]`; 16 bits become 8, grey is repeated, transparency is laid on white.
 
-        JPEGs are turned upright by their EXIF orientation.
+        JPEGs are turned upright by their EXIF orientation; that of PNG and WebP is not followed.
         """
         image_size(data)  # refuses what would unpack to gigabytes, or be filled up with grey
         is_jpeg = data.startswith(b"\xff\xd8")

@@ -10,14 +10,14 @@ from itertools import chain, groupby, islice
 from operator import itemgetter
 from pathlib import Path
 
+from pipeline.balance import Balance
+from pipeline.depths import Depths
+from pipeline.members import SUFFIXES, can_hear
 from pipeline.parallel import each
 from pipeline.progress import Progress
 from pipeline.scan import MOST_FAULTS, Job, Scan, scan
 from pipeline.scratch import blob, scratch, unblob
 from pipeline.shards import MANIFEST, Dataset, load_dataset, local
-
-NEAR, FAR = 0.2, 10.0
-"""Metres. Indoor recordings whose median depth is outside are probably in a unit 10 times or more off."""
 
 _WORTH_PROCESSES = 64 << 20  # bytes; below, starting processes takes longer than reading
 
@@ -53,9 +53,9 @@ def check(
     dataset, folder = load_dataset(folder), local(folder)
     total = sum(map(dataset.samples, dataset.splits))
     expected = tuple(name for name, count in dataset.fields.items() if count > total / 2 and name != "label.txt")
-    classes = {label: len(names) for label, names in dataset.classes.items()}
+    classes = {label: len(names) for label, names in dataset.classes.items() if label not in dataset.masks}
     jobs = [
-        Job(str(folder), split, shard, expected, classes, quick)
+        Job(str(folder), split, shard, expected, classes, tuple(dataset.masks), quick)
         for split, shards in dataset.splits.items()
         for shard in shards
     ]
@@ -66,7 +66,7 @@ def check(
     with Progress("checking", total) as progress:
         for found in each(scan, jobs, processes, progress.advance):
             tally.add(found)
-    notes = [*tally.notes(), *_readers(dataset, ranks, workers), *_strays(folder, dataset)]
+    notes = [*tally.notes(), *_unheard(dataset), *_readers(dataset, ranks, workers), *_strays(folder, dataset)]
     facts = [f"{dataset.name}: {total} samples in {len(jobs)} shards, {size / 1e6:.1f} MB; split: {dataset.split_rule}"]
     return Report(*([_plain(line) for line in lines] for lines in ([*facts, *tally.facts()], notes, tally.faults())))
 
@@ -83,10 +83,10 @@ class Tally:
         self.db = scratch("keys (key BLOB, shard INTEGER)", "groups (name BLOB, split TEXT, shard INTEGER)")
         self.samples = 0
         self.fields: Counter[str] = Counter()
-        self.labels: dict[str, Counter[int]] = {split: Counter() for split in dataset.splits}
+        self.balance = Balance(dataset)
         self.sizes: dict[str, list[tuple[int, int]]] = {}
-        self.depths: Counter[int] = Counter()
-        self.saturated = self.askew = 0
+        self.depths = Depths()
+        self.askew = 0
         self.lacking: dict[str, list[str]] = {}
 
     def add(self, found: Scan) -> None:
@@ -98,11 +98,10 @@ class Tally:
         self.db.executemany("INSERT INTO groups VALUES (?, ?, ?)", groups)
         self.samples += len(found.keys)
         self.fields += found.fields
-        self.labels[split] += found.labels
+        self.balance.add(found)
         for member, sizes in found.sizes.items():
             self.sizes.setdefault(member, []).extend(sizes)
-        self.depths += found.depths
-        self.saturated += found.saturated
+        self.depths.add(found)
         self.askew += found.askew
         for member, keys in found.lacking.items():
             self.lacking.setdefault(member, []).extend(f"{file}: {key}" for key in keys)
@@ -113,7 +112,7 @@ class Tally:
         across = [*islice(lines := chain(self._leaks(), self._repeats()), MOST_FAULTS)]
         left = sum(1 for _ in lines)
         more = [f"and {left} more faults between shards"] if left else []
-        return [*own, *across, *more, *self._counts()]
+        return [*own, *across, *more, *self._counts(), *self.depths.faults()]
 
     def _leaks(self) -> Iterator[str]:
         """Groups that are in several splits."""
@@ -167,35 +166,9 @@ class Tally:
             sizes = sorted(self.sizes.get(member, ()), key=lambda size: size[0] * size[1])
             low, high = (f"{width} x {height}" for width, height in (sizes[0], sizes[-1])) if sizes else ("", "")
             size = f", {low}" + (f" to {high}" if high != low else "") if sizes else ""
-            depth = f", median {self._depth():.2f} m" if member == "depth.png" and self.depths else ""
+            depth = f", {self.depths.fact()}" if member.startswith("depth.") and self.depths.medians else ""
             lines.append(f"  {member}: in {count} of {self.samples} samples{size}{depth}")
-        return [*lines, *self._balance()]
-
-    def _balance(self) -> Iterator[str]:
-        """Samples per class, a line a split."""
-        names = self.dataset.classes.get("label", [])
-        for split, labels in self.labels.items():
-            total = self.dataset.samples(split)
-            counts = [labels[number] for number in range(len(names))]
-            if len(names) > 20:
-                text = f"{min(counts)} to {max(counts)} in each of {len(names)} classes"
-            else:
-                text = ", ".join(f"{name} {count}" for name, count in zip(names, counts, strict=True))
-            unlabelled = total - labels.total()
-            yield (
-                f"  {split}: {total} samples"
-                + (f", {unlabelled} unlabelled" if unlabelled > 0 else "")
-                + (f": {text}" if names else "")
-            )
-
-    def _depth(self) -> float:
-        """The median of the depth maps' medians, in metres."""
-        middle, seen = self.depths.total() / 2, 0
-        for depth in sorted(self.depths):
-            seen += self.depths[depth]
-            if seen >= middle:
-                return depth / 1000
-        return 0.0
+        return [*lines, *self.balance.facts()]
 
     def notes(self) -> Iterator[str]:
         """What is no fault but worth knowing, a line each."""
@@ -203,37 +176,24 @@ class Tally:
             if self.dataset.fields.get(member) == self.fields[member]:
                 count = self.samples - self.fields[member]
                 yield f"{count} of {self.samples} samples have no {member}, the first {min(keys)}"
-        if self.depths and not NEAR <= (depth := self._depth()) <= FAR:
-            yield (
-                f"the median depth is {depth:.3g} m: right for close-ups or streets, else the unit is wrong. Is it in "
-                "millimetres (.png) or metres (.npy)? Convert it and pack again, or set `scale` of the modality depth "
-                "to the metres per unit"
-            )
-        if self.saturated:
-            yield (
-                f"{self.saturated} depth maps have 65535 in over 1 % of their readings: if that stands for no reading, "
-                "make it 0 and pack again"
-            )
+        yield from self.depths.notes()
         if self.askew:
             yield (
                 f"in {self.askew} samples the images differ in aspect ratio, so one crop shows different things; "
                 "align them before packing"
             )
-        yield from self._absent()
-
-    def _absent(self) -> Iterator[str]:
-        """Classes that a model is tested on and never sees."""
-        names = self.dataset.classes.get("label", [])
-        trained = self.labels.get("train", Counter())
-        for split, labels in self.labels.items():
-            absent = [name for number, name in enumerate(names) if labels[number] and not trained[number]]
-            if split != "train" and trained and absent:
-                yield f"{split} has classes that train has no sample of: {', '.join(absent[:10])}"
+        yield from self.balance.notes()
 
 
 def _plain(line: str) -> str:
     """One line for a terminal: names in a tar may hold line ends, control codes and bytes that are no text."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+
+
+def _unheard(dataset: Dataset) -> Iterator[str]:
+    """Sound of which no more than the header is read."""
+    if not can_hear() and any(member.endswith(SUFFIXES["audio"]) for member in dataset.fields):
+        yield "sound is not decoded, so not all damage to it is seen: pip install 'wcord[audio]'"
 
 
 def _readers(dataset: Dataset, ranks: int, workers: int) -> Iterator[str]:

@@ -20,6 +20,11 @@ Fields = Annotated[list[str], typer.Option("--field", help="What a sample consis
 Masks = Annotated[
     list[str], typer.Option("--mask", help="A field that is a mask, its classes and values: mask=floor:0,hand:255.")
 ]
+Intrinsics = Annotated[
+    str | None,
+    typer.Option(help="Of the depth camera, pixels: fx,fy,cx,cy, then ,width,height if of an image of another size."),
+]
+Gravity = Annotated[str | None, typer.Option(help="Of the depth camera: x right, y down, z away, as 0,1,0.")]
 Test = Annotated[float, typer.Option(help="Share of the samples for the test split, whole groups each.")]
 Val = Annotated[float, typer.Option(help="Share of the samples for the val split.")]
 Seed = Annotated[int, typer.Option(help="Seed of the split and of the order of samples.")]
@@ -45,6 +50,8 @@ def manifest(
         typer.Option(help="Second table: each row gets a partner of its class and split, as {partner.COLUMN}."),
     ] = None,
     mask: Masks = [],  # noqa: B006
+    intrinsics: Intrinsics = None,
+    gravity: Gravity = None,
     test: Test = 0.2,
     val: Val = 0.0,
     seed: Seed = 0,
@@ -56,7 +63,7 @@ def manifest(
     licence: Licence = "not stated",
 ) -> None:
     """Pack what a table lists: --field rgb=photos/{id}.jpg --field depth=depth_path --label class --group clip."""
-    from pipeline.recipes import add_masks, parse_fields
+    from pipeline.recipes import add_camera, add_masks, parse_fields
     from pipeline.recipes import manifest as recipe
 
     plan = recipe.plan(
@@ -71,7 +78,7 @@ def manifest(
         partners=partners,
         seed=seed,
     )
-    add_masks(plan, mask)
+    add_camera(add_masks(plan, mask), intrinsics, gravity)
     _pack(plan, out, test, val, seed, shard_mb, workers, max_refused, overwrite)
 
 
@@ -88,6 +95,8 @@ def folders(
     ] = None,
     group: Annotated[str | None, typer.Option(help="parent, or a regular expression on the path.")] = None,
     mask: Masks = [],  # noqa: B006
+    intrinsics: Intrinsics = None,
+    gravity: Gravity = None,
     test: Test = 0.2,
     val: Val = 0.0,
     seed: Seed = 0,
@@ -99,11 +108,11 @@ def folders(
     licence: Licence = "not stated",
 ) -> None:
     """Pack parallel folders, matched by path without suffix: --field rgb=photos --field depth=maps."""
-    from pipeline.recipes import add_masks, parse_fields
+    from pipeline.recipes import add_camera, add_masks, parse_fields
     from pipeline.recipes import folders as recipe
 
     plan = recipe.plan(root, parse_fields(field), label_from, split_from, group, name, licence)
-    add_masks(plan, mask)
+    add_camera(add_masks(plan, mask), intrinsics, gravity)
     _pack(plan, out, test, val, seed, shard_mb, workers, max_refused, overwrite)
 
 
@@ -118,6 +127,8 @@ def huggingface(
         list[str], typer.Option(help="Column of classes, the first is the task's; else all class labels.")
     ] = [],  # noqa: B006
     group: Annotated[str | None, typer.Option(help="Column of what stays in one split.")] = None,
+    intrinsics: Intrinsics = None,
+    gravity: Gravity = None,
     test: Test = 0.2,
     val: Val = 0.0,
     seed: Seed = 0,
@@ -129,10 +140,10 @@ def huggingface(
     licence: Licence = "not stated",
 ) -> None:
     """Pack a folder of the Hugging Face `datasets` library; a single split is cut by --test and --val."""
+    from pipeline.recipes import add_camera, parse_fields
     from pipeline.recipes import huggingface as recipe
-    from pipeline.recipes import parse_fields
 
-    plan = recipe.plan(source, parse_fields(field), label, group, name, licence)
+    plan = add_camera(recipe.plan(source, parse_fields(field), label, group, name, licence), intrinsics, gravity)
     _pack(plan, out, test, val, seed, shard_mb, workers, max_refused, overwrite)
 
 

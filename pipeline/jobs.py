@@ -8,8 +8,9 @@ import math
 import random
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.recipes import Make, Plan, Sample
 from pipeline.splits import SPLITS
@@ -34,7 +35,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Job:
-    """One shard to be written. digest: of everything that decides its content. samples: `(index, sample)`."""
+    """One shard to be written. digest: of everything that decides its content. samples: `(index, sample)`.
+
+    camera: what their `meta.json` says of it, where they do not say it themselves.
+    """
 
     folder: str
     file: str
@@ -42,6 +46,7 @@ class Job:
     samples: Part | list[tuple[int, Sample]]
     make: Make | None
     classes: int | None
+    camera: Mapping[str, Any]
 
 
 def cut(plan: Plan, folder: str, placed: bytes, seed: int, shard_bytes: int, min_shards: int) -> list[Job]:
@@ -58,7 +63,8 @@ def cut(plan: Plan, folder: str, placed: bytes, seed: int, shard_bytes: int, min
         for number in range(count):
             order = memoryview(chosen)[number * len(chosen) // count : (number + 1) * len(chosen) // count]
             part = Part(plan.samples, order)
-            jobs.append(Job(folder, f"{split}-{number:06d}.tar", _digest(plan, part), part, plan.make, classes))
+            file, digest = f"{split}-{number:06d}.tar", _digest(plan, part)
+            jobs.append(Job(folder, file, digest, part, plan.make, classes, plan.camera))
     return jobs
 
 

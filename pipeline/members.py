@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-import struct
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from pathlib import PurePath
 
 import cv2
 import numpy as np
 
+from modalities.audio import PLAYED, read_sound
+from modalities.depth_map import gravity, intrinsics
 from modalities.image_header import image_size
+from modalities.sound_header import sound_kind
+from modalities.torchaudio_loader import import_soundfile
 
 SUFFIXES: dict[str, tuple[str, ...]] = {
     "rgb": ("jpg", "png", "webp"),
@@ -20,6 +24,7 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     "mask": ("png",),
     "text": ("txt",),
     "audio": ("wav", "flac", "ogg", "mp3"),
+    "meta": ("json",),
 }
 """The known fields and the kinds of file that each may be. Any other field takes any file that is not a pickle."""
 
@@ -32,10 +37,12 @@ class Facts:
     """What was seen in a member.
 
     size: width and height of an image. depth: a depth map in millimetres, 0 = no reading: uint16, or float.
+    mask: an image of one channel, of another field.
     """
 
     size: tuple[int, int] | None = None
     depth: np.ndarray | None = None
+    mask: np.ndarray | None = None
 
 
 def member_name(field: str, path: str) -> str:
@@ -43,10 +50,8 @@ def member_name(field: str, path: str) -> str:
 
     Raises ValueError for a field name that cannot be a member, and for a kind of file that the field may not be.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]{0,19}", field) or field in ("label", "meta"):
-        raise ValueError(
-            f"`{field}` cannot be a field: wanted is a lower-case word up to 20 letters, not `label` or `meta`"
-        )
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,19}", field) or field == "label":
+        raise ValueError(f"`{field}` cannot be a field: wanted is a lower-case word up to 20 letters, not `label`")
     suffix = PurePath(path).suffix.lower().lstrip(".")
     suffix = "jpg" if suffix == "jpeg" else suffix
     allowed = SUFFIXES.get(field)
@@ -73,11 +78,10 @@ def inspect(member: str, data: bytes) -> Facts:
     elif suffix == "txt":
         _text(data)
     elif member == "meta.json":
-        read_meta(data)
-    elif suffix == "wav":
-        _wav(data)
-    elif suffix == "flac":
-        _flac(data)
+        meta = read_meta(data)
+        intrinsics(meta, 1, 1), gravity(meta)
+    elif suffix in SUFFIXES["audio"]:
+        _sound(suffix, data)
     elif suffix == "npy":
         return _array(field, data)
     return Facts()
@@ -106,20 +110,20 @@ def read_meta(data: bytes) -> dict[str, object]:
 
 def _image(field: str, data: bytes) -> Facts:
     """Open an image and hold it against what its field wants."""
-    size = image_size(data)
+    image_size(data)
+    flags = cv2.IMREAD_COLOR if data.startswith(b"\xff\xd8") else cv2.IMREAD_UNCHANGED  # JPEGs as the loader turns them
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
         image = None
     if image is None:
         raise ValueError("the image does not decode: truncated or damaged; copy it again")
+    size = (image.shape[1], image.shape[0])
     kind = f"{image.shape[2] if image.ndim == 3 else 1}-channel {image.dtype.itemsize * 8}-bit"
-    if field == "rgb" and image.dtype != np.uint8 and (image.dtype != np.uint16 or image.ndim == 2):
-        raise ValueError(f"a {kind} image; rgb is 8-bit, or 16-bit in colour; convert it before packing")
     if field == "mask" and image.ndim != 2:
         raise ValueError(f"a {kind} image; a mask has a single channel; convert it before packing")
     if field != "depth":
-        return Facts(size)
+        return Facts(size, mask=image if image.ndim == 2 else None)
     if image.ndim != 2 or image.dtype != np.uint16:
         raise ValueError(f"a {kind} image; {_HOW_DEPTH}")
     if not cv2.hasNonZero(image):
@@ -127,16 +131,19 @@ def _image(field: str, data: bytes) -> Facts:
     return Facts(size, image)
 
 
-def summarise(depth: np.ndarray) -> tuple[float, float]:
-    """The median reading of a depth map in millimetres, and the share of its readings that are 65535, in [0, 1]."""
+def summarise(depth: np.ndarray) -> tuple[float, float, bool]:
+    """The median reading of a depth map in millimetres, the share of its readings that are 65535, in [0, 1], and
+    whether all are multiples of 10; fewer than ten different readings do not tell.
+    """
     if depth.dtype != np.uint16:
-        return float(np.median(depth[depth > 0])), 0.0
+        return float(np.median(depth[depth > 0])), 0.0, False
     # Ten times faster than sorting the readings.
     counts = cv2.calcHist([depth], [0], None, [65536], [0, 65536]).ravel()[1:].astype(np.int64)
     up_to = counts.cumsum()
     total = up_to[-1]
     middle = np.searchsorted(up_to, [(total - 1) // 2, total // 2], side="right") + 1
-    return float(middle.mean()), float(counts[-1] / total)
+    coarse = np.count_nonzero(counts[9::10]) >= 10 and counts[9::10].sum() == total
+    return float(middle.mean()), float(counts[-1] / total), bool(coarse)
 
 
 def _array(field: str, data: bytes) -> Facts:
@@ -162,36 +169,22 @@ def _text(data: bytes) -> None:
         raise ValueError(f"text is not UTF-8 (byte {error.start}); convert it before packing") from None
     if not text.strip():
         raise ValueError("text is empty")
+    if "\0" in text:
+        raise ValueError("text holds zero bytes: it is another kind of file")
 
 
-def _wav(data: bytes) -> None:
-    """Read a RIFF header: a format chunk and as many bytes of sound as it announces."""
-    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
-        raise ValueError(f"not a WAV file (begins with {data[:4]!r})")
-    at, seen = 12, False
-    while at + 8 <= len(data):
-        name, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
-        rest = len(data) - at - 8
-        if name == b"fmt ":
-            seen = length >= 16 and all(struct.unpack("<HI", data[at + 10 : at + 16].ljust(6, b"\0")))
-        elif name == b"data":
-            length = rest if length == 0xFFFFFFFF else length  # written to a pipe: length unknown
-            if not seen:
-                raise ValueError("a WAV file without a sound format")
-            if length == 0:
-                raise ValueError("a WAV file without sound")
-            if length > rest:
-                raise ValueError(f"the WAV file is truncated: {rest} of {length} bytes of sound are there")
-            sound = data[at + 8 : at + 8 + length]
-            if sound.count(sound[:1]) == len(sound) and sound[:1] in b"\0\x80":
-                raise ValueError("the WAV file is silent from beginning to end")
-            return
-        at += 8 + length + length % 2
-    raise ValueError("a WAV file without sound")
+def _sound(suffix: str, data: bytes) -> None:
+    """Hear a sound to its end; without the audio extra, believe its header."""
+    if (kind := sound_kind(data)) != suffix:
+        raise ValueError(f"a {kind} file that is called .{suffix}; give it its own name")
+    if can_hear():
+        read_sound(data, PLAYED)
 
 
-def _flac(data: bytes) -> None:
-    if data[:4] != b"fLaC" or len(data) < 42:
-        raise ValueError(f"not a FLAC file (begins with {data[:4]!r})")
-    if int.from_bytes(data[18:21], "big") >> 4 == 0:
-        raise ValueError("a FLAC file without a sample rate")
+@cache
+def can_hear() -> bool:
+    """Whether the audio extra is there, so that sound is decoded."""
+    try:
+        return bool(import_soundfile())
+    except ImportError:
+        return False

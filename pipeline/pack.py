@@ -198,7 +198,8 @@ def _open(index: int, sample: Sample, job: Job) -> tuple[dict[str, bytes], list[
         return {}, [Refusal(sample.key, str(error.filename), f"cannot be read: {error.strerror}")]
     except ValueError as error:
         return {}, [Refusal(sample.key, "meta.json", str(error))]
-    meta |= {"group": sample.group, "index": index, "source": sample.source}
+    meta = {**job.camera, **meta, "group": sample.group, "index": index, "source": sample.source}
+    meta.pop("labels", None)  # a person's own file may say anything
     if sample.labels:
         meta["labels"] = dict(sample.labels)
     members["meta.json"] = json.dumps(meta, sort_keys=True).encode()

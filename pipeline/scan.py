@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import tarfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from pipeline.members import Facts, inspect, read_label, read_meta, summarise
 from pipeline.parallel import tick
@@ -23,13 +25,17 @@ REBUILD = "delete the shard and run the same `wcord pack` again"
 
 @dataclass(frozen=True)
 class Job:
-    """A shard to be read. expected: members that most samples have. classes: label name -> number of classes."""
+    """A shard to be read. expected: members that most samples have. classes: label name -> number of classes.
+
+    masks: those labels that are masks.
+    """
 
     folder: str
     split: str
     shard: Shard
     expected: tuple[str, ...]
     classes: Mapping[str, int]
+    masks: tuple[str, ...]
     quick: bool
 
 
@@ -38,7 +44,9 @@ class Scan:
     """What was found in a shard; small, for it travels between processes.
 
     fields: member -> samples that have it. sizes: member -> smallest and largest `(width, height)`, by area.
-    depths: median reading in whole millimetres -> depth maps. saturated: depth maps with many readings of 65535.
+    labels: label name -> class index -> samples. pixels: mask -> value -> pixels.
+    depths: median reading in whole millimetres -> depth maps. ends: the smallest and the largest, each with its key.
+    saturated: depth maps with many readings of 65535. coarse: those whose readings are all multiples of 10.
     askew: samples whose images differ in aspect ratio. lacking: expected member -> the first samples without it.
     """
 
@@ -48,10 +56,13 @@ class Scan:
     keys: list[str] = field(default_factory=list)
     groups: set[str] = field(default_factory=set)
     fields: Counter[str] = field(default_factory=Counter)
-    labels: Counter[int] = field(default_factory=Counter)
+    labels: dict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
+    pixels: dict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
     sizes: dict[str, tuple[tuple[int, int], tuple[int, int]]] = field(default_factory=dict)
     depths: Counter[int] = field(default_factory=Counter)
+    ends: tuple[tuple[int, str], ...] = ()
     saturated: int = 0
+    coarse: int = 0
     askew: int = 0
     lacking: dict[str, list[str]] = field(default_factory=dict)
 
@@ -147,12 +158,13 @@ def _sample(key: str, members: Mapping[str, bytes | None], found: Scan) -> None:
         try:
             facts[member] = inspect(member, data)
             if member == "label.txt":
-                found.labels[_checked(found.job, "label", read_label(data))] += 1
+                index = _checked(found.job, "label", read_label(data))
+                found.labels["label"][index] += 1
             elif member == "meta.json":
                 _meta(read_meta(data), found)
         except ValueError as error:
             found.fault(f"{key}.{member}", error)
-    _add(facts, found)
+    _add(key, facts, found)
 
 
 def _meta(meta: Mapping[str, object], found: Scan) -> None:
@@ -164,7 +176,8 @@ def _meta(meta: Mapping[str, object], found: Scan) -> None:
     for name, label in labels.items():
         if not isinstance(label, int):
             raise ValueError(f"label `{name}` {label!r} is not a class index")
-        _checked(found.job, name, label)
+        index = _checked(found.job, name, label)
+        found.labels[name][index] += 1
 
 
 def _checked(job: Job, name: str, label: int) -> int:
@@ -176,18 +189,25 @@ def _checked(job: Job, name: str, label: int) -> int:
     return label
 
 
-def _add(facts: Mapping[str, Facts], found: Scan) -> None:
+def _add(key: str, facts: Mapping[str, Facts], found: Scan) -> None:
     """Add up what is known of a sample's images."""
     sizes = {member: fact.size for member, fact in facts.items() if fact.size}
     for member, size in sizes.items():
         known = (*found.sizes.get(member, ()), size)
         found.sizes[member] = min(known, key=math.prod), max(known, key=math.prod)
     found.askew += _spread(width / height for width, height in sizes.values()) > 1.03
+    for name in found.job.masks:
+        if (mask := facts.get(f"{name}.png", Facts()).mask) is not None:
+            counts = np.bincount(mask.ravel())
+            found.pixels[name] += Counter({int(value): int(counts[value]) for value in counts.nonzero()[0]})
     for fact in facts.values():
         if fact.depth is not None:
-            median, saturated = summarise(fact.depth)
-            found.depths[round(median)] += 1
+            median, saturated, coarse = summarise(fact.depth)
+            own = (round(median), key)
+            found.depths[own[0]] += 1
+            found.ends = min((*found.ends, own)), max((*found.ends, own))
             found.saturated += saturated > 0.01
+            found.coarse += coarse
 
 
 def _spread(values: Iterable[float]) -> float:

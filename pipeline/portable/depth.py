@@ -15,7 +15,7 @@ SIZE, SET = ABOUT["size"], ABOUT["settings"]
 def read(data: bytes, intrinsics: tuple[float, float, float, float] | None = None) -> dict[str, np.ndarray]:
     """A 16-bit PNG, or a `.npy` in metres, to `depth`, float32 [C, size, size]; to `points` and `mask` for points.
 
-    intrinsics: fx, fy, cx, cy in pixels; None: a horizontal field of view of 60 degrees.
+    intrinsics: fx, fy, cx, cy in pixels; None: a horizontal field of view of 60 degrees. Disparity needs them.
     """
     if data.startswith(b"\x93NUMPY"):
         metres = np.load(io.BytesIO(data), allow_pickle=False)
@@ -30,6 +30,8 @@ def read(data: bytes, intrinsics: tuple[float, float, float, float] | None = Non
     focal = columns / 2 / math.tan(math.radians(30))
     fx, fy, cx, cy = intrinsics or (focal, focal, (columns - 1) / 2, (rows - 1) / 2)
     if SET["baseline"] is not None:
+        if intrinsics is None:
+            raise ValueError("this network was trained on disparity: read(data, intrinsics) needs the camera's")
         metres = np.divide(fx * SET["baseline"], metres, out=np.zeros_like(metres), where=valid)
     weight, total = resize(valid.astype(np.float32), SIZE), resize(metres, SIZE)
     valid = weight > 0.499

@@ -10,11 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from modalities import depth_map
 from pipeline.errors import UserError
 from pipeline.scratch import Spilled, blob, scratch
 
 UNITS = {"depth": ("depth.png", "millimetres, 0 = no reading")}
 """Field -> member and unit, where the shard format fixes one."""
+
+INTRINSICS = ("fx", "fy", "cx", "cy", "width", "height")
 
 _LONGEST_KEY = 64  # a name in a plain tar has 100 bytes, and the member stands behind the key
 
@@ -64,7 +67,7 @@ class Plan:
     """What a recipe found: samples in a fixed order, and what it had to refuse already.
 
     samples: `spilled`, where they may be many. options: what the user asked for, as JSON; another packing in the same
-    folder is told by it.
+    folder is told by it. camera: what stands in every `meta.json` that does not say otherwise.
     The other fields go into `dataset.json` as they are (see `pipeline.shards.Dataset`).
     """
 
@@ -79,6 +82,7 @@ class Plan:
     split_rule: str | None = None
     masks: dict[str, list[int]] = field(default_factory=dict)
     make: Make | None = None
+    camera: dict[str, Any] = field(default_factory=dict)
 
 
 def spilled(samples: Iterable[Sample] = ()) -> Spilled[Sample]:
@@ -130,6 +134,29 @@ def add_masks(plan: Plan, given: Iterable[str]) -> Plan:
             raise UserError(f"--mask {text}: {field or 'it'} is no field, or a label already; give it with --field.")
         plan.classes[field], plan.masks[field] = names, list(map(int, numbers))
         plan.options = plan.options | {"masks": plan.masks}
+    return plan
+
+
+def add_camera(plan: Plan, intrinsics: str | None, gravity: str | None) -> Plan:
+    """Say what a plan's depth camera is: `fx,fy,cx,cy` in pixels, then `,width,height` where they are of an image of
+    another size than the depth maps; and gravity `x,y,z`. Raises UserError for anything else.
+    """
+    try:
+        if intrinsics is not None:
+            names = INTRINSICS if intrinsics.count(",") > 3 else INTRINSICS[:4]
+            plan.camera["intrinsics"] = dict(zip(names, map(float, intrinsics.split(",")), strict=True))
+            depth_map.intrinsics(plan.camera, 1, 1)
+        if gravity is not None:
+            plan.camera["gravity"] = list(map(float, gravity.split(",")))
+            depth_map.gravity(plan.camera)
+    except ValueError:
+        given = " and ".join(text for text in (intrinsics, gravity) if text is not None)
+        raise UserError(
+            f"{given}: no camera. Wanted are `--intrinsics fx,fy,cx,cy` or `--intrinsics fx,fy,cx,cy,width,height` in "
+            "pixels, focal lengths positive, and `--gravity x,y,z`: x right, y down, z away from the camera."
+        ) from None
+    if plan.camera:
+        plan.options = plan.options | {"camera": plan.camera}
     return plan
 
 

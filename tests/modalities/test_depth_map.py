@@ -208,6 +208,13 @@ def test_disparity_is_depth_by_baseline_and_focal_length() -> None:
     assert decoded.valid.tolist() == [[False, True, True, True]]
 
 
+def test_disparity_without_a_focal_length_is_no_depth() -> None:
+    data = cv2.imencode(".png", np.full((4, 4), 160, np.uint16))[1].tobytes()
+    for meta in ({}, {"intrinsics": None}):
+        with pytest.raises(ValueError, match=r"no intrinsics in meta.json; .*--intrinsics fx,fy,cx,cy"):
+            Depth(baseline=0.1).decode(data, meta)
+
+
 @pytest.mark.parametrize(
     ("kind", "channels"), [("inverse", 2), ("normals", 4), ("vertex", 4), ("hha", 4), ("points", 3)]
 )

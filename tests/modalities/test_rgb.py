@@ -63,6 +63,15 @@ def test_palettes_with_transparency_too():
     assert RGB().decode(file.getvalue(), {})[0].tolist() == [[255, 255, 255], [90, 80, 70]]
 
 
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_exif_of_other_kinds_is_not_followed(kind):
+    file = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(photo()).save(file, kind, exif=exif, lossless=True)
+    assert np.array_equal(RGB().decode(file.getvalue(), {}), photo())
+
+
 def test_exif_turns_jpegs_upright():
     file = io.BytesIO()
     exif = Image.Exif()

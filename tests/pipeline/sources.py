@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import soundfile
 import webdataset
 
 from pipeline import shards
@@ -52,6 +54,12 @@ def wav(samples: int = 50, announced: int | None = None, sound: bytes = b"\1\2")
     size = 2 * samples if announced is None else announced
     body = b"WAVE" + form + b"data" + size.to_bytes(4, "little") + sound * samples
     return b"RIFF" + len(body).to_bytes(4, "little") + body
+
+
+def sound_file(samples: np.ndarray, kind: str = "WAV", subtype: str | None = None) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, 8000, format=kind, subtype=subtype)
+    return buffer.getvalue()
 
 
 def with_column(table: Path, name: str, values: Callable[[dict[str, str]], str]) -> None:

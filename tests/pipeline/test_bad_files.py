@@ -11,11 +11,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import soundfile
 import torch
-from sources import jpeg, png
+from PIL import Image
+from sources import jpeg, png, sound_file
 
 from modalities import RGB, Audio, Depth, Modality, Text
+from pipeline.members import inspect
 from pipeline.prepare import View
 from pipeline.shards import MANIFEST, Dataset, write_shard
 from pipeline.source import Policy, open_split
@@ -32,12 +33,6 @@ def npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def sound(samples: np.ndarray, kind: str = "WAV", subtype: str | None = None) -> bytes:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples, 8000, format=kind, subtype=subtype)
-    return buffer.getvalue()
-
-
 def huge_png(bits: int, colour: int) -> bytes:
     """A header of 20,000 x 20,000 pixels, whose few bytes would unpack to gigabytes."""
 
@@ -49,7 +44,7 @@ def huge_png(bits: int, colour: int) -> bytes:
 
 
 NOISE = RNG.normal(0, 0.1, 4000)
-WAV, FLAC = sound(NOISE), sound(NOISE, "FLAC")
+WAV, FLAC, OGG, MP3 = (sound_file(NOISE, kind) for kind in ("WAV", "FLAC", "OGG", "MP3"))
 GIF = b"GIF89a" + bytes(60)
 
 BAD: dict[str, tuple[Modality, str, bytes, dict[str, tuple[str, bytes, str]]]] = {
@@ -77,14 +72,17 @@ BAD: dict[str, tuple[Modality, str, bytes, dict[str, tuple[str, bytes, str]]]] =
         "whole_numbers_npy": ("depth.npy", npy(np.ones((9, 9), int)), "depth.npy holds metres, float"),
     }),
     "audio": (Audio(rate=8000), "audio.wav", WAV, {
-        "truncated": ("audio.flac", FLAC[: len(FLAC) // 2], "not a readable sound file"),
+        "truncated_wav": ("audio.wav", WAV[: len(WAV) // 2], "the WAV file is truncated"),
+        "truncated_flac": ("audio.flac", FLAC[: len(FLAC) // 2], "not a readable sound file"),
+        "truncated_ogg": ("audio.ogg", OGG[:-1], "the OGG file is truncated"),
+        "truncated_mp3": ("audio.mp3", MP3[: len(MP3) // 2], "the MP3 is truncated"),
         "header_alone": ("audio.wav", WAV[:30], "not a readable sound file"),
         "no_bytes": ("audio.wav", b"", "not a readable sound file"),
         "zero_bytes": ("audio.wav", bytes(500), "not a readable sound file"),
         "a_photo": ("audio.wav", jpeg(0), "not a readable sound file"),
-        "no_samples": ("audio.wav", sound(np.zeros(0)), "no samples"),
-        "nan": ("audio.wav", sound(np.where(np.arange(4000) == 7, np.nan, NOISE), "WAV", "FLOAT"), "not finite"),
-        "silent": ("audio.wav", sound(np.zeros(4000)), "silent from beginning to end"),
+        "no_samples": ("audio.wav", sound_file(np.zeros(0)), "no samples"),
+        "nan": ("audio.wav", sound_file(np.where(np.arange(4000) == 7, np.nan, NOISE), "WAV", "FLOAT"), "not finite"),
+        "silent": ("audio.wav", sound_file(np.zeros(4000)), "silent from beginning to end"),
     }),
     "text": (Text(), "text.txt", b"a cat", {
         "no_bytes": ("text.txt", b"", "text is empty"),
@@ -129,10 +127,24 @@ def test_bad_files_are_named_and_counted_and_the_loader_goes_on(tmp_path: Path, 
     json.dumps([message for _, message in messages.values()])  # as skipped.jsonl holds them
 
 
+@pytest.mark.parametrize("member", [f"{name}/{key}" for name, (*_, bad) in BAD.items() for key in bad])
+def test_packing_and_checking_refuse_them_too(member: str) -> None:
+    name, _, key = member.partition("/")
+    path, data, _ = BAD[name][3][key]
+    with pytest.raises(ValueError):
+        inspect(path, data)
+
+
 def test_odd_files_that_are_good_are_read() -> None:
     """Some kinds that look wrong are not: 16-bit photos, animations (their first picture), NaN among metres."""
     deep = RGB().decode(png(np.full((4, 4, 3), 65_535, np.uint16)), {})
     assert (deep == 255).all()
+    for kind in ("PNG", "WEBP"):
+        red, blue = (Image.new("RGB", (4, 4), colour) for colour in ("red", "blue"))
+        file = io.BytesIO()
+        red.save(file, kind, save_all=True, append_images=[blue], lossless=True)
+        inspect(f"rgb.{kind.lower()}", file.getvalue())
+        assert (RGB().decode(file.getvalue(), {}) == (255, 0, 0)).all()
     metres = np.full((4, 4), 1.5)
     metres[0, 0] = np.nan
     depth = Depth().decode(npy(metres), {})

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import pytest
 from shapes_dataset import members, write_dataset
-from sources import content
+from sources import content, wav
 
 from pipeline.check import check
 from pipeline.errors import UserError
@@ -94,9 +94,46 @@ def test_the_facts_are_those_of_the_data(sound: Path) -> None:
     facts = "\n".join(check(sound).facts)
     assert "shapes: 30 samples in 5 shards" in facts
     assert "rgb.jpg: in 30 of 30 samples, 32 x 32" in facts
-    assert "depth.png: in 30 of 30 samples, 32 x 32, median 1.50 m" in facts
+    assert "depth.png: in 30 of 30 samples, 32 x 32, median 1.50 m, nine of ten maps 1.50 to 1.50 m" in facts
     assert "train: 20 samples: disc 7, square 7, cross 6" in facts
     assert "test: 10 samples: disc 3, square 3, cross 4" in facts
+    assert "train, parity: even 10, odd 10" in facts
+
+
+def test_other_labels_are_counted_as_the_task_s(data: Path) -> None:
+    for name in ("train-000000.tar", "train-000001.tar", "train-000002.tar"):
+        rewrite(data, lambda contents: [meta_of(held, {"parity": 0}) for _, held in contents], name)
+    rewrite(data, lambda contents: meta_of(contents[0][1], {}), "test-000000.tar")
+    report = check(data)
+    assert "  train, parity: even 20, odd 0" in report.facts
+    assert "  test, parity, 1 unlabelled: even 4, odd 5" in report.facts
+    assert report.notes == ["test has classes of parity that train has no sample of: odd"]
+
+
+def meta_of(held: dict[str, bytes], labels: dict[str, int]) -> None:
+    held["meta.json"] = json.dumps(json.loads(held["meta.json"]) | {"labels": labels}).encode()
+
+
+def test_masks_are_held_against_their_classes(data: Path) -> None:
+    def masked(contents: Contents) -> None:
+        mask = np.zeros((32, 32), np.uint8)
+        mask[:8], mask[8], mask[9, 0] = 255, 7, 3
+        for _, held in contents:
+            held["mask.png"] = encode(".png", mask)
+
+    rewrite(data, masked)
+    about = load_dataset(data)
+    about.classes["mask"], about.masks["mask"] = ["background", "hand", "foot"], [0, 255, 9]
+    (data / MANIFEST).write_text(about.model_dump_json())
+    report = check(data)
+    assert report.faults == []
+    assert "  train, mask: background 71.8 %, hand 25 %, foot 0 % of the pixels" in report.facts
+    assert not any("test, mask" in fact for fact in report.facts)
+    assert report.notes[-1] == (
+        "3.22 % of the pixels of mask are of no class, neither learnt nor counted: their values are 3, 7; of classes "
+        "are 0, 255, 9"
+    )
+    assert not any("mask:" in fact for fact in check(data, quick=True).facts)
 
 
 def test_more_processes_report_the_same(data: Path) -> None:
@@ -183,8 +220,31 @@ def test_a_unit_that_is_10_or_1000_times_off_is_noted(data: Path, factor: float,
     report = check(data)
     assert report.faults == []
     noted = [note for note in report.notes if "Is it in millimetres (.png) or metres (.npy)?" in note]
-    assert noted == report.notes
+    coarse = [note for note in report.notes if "all readings are multiples of 10 mm" in note]
+    assert noted + coarse == report.notes
     assert bool(noted) is (factor != 1.0)
+    assert bool(coarse) is (factor == 10.0 and kind == "png")
+
+
+def test_shards_in_another_unit_are_a_fault(data: Path) -> None:
+    def tenfold(contents: Contents) -> None:
+        for _, held in contents:
+            depth = cv2.imdecode(np.frombuffer(held["depth.png"], np.uint8), cv2.IMREAD_UNCHANGED)
+            held["depth.png"] = encode(".png", 10 * depth)
+
+    rewrite(data, tenfold)
+    rewrite(data, tenfold, "test-000001.tar")
+    head, first, second = check(data).faults
+    assert head.startswith("depth: 18 maps, and 12 whose readings are about 10 times as large: two units in one set")
+    assert re.fullmatch(r"train-000000\.tar: s0000\d: its median depth is 15 m", first)
+    assert re.fullmatch(r"test-000001\.tar: s000\d\d: its median depth is 15 m", second)
+
+
+def test_sound_that_is_not_decoded_is_noted(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rewrite(data, lambda contents: [put("audio.wav", wav(), n)(contents) for n in range(8)])
+    assert not any("sound" in note for note in check(data).notes)
+    monkeypatch.setattr("pipeline.check.can_hear", lambda: False)
+    assert "sound is not decoded, so not all damage to it is seen: pip install 'wcord[audio]'" in check(data).notes
 
 
 def test_the_highest_number_as_no_reading_is_noted(data: Path) -> None:

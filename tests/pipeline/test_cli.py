@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,9 +130,14 @@ def test_pack_and_check_from_the_command_line(tmp_path: Path, capsys: pytest.Cap
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
     fields = ["--field", "rgb=rgb", "--field", "depth=depth", "--label-from", "parent", "--workers", "1"]
+    fields += ["--intrinsics", "60,60,15.5,15.5", "--gravity", "-0.1,1,0"]
     call("pack", "folders", tmp_path / "mine", tmp_path / "packed", *fields)
     content = json.loads((tmp_path / "packed" / MANIFEST).read_text())
     assert content["classes"] == {"label": ["class0", "class1", "class2"]}
+    with tarfile.open(tmp_path / "packed" / "test-000000.tar") as tar:
+        name = next(name for name in tar.getnames() if name.endswith("meta.json"))
+        meta = json.loads(tar.extractfile(name).read())  # type: ignore[union-attr]
+    assert (meta["intrinsics"]["fx"], meta["gravity"]) == (60, [-0.1, 1, 0])
     assert call("check", tmp_path / "packed") == 0
     assert "12 samples" in capsys.readouterr().out
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
+
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from sources import (
     png,
+    sound_file,
     wav,
 )
 
+from modalities import RGB
 from modalities.image_header import image_size
+from modalities.sound_header import sound_kind
+from pipeline import members
 from pipeline.members import inspect, read_label, summarise
 
 
@@ -20,8 +27,8 @@ from pipeline.members import inspect, read_label, summarise
         ("text.txt", b"  \n", "empty"),
         ("text.txt", b"caf\xe9", "not UTF-8"),
         ("mask.png", png(np.full((4, 4, 3), 255, np.uint8)), "single channel"),
-        ("audio.wav", b"RIFX" + bytes(60), "not a WAV"),
-        ("audio.flac", b"OggS" + bytes(60), "not a FLAC"),
+        ("audio.wav", b"RIFX" + bytes(60), "neither WAV, FLAC, OGG nor MP3"),
+        ("audio.flac", wav(), "a wav file that is called .flac"),
         ("label.txt", b"1.5", "not a class index"),
         ("meta.json", b"[1]", "not a JSON object"),
         ("meta.json", b"[" * 100_000, "not JSON"),
@@ -47,6 +54,40 @@ def test_wav_files_are_held_against_their_header() -> None:
             inspect("audio.wav", data)
 
 
+@pytest.mark.parametrize("heard", [True, False])
+@pytest.mark.parametrize("kind", ["wav", "flac", "ogg", "mp3"])
+def test_sound_is_heard_to_its_end(kind: str, heard: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the audio extra as far as the header says: a FLAC's says nothing of where the file ends."""
+    monkeypatch.setattr(members, "can_hear", lambda: heard)
+    data = sound_file(np.random.default_rng(0).normal(0, 0.1, 12_000), kind)
+    inspect(f"audio.{kind}", data)
+    for cut in (1, 100, len(data) // 2) if heard or kind != "flac" else ():
+        with pytest.raises(ValueError, match=r"truncated|not a readable sound"):
+            inspect(f"audio.{kind}", data[:-cut])
+    for garbage in (bytes(500), b"no sound" * 60):
+        with pytest.raises(ValueError, match="neither WAV, FLAC, OGG nor MP3"):
+            inspect(f"audio.{kind}", garbage)
+
+
+def test_sound_that_is_no_sound_is_refused() -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1, 4000)
+    for samples, reason in ((np.where(np.arange(4000) == 7, np.nan, noise), "not finite"), (0 * noise, "silent")):
+        with pytest.raises(ValueError, match=reason):
+            inspect("audio.wav", sound_file(samples, "wav", "FLOAT"))
+    damaged = bytearray(sound_file(noise, "flac"))
+    damaged[2000:2400] = bytes(400)
+    with pytest.raises(ValueError, match="not a readable sound file"):
+        inspect("audio.flac", bytes(damaged))
+
+
+@pytest.mark.parametrize("tag", [b"", bytes(300), b"ID3\4\0\0\0\0\1\x48" + bytes(200)])
+def test_what_stands_before_an_mp3_does_not_count(tag: bytes) -> None:
+    data = sound_file(np.random.default_rng(0).normal(0, 0.1, 12_000), "mp3")
+    assert sound_kind(tag + data) == sound_kind(tag + data + b"TAG" + bytes(125)) == "mp3"
+    with pytest.raises(ValueError, match="the MP3 is truncated"):
+        sound_kind(tag + data[:-1])
+
+
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
 def test_image_size_is_what_the_decoder_finds_and_every_cut_is_noticed(suffix: str) -> None:
     image = np.random.default_rng(0).integers(0, 255, (37, 53, 3), np.uint8)
@@ -55,6 +96,22 @@ def test_image_size_is_what_the_decoder_finds_and_every_cut_is_noticed(suffix: s
     for cut in (1, 2, 17, len(data) // 2, len(data) - 9):
         with pytest.raises(ValueError, match=r"truncated|neither"):
             image_size(data[:-cut])
+
+
+def test_a_photo_s_size_is_that_of_the_upright_photo() -> None:
+    """A depth map beside it that was not turned differs in aspect ratio."""
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    Image.new("RGB", (40, 30)).save(file, "JPEG", exif=exif)
+    assert inspect("rgb.jpg", file.getvalue()).size == (30, 40)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("deep", [np.uint8, np.uint16])
+def test_photos_of_8_and_16_bit_grey_colour_or_transparent_are_packed_and_read(channels: int, deep: type) -> None:
+    data = png(np.full((6, 9, channels), np.iinfo(deep).max, deep))
+    assert inspect("rgb.png", data).size == (9, 6)
+    assert (RGB().decode(data, {}) == 255).all()
 
 
 def test_labels_are_held_against_the_number_of_classes() -> None:
@@ -70,4 +127,12 @@ def test_the_median_reading_is_numpy_s(readings: int) -> None:
     depth.flat[0] = 65535
     found = inspect("depth.png", cv2.imencode(".png", depth)[1].tobytes()).depth
     assert found is not None
-    assert summarise(found) == (np.median(depth[depth > 0]), np.mean(depth[depth > 0] == 65535))
+    assert summarise(found) == (np.median(depth[depth > 0]), np.mean(depth[depth > 0] == 65535), False)
+
+
+@pytest.mark.parametrize(
+    ("step", "levels", "coarse"), [(10, 30, True), (100, 30, True), (10, 9, False), (1, 30, False)]
+)
+def test_readings_in_steps_of_10_are_told_from_few_readings(step: int, levels: int, coarse: bool) -> None:
+    depth = (step * np.arange(100, 100 + levels)).astype(np.uint16)[None]
+    assert summarise(depth)[2] is coarse

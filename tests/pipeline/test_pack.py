@@ -287,7 +287,6 @@ BAD: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "truncated JPEG": (truncated, "004.jpg", "its end is missing"),
     "truncated JPEG with a thumbnail": (thumbnail, "004.jpg", "its end is missing"),
     "no image": (write("photos/a/004.jpg", b"<html>not found</html>"), "004.jpg", "neither JPEG"),
-    "16-bit photo": (write("photos/a/004.jpg", depth_map(4)), "004.jpg", "1-channel 16-bit image; rgb is 8-bit"),
     "empty file": (write("photos/a/004.jpg", b""), "004.jpg", "empty"),
     "missing partner": (lambda folder: (folder / "maps/a/004.png").unlink(), "004.png", "no such file"),
     "negative label": (add_row("a/004,-1,room0,clip0,text"), "line 32", "out of range"),

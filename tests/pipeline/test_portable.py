@@ -47,6 +47,7 @@ PHOTOS = [
 MAP = RNG.integers(400, 3000, (50, 70)) * (RNG.random((50, 70)) > 0.2)
 MAPS = [image(MAP.astype(np.uint16)), metres(MAP / 1000)]
 DEPTH = {"name": "depth", "near": 0.5, "far": 4.0}
+CAMERA = {"fx": 61, "fy": 62, "cx": 34, "cy": 25}
 
 CASES: list[tuple[dict[str, Any], dict[str, Any], list[bytes]]] = [
     ({"name": "rgb"}, CNN, PHOTOS),
@@ -80,10 +81,11 @@ def reader(words: Any, encoder: Any, folder: Path) -> tuple[Any, Any]:
 def test_it_reads_files_as_the_modality_does(words: Any, encoder: Any, files: list[bytes], tmp_path: Path) -> None:
     network, module = reader(words, encoder, tmp_path)
     view = network.view
-    own = [view.modality.augment(view.modality.decode(f, {}), modalities.Geometry(), view.size, None) for f in files]
+    meta, camera = ({"intrinsics": CAMERA}, [tuple(CAMERA.values())]) if words.get("baseline") else ({}, [])
+    own = [view.modality.augment(view.modality.decode(f, meta), modalities.Geometry(), view.size, None) for f in files]
     wanted = together(view, own)
     wanted = wanted if isinstance(wanted, dict) else {view.modality.name: wanted}
-    found = module.batch([module.read(data) for data in files])
+    found = module.batch([module.read(data, *camera) for data in files])
     assert list(found) == list(wanted)
     for name, value in wanted.items():
         assert found[name].dtype == value.numpy().dtype
@@ -100,6 +102,9 @@ def test_it_imports_nothing_of_the_program() -> None:
 def test_what_it_cannot_do_is_said(tmp_path: Path) -> None:
     _, notes = reader(DEPTH | {"input": "normals"}, CNN, tmp_path)
     assert "No preprocess.py" in notes[0]
+    _, module = reader(DEPTH | {"baseline": 0.1}, CNN, tmp_path)
+    with pytest.raises(ValueError, match="needs the camera's"):
+        module.read(MAPS[0])
     _, module = reader({"name": "audio"}, {"name": "log_mel_cnn", "width": 4}, tmp_path)
     file = io.BytesIO()
     soundfile.write(file, np.zeros(4000), 8000, format="WAV")

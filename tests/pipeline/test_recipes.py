@@ -12,19 +12,23 @@ from typing import Any
 import pytest
 from sources import (
     CLASSES,
+    FIELDS,
     depth_map,
     jpeg,
     make_source,
     plan_of,
+    refusals,
     samples_in,
     wav,
     with_column,
 )
 
+from modalities import Depth
+from pipeline.check import check
 from pipeline.errors import UserError
 from pipeline.members import member_name
 from pipeline.pack import pack
-from pipeline.recipes import Plan, add_masks, folders, manifest, parse_fields, safe_key, tabletop
+from pipeline.recipes import Plan, add_camera, add_masks, folders, manifest, parse_fields, safe_key, tabletop
 
 
 @pytest.fixture(scope="module")
@@ -303,13 +307,16 @@ def test_folders_that_make_no_sense_are_told(tmp_path: Path) -> None:
     assert folders.plan(tmp_path, {"rgb": "photos"}, group="clip").refused[0].reason.startswith("no group")
 
 
+CAMERA = {"fx": 500.0, "fy": 510.0, "cx": 319.5, "cy": 239.5}
+
+
 def stub_scene(seed: int, index: int, size: int = 96) -> dict[str, bytes]:
     return {
         "rgb.jpg": jpeg(seed + index),
         "depth.png": depth_map(index),
         "audio.wav": wav(),
         "label.txt": b"99" if index == 5 else str(index % 2).encode(),
-        "meta.json": json.dumps({"intrinsics": {"fx": size}, "group": "wrong"}).encode(),
+        "meta.json": json.dumps({"intrinsics": CAMERA, "group": "wrong"}).encode(),
     }
 
 
@@ -330,7 +337,7 @@ def test_scenes_are_made_while_they_are_packed(tmp_path: Path, monkeypatch: pyte
     assert "label 99 is out of range" in lines
     for sample in samples_in(tmp_path, "test"):
         meta = json.loads(sample["meta.json"])
-        assert meta["intrinsics"] == {"fx": 32}
+        assert meta["intrinsics"] == CAMERA
         assert meta["group"] == f"tabletop-3-{meta['index']}"
         assert sample["rgb.jpg"] == jpeg(3 + meta["index"])
     with pytest.raises(UserError, match="at least 1"):
@@ -359,3 +366,51 @@ def test_fields_become_masks_with_classes_and_values() -> None:
 def test_masks_that_cannot_be_are_refused(given: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         add_masks(Plan("manifest", "own", {"fields": {"mask": "m"}}, []), [given])
+
+
+def metas(out: Path) -> dict[str, dict[str, Any]]:
+    found = [json.loads(sample["meta.json"]) for split in ("train", "test") for sample in samples_in(out, split)]
+    return {meta["source"]: meta for meta in found}
+
+
+def test_one_camera_for_a_whole_set(tmp_path: Path) -> None:
+    plan = plan_of(make_source(tmp_path / "source"))
+    options = dict(plan.options)
+    add_camera(plan, "500,510,319.5,239.5,640,480", "0,2,-1")
+    assert plan.options != options  # another packing
+    pack(plan, tmp_path / "out")
+    found = metas(tmp_path / "out")
+    assert len(found) == 30
+    for meta in found.values():
+        assert meta["intrinsics"] == CAMERA | {"width": 640, "height": 480}
+        assert meta["gravity"] == [0, 2, -1]
+    depth = Depth().decode(samples_in(tmp_path / "out", "test")[0]["depth.png"], meta)
+    assert depth.intrinsics[0] == pytest.approx(500 * 16 / 640)  # the maps are 16 pixels wide
+
+
+@pytest.mark.parametrize(
+    ("intrinsics", "gravity"),
+    [("500", None), ("1,2,3,4,5", None), ("1,2,3,4,5,6,7", None), ("0,1,2,3", None), ("a,b,c,d", None),
+     ("nan,1,1,1", None), ("1,1,1,1,0,5", None), (None, "0,0,0"), (None, "0,1"), (None, "down")],
+)  # fmt: skip
+def test_a_camera_that_is_none_is_told(intrinsics: str | None, gravity: str | None) -> None:
+    with pytest.raises(UserError, match=r"--intrinsics fx,fy,cx,cy.*--gravity x,y,z"):
+        add_camera(Plan("manifest", "own", {}, []), intrinsics, gravity)
+
+
+def test_samples_may_bring_a_camera_of_their_own(tmp_path: Path) -> None:
+    table = make_source(tmp_path / "source")
+    own = {"intrinsics": CAMERA, "group": "wrong", "labels": {"room": 99, "nowhere": 1}, "lens": "wide"}
+    for name, content in (("own", own), ("bad", {"intrinsics": [1, 2]})):
+        (tmp_path / f"source/{name}.json").write_text(json.dumps(content))
+    with_column(table, "about", lambda row: {"a/000": "own.json", "a/001": "bad.json"}.get(row["id"], ""))
+    plan = add_camera(plan_of(table, fields=FIELDS | {"meta": "about"}), "1,2,3,4", None)
+    pack(plan, tmp_path / "out")
+    found = metas(tmp_path / "out")
+    assert found["a/000"]["intrinsics"] == CAMERA
+    assert found["a/000"]["lens"] == "wide"
+    assert (found["a/000"]["group"], found["a/000"]["labels"]) == ("clip0", {"room": 0})
+    assert found["a/002"]["intrinsics"] == {"fx": 1, "fy": 2, "cx": 3, "cy": 4}
+    assert "a/001" not in found
+    assert "fx, fy, cx, cy" in refusals(tmp_path / "out")["bad.json"]
+    assert check(tmp_path / "out").faults == []

@@ -357,6 +357,12 @@ WRONG: dict[str, Wrong] = {
         "e.g. `--field rgb=photos`",
         write("t.csv", "path\na.jpg\n"),
     ),
+    "a camera without its centre": (
+        "pack manifest t.csv out --field rgb=path --intrinsics 500,500",
+        "500,500: no camera",
+        "`--intrinsics fx,fy,cx,cy`",
+        write("t.csv", "path\na.jpg\n"),
+    ),
     "folders that are not there": (
         "pack folders nowhere out --field rgb=photos",
         "nowhere/photos: there is no such folder",
