@@ -62,7 +62,9 @@ class Distillation(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         student = self._features(self.student, batch["student"])
         teacher = self.teach(batch)
-        self._student_features = student.pooled.detach()
+        self._last = {"student": student.pooled.detach()}
+        if teacher is not None:
+            self._last["teacher"] = teacher.pooled
         terms: dict[str, Tensor] = {}
         # The networks may run in half precision; the losses never do.
         with torch.autocast(student.pooled.device.type, enabled=False):
@@ -109,15 +111,16 @@ class Distillation(nn.Module):
         return digest(self.teacher)
 
     def metrics(self) -> dict[str, Tensor]:
-        """The losses' own metrics of their last batch, and whether the student's features keep their spread."""
+        """The losses' own metrics of their last batch, and how many directions student and teacher use in it."""
         own = {
             f"{self.names[name]}/{key}": value
             for name, loss in cast(Mapping[str, Loss], self.losses).items()
             if name in self._measured
             for key, value in loss.metrics().items()
         }
-        x = gather(self._student_features)
-        return own | {"student/effective_rank": effective_rank(x), "student/std": relative_std(x)}
+        last = {side: gather(x) for side, x in self._last.items()}
+        ranks = {f"{side}/effective_rank": effective_rank(x) for side, x in last.items()}
+        return own | ranks | {"student/std": relative_std(last["student"])}
 
     def trainable_state(self) -> dict[str, Tensor]:
         """Everything that training changes: all but the frozen teacher."""
