@@ -38,7 +38,7 @@ PIPELINE = [
     {"model"},
     {"ahead"},
     {"checkpoint", "collapse", "cost", "run_folder", "runs", "profile", "probes", "nonfinite", "stopping", "sharding"},
-    {"space", "extras"},
+    {"space", "extras", "resume"},
     {"trackers", "report_samples"},
     {"log", "gallery"},
     {"kept", "train", "evaluate"},
