@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 LEAST_GAP, LEAST_STD, LEAST_RANK = 0.05, 0.1, 3
-LEAST_SHARE = 0.4
+LEAST_SHARE = 0.3
 """Of the teacher's effective rank: a dual without a log keeps about a quarter, what tells all pairs apart a half or
-more (`tests/pipeline/test_collapse.py`)."""
+more (`tests/pipeline/test_collapse.py`); `rgb_to_depth` falls to 0.4 while its features form."""
 LARGEST_MARGINAL_ERROR = 0.15
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from cases import NAMES, Network, batch, build, dims, sides
 
-from losses import Features
+from losses import Features, local_transport, position_transport
 from losses.base import Loss
 
 STUDENT, TEACHER = dims(12, 6), dims(20, 10)
@@ -131,7 +131,7 @@ def test_autocast_changes_nothing_but_the_rounding_of_its_inputs(name: str) -> N
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_gradient_in_float64(name: str) -> None:
+def test_gradient_in_float64(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     loss, student, teacher = (module.double() for module in made(name))
     x = torch.randn(5, 5, dtype=torch.float64)
     loss(student(x), teacher(x), batch(5))
@@ -144,7 +144,18 @@ def test_gradient_in_float64(name: str) -> None:
         return found
 
     if getattr(getattr(loss, "local_transport", loss), "plan_gradient", None) == "detached":
-        pytest.skip("the gradient is that of a fixed plan, by design; test_transport.py differentiates it")
+        # Its gradient is, by design, that of the cost under the plan it found: that plan is held.
+        expected = torch.autograd.grad(of(*leaves), leaves, allow_unused=True)
+        plans: list[torch.Tensor] = []
+        for module in (local_transport, position_transport):
+            found = module.sinkhorn
+            monkeypatch.setattr(module, "sinkhorn", lambda *a, f=found: plans.append(f(*a)) or plans[-1])
+        of(*leaves)
+        (plan,) = plans
+        for module in (local_transport, position_transport):
+            monkeypatch.setattr(module, "sinkhorn", lambda *_: plan)
+        held = torch.autograd.grad(of(*leaves), leaves, allow_unused=True)
+        torch.testing.assert_close([g for g in held if g is not None], [g for g in expected if g is not None])
     assert torch.autograd.gradcheck(of, leaves, fast_mode=True)
 
 
