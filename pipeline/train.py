@@ -146,7 +146,7 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
         last = step == schedule.steps
         stopping = stop.asked(accelerator)
         if not skipped:
-            log.add(loss, terms)
+            log.add(loss, terms, batch)
         if step % config.train.log_every == 0 or last:
             ledger.share(accelerator)
             log.write(step, rate, norm, distillation, ledger.counts(), finite.steps)
