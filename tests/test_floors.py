@@ -16,7 +16,7 @@ PIPELINE = [
     {"schema"},
     {"reference"},
     {"members", "tabletop_shapes", "tabletop_sound", "tabletop", "splits", "parallel", "progress", "scan"},
-    {"samples", "skipped", "draw", "schedule"},
+    {"balance", "depths", "samples", "skipped", "draw", "schedule"},
     {"sidecar", "join"},
     {"source", "decoder"},
     {"masks"},
