@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from modalities.base import Caption, Modality
 from modalities.encoders import AUDIO_ENCODERS, Encoder, build
 from modalities.geometry import Geometry
-from modalities.sound_header import sound_kind
+from modalities.sound_header import knows_its_length
 from modalities.torchaudio_loader import import_soundfile, import_torchaudio
 
 MOST_VALUES = 100_000_000
@@ -108,7 +108,7 @@ def read_sound(data: bytes, rate: int) -> tuple[np.ndarray, int]:
     soundfile = import_soundfile()
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
-            sound_kind(data)
+            exact = knows_its_length(data)
             grown = max(1, rate / file.samplerate)
             if file.frames * file.channels * grown > MOST_VALUES:
                 raise ValueError(f"{file.frames / file.samplerate:.0f} s of sound in one sample; cut it")
@@ -116,6 +116,8 @@ def read_sound(data: bytes, rate: int) -> tuple[np.ndarray, int]:
             if file.samplerate // shared * (rate // shared) > MOST_FILTER:
                 raise ValueError(f"sound of {file.samplerate} Hz, too odd a rate to become {rate} Hz; resample it")
             sound, source_rate = file.read(dtype="float32", always_2d=True), file.samplerate
+            if exact and len(sound) < file.frames:
+                raise ValueError(f"the sound is damaged: {len(sound)} of {file.frames} samples are there; copy it")
     except soundfile.LibsndfileError as error:
         raise ValueError(f"{len(data)} bytes are not a readable sound file: {error.error_string}") from None
     if not len(sound):

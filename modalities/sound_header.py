@@ -60,16 +60,23 @@ def _ogg(data: bytes) -> None:
 
 
 def _mp3(data: bytes) -> None:
-    """The Xing (or Info) header in the first frame counts the bytes of all frames."""
-    at = max(data.find(b"ID3"), 0) if data.lstrip(b"\0").startswith(b"ID3") else 0
+    """The Xing header counts the bytes of all frames, itself included."""
+    at, flags, counts = _xing(data)
+    if flags & 2 and len(data) - at < int.from_bytes(counts[4 * (flags & 1) :][:4], "big"):
+        raise ValueError(f"the MP3 is truncated: its header counts more than its {len(data)} bytes; copy it again")
+
+
+def _xing(data: bytes) -> tuple[int, int, bytes]:
+    """Where an MP3's first frame begins, and the flags and counts of the Xing (or Info) header in it; 0 without one."""
+    at = len(data) - len(data.lstrip(b"\0"))
     if data[at : at + 3] == b"ID3":
         seven = data[at + 6 : at + 10]  # bits of each byte
         at += 10 + sum(byte << 7 * place for place, byte in enumerate(reversed(seven)))
-    at = data.find(b"\xff", at)
-    xing = max(data.find(b"Xing", at, at + 44), data.find(b"Info", at, at + 44))
-    if at < 0 or xing < 0:
-        return
-    flags = int.from_bytes(data[xing + 4 : xing + 8], "big")
-    said = xing + 8 + 4 * (flags & 1)
-    if flags & 2 and len(data) - at < int.from_bytes(data[said : said + 4], "big"):
-        raise ValueError(f"the MP3 is truncated: its header counts more than its {len(data)} bytes; copy it again")
+    at = max(data.find(b"\xff", at), 0)
+    found = max(data.find(b"Xing", at, at + 44), data.find(b"Info", at, at + 44))
+    return at, int.from_bytes(data[found + 4 : found + 8], "big") if found > 0 else 0, data[found + 8 : found + 16]
+
+
+def knows_its_length(data: bytes) -> bool:
+    """Whether a sound file says how many samples it has; of an MP3 whose header does not, decoders guess."""
+    return sound_kind(data) != "mp3" or bool(_xing(data)[1] & 1)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -60,6 +61,13 @@ def training_cost(run: Path, batch_size: int) -> dict[str, float]:
     cost = {f"train/{name}": max(values) for name, values in logged.items() if values}
     rates = [row["samples_per_second"] for row in rows if "samples_per_second" in row]
     return cost | ({"train/seconds_per_step": batch_size / statistics.median(rates)} if rates else {})
+
+
+def unpaired(run: Path) -> dict[str, float]:
+    """`unpaired/train`: the share of the training samples, in [0, 1], that were kept without the teacher's view."""
+    shares = {step: row["unpaired"] for step, row in read_log(run / "metrics.jsonl", []).items() if "unpaired" in row}
+    steps = np.diff([0, *shares])  # that each line is the mean of
+    return {"unpaired/train": float(np.average([*shares.values()], weights=steps))} if shares else {}
 
 
 def multiply_adds(network: nn.Module, batch: Any) -> float:

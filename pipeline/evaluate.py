@@ -12,7 +12,7 @@ import torch
 
 from pipeline import config as configs
 from pipeline.config import Config
-from pipeline.cost import inference_cost, training_cost
+from pipeline.cost import inference_cost, training_cost, unpaired
 from pipeline.errors import UserError
 from pipeline.gallery import track_gallery
 from pipeline.kept import keep, keep_confusion, keep_masks
@@ -67,7 +67,7 @@ def evaluate(run: str | Path, probe: Sequence[str | Path] = ()) -> Results:
 
     results: Results = {"samples/train": len(seen.keys), "samples/test": len(unseen.keys)}
     results |= _named("skipped/train", counts(read_skipped(run / SKIPPED)))
-    results |= _named("skipped/test", counts(unseen.skipped))
+    results |= _named("skipped/test", counts(unseen.skipped)) | unpaired(run)
     for role, network in networks.items():
         if role in unseen.prediction and network.classes == classes:
             results |= _named(role, accuracy(unseen.prediction[role], unseen.label))

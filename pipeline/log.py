@@ -52,10 +52,11 @@ class Log:
         self.waited += min(took, batch.pop("loading", took))  # the rest was for a teacher that runs ahead
         return batch
 
-    def add(self, loss: Tensor, terms: dict[str, Tensor]) -> None:
-        """Take in a step: the loss and its weighted terms, scalars each."""
+    def add(self, loss: Tensor, terms: dict[str, Tensor], batch: Batch) -> None:
+        """Take in a step: the loss and its weighted terms, scalars each, and the batch's share of unpaired samples."""
         self.count += 1
-        for name, value in {"loss": loss.detach(), **{f"loss/{k}": v for k, v in terms.items()}}.items():
+        alone = {"unpaired": 1 - batch["paired"].to(loss.device).float().mean()} if "paired" in batch else {}
+        for name, value in {"loss": loss.detach(), **{f"loss/{k}": v for k, v in terms.items()}, **alone}.items():
             self.terms[name] = self.terms[name] + value if name in self.terms else value
 
     def write(
@@ -118,6 +119,7 @@ class Log:
             f"step {step}/{steps}  loss {row['loss']:.3f} ({terms})  {row['samples_per_second']:.0f} samples/s  "
             f"waiting for data {row['data_wait']:.0%}  {int(left // 60)}:{int(left % 60):02d} left"
             + (f"  {skipped} samples skipped" if skipped else "")
+            + (f"  {row['unpaired']:.0%} without the teacher's view" if "unpaired" in row else "")
             + (f"  {row['nonfinite_steps']:.0f} steps not finite" if "nonfinite_steps" in row else "")
         )
 

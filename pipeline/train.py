@@ -186,7 +186,7 @@ def _take_steps(training: _Training, done: int, profile: bool, stop: Stop) -> No
         last = step == schedule.steps
         stopping = stop.asked(accelerator)
         if not skipped:
-            log.add(loss, terms)
+            log.add(loss, terms, batch)
         if step % config.train.log_every == 0 or last:
             ledger.share(accelerator)
             log.write(step, rate, norm, distillation, ledger.counts(), finite.steps)

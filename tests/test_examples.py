@@ -48,7 +48,9 @@ def run(environment: dict[str, str], folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def test_a_modality_from_outside_is_trained_by_its_name(installed: dict[str, str], tmp_path: Path) -> None:
+def test_a_modality_from_outside_is_trained_by_its_name(
+    installed: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     begun = time.perf_counter()
     run(installed, tmp_path, str(THERMAL / "make_data.py"), "photos", "160")
     fields = ("--field", "rgb=photo/{id}.png", "--field", "thermal=thermal/{id}.png", "--label", "class")
@@ -59,7 +61,8 @@ def test_a_modality_from_outside_is_trained_by_its_name(installed: dict[str, str
     run(installed, tmp_path, "-m", "pipeline", "train", str(THERMAL / "thermal.yaml"), *steps)
     results = run(installed, tmp_path, "-m", "pipeline", "evaluate", "runs/thermal")
     took = time.perf_counter() - begun
-    print(f"pip install: {installed['INSTALLED_IN']} s; from there to a trained, evaluated student: {took:.0f} s")
+    with capsys.disabled():  # docs/adding-a-modality.md gives these figures
+        print(f"\npip install: {installed['INSTALLED_IN']} s; from there to a trained, evaluated student: {took:.0f} s")
     assert float(re.search(r"student/probe +([\d.]+)", results)[1]) > 0.4  # type: ignore[index] - chance is 0.25
     run(installed, tmp_path, "-m", "pipeline", "report", "runs/thermal")
 

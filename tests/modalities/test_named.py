@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -90,6 +92,17 @@ def test_networks_are_the_published_ones(name: str) -> None:
 
 def test_none_is_missing() -> None:
     assert set(CIFAR) == set(PUBLISHED)
+
+
+def test_the_figures_are_those_of_the_reference() -> None:
+    path = Path(__file__).parents[3] / "shared/reference/nets.json"
+    if not path.is_file():
+        pytest.skip("the published reference values do not lie beside this checkout")
+    found = {
+        name: (own["params"], own["macs"], tuple(tuple(shape) for shape in own["features"]))
+        for name, own in json.loads(path.read_text()).items()
+    }
+    assert found == {name: (size, cost, (*maps, (dim,))) for name, (size, cost, maps, dim) in PUBLISHED.items()}
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("resnet18", 11_689_512), ("resnet34", 21_797_672)])

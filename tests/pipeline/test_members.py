@@ -16,7 +16,7 @@ from sources import (
 
 from modalities import RGB
 from modalities.image_header import image_size
-from modalities.sound_header import sound_kind
+from modalities.sound_header import knows_its_length, sound_kind
 from pipeline import members
 from pipeline.members import inspect, read_label, summarise
 
@@ -74,10 +74,24 @@ def test_sound_that_is_no_sound_is_refused() -> None:
     for samples, reason in ((np.where(np.arange(4000) == 7, np.nan, noise), "not finite"), (0 * noise, "silent")):
         with pytest.raises(ValueError, match=reason):
             inspect("audio.wav", sound_file(samples, "wav", "FLOAT"))
-    damaged = bytearray(sound_file(noise, "flac"))
-    damaged[2000:2400] = bytes(400)
-    with pytest.raises(ValueError, match="not a readable sound file"):
-        inspect("audio.flac", bytes(damaged))
+
+
+@pytest.mark.parametrize("kind", ["flac", "ogg", "mp3"])
+def test_sound_that_is_damaged_in_the_middle_is_refused(kind: str) -> None:
+    damaged = bytearray(sound_file(np.random.default_rng(0).normal(0, 0.1, 80_000), kind))
+    middle = len(damaged) // 2
+    damaged[middle : middle + 400] = bytes(400)
+    with pytest.raises(ValueError, match=r"not a readable sound file|of 80000 samples are there"):
+        inspect(f"audio.{kind}", bytes(damaged))
+
+
+def test_an_mp3_that_does_not_count_its_frames_is_read_as_it_is() -> None:
+    """Decoders then guess from its bytes, a picture in front of the sound included."""
+    data = sound_file(np.random.default_rng(0).normal(0, 0.1, 80_000), "mp3")
+    bare = data[data.find(data[:2], 4) :]
+    assert not knows_its_length(bare)
+    assert knows_its_length(data)
+    inspect("audio.mp3", b"ID3\4\0\0\0\1\0\0" + bytes(1 << 14) + bare)
 
 
 @pytest.mark.parametrize("tag", [b"", bytes(300), b"ID3\4\0\0\0\0\1\x48" + bytes(200)])

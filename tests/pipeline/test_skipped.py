@@ -22,6 +22,7 @@ from shapes_dataset import members, write_dataset
 
 from modalities import RGB, Depth
 from pipeline import config as configs
+from pipeline.cost import unpaired
 from pipeline.errors import UserError
 from pipeline.evaluate import evaluate
 from pipeline.prepare import View
@@ -187,12 +188,28 @@ def test_a_run_ends_when_more_is_faulty_than_allowed(make_config: Any, tmp_path:
         train(student(make_config, folder, "data.max_faulty=0.03"))
 
 
-def test_unpaired_samples_train_the_losses_that_need_no_teacher(make_config: Any, tmp_path: Path) -> None:
+def test_unpaired_samples_train_the_losses_that_need_no_teacher(
+    make_config: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = dataset(tmp_path / "data", without("rgb.jpg", *range(0, 48, 2)))
     run = train(student(make_config, folder, "data.unpaired=keep"))
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["loss/wcord"] > 0
     assert not (run / SKIPPED).exists()
+    assert last["unpaired"] == pytest.approx(0.5, abs=0.15)
+    assert "% without the teacher's view" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) > 1
+    shares = [row["unpaired"] for row in rows]
+    assert min(shares) <= evaluate(run)["unpaired/train"] <= max(shares)
+
+
+def test_the_share_of_unpaired_samples_is_that_of_all_steps(tmp_path: Path) -> None:
+    rows = [{"step": 20, "unpaired": 0.5}, {"step": 40, "unpaired": 0.25}, {"step": 50, "unpaired": 1.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert unpaired(tmp_path) == {"unpaired/train": pytest.approx((20 * 0.5 + 20 * 0.25 + 10) / 50)}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 20, "loss": 1.0}) + "\n")
+    assert unpaired(tmp_path) == {}
 
 
 def telling(index: int) -> dict[str, bytes]:
