@@ -21,12 +21,13 @@ from pipeline.evaluate import Results
 from pipeline.model import Distillation, build_model, build_teacher
 from pipeline.network import Network, save_network
 from pipeline.probes import accuracy, classify_frozen
+from pipeline.resume import assert_finite_weights
 from pipeline.run_folder import write_config
 from pipeline.schedule import Schedule
 from pipeline.shards import write_atomic
 from pipeline.source import open_split
 from pipeline.stream import EvalStream, TrainStream, loader
-from pipeline.train import assert_finite_weights, build_optimizer
+from pipeline.train import build_optimizer
 
 CPU = torch.device("cpu")
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 Batch = Mapping[str, Any]
 """What the stream yields. Losses read `label [B]` and `group [B]`, both int64, -1 where unknown, and `index [B]`,
-int64, each sample's place in the training set; LocalTransport also `weight [B]`, float, where there is one. Where the
-task is a mask, `mask [B, H, W]` has the class of each pixel, int64, -1 where unknown, and all labels are -1."""
+int64, each sample's place in the training set. Where the task is a mask, `mask [B, H, W]` has the class of each pixel,
+int64, -1 where unknown, and all labels are -1. LocalTransport also reads `weight [B]`, float, of those who call it
+themselves: the stream gives none."""
 
 
 @dataclass

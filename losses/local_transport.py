@@ -48,9 +48,13 @@ class LocalTransport(Loss):
     relational: weight of a Gromov term, which asks the student's similarities inside the batch to follow the teacher's
         under the same plan; 0 leaves it out.
 
-    A batch["weight"] `[B]`, at least 0 and not all 0, sets the marginals: how much mass each sample sends and receives;
-    with 0 it takes no part. Raises ValueError for raw features of two sizes, for `implicit` with marginals that may
-    give way, and for weights with `relational`.
+    A batch["weight"] `[B]`, at least 0 and not all 0, sets the marginals: how much mass each sample sends and receives,
+    and its share in the relations; with 0 it takes no part. Raises ValueError for raw features of two sizes, and for
+    `implicit` with marginals that may give way.
+
+    Global batches beyond LARGEST_PLAN never hold their plan, if the cost is `cosine`, the marginals hold and are
+    uniform, and the other keywords but for `epsilon`, `iterations` and `anchor` (above 0) are the defaults. With
+    `relational`, as in WCoRD's defaults, the whole plan is there, whatever the batch.
     """
 
     steps: Tensor
@@ -116,7 +120,7 @@ class LocalTransport(Loss):
             plan = self._plan(cost, weight)
             loss = (plan * cost).sum()
             if self.relational:
-                loss = loss + self.relational * relational_divergence(h_student, h_teacher, plan)
+                loss = loss + self.relational * relational_divergence(h_student, h_teacher, plan, weight=weight)
         plan = plan.detach()
         self._last = s.detach(), t.detach(), plan.diagonal().sum(), marginal_error(plan, weight)
         return loss
@@ -124,8 +128,6 @@ class LocalTransport(Loss):
     def _marginal(self, batch: Batch) -> Tensor | None:
         if "weight" not in batch:
             return None
-        if self.relational:
-            raise ValueError("the relational part knows no sample weights: set relational to 0, or give none")
         weight = full_precision(gather(batch["weight"]))
         return weight / weight.sum()
 

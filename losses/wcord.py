@@ -17,7 +17,8 @@ class WCoRD(Loss):
 
     The weights are those of the study in docs/method.md. A larger `relational` helps where the teacher is good and the
     steps are many, and collapses the student elsewhere; it needs the whole plan, whatever the batch.
-    List `global_contrast` and `local_transport` on their own to set everything that they offer.
+    List `global_contrast` and `local_transport` on their own to set everything that they offer. Sample weights
+    (batch["weight"]) count in the local term alone.
     """
 
     def __init__(

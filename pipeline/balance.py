@@ -20,6 +20,7 @@ class Balance:
         self.counts = {split: {name: Counter[int]() for name in dataset.classes} for split in dataset.splits}
 
     def add(self, found: Scan) -> None:
+        """Count what was found in a shard."""
         for name, own in (*found.labels.items(), *found.pixels.items()):
             self.counts[found.job.split][name] += own
 

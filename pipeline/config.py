@@ -1,4 +1,7 @@
-"""What an experiment consists of: the schema of its YAML, and `load`, which names every fault at once."""
+"""What an experiment consists of: the schema of its YAML, and `load`, which names every fault at once.
+
+Over 300 lines: every setting stands here with the words of `wcord config explain` and docs/config-reference.md.
+"""
 
 from __future__ import annotations
 

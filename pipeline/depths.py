@@ -32,6 +32,7 @@ class Depths:
         self.saturated = self.coarse = 0
 
     def add(self, found: Scan) -> None:
+        """Count what was found in a shard."""
         self.medians += found.depths
         self.saturated += found.saturated
         self.coarse += found.coarse
@@ -44,6 +45,7 @@ class Depths:
         return f"median {middle:.2f} m, nine of ten maps {low:.2f} to {high:.2f} m"
 
     def notes(self) -> Iterator[str]:
+        """What is odd and may be right: units far off, very different places, coarse steps, full scale as a reading."""
         if not self.medians:
             return
         low, middle, high = self._metres(5, 50, 95)

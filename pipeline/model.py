@@ -114,15 +114,16 @@ class Distillation(nn.Module):
         return {"weights": digest(self.teacher), "sight": sight(cast(Network | Joint, self.teacher))}
 
     def metrics(self) -> dict[str, Tensor]:
-        """The losses' own metrics of their last batch, and whether the student's features keep their spread."""
+        """The losses' own metrics of their last batch, and how many directions student and teacher use in it."""
         own = {
             f"{self.names[name]}/{key}": value
             for name, loss in cast(Mapping[str, Loss], self.losses).items()
             if name in self._measured
             for key, value in loss.metrics().items()
         }
-        x = gather(self.pooled["student"])
-        return own | {"student/effective_rank": effective_rank(x), "student/std": relative_std(x)}
+        last = {side: gather(x) for side, x in self.pooled.items()}
+        ranks = {f"{side}/effective_rank": effective_rank(x) for side, x in last.items()}
+        return own | ranks | {"student/std": relative_std(last["student"])}
 
     def trainable_state(self) -> dict[str, Tensor]:
         """Everything that training changes: all but the frozen teacher."""

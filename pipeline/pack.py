@@ -153,6 +153,7 @@ def _run(jobs: Sequence[Job], workers: int) -> list[Summary]:
 
 
 def _summary(job: Job) -> Path:
+    """Where it is said, once a shard is done, what is in it."""
     return Path(job.folder) / STATE / f"{Path(job.file).stem}.json"
 
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.nn  # its default arguments keep the process group for good if it is imported after the group
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import nn
 from torch.distributed import DistBackendError
-from torch.distributed.tensor import DTensor
 
 from pipeline.ahead import pays, teach_ahead
-from pipeline.checkpoint import BEST, Checkpoint, keep_best, newest_checkpoint, save_checkpoint, set_aside
+from pipeline.checkpoint import BEST, keep_best
 from pipeline.config import Config
 from pipeline.draw import Draw
 from pipeline.errors import UserError
@@ -32,9 +32,10 @@ from pipeline.network import DESCRIPTION, Joint, Network, save_network
 from pipeline.nonfinite import NonFinite
 from pipeline.prepare import Batch, Sight
 from pipeline.profile import Profile
+from pipeline.resume import average_buffers, go_on, identity_of, save
 from pipeline.run_folder import RESULTS, WRITTEN, claim, clear, write_config
 from pipeline.schedule import Schedule
-from pipeline.sharding import average_gradients, load_model, load_optimizer, plain_student, prepare_sharding, whole
+from pipeline.sharding import average_gradients, plain_student, prepare_sharding, whole
 from pipeline.skipped import SKIPPED, Ledger
 from pipeline.source import Policy, Source, check_split, open_split
 from pipeline.stopping import Stop, Stopped
@@ -79,10 +80,61 @@ def train(config: Config, resume: bool = False, overwrite: bool = False, profile
     return run
 
 
+@dataclass(frozen=True)
+class _Training:
+    """A run that is ready for its next step.
+
+    held_out: the split that is checked on now and then, if any. model: the distillation as the launcher wraps it.
+    spare: what takes the student's whole weights where they are cut. identity: of its checkpoints.
+    """
+
+    config: Config
+    accelerator: Accelerator
+    source: Source
+    held_out: Source | None
+    schedule: Schedule
+    distillation: Distillation
+    spare: Network | Joint | None
+    model: nn.Module
+    optimizer: AcceleratedOptimizer
+    identity: dict[str, Any]
+
+    @property
+    def run(self) -> Path:
+        return Path(self.config.run)
+
+    def student(self) -> Network | Joint:
+        """With whole weights; called by all ranks."""
+        return plain_student(self.distillation, self.spare)
+
+
 def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bool, profile: bool, stop: Stop) -> None:
     run = Path(config.run)
     claim(run, resume, overwrite)
     check_trackers(config.train.trackers)
+    training = _set_up(config, accelerator)
+    distillation, optimizer, identity = training.distillation, training.optimizer, training.identity
+    done = go_on(run, distillation, optimizer, identity, accelerator) if resume else 0
+    if done >= training.schedule.steps:
+        student = training.student()
+        if accelerator.is_main_process and not (run / "student" / DESCRIPTION).exists():
+            save_network(student, run / "student")
+        accelerator.print(f"{run}: already trained for {done} steps; nothing to do.")
+        return
+    accelerator.wait_for_everyone()  # nobody may delete before all have looked
+    if accelerator.is_main_process:
+        clear(run, RESULTS if done else WRITTEN)
+        write_config(config, run)
+    accelerator.print(f"{run}: training on {accelerator.num_processes} x {accelerator.device.type}", flush=True)
+    _take_steps(training, done, profile, stop)
+    student = training.student()
+    if accelerator.is_main_process:
+        save_network(student, run / "student")
+    accelerator.print(f"{run}: done. The student is in {run / 'student'}; next: wcord evaluate {run}")
+
+
+def _set_up(config: Config, accelerator: Accelerator) -> _Training:
+    """Data, networks, losses and optimiser, as the config says; the cheapest checks come first."""
     data = config.data
     policy = Policy(data.max_faulty, data.unpaired)
     check_split(data.shards, config.evaluation.split, "evaluation.split: ")
@@ -93,34 +145,22 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
 
     distillation = build_model(config)
     source = replace(source, cache=distillation.cache)
-    identity = _identity(config, distillation)
+    identity = identity_of(config, distillation)
     spare = prepare_sharding(distillation, config, accelerator)
     if config.train.gradient_checkpointing:
         checkpoint_gradients(distillation.student)
     if config.train.compile:
         distillation.compile_networks()
     model, optimizer = accelerator.prepare(distillation, build_optimizer(distillation, config))
-    done = _resume(run, distillation, optimizer, identity, accelerator) if resume else 0
-    if done >= schedule.steps:
-        student = plain_student(distillation, spare)
-        if accelerator.is_main_process and not (run / "student" / DESCRIPTION).exists():
-            save_network(student, run / "student")
-        accelerator.print(f"{run}: already trained for {done} steps; nothing to do.")
-        return
-    accelerator.wait_for_everyone()  # nobody may delete before all have looked
-    if accelerator.is_main_process:
-        clear(run, RESULTS if done else WRITTEN)
-        write_config(config, run)
-    accelerator.print(f"{run}: training on {accelerator.num_processes} x {accelerator.device.type}", flush=True)
+    return _Training(config, accelerator, source, held_out, schedule, distillation, spare, model, optimizer, identity)
 
-    batches = training_batches(config, source, distillation.views, done, accelerator)
-    profiled = Profile(run, distillation, optimizer.optimizer) if profile and accelerator.is_main_process else None
-    if profiled:
-        batches = profiled.watch(batches)
-    elif pays(distillation, accelerator) and not config.train.compile and not held_out:
-        # A check on held-out samples starts processes, which must not be forked while another thread holds locks.
-        batches = teach_ahead(batches, distillation, accelerator)
-    ledger = Ledger(run / SKIPPED, source.samples, policy.max_faulty)
+
+def _take_steps(training: _Training, done: int, profile: bool, stop: Stop) -> None:
+    """Take the steps after `done`, with logs, checks and checkpoints; Stopped once one is written because of `stop`."""
+    config, accelerator, run, schedule = training.config, training.accelerator, training.run, training.schedule
+    distillation, model, optimizer = training.distillation, training.model, training.optimizer
+    batches, profiled = _batches(training, done, profile)
+    ledger = Ledger(run / SKIPPED, training.source.samples, config.data.max_faulty)
     finite = NonFinite(distillation, run, accelerator.process_index)
     log = Log(config, run, done, schedule, accelerator)
     for step in range(done + 1, schedule.steps + 1):
@@ -134,7 +174,7 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
         with accelerator.autocast():
             loss, terms = model(batch)
         accelerator.backward(loss)
-        if spare is not None:
+        if training.spare is not None:
             average_gradients(distillation, accelerator)
         finite.watch(accelerator)
         norm = whole(accelerator.clip_grad_norm_(model.parameters(), config.train.clip or math.inf))
@@ -150,17 +190,12 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
         if step % config.train.log_every == 0 or last:
             ledger.share(accelerator)
             log.write(step, rate, norm, distillation, ledger.counts(), finite.steps)
-        if held_out and (step % config.evaluation.every == 0 or last):
-            average_buffers(distillation, accelerator)
-            student = plain_student(distillation, spare)
-            metric, right = held_out_score(student, held_out, config, accelerator)
-            log.scalars(step, {f"held_out/{metric}": right})
-            if accelerator.is_main_process:
-                keep_best(student, run / BEST, step, metric, right)
+        if training.held_out and (step % config.evaluation.every == 0 or last):
+            _check_held_out(training, training.held_out, step, log)
         due = step % config.train.checkpoint_every == 0 and finite.row == 0
         if due or last or stopping:
             ledger.share(accelerator)
-            _save(run, step, distillation, optimizer, identity, config, accelerator)
+            save(run, step, distillation, optimizer, training.identity, config, accelerator)
         if stopping and not last:
             accelerator.wait_for_everyone()
             log.close()
@@ -169,11 +204,30 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
             )
     if profiled:
         profiled.close()
-    student = plain_student(distillation, spare)
-    if accelerator.is_main_process:
-        save_network(student, run / "student")
     log.close()
-    accelerator.print(f"{run}: done. The student is in {run / 'student'}; next: wcord evaluate {run}")
+
+
+def _batches(training: _Training, done: int, profile: bool) -> tuple[Iterator[Batch], Profile | None]:
+    """The batches from step `done` on, and what watches them, if anything does; else the teacher may run ahead."""
+    config, accelerator, distillation = training.config, training.accelerator, training.distillation
+    batches = training_batches(config, training.source, distillation.views, done, accelerator)
+    if profile and accelerator.is_main_process:
+        profiled = Profile(training.run, distillation, training.optimizer.optimizer)
+        return profiled.watch(batches), profiled
+    if pays(distillation, accelerator) and not config.train.compile and not training.held_out:
+        # A check on held-out samples starts processes, which must not be forked while another thread holds locks.
+        batches = teach_ahead(batches, distillation, accelerator)
+    return batches, None
+
+
+def _check_held_out(training: _Training, held_out: Source, step: int, log: Log) -> None:
+    """Log how good the student is now, and keep it if it is the best so far."""
+    average_buffers(training.distillation, training.accelerator)
+    student = training.student()
+    metric, value = held_out_score(student, held_out, training.config, training.accelerator)
+    log.scalars(step, {f"held_out/{metric}": value})
+    if training.accelerator.is_main_process:
+        keep_best(student, training.run / BEST, step, metric, value)
 
 
 def training_batches(
@@ -196,26 +250,6 @@ def training_batches(
         pad=data.pad,
     )
     return loader(stream, data.workers, accelerator.device)
-
-
-def _save(
-    run: Path,
-    step: int,
-    model: Distillation,
-    optimizer: Any,
-    identity: dict[str, Any],
-    config: Config,
-    accelerator: Accelerator,
-) -> None:
-    """Write a checkpoint, once the ranks' statistics are averaged and their weights found equal and finite."""
-    average_buffers(model, accelerator)
-    assert_equal_weights(model, accelerator)
-    assert_finite_weights(model, step)
-    weights = whole(model.trainable_state())
-    state = {"optimizer": whole(optimizer.state_dict()), "scaler": _scaler_state(accelerator)}
-    if accelerator.is_main_process:
-        checkpoint = Checkpoint(step, weights, state, identity, accelerator.num_processes)
-        save_checkpoint(run / "checkpoints", checkpoint, config.train.keep)
 
 
 def build_optimizer(model: Distillation, config: Config) -> torch.optim.Optimizer:
@@ -255,78 +289,3 @@ def held_out_score(
     if source.mask:
         return "mIoU", scores(counts, list(map(str, range(source.classes)))).get("mIoU", 0.0)
     return "top1", counts.trace().item() / max(counts.sum().item(), 1)
-
-
-@torch.no_grad()
-def average_buffers(model: Distillation, accelerator: Accelerator) -> None:
-    """Give all ranks the mean of what each of them tracked on its own, such as the statistics of batch norms."""
-    if accelerator.num_processes > 1:
-        for buffer in model.student.buffers():
-            if buffer.is_floating_point():
-                buffer.copy_(accelerator.reduce(buffer.clone(), "mean"))
-
-
-def assert_equal_weights(model: Distillation, accelerator: Accelerator) -> None:
-    """Raises RuntimeError if weights that all ranks hold have come apart: then they were not trained together."""
-    if accelerator.num_processes > 1:
-        trained = [p.detach() for p in model.parameters() if p.requires_grad and not isinstance(p, DTensor)]
-        weights = [p.double().flatten() for p in trained]
-        sums = torch.stack([torch.stack([w.sum(), w.abs().sum()]) for w in weights]).sum(0)
-        if len(torch.unique(accelerator.gather(sums[None]), dim=0)) != 1:
-            raise RuntimeError("the ranks' weights differ: gradients were not synchronised. Do not use this run.")
-
-
-def assert_finite_weights(model: Distillation, step: int) -> None:
-    """Raises UserError rather than let a checkpoint be written that no run can go on from."""
-    bad = [name for name, p in model.named_parameters() if p.requires_grad and not torch.isfinite(whole(p)).all()]
-    own = ((name, b) for name, b in model.named_buffers() if not name.startswith("teacher."))
-    bad += [name for name, b in own if not (b < math.inf).all()]  # -inf: a normaliser that is not fixed yet
-    if bad:
-        raise UserError(
-            f"step {step}: weights or statistics are not finite ({bad[0]} and {len(bad) - 1} others), no checkpoint "
-            "was written. Lower train.learning_rate or a loss's weight, and go on from the last one with --resume."
-        )
-
-
-def _resume(run: Path, model: Distillation, optimizer: Any, identity: dict[str, Any], accelerator: Accelerator) -> int:
-    """Load the newest checkpoint, if there is one, and return how many steps were taken."""
-    checkpoint = newest_checkpoint(run / "checkpoints", identity, accelerator.print)
-    done = checkpoint.step if checkpoint else 0
-    seen = accelerator.gather(torch.tensor([done], device=accelerator.device)).tolist()
-    if len(set(seen)) > 1:
-        raise UserError(
-            f"{run}: the processes see different checkpoints (steps {sorted(set(seen))}): put the run folder where all "
-            "machines can read it."
-        )
-    if checkpoint is not None:
-        if accelerator.is_main_process:
-            set_aside(run / "checkpoints", done)
-        if checkpoint.ranks != accelerator.num_processes:
-            accelerator.print(
-                f"{run}: {checkpoint.ranks} processes made the checkpoint, {accelerator.num_processes} go on: the "
-                "global batch is as large, but of other samples, so the weights will not be the same bits."
-            )
-        load_model(model, checkpoint.model)
-        load_optimizer(optimizer, checkpoint.optimizer["optimizer"])
-        if accelerator.scaler is not None:
-            accelerator.scaler.load_state_dict(checkpoint.optimizer["scaler"])
-    return done
-
-
-def _identity(config: Config, model: Distillation) -> dict[str, Any]:
-    """What a checkpoint must agree on with the run that goes on from it, as JSON."""
-    settings = config.model_dump(mode="json")
-    identity = {
-        "student": settings["student"] | {"classes": model.student.classes},
-        "teacher": model.teacher_identity(),
-        "losses": settings["losses"],
-        "seed": config.seed,
-        "data": {k: v for k, v in settings["data"].items() if k not in ("shards", "join", "workers", "max_faulty")},
-        "train": {k: settings["train"][k] for k in ("optimizer", "weight_decay", "decay_vectors", "precision")},
-    }
-    found: dict[str, Any] = json.loads(json.dumps(identity))
-    return found
-
-
-def _scaler_state(accelerator: Accelerator) -> dict[str, Any]:
-    return accelerator.scaler.state_dict() if accelerator.scaler is not None else {}

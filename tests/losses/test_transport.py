@@ -277,9 +277,10 @@ def test_implicit_gradient_of_a_plan_with_given_marginals_and_a_masked_row() -> 
             assert ours[i, j] == pytest.approx(float(expected), abs=1e-8)
 
 
-def test_weights_are_the_marginals_and_a_weight_of_zero_is_no_sample() -> None:
+@pytest.mark.parametrize("relational", [0.0, 1.0])
+def test_weights_are_the_marginals_and_a_weight_of_zero_is_no_sample(relational: float) -> None:
     """Without an anchor the prior does not depend on the number of samples, so leaving one out is comparable."""
-    loss = make(anchor=1.0, iterations=300)
+    loss = make(anchor=1.0, iterations=300, relational=relational)
     student, teacher = features()
     student.pooled.requires_grad_()
     weighted = loss(student, teacher, BATCH | {"weight": torch.tensor([2.0] * 7 + [0.0] * 3)})
@@ -291,10 +292,32 @@ def test_weights_are_the_marginals_and_a_weight_of_zero_is_no_sample() -> None:
     weight = torch.arange(1, 11)
     loss(student, teacher, BATCH | {"weight": weight})
     assert loss.metrics()["marginal_error"] < 1e-6
-    same = make()(student, teacher, BATCH | {"weight": torch.full((10,), 3.0)})
-    torch.testing.assert_close(same, make()(student, teacher, BATCH))
-    with pytest.raises(ValueError, match="relational"):
-        make(relational=1.0)(student, teacher, BATCH | {"weight": weight})
+    loss = make(relational=relational)
+    same = loss(student, teacher, BATCH | {"weight": torch.full((10,), 3.0)})
+    torch.testing.assert_close(same, loss(student, teacher, BATCH))
+
+
+def test_relations_by_weight_written_out() -> None:
+    student, teacher = features()
+    weight = torch.arange(10, dtype=Double) / 45
+    s, t = (F.normalize(x.pooled - weight @ x.pooled, dim=1) for x in (student, teacher))
+    expected = 0.0
+    for i in range(10):
+        others = [j for j in range(10) if j not in (i, 0)]  # the first one has no weight
+        p, q = ((weight[others] * (x[i] @ x[others].T / 0.1).exp()) for x in (t, s))
+        expected += float(weight[i] * (p / p.sum() * (p / p.sum() / (q / q.sum())).log()).sum())
+    found = relational_divergence(student.pooled, teacher.pooled, weight=weight)
+    assert float(found) == pytest.approx(expected, rel=1e-10)
+
+
+def test_wcord_takes_weights_in_its_local_term() -> None:
+    loss = WCoRD(STUDENT, TEACHER).double()
+    loss(*features(1), BATCH)
+    loss.eval()
+    student, teacher = features()
+    weighted = BATCH | {"weight": torch.arange(10)}
+    parts = loss.global_contrast(student, teacher, BATCH), loss.local_transport(student, teacher, weighted)
+    torch.testing.assert_close(loss(student, teacher, weighted), 0.5 * parts[0] + 6 * parts[1])
 
 
 def test_epsilon_falls_to_its_value_and_its_place_is_kept() -> None:

@@ -122,7 +122,7 @@ def test_a_run_killed_before_its_student_was_written_still_ends(make_config: Any
 def test_a_run_that_goes_on_is_not_taken_for_finished(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_config()
     run = run_config(path)
-    monkeypatch.setattr("pipeline.train.save_checkpoint", lambda *_: (_ for _ in ()).throw(UserError("killed")))
+    monkeypatch.setattr("pipeline.resume.save_checkpoint", lambda *_: (_ for _ in ()).throw(UserError("killed")))
     with pytest.raises(UserError, match="killed"):
         run_config(path, "train.steps=20", resume=True)
     assert not (run / "student").exists()
