@@ -209,11 +209,14 @@ def _keep(
     classes: list[str],
     config: Config,
 ) -> None:
+    own = networks["student"].classes or []
+    shown = classes or own  # a student of a teacher that names classes has some where the data set has none
+    unknown = np.full(len(found.keys), -1)
     samples = {
         "keys": np.array(found.keys),
         "label": found.label,
-        "classes": np.array(classes),
-        "prediction": found.prediction.get("student", np.full(len(found.keys), -1)),
+        "classes": np.array(shown),
+        "prediction": found.prediction.get("student", unknown) if own == shown else unknown,
     }
     keep(folder, {role: network.view for role, network in networks.items()}, source, samples, embeddings)
     named = {role: p for role, p in found.prediction.items() if role in networks and networks[role].classes == classes}
