@@ -140,8 +140,8 @@ class Comparison:
 def compare(runs: Sequence[Path], out: Path | None = None, baseline: str | None = None) -> Comparison:
     """Group runs by method, and compare each with a baseline, paired by seed.
 
-    Runs whose configs differ only in `seed`, `run` and `evaluation.baselines` are one method, named as the first
-    one's folder without its seed. baseline: the name of a method, by default the first. With `out`, a folder,
+    Runs whose configs differ only in `seed`, `run`, `evaluation.baselines` and the cache's name are one method, named as
+    the first one's folder without its seed. baseline: the name of a method, by default the first. With `out`, a folder,
     `table.md`, `table.csv` and `plot.png` are written there.
 
     A difference is "within noise" if its 95 % paired t interval over the common seeds holds 0, otherwise "better" or
@@ -200,6 +200,9 @@ def _method(run: Run) -> str:
     if isinstance(evaluation := method.get("evaluation"), dict):
         # Runs to show beside this one, often of its own seed; they change nothing in it.
         method["evaluation"] = {key: value for key, value in evaluation.items() if key != "baselines"}
+    if isinstance(teacher := method.get("teacher"), dict) and teacher.get("cache"):
+        # Views are drawn by the seed, so each seed has a cache of its own.
+        method["teacher"] = teacher | {"cache": "cached"}
     return json.dumps(method, sort_keys=True, default=str)
 
 

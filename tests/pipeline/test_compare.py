@@ -66,6 +66,15 @@ def test_a_changed_setting_is_another_method(tmp_path: Path) -> None:
     assert [(group.name, len(group.runs)) for group in found.groups] == [("kd", 2), ("kd #2", 1)]
 
 
+def test_seeds_whose_teachers_are_cached_apart_are_one_method(tmp_path: Path) -> None:
+    def cell(seed: int, cache: str | None) -> Path:
+        teacher = {"run": "teacher", "cache": cache, "views": 3}
+        return make_run(tmp_path / str(cache) / f"kd_s{seed}", {"student/top1": 0.5}, seed, teacher=teacher)
+
+    found = compare([cell(0, "bench_a"), cell(1, "bench_b"), cell(2, None)])
+    assert [(group.name, len(group.runs)) for group in found.groups] == [("kd", 2), ("kd #2", 1)]
+
+
 @pytest.mark.parametrize("name", ["kd_s3", "kd-seed3", "kd_seed3", "kd_3"])
 def test_seed_and_name_from_the_folder(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
