@@ -140,9 +140,9 @@ class Comparison:
 def compare(runs: Sequence[Path], out: Path | None = None, baseline: str | None = None) -> Comparison:
     """Group runs by method, and compare each with a baseline, paired by seed.
 
-    Runs whose configs differ only in `seed`, `run`, `evaluation.baselines` and the cache's name are one method, named as
-    the first one's folder without its seed. baseline: the name of a method, by default the first. With `out`, a folder,
-    `table.md`, `table.csv` and `plot.png` are written there.
+    Runs whose configs differ only in `seed`, `run`, `evaluation.baselines` and the name of a cache are one method,
+    named as the first one's folder without its seed. baseline: the name of a method, by default the first. With `out`,
+    a folder, `table.md`, `table.csv` and `plot.png` are written there.
 
     A difference is "within noise" if its 95 % paired t interval over the common seeds holds 0, otherwise "better" or
     "worse"; under two common seeds it is "no verdict".
