@@ -14,7 +14,7 @@ from pipeline import config as configs
 from pipeline import train as training
 from pipeline.errors import UserError
 
-start, save = training.start_accelerator, training._save
+start, save = training.start_accelerator, training.save
 
 
 def start_sharded(config: configs.Config) -> Accelerator:
@@ -39,7 +39,7 @@ def _report(optimizer: torch.optim.Optimizer) -> None:
 
 
 if __name__ == "__main__":
-    training.start_accelerator, training._save = start_sharded, save_sharded
+    training.start_accelerator, training.save = start_sharded, save_sharded
     try:
         training.train(configs.load(sys.argv[1], sys.argv[2:]), resume=True)
     except UserError as error:
