@@ -25,6 +25,7 @@ data: {{shards: {folder}/data, batch_size: 2, workers: 0}}
 student: {{modality: rgb, encoder: {{name: transformers, model: {folder}/vit_b, weights: random, size: 224}}}}
 losses: {{cross_entropy: {{}}}}
 train: {{steps: 1, warmup: 0}}
+evaluation: {{split: train}}  # the data have no other
 """
 STUDENT = """
 run: {folder}/student
@@ -33,6 +34,7 @@ teacher: {{run: {folder}/teacher}}
 student: {{modality: depth, encoder: {{name: cnn5, width: 16, size: 48}}}}
 losses: {{cross_entropy: {{}}, wcord: {{}}}}
 train: {{steps: {steps}, log_every: 1, checkpoint_every: 100000}}
+evaluation: {{split: train}}
 """
 
 

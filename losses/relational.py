@@ -30,15 +30,24 @@ def relational_divergence(
     n = len(student)
     if n < 3:  # with at most one neighbour every relation is trivially the same
         return student.sum() * 0
-    weight = student.new_full((n,), 1 / n) if weight is None else weight.to(student.dtype)
+    log_prior = None  # uniform: the softmax takes no notice of it
+    if weight is None:
+        weight = student.new_full((n,), 1 / n)
+    else:
+        weight = weight.to(student.dtype)
+        log_prior = _neighbours(weight.log().expand(n, n)).clamp(min=LEAST_LOG)
     student, teacher = _directions(student, weight), _directions(teacher, weight)
     if plan is not None:
         # S_T is a product of them: B^2 D operations instead of B^3.
         teacher = plan / weight.masked_fill(weight == 0, 1)[:, None] @ teacher
-    prior = _neighbours(weight.log().expand(n, n)).clamp(min=LEAST_LOG)
-    log_student = F.log_softmax(_neighbours(student @ student.T) / temperature + prior, dim=1)
-    log_teacher = F.log_softmax(_neighbours(teacher @ teacher.T) / temperature + prior, dim=1)
+    log_student, log_teacher = (_log_shares(x, temperature, log_prior) for x in (student, teacher))
     return weight @ F.kl_div(log_student, log_teacher, log_target=True, reduction="none").sum(1)
+
+
+def _log_shares(x: Tensor, temperature: float, log_prior: Tensor | None) -> Tensor:
+    """How each sample's relations are shared among its neighbours, `[B, B - 1]`."""
+    relations = _neighbours(x @ x.T) / temperature
+    return F.log_softmax(relations if log_prior is None else relations + log_prior, dim=1)
 
 
 def _directions(x: Tensor, weight: Tensor) -> Tensor:
