@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from losses.base import Batch, Dims, Features, Loss
-from losses.maps import paired_channels, paired_maps, same_size
+from losses.maps import channels_of, paired_channels, paired_maps, same_size
 
 
 class FitNet(Loss):
@@ -24,14 +24,9 @@ class FitNet(Loss):
 
     def __init__(self, student: Dims, teacher: Dims, *, layer: int | None = None) -> None:
         super().__init__()
-        channels = paired_channels("FitNet", student, teacher)
-        self.layer = len(channels) // 2 if layer is None else layer
-        if not -len(channels) <= self.layer < len(channels):
-            raise ValueError(
-                f"FitNet's layer {layer} does not exist: {len(channels)} maps can be paired, layer goes from "
-                f"{-len(channels)} to {len(channels) - 1}."
-            )
-        self.regressor = nn.Conv2d(*channels[self.layer], kernel_size=1)
+        pairs = len(paired_channels("FitNet", student, teacher))
+        self.layer = pairs // 2 if layer is None else layer
+        self.regressor = nn.Conv2d(*channels_of("FitNet", student, teacher, self.layer), kernel_size=1)
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         s, t = same_size(*paired_maps(student, teacher)[self.layer])

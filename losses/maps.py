@@ -53,6 +53,17 @@ def paired_channels(name: str, student: Dims, teacher: Dims, first: int = 0) -> 
     return pair_up(student.maps, teacher.maps, first)
 
 
+def channels_of(name: str, student: Dims, teacher: Dims, layer: int) -> tuple[int, int]:
+    """Student's and teacher's channels of one pair; ValueError if there is none of that number."""
+    channels = paired_channels(name, student, teacher)
+    if not -len(channels) <= layer < len(channels):
+        raise ValueError(
+            f"{name}'s layer {layer} does not exist: {len(channels)} maps can be paired, layer goes from "
+            f"{-len(channels)} to {len(channels) - 1}."
+        )
+    return channels[layer]
+
+
 def paired_maps(student: Features, teacher: Features, first: int = 0) -> list[tuple[Tensor, Tensor]]:
     """The maps of both sides, shallow to deep, from `first` on. If one side has more, its first ones are left out."""
     return [(as_map(s), as_map(t)) for s, t in pair_up(student.maps, teacher.maps, first)]

@@ -15,20 +15,21 @@ from torch import Tensor, nn
 
 from losses.base import Batch, Dims, Features, Loss
 from losses.gather import gather
-from losses.maps import grid_shape, paired_channels, positions
+from losses.maps import channels_of, grid_shape, pair_up, positions
 from losses.sinkhorn import marginal_error, sinkhorn
 from losses.standardise import Standardise
 from losses.unit import unit
 
 
 class PositionTransport(Loss):
-    """`E_i[sum_xy P_ixy (1 - cos(s_ix, t_iy))]`: s the student's deepest map by a 1x1 projection, t the teacher's.
+    """`E_i[sum_xy P_ixy (1 - cos(s_ix, t_iy))]`: s a map of the student's by a 1x1 projection, t the teacher's.
 
     Channels of the teacher are standardised. The gradient is that of the fixed plan, as of the entropic optimum.
 
-    side: positions a side; larger maps are average-pooled, both to the same. epsilon, iterations: of `sinkhorn`.
-    anchor: a above, in [0, 1]; 0 is regression of the map, 1 does not know which position is which.
-    Raises ValueError if a side has no maps.
+    layer: index into the paired maps, negative from the deepest. side: positions a side; larger maps are
+    average-pooled, both to the same. epsilon, iterations: of `sinkhorn`. anchor: a above, in [0, 1]; 0 is regression of
+    the map, 1 does not know which position is which.
+    Raises ValueError if a side has no maps, or not that many.
     """
 
     needs_maps: ClassVar[bool] = True
@@ -39,20 +40,22 @@ class PositionTransport(Loss):
         student: Dims,
         teacher: Dims,
         *,
+        layer: int = -1,
         side: Annotated[int, Gt(0)] = 8,
         epsilon: Annotated[float, Gt(0)] = 0.1,
         iterations: Annotated[int, Gt(0)] = 20,
         anchor: Annotated[float, Ge(0), Le(1)] = 0.2,
     ) -> None:
         super().__init__()
-        student_channels, teacher_channels = paired_channels("PositionTransport", student, teacher)[-1]
-        self.side, self.epsilon, self.iterations, self.anchor = side, epsilon, iterations, anchor
+        student_channels, teacher_channels = channels_of("PositionTransport", student, teacher, layer)
+        self.layer, self.side, self.epsilon, self.iterations, self.anchor = layer, side, epsilon, iterations, anchor
         self.projection = nn.Linear(student_channels, teacher_channels)
         self.standardise = Standardise(teacher_channels)
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
-        shape = grid_shape(self.side, student.maps[-1], teacher.maps[-1])
-        s, t = positions(student.maps[-1], shape), positions(teacher.maps[-1], shape)  # [B, n, C]
+        s_map, t_map = pair_up(student.maps, teacher.maps)[self.layer]
+        shape = grid_shape(self.side, s_map, t_map)
+        s, t = positions(s_map, shape), positions(t_map, shape)  # [B, n, C]
         if self.training:
             self.standardise.update(gather(t).flatten(0, 1))
         with torch.autocast(s.device.type, enabled=False):

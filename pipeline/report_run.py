@@ -74,10 +74,14 @@ def _not_finite(name: str, data: bytes) -> str:
 
 
 def faults(run: Run) -> str:
-    """Samples that training and evaluation passed over, by cause, a list of the first, and steps not taken."""
-    undone = run.results.get("train/nonfinite_steps") or run.last("nonfinite_steps")
-    words = f"{undone or 0:,.0f} training steps were not taken: their gradient was not finite."
-    return _skipped_samples(run) + (f"<p>{words}</p>" if undone else "")
+    """Samples that training and evaluation passed over, by cause, a list of the first; those that the teacher did not
+    see; steps not taken."""
+    parts = [_skipped_samples(run)]
+    if alone := run.results.get("unpaired/train") or run.last("unpaired"):
+        parts.append(f"<p>{alone:.1%} of the training samples were kept without the teacher's view: labels alone.</p>")
+    if undone := run.results.get("train/nonfinite_steps") or run.last("nonfinite_steps"):
+        parts.append(f"<p>{undone:,.0f} training steps were not taken: their gradient was not finite.</p>")
+    return "".join(parts)
 
 
 def _skipped_samples(run: Run) -> str:

@@ -74,6 +74,21 @@ def test_the_gradient_is_that_of_the_entropic_optimum() -> None:
         assert found[place].item() == pytest.approx((optimum(there) - optimum(back)) / (2 * step), abs=1e-7)
 
 
+def test_a_layer_is_one_of_the_paired_maps() -> None:
+    torch.manual_seed(0)
+    student, teacher = Dims(12, (4, 6, 8), 3), Dims(20, (5, 7), 5)  # the last two are paired
+    maps = [torch.randn(2, c, 4, 4) for c in (4, 6, 8, 5, 7)]
+    seen = Features(torch.randn(2, 12), maps[:3]), Features(torch.randn(2, 20), maps[3:])
+    for layer, (of_student, of_teacher) in {-2: (1, 3), 0: (1, 3), -1: (2, 4)}.items():
+        loss = PositionTransport(student, teacher, layer=layer)
+        alone = PositionTransport(Dims(12, (student.maps[of_student],), 3), Dims(20, (maps[of_teacher].shape[1],), 5))
+        alone.load_state_dict(loss.state_dict())
+        pair = Features(seen[0].pooled, [maps[of_student]]), Features(seen[1].pooled, [maps[of_teacher]])
+        assert loss(*seen, {}) == alone(*pair, {})
+    with pytest.raises(ValueError, match="layer -3 does not exist: 2 maps can be paired"):
+        PositionTransport(student, teacher, layer=-3)
+
+
 def test_tokens_are_positions() -> None:
     loss, student, teacher = made(size=3)
     tokens = torch.cat([torch.randn(4, 1, 6, dtype=torch.float64), student.maps[-1].flatten(2).mT], 1)

@@ -75,7 +75,7 @@ def test_faults_are_counted_and_listed(tmp_path: Path) -> None:
         "unpaired": False,
     }
     (folder / "skipped.jsonl").write_text(json.dumps(listed) + "\n")
-    results = RESULTS | {"skipped/train/depth.png": 7, "skipped/test/label": 2, "train/nonfinite_steps": 3}
+    results = RESULTS | {"skipped/train/depth.png": 7, "skipped/test/label": 2, "train/nonfinite_steps": 3, "unpaired/train": 0.125}
     (folder / "results.json").write_text(json.dumps(results))
     text = report([folder]).read_text(encoding="utf-8")
     for row in (("depth.png", 7.0, 0.0), ("label", 0.0, 2.0)):
@@ -83,6 +83,7 @@ def test_faults_are_counted_and_listed(tmp_path: Path) -> None:
         assert f"<tr><td>{row[0]}</td>{cells}</tr>" in text
     assert "<td>train-0.tar</td><td>k&lt;3&gt;</td><td>depth.png</td><td>no &lt;PNG&gt;</td>" in text
     assert "3 training steps were not taken: their gradient was not finite." in text
+    assert "12.5% of the training samples were kept without the teacher's view: labels alone." in text
     (folder / "skipped.jsonl").write_text("nonsense\n")
     assert "not a list of skipped samples" in report([folder]).read_text(encoding="utf-8")
 

@@ -1,0 +1,84 @@
+"""What transport between the positions of maps adds to WCoRD: layers and weights, on the study's validation splits.
+
+    python -m benchmarks.positions --gestures PATH_TO_HAND_GESTURES_RGBD --cifar PATH_TO_CIFAR10
+
+One seed, the study's settings, data and teachers (made, unless a study in the same folder has made them). What is
+chosen here is measured elsewhere, on data that it was not chosen by: `wcord bench cifar10_small`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+from benchmarks import study
+from benchmarks.study import TASK, Losses, Setting
+
+LAYERS, WEIGHTS = (-2, -1), (2.0, 6.0, 20.0)
+POOLED: Losses = {"wcord": {"relational": 0.0}}
+
+
+def positions(weight: float, layer: int, anchor: float = 0.2) -> Losses:
+    return {"position_transport": {"weight": weight, "layer": layer, "anchor": anchor}}
+
+
+FORMS: dict[str, Losses] = {
+    "labels": {},
+    "kd": {"kd": {}},
+    "fitnet": {"fitnet": {"weight": 100.0}},
+    "wcord": {"wcord": {}},
+    "wcord, no relations": POOLED,
+    **{f"positions -2, {weight:g}": positions(weight, -2) for weight in WEIGHTS},
+    **{
+        f"wcord, no relations + positions {layer}, {weight:g}": POOLED | positions(weight, layer)
+        for layer in LAYERS
+        for weight in WEIGHTS
+    },
+    "wcord, no relations + positions -2, 6, anchor 0": POOLED | positions(6.0, -2, 0.0),
+    "wcord, no relations + positions -2, 6, anchor 1": POOLED | positions(6.0, -2, 1.0),
+    "wcord + positions -2, 6": {"wcord": {}} | positions(6.0, -2),
+    "wcord + positions -2, 20": {"wcord": {}} | positions(20.0, -2),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gestures", type=Path, required=True, help="folder with index.csv, hand_rgb/ and hand_depth/")
+    parser.add_argument("--cifar", type=Path, required=True, help="folder with {train,test}/<class>/*.jpg")
+    parser.add_argument("--out", type=Path, default=Path("runs/study"))
+    options = parser.parse_args()
+    out: Path = options.out.resolve()
+    study.pack_gestures(options.gestures.resolve(), out / "gestures_data")
+    study.pack_cifar(options.cifar.resolve(), out / "cifar_data")
+    settings = study.all_settings(out)[::-1]
+    with ProcessPoolExecutor(study.CORES, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        study.wait([pool.submit(study.teach, out / s.teacher[0], s.teacher[1], s.teacher[2:]) for s in settings])
+        study.wait([job for s in settings for job in study.submit(pool, trials(s, out))])
+    print(f"| top-1 % on the validation split | {' | '.join(s.name for s in settings)} |")
+    print(f"| --- |{' ---: |' * len(settings)}")
+    for form in FORMS:
+        print(f"| {form} | {' | '.join(score(s, out, form) for s in settings)} |")
+
+
+def trials(setting: Setting, out: Path) -> list[study.Config]:
+    return [
+        setting.config(out, folder(setting, out, form), TASK | losses, 0, "val")
+        for form, losses in FORMS.items()
+        if setting.logits or "kd" not in losses
+    ]
+
+
+def folder(setting: Setting, out: Path, form: str) -> Path:
+    return out / setting.name / "positions" / form.replace(" ", "_").replace(",", "")
+
+
+def score(setting: Setting, out: Path, form: str) -> str:
+    path = folder(setting, out, form) / "results.json"
+    return f"{100 * json.loads(path.read_bytes())['student/top1']:.1f}" if path.exists() else "-"
+
+
+if __name__ == "__main__":
+    main()
