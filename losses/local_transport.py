@@ -4,7 +4,8 @@ Chen et al. 2021, arXiv 2012.08674 (LCKT):  min_P sum_ij P_ij c(s_i, t_j)  under
 
 The plain plan does not know which student feature belongs to which teacher feature, although we do. So it is anchored:
 min_P <P, C> + epsilon KL(P || P0)  with  P0 = (1 - a) I/B + a 11'/B^2.  a = 0 is feature regression, a = 1 the plain
-term; between them near-duplicates in the batch share their mass.
+term; between them near-duplicates in the batch share their mass. With marginals m of their own the samples have
+P0 = (1 - a) diag(m) + a m m'.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class LocalTransport(Loss):
     space: `teacher` compares in the teacher's standardised feature space, so that only the student is projected;
         `shared` projects both to `dim` (the paper's; both sides can then drift together); `raw` compares pooled
         features as they are, which then must have one size.
-    epsilon, iterations: of `sinkhorn`; epsilon in units of the cost, or of its mean in the batch (`relative_epsilon`).
+    epsilon, iterations: of `sinkhorn`; epsilon in units of the cost, or of its mean in the batch
+        (`relative_epsilon`), which has no gradient of its own.
     start_epsilon: where epsilon begins, to fall geometrically to its value within `anneal_steps` training steps.
     anchor: `a` above, in [0, 1].
     marginal_penalty: let the marginals give way for so much a unit of KL, so that a sample without a partner need not
@@ -103,14 +105,14 @@ class LocalTransport(Loss):
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         h_student, h_teacher = gather(full_precision(student.pooled)), gather(full_precision(teacher.pooled))
+        weight = self._marginal(batch)
         if self.training and isinstance(self.standardise, Standardise):
-            self.standardise.update(h_teacher)
+            self.standardise.update(h_teacher, weight)
         with torch.autocast(h_student.device.type, enabled=False):
             h_teacher = self.standardise(h_teacher)
             s, t = self.student_projection(h_student), self.teacher_projection(h_teacher)
             if self.cost == "cosine":
                 s, t = unit(s), unit(t)  # [B, d]
-            weight = self._marginal(batch)
             if self.blocked and weight is None and len(s) > LARGEST_PLAN:
                 odds = 1 + len(s) * (1 - self.anchor) / self.anchor
                 loss, diagonal, error = transport_cost(s, t, self.epsilon, self.iterations, odds)
@@ -144,16 +146,14 @@ class LocalTransport(Loss):
         rounding = torch.finfo(s.dtype).eps * norms.detach() / s.shape[1]
         return (squared + rounding + 1e-12).sqrt()
 
-    def _plan(self, cost: Tensor, marginal: Tensor | None = None) -> Tensor:
-        seen = cost if self.plan_gradient == "unrolled" else cost.detach()
+    def _plan(self, cost: Tensor, weight: Tensor | None = None) -> Tensor:
+        marginal = cost.new_full((len(cost),), 1 / len(cost)) if weight is None else weight.to(cost.dtype)
         if self.relative_epsilon:
-            scale = cost.detach().mean().clamp(min=1e-12)
-            cost, seen = cost / scale, seen / scale
+            cost = cost / (marginal @ cost.detach() @ marginal).clamp(min=1e-12)
+        seen = cost if self.plan_gradient == "unrolled" else cost.detach()
         epsilon = self._epsilon()
-        log_marginal = None if marginal is None else marginal.log()
-        plan = sinkhorn(
-            seen, epsilon, self.iterations, self._log_prior(cost), log_marginal, log_marginal, self.marginal_penalty
-        )
+        held = None if weight is None else marginal.log()
+        plan = sinkhorn(seen, epsilon, self.iterations, self._log_prior(marginal), held, held, self.marginal_penalty)
         return implicit(plan, cost, epsilon) if self.plan_gradient == "implicit" else plan
 
     def _epsilon(self) -> float | Tensor:
@@ -164,10 +164,9 @@ class LocalTransport(Loss):
             self.steps += 1
         return self.epsilon * (self.start_epsilon / self.epsilon) ** left
 
-    def _log_prior(self, cost: Tensor) -> Tensor:
-        n = cost.shape[0]
-        identity = torch.eye(n, device=cost.device, dtype=cost.dtype)
-        return ((1 - self.anchor) * identity / n + self.anchor / n**2).log()
+    def _log_prior(self, marginal: Tensor) -> Tensor:
+        own, spread = torch.diag(marginal), torch.outer(marginal, marginal)
+        return ((1 - self.anchor) * own + self.anchor * spread).log()
 
     def metrics(self) -> dict[str, Tensor]:
         s, t, diagonal, error = self._last

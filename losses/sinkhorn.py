@@ -39,7 +39,7 @@ def sinkhorn(
 
     cost: `[..., n, m]`, any float dtype; computed in fp32 (float64 stays float64), also inside autocast.
     epsilon: above 0, in the cost's own unit. iterations: how many row and column updates; fixed, so that nothing
-    waits for the device. log_prior: `[n, m]`, log of the reference plan, -inf where no mass may go; uniform without.
+    waits for the device. log_prior: `[n, m]`, log of the reference plan, -inf where no mass may go; 1/(n m) without.
     log_row, log_column: logs of the marginals `[..., n]` and `[..., m]`, -inf for rows that take no part; log 1/n and
     log 1/m without. marginal_penalty: instead of holding the marginals, pay so much a unit of KL(marginal of P ||
     marginal), above 0 (Chizat et al. 2018). Gradients flow through the iterations if the cost asks for them.
@@ -49,6 +49,8 @@ def sinkhorn(
     _check(cost, epsilon, iterations, marginal_penalty)
     with torch.autocast(cost.device.type, enabled=False):
         n, m = cost.shape[-2:]
+        if marginal_penalty is not None and log_prior is None:
+            log_prior = cost.new_full((), -math.log(n * m))  # held marginals take no notice of its mass
         log_kernel = _log_kernel(cost, epsilon, log_prior)
         free = log_row is None and log_column is None and marginal_penalty is None
         if free and not torch.compiler.is_compiling() and cost.device.type == "cpu" and not log_kernel.requires_grad:

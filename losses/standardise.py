@@ -28,13 +28,18 @@ class Standardise(nn.Module):
         self.register_buffer("batches", torch.zeros(()))
 
     @torch.no_grad()
-    def update(self, x: Tensor) -> None:
-        """Move mean and variance towards those of `x [N, D]`; the first batches count alike."""
+    def update(self, x: Tensor, weight: Tensor | None = None) -> None:
+        """Move mean and variance towards those of `x [N, D]`; the first batches count alike.
+
+        weight: `[N]`, of sum 1, each sample's share in both; uniform without.
+        """
         x = full_precision(x)
+        weight = x.new_full((len(x),), 1 / len(x)) if weight is None else weight.to(x.dtype)
+        mean = weight @ x
         batches = self.batches + 1
         share = 1 / batches.clamp(max=self.window)
-        difference = x.mean(0) - self.mean
-        spread = x.var(0, unbiased=False) + (1 - share) * difference**2
+        difference = mean - self.mean
+        spread = weight @ (x - mean) ** 2 + (1 - share) * difference**2
         keep_finite(
             (self.batches, batches),
             (self.mean, self.mean + share * difference),

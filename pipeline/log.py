@@ -62,7 +62,8 @@ class Log:
     def write(
         self, step: int, rate: float, norm: Tensor | float, model: Distillation, skipped: Mapping[str, int], undone: int
     ) -> None:
-        """Average the terms since the last line over steps and ranks, and write them with the losses' metrics.
+        """Average the terms since the last line over steps and ranks, and write them with the losses' metrics, which
+        some losses know of their own rank's samples only.
 
         skipped: training samples that were passed over so far, by cause. undone: steps that this process has not taken
         because their gradient was not finite.
@@ -70,8 +71,7 @@ class Log:
         if not self.terms:  # no step was taken since the last line
             return
         seconds = time.perf_counter() - self.since
-        values = torch.stack([v.float() for v in self.terms.values()]) / self.count
-        means = dict(zip(self.terms, self.accelerator.reduce(values, "mean").tolist(), strict=True))
+        means = self._over_ranks({name: value / self.count for name, value in self.terms.items()})
         undone += int(self.spent.get("nonfinite_steps", 0))
         row = {
             "epoch": step / self.schedule.steps_per_epoch,
@@ -81,7 +81,7 @@ class Log:
             "samples_per_second": self.count * self.config.data.batch_size / seconds,
             "data_wait": self.waited / seconds,
             **self._cost(),
-            **{name: float(value) for name, value in model.metrics().items()},
+            **self._over_ranks(model.metrics()),
             **({"nonfinite_steps": float(undone)} if undone else {}),
             **{f"skipped/{cause}": float(count) for cause, count in skipped.items()},
         }
@@ -91,6 +91,13 @@ class Log:
             print(self._line(step, row), flush=True)
             if step > max(self.config.train.warmup, self.schedule.steps // 5):  # before, features still form
                 self._warn(row)
+
+    def _over_ranks(self, values: Mapping[str, Tensor]) -> dict[str, float]:
+        """Means of scalars that every rank has under the same names."""
+        if not values:
+            return {}
+        own = torch.stack([value.detach().float().to(self.accelerator.device) for value in values.values()])
+        return dict(zip(values, self.accelerator.reduce(own, "mean").tolist(), strict=True))
 
     def _cost(self) -> dict[str, float]:
         """Since the run began, interruptions left out."""

@@ -181,6 +181,7 @@ def test_marginals_at_a_price_against_pot(penalty: float) -> None:
         stopThr=1e-14,
     )  # fmt: skip
     np.testing.assert_allclose(sinkhorn(cost, 0.1, 20_000, prior, marginal_penalty=penalty), theirs, atol=1e-8)
+    np.testing.assert_allclose(sinkhorn(cost, 0.1, 20_000, marginal_penalty=penalty), theirs, atol=1e-8)
 
 
 def test_gradient_of_the_transport_cost_against_finite_differences() -> None:

@@ -75,7 +75,12 @@ def test_faults_are_counted_and_listed(tmp_path: Path) -> None:
         "unpaired": False,
     }
     (folder / "skipped.jsonl").write_text(json.dumps(listed) + "\n")
-    results = RESULTS | {"skipped/train/depth.png": 7, "skipped/test/label": 2, "train/nonfinite_steps": 3, "unpaired/train": 0.125}
+    results = RESULTS | {
+        "skipped/train/depth.png": 7,
+        "skipped/test/label": 2,
+        "train/nonfinite_steps": 3,
+        "unpaired/train": 0.125,
+    }
     (folder / "results.json").write_text(json.dumps(results))
     text = report([folder]).read_text(encoding="utf-8")
     for row in (("depth.png", 7.0, 0.0), ("label", 0.0, 2.0)):
