@@ -11,14 +11,15 @@ from typing import Any
 from pydantic import Field, ValidationError, model_validator
 
 from pipeline import config as configs
-from pipeline.bench_table import Entry, entries, write
+from pipeline.bench_table import TEACHER, Entry, entries, write
 from pipeline.cells import Cell, places, run_cells
-from pipeline.compare import compare
+from pipeline.compare import Group, compare_groups
 from pipeline.components import find_loss
 from pipeline.config import SHIPPED, Config, Section
 from pipeline.configfile import Document
 from pipeline.errors import UserError
 from pipeline.explain import explain
+from pipeline.runs import Run, read_run
 from pipeline.source import check_split
 
 Losses = dict[str, dict[str, Any] | None]
@@ -61,9 +62,11 @@ class Bench(Section):
     @model_validator(mode="after")
     def _known(self) -> Bench:
         _check_known("baseline", [self.baseline], "method", self.methods)
+        if TEACHER in self.methods:
+            raise ValueError(f"methods: {TEACHER} is the row of the teachers' own results; choose another name")
         _check_known("published", self.published, "pair", self.pairs)
         for name, figures in self.published.items():
-            _check_known(f"published.{name}", figures, "method", {"teacher": None, **self.methods})
+            _check_known(f"published.{name}", figures, "method", {TEACHER: None, **self.methods})
         for name, pair in self.pairs.items():
             _check_known(f"pairs.{name}.teacher", _several(pair.teacher), "teacher", self.teachers)
             _check_known(f"pairs.{name}.methods", pair.methods, "method", self.methods)
@@ -127,11 +130,16 @@ def run_bench(path: str | Path, overrides: Sequence[str] = (), jobs: int | None 
     run_cells([Cell("run", config) for config in waiting], where)
     tables = {}
     for pair in bench.pairs:
-        runs = [Path(config.run) for (name, _, _), config in cells.items() if name == pair]
-        tables[pair] = compare(runs, Path(bench.run) / pair, bench.baseline)
+        groups = [Group(method, tuple(_runs(bench, cells, pair, method))) for method in bench.methods]
+        tables[pair] = compare_groups(groups, Path(bench.run) / pair, bench.baseline)
     found = entries(tables, bench.metric, bench.published)
     write(found, Path(bench.run))
     return found
+
+
+def _runs(bench: Bench, cells: Mapping[tuple[str, str, int], Config], pair: str, method: str) -> Iterator[Run]:
+    for seed in range(bench.seeds):
+        yield read_run(Path(cells[pair, method, seed].run))
 
 
 def _waiting(configs: Iterable[Config]) -> list[Config]:

@@ -149,8 +149,12 @@ def compare(runs: Sequence[Path], out: Path | None = None, baseline: str | None 
 
     Raises UserError for no runs, runs without any results, two runs of one method and seed, or an unknown baseline.
     """
-    read = [read_run(folder) for folder in runs]
-    groups = group_by_method(read)
+    return compare_groups(group_by_method([read_run(folder) for folder in runs]), out, baseline)
+
+
+def compare_groups(groups: Sequence[Group], out: Path | None = None, baseline: str | None = None) -> Comparison:
+    """The same of runs that are grouped already."""
+    read = [run for group in groups for run in group.runs]
     present = {key for run in read for key in run.results}
     if not present:
         raise UserError("None of the runs has results. Run `wcord evaluate RUN` for each, then compare again.")
@@ -160,7 +164,7 @@ def compare(runs: Sequence[Path], out: Path | None = None, baseline: str | None 
         raise UserError(f"baseline: no method is called {baseline!r}; there are {', '.join(names)}.")
     notes = tuple(f"{run.folder}: {note}" for run in read for note in run.notes)
     chosen = groups[names.index(baseline)] if baseline is not None else groups[0]
-    comparison = Comparison(groups, metrics, chosen, notes)
+    comparison = Comparison(tuple(groups), metrics, chosen, notes)
     if out is not None:
         write(comparison, out)
     return comparison

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from pipeline.config import SHIPPED
 from pipeline.errors import UserError
 from pipeline.pack import pack
 from pipeline.recipes import tabletop
+from pipeline.run_folder import write_config
 from pipeline.runs import read_run
 
 BENCH = """
@@ -158,6 +160,8 @@ def test_a_new_method_enters_by_one_line_and_teachers_are_cached(
             "published: {photo to range: {kd: 70}}\nmethods:",
             "published.photo to range: no method is called kd",
         ),
+        ("  labels: {cross", "  teacher: {cross", "no method is called labels"),
+        ("  distilled: {", "  teacher: {", "methods: teacher is the row of the teachers' own results"),
         ("teacher: photo,", "teacher: photo, methods: {kd: {kd: {}}},", "methods: no method is called kd"),
     ],
 )
@@ -166,6 +170,23 @@ def test_faults_are_named_before_anything_is_trained(bench: Path, old: str, new:
     with pytest.raises(UserError, match=message):
         run_bench(bench)
     assert not (bench.parent / "matrix").exists()
+
+
+def test_methods_are_kept_apart_by_their_names(bench: Path, tmp_path: Path) -> None:
+    """Also where two of them have the same losses, as where a pair has nothing in the place of KD."""
+    bench.write_text(
+        bench.read_text().replace("labels: {", "x/labels: {").replace("line: labels", "line: x/labels")
+        + "  same: {cross_entropy: {}}\n"
+    )
+    known = load(bench)
+    teachers = [config_of(tmp_path, one, f"{known.run}/teachers/{name}", 0) for name, one in known.teachers.items()]
+    for number, config in enumerate([*dict(cells(known, tmp_path)).values(), *teachers]):
+        Path(config.run).mkdir(parents=True)
+        write_config(config, Path(config.run))
+        (Path(config.run) / "results.json").write_text(json.dumps({"student/top1": number / 100}))
+    found = run_bench(bench)
+    assert [entry.method for entry in found[:4]] == ["teacher", "x/labels", "distilled", "same"]
+    assert [entry.value.mean for entry in found[1:4] if entry.value] == pytest.approx([0.005, 0.025, 0.045])
 
 
 def test_a_run_that_fails_is_named_and_the_others_are_kept(bench: Path, tmp_path: Path) -> None:
