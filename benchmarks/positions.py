@@ -1,6 +1,7 @@
 """What transport between the positions of maps adds to WCoRD: layers and weights, on the study's validation splits.
 
-    python -m benchmarks.positions --gestures PATH_TO_HAND_GESTURES_RGBD --cifar PATH_TO_CIFAR10
+    python -m benchmarks.positions compression --cifar PATH_TO_CIFAR10
+    python -m benchmarks.positions other_task --gestures PATH_TO_HAND_GESTURES_RGBD
 
 One seed, the study's settings, data and teachers (made, unless a study in the same folder has made them). What is
 chosen here is measured elsewhere, on data that it was not chosen by: `wcord bench cifar10_small`.
@@ -46,14 +47,17 @@ FORMS: dict[str, Losses] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gestures", type=Path, required=True, help="folder with index.csv, hand_rgb/ and hand_depth/")
-    parser.add_argument("--cifar", type=Path, required=True, help="folder with {train,test}/<class>/*.jpg")
+    parser.add_argument("settings", nargs="+", choices=["gestures", "other_task", "compression"])
+    parser.add_argument("--gestures", type=Path, help="folder with index.csv, hand_rgb/ and hand_depth/")
+    parser.add_argument("--cifar", type=Path, help="folder with {train,test}/<class>/*.jpg")
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     options = parser.parse_args()
     out: Path = options.out.resolve()
-    study.pack_gestures(options.gestures.resolve(), out / "gestures_data")
-    study.pack_cifar(options.cifar.resolve(), out / "cifar_data")
-    settings = study.all_settings(out)[::-1]
+    if options.gestures:
+        study.pack_gestures(options.gestures.resolve(), out / "gestures_data")
+    if options.cifar:
+        study.pack_cifar(options.cifar.resolve(), out / "cifar_data")
+    settings = [s for s in study.all_settings(out) if s.name in options.settings]
     with ProcessPoolExecutor(study.CORES, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         study.wait([pool.submit(study.teach, out / s.teacher[0], s.teacher[1], s.teacher[2:]) for s in settings])
         study.wait([job for s in settings for job in study.submit(pool, trials(s, out))])
