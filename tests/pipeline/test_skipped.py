@@ -129,6 +129,23 @@ def test_unpaired_samples_are_skipped_or_kept_as_the_policy_says(tmp_path: Path)
     assert not any(batch["skipped"] for batch in keeping)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("pair", [0, 47])
+def test_batches_without_any_pair_are_kept_wherever_the_pairs_are(tmp_path: Path, workers: int, pair: int) -> None:
+    folder = dataset(tmp_path, without("rgb.jpg", *(set(range(48)) - {pair})))
+    batches = take(folder, Policy(unpaired="keep"), 6, workers, shuffle=0)
+    assert {key for batch in batches for key in batch["key"]} == {f"s{i:05d}" for i in range(48)}
+    assert [k for b in batches for k, p in zip(b["key"], b["paired"].tolist(), strict=True) if p] == [f"s{pair:05d}"]
+    assert all(batch["teacher"].shape == (8, 3, 24, 24) for batch in batches)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_that_no_sample_has_what_the_teacher_sees_is_said(tmp_path: Path, workers: int) -> None:
+    folder = dataset(tmp_path, without("rgb.jpg", *range(48)))
+    with pytest.raises(UserError, match=r"no sample of the split has what the teacher sees; .*data\.join"):
+        take(folder, Policy(unpaired="keep"), 1, workers)
+
+
 def test_what_the_student_lacks_is_skipped_also_where_unpaired_samples_are_kept(tmp_path: Path) -> None:
     folder = dataset(tmp_path, without("depth.png", 5, 6))
     batches = take(folder, Policy(unpaired="keep"), 6)
