@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from pipeline.checkpoint import list_checkpoints
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.network import DESCRIPTION
 from pipeline.shards import load_dataset, write_atomic
 
 RESULTS = ("student", "results.json", "evaluation", "report.html")
@@ -30,6 +32,11 @@ def claim(run: Path, resume: bool, overwrite: bool) -> None:
         raise UserError(
             f"{run}: already holds a run ({', '.join(made)}). Go on with it by --resume, replace it by --overwrite, or "
             "choose another `run`."
+        )
+    if not overwrite and (run / "student" / DESCRIPTION).exists() and not list_checkpoints(run / "checkpoints"):
+        raise UserError(
+            f"{run}: there is no checkpoint to go on from, but a finished student is there. Replace it by --overwrite, "
+            "or choose another `run`."
         )
 
 

@@ -119,6 +119,21 @@ def test_a_run_killed_before_its_student_was_written_still_ends(make_config: Any
     assert all(torch.equal(before[key], value) for key, value in weights(run).items())
 
 
+def test_a_finished_student_is_not_trained_anew_for_want_of_checkpoints(make_config: Any) -> None:
+    path = make_config()
+    run = run_config(path, resume=True)  # as on a cluster, the first time too
+    shutil.rmtree(run / "checkpoints")
+    made = (run / "student" / "model.safetensors").stat().st_mtime_ns
+    with pytest.raises(UserError, match=r"no checkpoint to go on from, but a finished student is there.*--overwrite"):
+        run_config(path, resume=True)
+    assert (run / "student" / "model.safetensors").stat().st_mtime_ns == made
+    run_config(path, overwrite=True)
+    shutil.rmtree(run / "checkpoints")
+    shutil.rmtree(run / "student")
+    run_config(path, resume=True)
+    assert (run / "student" / "network.json").exists()
+
+
 def test_a_run_that_goes_on_is_not_taken_for_finished(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_config()
     run = run_config(path)
