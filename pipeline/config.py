@@ -291,6 +291,20 @@ class Config(Section):
             raise ValueError("data.in_memory cannot be together with teacher.cache: set one of them to false or null")
         return self
 
+    @model_validator(mode="after")
+    def _own_folder(self) -> Config:
+        read = {
+            "teacher.run": self.teacher.run if self.teacher else None,
+            "evaluation.baselines": self.evaluation.baselines,
+        }
+        for key, written in read.items():
+            for folder in [written] if isinstance(written, str) else written or []:
+                if Path(folder).resolve() == Path(self.run).resolve():
+                    raise ValueError(
+                        f"run: is also {key} ({folder}), which training would write over; choose another `run`"
+                    )
+        return self
+
     def to_yaml(self) -> str:
         """The whole config, defaults included, as YAML that `load` reads back to an equal one."""
         return dump(self.model_dump(mode="json"))
