@@ -220,7 +220,7 @@ def pictures(
 ) -> Iterator[tuple[str, dict[str, Shown]]]:
     """What a person would see of the samples of these keys: key, and role -> picture and captions."""
     members = Prepare(source, views, None).members
-    for raw in read_range(source.folder, source.shards, 0, source.samples, members):
+    for raw in read_range(source.folder, source.shards, 0, source.samples, members, source.tolerant):
         if raw["__key__"] in keys:
             raw = complete(source, raw, members)
             meta = _meta(raw)

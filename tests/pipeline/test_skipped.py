@@ -160,6 +160,16 @@ def test_evaluation_leaves_out_what_it_cannot_use(tmp_path: Path) -> None:
     assert {s.key for b in batches for s in b["skipped"]} == {"s00003", "s00020"}
 
 
+@pytest.mark.parametrize("damage", ["missing", "damaged"])
+def test_a_lost_test_shard_is_skipped_by_the_whole_evaluation(make_config: Any, tmp_path: Path, damage: str) -> None:
+    folder = write_dataset(tmp_path / "data", {"train": [16], "test": [12, 12]})
+    run = train(configs.load(make_config(shards=folder), ["data.max_faulty=0.5"]))
+    shard = folder / "test-000001.tar"
+    shard.unlink() if damage == "missing" else shard.write_bytes(shard.read_bytes()[:-4096])
+    results = evaluate(run)
+    assert (results["samples/test"], results["skipped/test/shard"]) == (12, 12)
+
+
 def test_what_was_listed_is_looked_at_again(tmp_path: Path) -> None:
     folder = dataset(tmp_path / "data", broken_photo(3, 20))
     ledger = Ledger(tmp_path / SKIPPED, 48, 0.5)
