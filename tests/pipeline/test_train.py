@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from shapes_dataset import write_dataset
 
 from losses import CrossEntropy, Features
 from pipeline import config as configs
@@ -132,6 +133,29 @@ def test_a_finished_student_is_not_trained_anew_for_want_of_checkpoints(make_con
     shutil.rmtree(run / "student")
     run_config(path, resume=True)
     assert (run / "student" / "network.json").exists()
+
+
+@pytest.mark.parametrize("losses", ["  cross_entropy: {}", "  cross_entropy: {}\n  crd: {negatives: 8}"])
+def test_a_checkpoint_goes_on_over_the_same_shards_only(
+    make_config: Any, teacher: str, tmp_path: Path, losses: str
+) -> None:
+    data = write_dataset(tmp_path / "data", {"train": [24, 16], "test": [6]})
+    path = make_config("student", teacher, losses, shards=data)
+    run = run_config(path)
+    data.rename(tmp_path / "moved")
+    run_config(path, f"data.shards={tmp_path / 'moved'}", "train.steps=14", resume=True)
+    write_dataset(data, {"train": [24, 24], "test": [6]})
+    with pytest.raises(UserError, match=r"step_00000014: the training shards are not those it was made with"):
+        run_config(path, "train.steps=16", resume=True)
+    for checkpoint in (run / "checkpoints").glob("*/checkpoint.json"):  # as earlier versions left them
+        about = json.loads(checkpoint.read_text())
+        del about["identity"]["shards"]
+        checkpoint.write_text(json.dumps(about))
+    if "crd" in losses:
+        with pytest.raises(UserError, match=r"the checkpoint's weights do not fit: .*size mismatch.*--overwrite"):
+            run_config(path, "train.steps=16", resume=True)
+    else:
+        run_config(path, "train.steps=16", resume=True)
 
 
 def test_a_run_that_goes_on_is_not_taken_for_finished(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
