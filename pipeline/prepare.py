@@ -227,6 +227,19 @@ def pictures(
             yield raw["__key__"], {role: _shown(sight, raw, meta) for role, sight in views.items()}
 
 
+def labelled(source: Source) -> bool:
+    """Whether any sample of a split has a label, or a pixel of its mask a class; reads up to the first that has."""
+    prepare = Prepare(source, {}, None)
+    members = frozenset({"label.txt", "meta.json", source.mask or "label.txt"})
+    for raw in read_range(source.folder, source.shards, 0, source.samples, members, source.tolerant):
+        with suppress(SampleError):
+            raw = complete(source, raw, members)
+            mask = prepare._mask(raw) if source.mask else None
+            if prepare._task(raw, _meta(raw))["label"] >= 0 or (mask is not None and (mask >= 0).any()):
+                return True
+    return False
+
+
 def several(sight: Sight) -> tuple[View, ...]:
     """The views that a network has, one or more."""
     return (sight,) if isinstance(sight, View) else sight

@@ -30,7 +30,7 @@ from pipeline.masks import confusion, scores
 from pipeline.model import Distillation, build_model
 from pipeline.network import DESCRIPTION, Joint, Network, save_network
 from pipeline.nonfinite import NonFinite
-from pipeline.prepare import Batch, Sight
+from pipeline.prepare import Batch, Sight, labelled
 from pipeline.profile import Profile
 from pipeline.resume import average_buffers, go_on, identity_of, save
 from pipeline.run_folder import RESULTS, WRITTEN, claim, clear, write_config
@@ -142,6 +142,8 @@ def _set_up(config: Config, accelerator: Accelerator) -> _Training:
     checked = config.evaluation.split if config.evaluation.every else None
     schedule = Schedule(config.train, steps_per_epoch(source, data.batch_size))
     held_out = open_split(data.shards, checked, data.label, policy=policy, join=data.join) if checked else None
+    if held_out is not None and not labelled(held_out):
+        raise UserError(_unlabelled(held_out))
 
     distillation = build_model(config)
     source = replace(source, cache=distillation.cache)
@@ -286,6 +288,15 @@ def held_out_score(
         counts += confusion(logits.argmax(1), batch["mask" if source.mask else "label"], source.classes)
     student.train()
     counts = accelerator.reduce(counts, "sum")
+    if not counts.any():
+        raise UserError(_unlabelled(source))
     if source.mask:
-        return "mIoU", scores(counts, list(map(str, range(source.classes)))).get("mIoU", 0.0)
-    return "top1", counts.trace().item() / max(counts.sum().item(), 1)
+        return "mIoU", scores(counts, list(map(str, range(source.classes))))["mIoU"]
+    return "top1", counts.trace().item() / counts.sum().item()
+
+
+def _unlabelled(source: Source) -> str:
+    return (
+        f"evaluation.every: no sample of evaluation.split in {source.folder} has a label that can be used, so there is "
+        "nothing to be right about; set it to 0."
+    )

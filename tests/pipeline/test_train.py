@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from shapes_dataset import write_dataset
+from shapes_dataset import members, write_dataset
 
 from losses import CrossEntropy, Features
 from pipeline import config as configs
@@ -25,6 +25,7 @@ from pipeline.cost import training_cost
 from pipeline.errors import UserError
 from pipeline.model import Distillation
 from pipeline.network import load_network
+from pipeline.shards import MANIFEST, load_dataset, write_shard
 from pipeline.train import train
 
 ROOT = Path(__file__).parents[2]
@@ -156,6 +157,19 @@ def test_a_checkpoint_goes_on_over_the_same_shards_only(
             run_config(path, "train.steps=16", resume=True)
     else:
         run_config(path, "train.steps=16", resume=True)
+
+
+def test_a_check_on_a_split_without_labels_is_refused_before_the_first_step(make_config: Any, tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data", {"train": [32], "test": [6]})
+    about = load_dataset(data)
+    samples = [(f"s{i:05d}", {k: v for k, v in members(i).items() if k != "label.txt"}) for i in range(32, 38)]
+    about.splits["test"] = [write_shard(data / "test-000000.tar", samples)]
+    (data / MANIFEST).write_text(about.model_dump_json())
+    path = make_config(shards=data)
+    with pytest.raises(UserError, match=r"evaluation.every: no sample of evaluation.split .* set it to 0"):
+        run_config(path, "evaluation.every=6")
+    assert not Path(configs.load(path).run).exists()
+    run_config(path, "evaluation.every=6", "data.label=parity")
 
 
 def test_a_run_that_goes_on_is_not_taken_for_finished(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
