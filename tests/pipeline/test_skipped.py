@@ -28,7 +28,7 @@ from pipeline.evaluate import evaluate
 from pipeline.prepare import View
 from pipeline.recheck import recheck
 from pipeline.shards import MANIFEST, Shard, load_dataset, sha256, write_shard
-from pipeline.skipped import SKIPPED, Ledger, read_skipped
+from pipeline.skipped import SKIPPED, Ledger, Skipped, read_skipped
 from pipeline.source import Policy, open_split
 from pipeline.stream import EvalStream, TrainStream, loader
 from pipeline.train import train
@@ -158,6 +158,17 @@ def test_evaluation_leaves_out_what_it_cannot_use(tmp_path: Path) -> None:
     batches = list(loader(EvalStream(source, VIEWS, batch=7), 2, CPU))
     assert sorted(k for b in batches for k in b["key"]) == [f"s{i:05d}" for i in range(48) if i not in (3, 20)]
     assert {s.key for b in batches for s in b["skipped"]} == {"s00003", "s00020"}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_passed_over_after_the_last_batch_is_counted(tmp_path: Path, workers: int) -> None:
+    folder = dataset(tmp_path, broken_photo(8, 9, *range(40, 48)))
+    source = open_split(folder, "train", "label", policy=Policy(max_faulty=0.5))
+    rest: list[Skipped] = []
+    batches = list(loader(EvalStream(source, VIEWS, batch=4), workers, CPU, rest))
+    told = [s.key for b in batches for s in b["skipped"]]
+    assert sum(len(b["key"]) for b in batches) == 38
+    assert sorted(told + [s.key for s in rest]) == ["s00008", "s00009", *(f"s{i:05d}" for i in range(40, 48))]
 
 
 @pytest.mark.parametrize("damage", ["missing", "damaged"])
