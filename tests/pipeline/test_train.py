@@ -136,6 +136,15 @@ def test_a_finished_student_is_not_trained_anew_for_want_of_checkpoints(make_con
     assert (run / "student" / "network.json").exists()
 
 
+@pytest.mark.parametrize("how", [{"overwrite": True}, {"resume": True}])
+def test_an_earlier_end_is_not_told_of_a_new_start(make_config: Any, how: dict[str, bool]) -> None:
+    path = make_config()
+    run = run_config(path)
+    (run / "nonfinite_rank1.json").write_text("{}")
+    run_config(path, "train.steps=14", **how)
+    assert not list(run.glob("nonfinite*"))
+
+
 @pytest.mark.parametrize("losses", ["  cross_entropy: {}", "  cross_entropy: {}\n  crd: {negatives: 8}"])
 def test_a_checkpoint_goes_on_over_the_same_shards_only(
     make_config: Any, teacher: str, tmp_path: Path, losses: str
