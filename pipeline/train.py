@@ -28,7 +28,7 @@ from pipeline.launch import start_accelerator
 from pipeline.log import Log
 from pipeline.masks import confusion, scores
 from pipeline.model import Distillation, build_model
-from pipeline.network import DESCRIPTION, Joint, Network, save_network
+from pipeline.network import Joint, Network, load_network, save_network
 from pipeline.nonfinite import NonFinite
 from pipeline.prepare import Batch, Sight, labelled
 from pipeline.profile import Profile
@@ -117,7 +117,7 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
     done = go_on(run, distillation, optimizer, identity, accelerator) if resume else 0
     if done >= training.schedule.steps:
         student = training.student()
-        if accelerator.is_main_process and not (run / "student" / DESCRIPTION).exists():
+        if accelerator.is_main_process and not _is_whole(run / "student"):
             save_network(student, run / "student")
         accelerator.print(f"{run}: already trained for {done} steps; nothing to do.")
         return
@@ -131,6 +131,15 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
     if accelerator.is_main_process:
         save_network(student, run / "student")
     accelerator.print(f"{run}: done. The student is in {run / 'student'}; next: wcord evaluate {run}")
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a network can be loaded from there: the process that wrote it may have been killed, or the disk full."""
+    try:
+        load_network(folder)
+    except (UserError, OSError):
+        return False
+    return True
 
 
 def _set_up(config: Config, accelerator: Accelerator) -> _Training:

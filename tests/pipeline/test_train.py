@@ -121,6 +121,21 @@ def test_a_run_killed_before_its_student_was_written_still_ends(make_config: Any
     assert all(torch.equal(before[key], value) for key, value in weights(run).items())
 
 
+@pytest.mark.parametrize("fault", ["no weights", "half of the weights", "no description", "half of a description"])
+def test_a_student_that_was_not_written_whole_is_written_again(make_config: Any, fault: str) -> None:
+    path = make_config()
+    run = run_config(path)
+    before = weights(run)
+    target = run / "student" / ("model.safetensors" if "weights" in fault else "network.json")
+    data = target.read_bytes()
+    target.unlink()  # not written over: the weights before are read from it
+    if "half" in fault:
+        target.write_bytes(data[: len(data) // 2])
+    run_config(path, resume=True)
+    assert all(torch.equal(before[key], value) for key, value in weights(run).items())
+    assert load_network(run / "student").classes == ["disc", "square", "cross"]
+
+
 def test_a_finished_student_is_not_trained_anew_for_want_of_checkpoints(make_config: Any) -> None:
     path = make_config()
     run = run_config(path, resume=True)  # as on a cluster, the first time too
