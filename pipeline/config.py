@@ -279,7 +279,9 @@ class Config(Section):
     )
     student: Network = Field(description="The network that is trained.")
     losses: dict[str, dict[str, Any]] = Field(
-        min_length=1, description="Terms of the objective: name, or package.module:Class, to weight and keywords."
+        min_length=1,
+        description="Terms of the objective: name, or package.module:Class, to weight and keywords; an override to "
+        "null takes one away.",
     )
     train: Train = Field(description="The optimisation.")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="What is measured.")

@@ -342,6 +342,16 @@ def test_overrides_beat_the_file_and_the_last_beats_the_first(read: Read) -> Non
     assert experiment.evaluation.baselines == ["runs/a", "runs/b"]
 
 
+def test_an_override_to_null_takes_a_loss_away(read: Read) -> None:
+    experiment = read(overrides=["losses.transport=null"])
+    assert list(experiment.losses) == ["supervised"]
+    assert read(overrides=["teacher=null", "losses.transport="]).teacher is None  # nothing asks for one any more
+    again = read(overrides=["losses.transport=null", "losses.transport.epsilon=1"])
+    assert list(again.losses) == ["supervised", "transport"]
+    with pytest.raises(UserError, match=r"losses.transprt: .*transport"):
+        read(overrides=["losses.transprt=null"])
+
+
 @pytest.mark.parametrize(
     ("key", "section"), [("teacher.run", "run: {}"), ("teacher.run", "run: [other, {}]"), ("evaluation.baselines", "")]
 )
