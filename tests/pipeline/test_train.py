@@ -160,6 +160,15 @@ def test_an_earlier_end_is_not_told_of_a_new_start(make_config: Any, how: dict[s
     assert not list(run.glob("nonfinite*"))
 
 
+def test_a_run_goes_on_after_a_log_line_that_cannot_be_read(make_config: Any) -> None:
+    path = make_config()
+    run = run_config(path)
+    log = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_bytes(b"".join([log[0], b'{"step": 5, "lo\x00\xff\n', b"[1]\n", *log[1:]]))
+    run_config(path, "train.steps=16", resume=True)
+    assert [row["step"] for row in lines(run)] == [4, 8, 12, 16]
+
+
 @pytest.mark.parametrize("losses", ["  cross_entropy: {}", "  cross_entropy: {}\n  crd: {negatives: 8}"])
 def test_a_checkpoint_goes_on_over_the_same_shards_only(
     make_config: Any, teacher: str, tmp_path: Path, losses: str
