@@ -192,6 +192,15 @@ def test_names_that_differ_only_in_what_a_key_cannot_hold_stay_apart(tmp_path: P
     assert all(re.fullmatch(r"[\w-]{1,64}", key, re.ASCII) for key in keys.values())
 
 
+@pytest.mark.parametrize("name", ["index.jsonl", "INDEX.JSONL", "index.NDJSON"])
+def test_a_gap_in_a_table_of_json_lines_is_no_value(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text('{"id": "a", "label": "cat", "text": "one"}\n{"id": "b", "label": NaN, "text": "two"}\n')
+    plan = manifest.plan(path, {"text": "text"}, labels=["label"])
+    assert plan.classes == {"label": ["cat"]}
+    assert [sample.label for sample in plan.samples] == [0, None]
+
+
 def test_long_names_still_fit_in_a_tar(tmp_path: Path) -> None:
     table = tmp_path / "index.csv"
     table.write_text("id,note\n" + "".join(f"{'ü' * 150}{n},word {n}\n" for n in range(4)))
