@@ -17,17 +17,19 @@ class Balance:
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
+        self.samples = Counter[str]()
         self.counts = {split: {name: Counter[int]() for name in dataset.classes} for split in dataset.splits}
 
     def add(self, found: Scan) -> None:
         """Count what was found in a shard."""
+        self.samples[found.job.split] += len(found.keys)
         for name, own in (*found.labels.items(), *found.pixels.items()):
             self.counts[found.job.split][name] += own
 
     def facts(self) -> Iterator[str]:
         """A line a split, with the samples of the task's classes; one for each other label and each mask."""
         for split, counts in self.counts.items():
-            total = self.dataset.samples(split)
+            total = self.samples[split]
             yield f"  {split}: {total} samples{self._samples('label', counts.get('label', Counter()), total)}"
             for name, own in counts.items():
                 if name in self.dataset.masks and own:

@@ -190,7 +190,8 @@ def _several(names: str | list[str]) -> list[str]:
 def _check_done(config: Config) -> None:
     """A finished run under this name is of this very config, or the table would mix two."""
     run = Path(config.run)
-    if (run / "results.json").is_file() and configs.load(run / "config.yaml") != config:
+    done = (run / "results.json").is_file() or (run / "student").is_dir()
+    if done and configs.load(run / "config.yaml") != config:
         raise UserError(
             f"{run}: was made with other settings than the bench now has. Choose another `run` for the bench, or "
             "delete this folder to train it again."

@@ -113,6 +113,7 @@ def _do(cell: Cell, threads: int | None) -> None:
     import torch
 
     from pipeline.cache import cache
+    from pipeline.checkpoint import list_checkpoints
     from pipeline.evaluate import evaluate
     from pipeline.run_folder import clear
     from pipeline.train import train
@@ -122,9 +123,11 @@ def _do(cell: Cell, threads: int | None) -> None:
     if cell.kind == "cache":
         cache(cell.config)
     elif not (Path(cell.config.run) / "results.json").is_file():  # else another bench was faster
-        train(cell.config, resume=True)
-        evaluate(cell.config.run)
-        clear(Path(cell.config.run), ["checkpoints"])  # which would be most of a matrix' size
+        run = Path(cell.config.run)
+        if list_checkpoints(run / "checkpoints") or not (run / "student").exists():  # else it is trained
+            train(cell.config, resume=True)
+        evaluate(run)
+        clear(run, ["checkpoints"])  # which would be most of a matrix' size
 
 
 def _stop_with_parent() -> None:

@@ -22,6 +22,8 @@ from pipeline.run_format import FORMAT, check_format
 from pipeline.shards import sha256, write_atomic
 
 BEST = "best"
+SHARDS = "shards"
+"""In an identity: a hash of the data that the run's steps count through; earlier versions left it out."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,18 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint:
     """Read a checkpoint on the CPU; nothing in it is executed.
 
     identity: what the run is made of (student, teacher, losses). Raises UserError if the checkpoint was made by a run
-    of another identity, naming what differs, or if it is damaged.
+    of another identity, naming what differs, or on other data, or if it is damaged.
     """
     try:
         about = json.loads((path / "checkpoint.json").read_bytes())
         check_format(about.get("format"), path)
-        differing = [key for key in identity if about["identity"].get(key) != identity[key]]
+        if identity.get(SHARDS) != about["identity"].get(SHARDS, identity.get(SHARDS)):
+            raise UserError(
+                f"{path}: the training shards are not those it was made with: data.shards or data.join names another "
+                "data set, or one that was packed anew. Restore it, start anew with --overwrite, or choose another "
+                "`run`."
+            )
+        differing = [key for key in identity if key != SHARDS and about["identity"].get(key) != identity[key]]
         if differing:
             details = "; ".join(f"{key}: {about['identity'].get(key)} there, {identity[key]} here" for key in differing)
             older = "" if "format" in about else " An older version may have made it, which can go on with it."

@@ -7,9 +7,9 @@ import io
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
 from pipeline.runs import KEY_METRICS, Run, distinct, is_fraction, lower_is_better, read_run
@@ -22,7 +22,8 @@ RULE = (
     "A cell is mean ± sample standard deviation (number of seeds). A difference is paired, method minus baseline "
     "at the same seed: mean ± sample standard deviation [95 % paired t interval, mean ± t(0.975, n-1) · std / √n] "
     "(number of common seeds). It is within noise if that interval holds 0; with fewer than two common seeds there is "
-    "no verdict. Every comparison stands alone: of twenty between equal methods, one is expected to look different."
+    "no verdict, nor where results were not measured on the same. Every comparison stands alone: of twenty between "
+    "equal methods, one is expected to look different."
 )
 SIZES = ("parameters/", "samples/")
 
@@ -69,7 +70,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Groups as rows, metrics as columns. notes: what is missing of the runs, a sentence each."""
+    """Groups as rows, metrics as columns. notes: what is missing of the runs, or keeps them apart, a sentence each."""
 
     groups: tuple[Group, ...]
     metrics: tuple[str, ...]
@@ -82,7 +83,10 @@ class Comparison:
             return None
         ours, theirs = group.by_seed(metric), self.baseline.by_seed(metric)
         differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
-        return paired_difference(differences, lower_is_better(metric)) if differences else None
+        if not differences:
+            return None
+        found = paired_difference(differences, lower_is_better(metric))
+        return replace(found, verdict="no verdict") if measured_apart(group, self.baseline) else found
 
     def rows(self) -> list[list[str]]:
         """The table of results as text, its header first."""
@@ -145,7 +149,7 @@ def compare(runs: Sequence[Path], out: Path | None = None, baseline: str | None 
     a folder, `table.md`, `table.csv` and `plot.png` are written there.
 
     A difference is "within noise" if its 95 % paired t interval over the common seeds holds 0, otherwise "better" or
-    "worse"; under two common seeds it is "no verdict".
+    "worse"; under two common seeds, or where the two were not measured on the same, it is "no verdict".
 
     Raises UserError for no runs, runs without any results, two runs of one method and seed, or an unknown baseline.
     """
@@ -164,10 +168,34 @@ def compare_groups(groups: Sequence[Group], out: Path | None = None, baseline: s
         raise UserError(f"baseline: no method is called {baseline!r}; there are {', '.join(names)}.")
     notes = tuple(f"{run.folder}: {note}" for run in read for note in run.notes)
     chosen = groups[names.index(baseline)] if baseline is not None else groups[0]
+    apart = ((group, measured_apart(group, chosen)) for group in groups)
+    notes += tuple(
+        f"{group.name} and {chosen.name} were not measured on the same ({'; '.join(what)}): no verdict."
+        for group, what in apart
+        if what
+    )
     comparison = Comparison(tuple(groups), metrics, chosen, notes)
     if out is not None:
         write(comparison, out)
     return comparison
+
+
+def measured_apart(group: Group, other: Group) -> list[str]:
+    """What their results were measured on, where it is not the same, in words; what a run does not say is passed over.
+
+    Of each group the first run, for its runs differ only by seed.
+    """
+    one, two = (_measured_on(own.runs[0]) for own in (group, other))
+    return [f"{key}: {one[key]} and {two[key]}" for key in one if key in two and one[key] != two[key]]
+
+
+def _measured_on(run: Run) -> dict[str, Any]:
+    told = (("data", "shards"), ("data", "label"), ("evaluation", "split"), ("evaluation", "samples"))
+    sections = {name: run.config.get(name) for name, _ in told}
+    found = {f"{name}.{key}": own[key] for name, key in told if isinstance(own := sections[name], dict) and key in own}
+    if "data.shards" in found:
+        found["data.shards"] = Path(str(found["data.shards"])).name  # one data set may lie at several places
+    return found | {key: run.results[key] for key in ("samples/test",) if key in run.results}
 
 
 def write(comparison: Comparison, out: Path) -> None:

@@ -32,11 +32,13 @@ REFUSING = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrar
 def check_components(document: Document) -> dict[str, Any]:
     """Note each fault in the document's components; return its data with their settings in the types they state.
 
-    A loss without settings may be null, a modality or an encoder without settings its mere name.
+    A loss without settings may be null, a modality or an encoder without settings its mere name. A loss that an
+    override sets to null is taken away.
     """
     data = deepcopy(document.data)
     if isinstance(losses := data.get("losses"), dict):
-        data["losses"] = {name: _loss(document, ("losses", name), written) for name, written in losses.items()}
+        left = {name: written for name, written in losses.items() if not _removed(document, ("losses", name))}
+        data["losses"] = {name: _loss(document, ("losses", name), written) for name, written in left.items()}
     for role in "teacher", "student":
         if isinstance(data.get(role), dict):
             _network(document, role, data[role])
@@ -127,6 +129,17 @@ def _defaults(loss: type[Loss], fields: Mapping[str, Any]) -> dict[str, Any]:
                 written = json.dumps({name: parameter.default}, allow_nan=False)
                 found |= _adapter({name: fields[name]}).validate_json(written)
     return found
+
+
+def _removed(document: Document, at: Key) -> bool:
+    """Whether an override takes this loss away; a fault for a name that none has, which may have meant another."""
+    if not document.removed(at):
+        return False
+    try:
+        find_loss(str(at[-1]))
+    except UserError as error:
+        document.fault(at, str(error))
+    return True
 
 
 def _loss(document: Document, at: Key, written: Any) -> Any:

@@ -279,7 +279,9 @@ class Config(Section):
     )
     student: Network = Field(description="The network that is trained.")
     losses: dict[str, dict[str, Any]] = Field(
-        min_length=1, description="Terms of the objective: name, or package.module:Class, to weight and keywords."
+        min_length=1,
+        description="Terms of the objective: name, or package.module:Class, to weight and keywords; an override to "
+        "null takes one away.",
     )
     train: Train = Field(description="The optimisation.")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="What is measured.")
@@ -289,6 +291,20 @@ class Config(Section):
     def _not_cached(self) -> Config:
         if self.data.in_memory and self.teacher is not None and self.teacher.cache is not None:
             raise ValueError("data.in_memory cannot be together with teacher.cache: set one of them to false or null")
+        return self
+
+    @model_validator(mode="after")
+    def _own_folder(self) -> Config:
+        read = {
+            "teacher.run": self.teacher.run if self.teacher else None,
+            "evaluation.baselines": self.evaluation.baselines,
+        }
+        for key, written in read.items():
+            for folder in [written] if isinstance(written, str) else written or []:
+                if Path(folder).resolve() == Path(self.run).resolve():
+                    raise ValueError(
+                        f"run: is also {key} ({folder}), which training would write over; choose another `run`"
+                    )
         return self
 
     def to_yaml(self) -> str:

@@ -78,6 +78,7 @@ class Document:
         Raises UserError for a file that is not YAML at all; all smaller faults wait for `check`.
         """
         self._origins: dict[Key, str] = {(): str(path)}
+        self._overridden: set[Key] = set()
         self._faults: dict[Key, str] = {}
         self._unreadable: list[str] = []
         config = OmegaConf.create(_filled(self._file(path), defaults or {}))
@@ -89,6 +90,13 @@ class Document:
         """Note what is wrong at `key`; of several faults at one key the first stays."""
         origin = self._origins[self._place(key)]
         self._faults.setdefault(key, f"{show_key(key) or 'the config'}: {message} ({origin})")
+
+    def removed(self, key: Key) -> bool:
+        """Whether an override set this very key to null."""
+        value: Any = self.data
+        for part in key:
+            value = value[part]
+        return value is None and key in self._overridden
 
     def check(self) -> None:
         """Raise UserError with all faults, a line each, in the order of the file and then of the overrides."""
@@ -140,6 +148,7 @@ class Document:
 
     def _replace_origin(self, config: DictConfig, key: Key, origin: str) -> None:
         self._origins = {at: place for at, place in self._origins.items() if at[: len(key)] != key}
+        self._overridden = {at for at in self._overridden if at[: len(key)] != key} | {key}
         for end in range(1, len(key)):
             section = key[:end]
             if section not in self._origins or not OmegaConf.is_config(OmegaConf.select(config, show_key(section))):

@@ -145,9 +145,8 @@ def embed(
     label: list[np.ndarray] = []
     features: dict[str, list[np.ndarray]] = {}
     prediction: dict[str, list[np.ndarray]] = {role: [] for role in networks}
-    for batch in loader(
-        EvalStream(source, views, batch=64 if source.mask else 256, most=most), config.data.workers, device
-    ):
+    stream = EvalStream(source, views, batch=64 if source.mask else 256, most=most)
+    for batch in loader(stream, config.data.workers, device, found.skipped):
         masks: dict[str, torch.Tensor] = {}
         found.keys += batch["key"]
         found.skipped += batch["skipped"]

@@ -16,6 +16,7 @@ from pipeline.config import Config
 from pipeline.cost import energy_joules, peak_memory_mib
 from pipeline.model import Distillation
 from pipeline.prepare import Batch
+from pipeline.runs import read_line
 from pipeline.schedule import Schedule
 from pipeline.shards import write_atomic
 from pipeline.trackers import show, start_trackers
@@ -144,13 +145,13 @@ class Log:
 
 
 def _keep_lines_to(path: Path, step: int) -> dict[str, float]:
-    """Drop the log lines after the checkpoint that a run goes on from: their steps come again.
+    """Drop the log lines after the checkpoint that a run goes on from: their steps come again; and unreadable ones.
 
     Returns the last line with what the run had cost by then; empty if there is none.
     """
     if not path.exists():
         return {}
-    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    kept = [(line, row) for line in lines if (row := json.loads(line))["step"] <= step]
-    write_atomic(path, "".join(line for line, _ in kept).encode())
+    lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    kept = [(line, row) for line in lines if (row := read_line(line)) is not None and row["step"] <= step]
+    write_atomic(path, b"".join(line for line, _ in kept))
     return next((row for _, row in reversed(kept) if "seconds" in row), {})

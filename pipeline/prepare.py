@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +58,7 @@ class Prepare:
         self.slots = {role: [self._slot(view) for view in several(sight)] for role, sight in self.views.items()}
         # Samples may lack what only the teacher would see, where the config keeps them.
         needed = {number for number, _ in self.slots.get("student", [])}
-        keep = draw is not None and source.policy.unpaired == "keep"
+        keep = draw is not None and "student" in self.slots and source.policy.unpaired == "keep"
         self.optional = set(range(len(self.modalities))) - needed if keep else set()
         self.filler: dict[str, Any] = {}
         self.cached = draw is not None and source.cache is not None
@@ -164,12 +166,29 @@ class Prepare:
         return batch
 
     def _filled(self, role: str, values: list[Any]) -> list[Any]:
-        """Another sample's view where there is none; nothing reads it, but a batch has one shape."""
-        if self.optional:
-            self.filler[role] = next((v for v in values if v is not None), self.filler.get(role))
-            if self.filler[role] is None:
-                raise UserError(f"{self.source.folder}: no sample of a whole batch has what the {role} sees.")
+        """Another sample's view where there is none; nothing reads it, but a batch has one shape.
+
+        Raises UserError if no sample of the split has one.
+        """
+        if all(v is not None for v in values):
+            return values
+        if role not in self.filler:
+            seen = chain(values, self._seen(role))
+            self.filler[role] = next((v for v in seen if v is not None), None)
+        if self.filler[role] is None:
+            raise UserError(
+                f"{self.source.folder}: no sample of the split has what the {role} sees; pack it with what is missing, "
+                "or name by data.join a data set that has it."
+            )
         return [self.filler[role] if v is None else v for v in values]
+
+    def _seen(self, role: str) -> Iterator[Any]:
+        """What a network sees of the split's samples that have it, in the order of the shards."""
+        source, sight = self.source, self.views[role]
+        members = members_of(sight)
+        for raw in read_range(source.folder, source.shards, 0, source.samples, members, source.tolerant):
+            with suppress(SampleError):
+                yield look(sight, complete(source, raw, members))
 
 
 def members_of(sight: Sight) -> frozenset[str]:
@@ -201,11 +220,24 @@ def pictures(
 ) -> Iterator[tuple[str, dict[str, Shown]]]:
     """What a person would see of the samples of these keys: key, and role -> picture and captions."""
     members = Prepare(source, views, None).members
-    for raw in read_range(source.folder, source.shards, 0, source.samples, members):
+    for raw in read_range(source.folder, source.shards, 0, source.samples, members, source.tolerant):
         if raw["__key__"] in keys:
             raw = complete(source, raw, members)
             meta = _meta(raw)
             yield raw["__key__"], {role: _shown(sight, raw, meta) for role, sight in views.items()}
+
+
+def labelled(source: Source) -> bool:
+    """Whether any sample of a split has a label, or a pixel of its mask a class; reads up to the first that has."""
+    prepare = Prepare(source, {}, None)
+    members = frozenset({"label.txt", "meta.json", source.mask or "label.txt"})
+    for raw in read_range(source.folder, source.shards, 0, source.samples, members, source.tolerant):
+        with suppress(SampleError):
+            raw = complete(source, raw, members)
+            mask = prepare._mask(raw) if source.mask else None
+            if prepare._task(raw, _meta(raw))["label"] >= 0 or (mask is not None and (mask >= 0).any()):
+                return True
+    return False
 
 
 def several(sight: Sight) -> tuple[View, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -11,11 +12,12 @@ import torch
 from accelerate import Accelerator
 from torch.distributed.tensor import DTensor
 
-from pipeline.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint, set_aside
+from pipeline.checkpoint import SHARDS, Checkpoint, newest_checkpoint, save_checkpoint, set_aside
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.model import Distillation
 from pipeline.sharding import load_model, load_optimizer, whole
+from pipeline.shards import load_dataset
 
 
 def save(
@@ -75,7 +77,14 @@ def identity_of(config: Config, model: Distillation) -> dict[str, Any]:
         "train": {k: settings["train"][k] for k in ("optimizer", "weight_decay", "decay_vectors", "precision")},
     }
     found: dict[str, Any] = json.loads(json.dumps(identity))
-    return found
+    return found | {SHARDS: _digest(config)}
+
+
+def _digest(config: Config) -> str:
+    """A short hash of the training split's shards, in their order, and of what completes them, wherever they lie."""
+    own, *joined = map(load_dataset, (config.data.shards, *config.data.join))
+    hashes = [shard.sha256 for shard in own.splits["train"]]
+    return hashlib.sha256(" ".join([*hashes, *(other.digest() for other in joined)]).encode()).hexdigest()[:16]
 
 
 @torch.no_grad()

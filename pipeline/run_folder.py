@@ -9,34 +9,41 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from pipeline.checkpoint import list_checkpoints
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.network import DESCRIPTION
 from pipeline.shards import load_dataset, write_atomic
 
-RESULTS = ("student", "results.json", "evaluation", "report.html")
-"""What is made of a finished training: no longer true once it goes on."""
+RESULTS = ("student", "results.json", "evaluation", "report.html", "nonfinite_rank*.json")
+"""What a training's end leaves, and what is made of it: no longer true once it goes on."""
 
 WRITTEN = (
     *("checkpoints", "metrics.jsonl", "skipped.jsonl", "best", "tensorboard", "trackers.json", "profile.json"),
     *RESULTS,
 )
-"""What a run writes, its config aside."""
+"""What a run writes, its config aside; patterns of names."""
 
 
 def claim(run: Path, resume: bool, overwrite: bool) -> None:
-    """Refuse to write over finished work. Nothing is deleted yet: the config may still turn out to be wrong."""
-    made = [name for name in WRITTEN if (run / name).exists()]
+    """Refuse to write over finished work. Nothing is deleted yet: the config may still turn out to be wrong, and all
+    ranks look at the same."""
+    made = [path.name for name in WRITTEN for path in sorted(run.glob(name))]
     if made and not (resume or overwrite):
         raise UserError(
             f"{run}: already holds a run ({', '.join(made)}). Go on with it by --resume, replace it by --overwrite, or "
             "choose another `run`."
         )
+    if not overwrite and (run / "student" / DESCRIPTION).exists() and not list_checkpoints(run / "checkpoints"):
+        raise UserError(
+            f"{run}: there is no checkpoint to go on from, but a finished student is there. Replace it by --overwrite, "
+            "or choose another `run`."
+        )
 
 
 def clear(run: Path, names: Sequence[str]) -> None:
     """Delete what an earlier training or evaluation wrote into the folder, and nothing else."""
-    for name in names:
-        path = run / name
+    for path in [path for name in names for path in run.glob(name)]:
         if path.is_dir():
             shutil.rmtree(path)
         else:

@@ -164,7 +164,7 @@ def read_log(path: Path, notes: list[str]) -> dict[int, dict[str, float]]:
     if not path.is_file():
         return {}
     log: dict[int, dict[str, float]] = {}
-    rows = [_read_line(line) for line in path.read_bytes().splitlines()]
+    rows = [read_line(line) for line in path.read_bytes().splitlines()]
     for row in rows:
         if row is not None:
             log.setdefault(int(row["step"]), {}).update(row)
@@ -180,7 +180,7 @@ def read_log(path: Path, notes: list[str]) -> dict[int, dict[str, float]]:
     return dict(sorted(log.items()))
 
 
-def _read_line(line: bytes) -> dict[str, float] | None:
+def read_line(line: bytes) -> dict[str, float] | None:
     """The numbers of one log line; None if it is not a JSON object with a step."""
     try:
         row = {key: float(value) for key, value in json.loads(line).items() if _is_number(value)}

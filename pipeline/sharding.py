@@ -103,9 +103,17 @@ def cut_like(value: Tensor, like: Tensor) -> Tensor:
 
 
 def load_model(model: Distillation, state: Mapping[str, Tensor]) -> None:
-    """Load whole weights into a model, cut or not. Raises RuntimeError as `load_state_dict` does."""
+    """Load whole weights into a model, cut or not. Raises UserError for those of another student or other losses."""
     own = model.state_dict()
-    model.load_trainable_state({name: cut_like(value, own.get(name, value)) for name, value in state.items()})
+    cut = {name: cut_like(value, own.get(name, value)) for name, value in state.items()}
+    try:
+        model.load_trainable_state(cut)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"the checkpoint's weights do not fit: {reason}. Go on with the config and the data that it was made with, "
+            "or start anew with --overwrite."
+        ) from None
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

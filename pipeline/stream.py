@@ -39,6 +39,13 @@ class Fault:
     message: str
 
 
+@dataclass(frozen=True)
+class Rest:
+    """What a loader worker passed over after its last batch, on its way to the process that counts."""
+
+    skipped: list[Skipped]
+
+
 class TrainStream(IterableDataset[Any]):
     """Endless batches for one rank, from batch `start` on (counted from the beginning of the run).
 
@@ -167,7 +174,7 @@ class EvalStream(IterableDataset[Any]):
         self.source, self.batch, self.ranks, self.rank, self.most = source, batch, ranks, rank, most
         self.prepare = Prepare(source, views, None)
 
-    def __iter__(self) -> Iterator[Batch | Fault]:
+    def __iter__(self) -> Iterator[Batch | Rest | Fault]:
         worker, workers = _worker()
         reader, readers = self.rank * workers + worker, self.ranks * workers
         total = min(self.source.samples, self.most or self.source.samples)
@@ -183,13 +190,18 @@ class EvalStream(IterableDataset[Any]):
                     batch, skipped = [], []
             if batch:
                 yield self.prepare.collate(batch) | {"skipped": skipped}
+            elif skipped:
+                yield Rest(skipped)
         except UserError as error:
             yield Fault(str(error))
 
 
-def loader(stream: IterableDataset[Any], workers: int, device: torch.device) -> Iterator[Batch]:
+def loader(
+    stream: IterableDataset[Any], workers: int, device: torch.device, rest: list[Skipped] | None = None
+) -> Iterator[Batch]:
     """Batches of a stream through `workers` processes (0: in this one), on `device`.
 
+    rest: takes the samples that were passed over and that no batch tells of, for none came after them.
     Raises UserError for the faults that the workers found, in this process.
     """
     batches: DataLoader[Any] = DataLoader(
@@ -205,6 +217,10 @@ def loader(stream: IterableDataset[Any], workers: int, device: torch.device) -> 
         for batch in batches:
             if isinstance(batch, Fault):
                 raise UserError(batch.message)
+            if isinstance(batch, Rest):
+                if rest is not None:
+                    rest += batch.skipped
+                continue
             yield send_to_device(batch, device, non_blocking=True)
     except (RuntimeError, ConnectionError, EOFError) as error:  # the last two while a batch is handed over
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):

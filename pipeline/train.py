@@ -28,9 +28,9 @@ from pipeline.launch import start_accelerator
 from pipeline.log import Log
 from pipeline.masks import confusion, scores
 from pipeline.model import Distillation, build_model
-from pipeline.network import DESCRIPTION, Joint, Network, save_network
+from pipeline.network import Joint, Network, load_network, save_network
 from pipeline.nonfinite import NonFinite
-from pipeline.prepare import Batch, Sight
+from pipeline.prepare import Batch, Sight, labelled
 from pipeline.profile import Profile
 from pipeline.resume import average_buffers, go_on, identity_of, save
 from pipeline.run_folder import RESULTS, WRITTEN, claim, clear, write_config
@@ -117,7 +117,7 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
     done = go_on(run, distillation, optimizer, identity, accelerator) if resume else 0
     if done >= training.schedule.steps:
         student = training.student()
-        if accelerator.is_main_process and not (run / "student" / DESCRIPTION).exists():
+        if accelerator.is_main_process and not _is_whole(run / "student"):
             save_network(student, run / "student")
         accelerator.print(f"{run}: already trained for {done} steps; nothing to do.")
         return
@@ -133,6 +133,15 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
     accelerator.print(f"{run}: done. The student is in {run / 'student'}; next: wcord evaluate {run}")
 
 
+def _is_whole(folder: Path) -> bool:
+    """Whether a network can be loaded from there: the process that wrote it may have been killed, or the disk full."""
+    try:
+        load_network(folder)
+    except (UserError, OSError):
+        return False
+    return True
+
+
 def _set_up(config: Config, accelerator: Accelerator) -> _Training:
     """Data, networks, losses and optimiser, as the config says; the cheapest checks come first."""
     data = config.data
@@ -142,6 +151,8 @@ def _set_up(config: Config, accelerator: Accelerator) -> _Training:
     checked = config.evaluation.split if config.evaluation.every else None
     schedule = Schedule(config.train, steps_per_epoch(source, data.batch_size))
     held_out = open_split(data.shards, checked, data.label, policy=policy, join=data.join) if checked else None
+    if held_out is not None and not labelled(held_out):
+        raise UserError(_unlabelled(held_out))
 
     distillation = build_model(config)
     source = replace(source, cache=distillation.cache)
@@ -286,6 +297,15 @@ def held_out_score(
         counts += confusion(logits.argmax(1), batch["mask" if source.mask else "label"], source.classes)
     student.train()
     counts = accelerator.reduce(counts, "sum")
+    if not counts.any():
+        raise UserError(_unlabelled(source))
     if source.mask:
-        return "mIoU", scores(counts, list(map(str, range(source.classes)))).get("mIoU", 0.0)
-    return "top1", counts.trace().item() / max(counts.sum().item(), 1)
+        return "mIoU", scores(counts, list(map(str, range(source.classes))))["mIoU"]
+    return "top1", counts.trace().item() / counts.sum().item()
+
+
+def _unlabelled(source: Source) -> str:
+    return (
+        f"evaluation.every: no sample of evaluation.split in {source.folder} has a label that can be used, so there is "
+        "nothing to be right about; set it to 0."
+    )

@@ -161,9 +161,13 @@ def add_camera(plan: Plan, intrinsics: str | None, gravity: str | None) -> Plan:
 
 
 def safe_key(identity: str) -> str:
-    """A key that any tar and any WebDataset reader takes: letters, digits, `-` and `_`, no dot, at most 64 long."""
-    key = re.sub(r"[^A-Za-z0-9_-]", "_", identity.replace("/", "-"))
-    if len(key) > _LONGEST_KEY:
+    """A key that any tar and any WebDataset reader takes: letters, digits, `-` and `_`, no dot, at most 64 long.
+
+    Where a character had to be replaced, or the rest cut off, a digest of the identity tells it from others alike.
+    """
+    path = identity.replace("/", "-")
+    key = re.sub(r"[^A-Za-z0-9_-]", "_", path)
+    if key != path or len(key) > _LONGEST_KEY:
         digest = hashlib.sha256(identity.encode(errors="backslashreplace")).hexdigest()[:16]
         key = f"{key[: _LONGEST_KEY - 17]}-{digest}"
     return key
@@ -177,8 +181,8 @@ def check_unique(samples: Sequence[Sample]) -> None:
     for pair in db.execute(f"SELECT * FROM ({both}) WHERE number > first ORDER BY number LIMIT 1"):
         one, other = (samples[number] for number in pair)
         raise UserError(
-            f"`{one.source}` and `{other.source}` both get the key `{one.key}`: keys must differ. Remove one of the "
-            "two, or choose a `key` (letters, digits, `-` and `_`; the rest becomes `_`) that tells them apart."
+            f"`{one.source}` and `{other.source}` both get the key `{one.key}`: keys must differ. Rename or remove one "
+            "of the two; of a manifest, `--key` can name a column that tells them apart."
         )
 
 

@@ -53,7 +53,7 @@ def read_table(path: Path) -> tuple[Rows, list[Refusal]]:
     rows, broken = spilled_rows(), []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            for where, row in _jsonl(file) if path.suffix in (".jsonl", ".ndjson") else _csv(path, file):
+            for where, row in _jsonl(file) if path.suffix.lower() in (".jsonl", ".ndjson") else _csv(path, file):
                 if isinstance(row, str):
                     broken.append(Refusal("", where, row))
                 else:
@@ -88,10 +88,15 @@ def _csv(path: Path, file: Iterable[str]) -> Iterator[tuple[str, Row | str]]:
 def _jsonl(file: Iterable[str]) -> Iterator[tuple[str, Row | str]]:
     for number, line in enumerate(file, 1):
         try:
-            row = json.loads(line) if line.strip() else {}
+            row = json.loads(line, parse_constant=_constant) if line.strip() else {}
         except (ValueError, RecursionError):
             row = None
         if isinstance(row, dict) and row:
             yield f"line {number}", {name: "" if value is None else str(value) for name, value in row.items()}
         elif row != {}:
             yield f"line {number}", "not a JSON object"
+
+
+def _constant(name: str) -> float | None:
+    """What is no JSON and yet written: of a table with gaps, `NaN` is a gap."""
+    return None if name == "NaN" else float(name)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from shapes_dataset import write_dataset
+from shapes_dataset import members, write_dataset
 
 from modalities import RGB, Depth
 from modalities.base import Geometry
@@ -24,6 +24,7 @@ from pipeline import config as configs
 from pipeline.cache import cache
 from pipeline.errors import UserError
 from pipeline.prepare import View
+from pipeline.shards import MANIFEST, load_dataset, write_shard
 from pipeline.sidecar import Cache, decode, encode, manifest_path
 from pipeline.source import open_split
 from pipeline.stream import TrainStream, loader
@@ -211,6 +212,17 @@ def test_a_cache_of_photos_joined_from_elsewhere_is_refused(student: Path, tmp_p
         train(configs.load(student, [f"data.join=[{sets[1]}]"]))
     with pytest.raises(UserError, match=r"data.join: .* there, \[\] here"):
         train(configs.load(student))
+
+
+@pytest.mark.parametrize("unpaired", ["skip", "keep"])
+def test_what_the_teacher_does_not_see_has_no_features(student: Path, data: Path, unpaired: str) -> None:
+    about = load_dataset(data)
+    samples = [(f"s{i:05d}", {k: v for k, v in members(i).items() if k != "rgb.jpg" or i > 90}) for i in range(80, 96)]
+    about.splits["train"][2] = write_shard(data / "train-000002.tar", samples)
+    (data / MANIFEST).write_text(about.model_dump_json())
+    path = cache(configs.load(student, [f"data.unpaired={unpaired}"]))
+    cached = Cache.model_validate_json(path.read_bytes())
+    assert sum(sidecar.samples for sidecar in cached.sidecars.values()) == 85
 
 
 def test_several_teachers_each_with_a_cache_and_one_cache_of_them_all(student: Path, data: Path) -> None:

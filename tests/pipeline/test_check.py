@@ -195,6 +195,12 @@ def test_a_partner_that_never_was_is_a_note(data: Path) -> None:
     assert report.notes == [f"1 of 30 samples have no depth.png, the first {FIRST}: s00002"]
 
 
+def test_samples_of_a_missing_shard_are_not_called_unlabelled(data: Path) -> None:
+    (data / "test-000001.tar").unlink()
+    facts = check(data).facts
+    assert any(re.fullmatch(r"  test: 6 samples: disc \d, square \d, cross \d", line) for line in facts)
+
+
 def test_unlabelled_samples_are_counted_and_no_fault(data: Path) -> None:
     rewrite(data, lambda contents: contents[2][1].pop("label.txt"))
     report = check(data)

@@ -113,6 +113,31 @@ def test_verdicts() -> None:
     assert paired_difference([0.3]).verdict == "no verdict"
 
 
+@pytest.mark.parametrize(
+    ("key", "sections"),
+    [
+        ("data.shards", {"data": {"shards": "other", "label": "label"}}),
+        ("data.label", {"data": {"shards": "data", "label": "parity"}}),
+        ("evaluation.split", {"evaluation": {"split": "val", "samples": None}}),
+        ("evaluation.samples", {"evaluation": {"split": "test", "samples": 50}}),
+        ("samples/test", {}),
+    ],
+)
+def test_there_is_no_verdict_on_what_was_measured_apart(tmp_path: Path, key: str, sections: dict[str, Any]) -> None:
+    same = {"data": {"shards": "data", "label": "label"}, "evaluation": {"split": "test", "samples": None}}
+
+    def method(name: str, weight: float, top1: float, count: int = 30, **other: Any) -> list[Path]:
+        results = {"student/top1": top1, "samples/test": count}
+        return [make_run(tmp_path / f"{name}_s{seed}", results, seed, weight, **same | other) for seed in range(3)]
+
+    apart = method("apart", 2.0, 0.8, 40 if key == "samples/test" else 30, **sections)
+    found = compare([*method("base", 1.0, 0.5), *method("like", 3.0, 0.8), *apart])
+    verdicts = [found.difference(group, "student/top1") for group in found.groups[1:]]
+    assert [one.verdict for one in verdicts if one] == ["better", "no verdict"]
+    assert [note for note in found.notes if "no verdict" in note] == [note for note in found.notes if key in note]
+    assert f"apart and base were not measured on the same ({key}: " in found.markdown()
+
+
 def test_only_common_seeds_are_paired(runs: list[Path]) -> None:
     found = compare([runs[1], runs[2], *runs[4:7]], baseline="wcord")
     assert found.baseline.name == "wcord"

@@ -342,6 +342,28 @@ def test_overrides_beat_the_file_and_the_last_beats_the_first(read: Read) -> Non
     assert experiment.evaluation.baselines == ["runs/a", "runs/b"]
 
 
+def test_an_override_to_null_takes_a_loss_away(read: Read) -> None:
+    experiment = read(overrides=["losses.transport=null"])
+    assert list(experiment.losses) == ["supervised"]
+    assert read(overrides=["teacher=null", "losses.transport="]).teacher is None  # nothing asks for one any more
+    again = read(overrides=["losses.transport=null", "losses.transport.epsilon=1"])
+    assert list(again.losses) == ["supervised", "transport"]
+    with pytest.raises(UserError, match=r"losses.transprt: .*transport"):
+        read(overrides=["losses.transprt=null"])
+
+
+@pytest.mark.parametrize(
+    ("key", "section"), [("teacher.run", "run: {}"), ("teacher.run", "run: [other, {}]"), ("evaluation.baselines", "")]
+)
+def test_a_run_does_not_replace_what_it_learns_from(make_config: Any, tmp_path: Path, key: str, section: str) -> None:
+    folder = tmp_path / "a" / ".." / "run"
+    path = make_config("run", f"teacher: {{{section.format(folder)}}}" if section else "")
+    more = [] if section else [f"evaluation.baselines=[{folder}]"]
+    with pytest.raises(UserError, match=rf"run: is also {key} .*choose another `run`"):
+        load(path, more)
+    assert load(path, [*more, f"run={tmp_path / 'other'}"]).run
+
+
 def test_an_override_replaces_what_was_there(read: Read) -> None:
     experiment = read(overrides=["teacher=null", "losses={supervised: {}}"])
     assert experiment.teacher is None

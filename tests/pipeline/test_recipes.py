@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -100,8 +101,8 @@ def test_without_an_id_the_first_file_names_the_sample(tmp_path: Path) -> None:
     fields = {"rgb": "photo", "depth": "map"}
     assert [sample.key for sample in manifest.plan(table, fields).samples] == ["x-1", "x-2"]
     assert [sample.key for sample in manifest.plan(table, fields, key="no {photo}").samples] == [
-        "no_x-1_jpg",
-        "no_x-2_jpg",
+        safe_key("no x/1.jpg"),
+        safe_key("no x/2.jpg"),
     ]
 
 
@@ -166,14 +167,38 @@ def test_options_that_make_no_sense_are_told(source: Path, options: dict[str, An
 
 
 def test_keys_are_safe_and_two_sources_of_one_key_are_an_error(tmp_path: Path) -> None:
-    assert safe_key("s1/a b.c/001") == "s1-a_b_c-001"
+    assert safe_key("s1/a_b-c/001") == "s1-a_b-c-001"
+    assert re.fullmatch(r"s1-a_b_c-001-[0-9a-f]{16}", safe_key("s1/a b.c/001"))
     long = "x/" * 200
     assert len(safe_key(long)) == 64
     assert safe_key(long) != safe_key(long + "y")
     table = tmp_path / "index.csv"
-    table.write_text("id,text\na b,one\na_b,two\n")
-    with pytest.raises(UserError, match=r"`a b` and `a_b` both get the key `a_b`"):
+    table.write_text("id,text\na/b,one\na-b,two\n")
+    with pytest.raises(UserError, match=r"`a/b` and `a-b` both get the key `a-b`.*Rename or remove one"):
         manifest.plan(table, {"text": "text"})
+
+
+def test_names_that_differ_only_in_what_a_key_cannot_hold_stay_apart(tmp_path: Path) -> None:
+    names = ["猫/000", "犬/000", "x/a b", "x/a_b"]
+    for number, name in enumerate(names):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / f"{name}.jpg").write_bytes(jpeg(number))
+    plan = folders.plan(tmp_path, {"rgb": "photos"}, label_from="parent")
+    assert plan.refused == []
+    keys = {sample.source: sample.key for sample in plan.samples}
+    assert set(keys) == set(names)
+    assert len(set(keys.values())) == 4
+    assert keys["x/a_b"] == "x-a_b"
+    assert all(re.fullmatch(r"[\w-]{1,64}", key, re.ASCII) for key in keys.values())
+
+
+@pytest.mark.parametrize("name", ["index.jsonl", "INDEX.JSONL", "index.NDJSON"])
+def test_a_gap_in_a_table_of_json_lines_is_no_value(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text('{"id": "a", "label": "cat", "text": "one"}\n{"id": "b", "label": NaN, "text": "two"}\n')
+    plan = manifest.plan(path, {"text": "text"}, labels=["label"])
+    assert plan.classes == {"label": ["cat"]}
+    assert [sample.label for sample in plan.samples] == [0, None]
 
 
 def test_long_names_still_fit_in_a_tar(tmp_path: Path) -> None:

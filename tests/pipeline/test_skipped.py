@@ -28,7 +28,7 @@ from pipeline.evaluate import evaluate
 from pipeline.prepare import View
 from pipeline.recheck import recheck
 from pipeline.shards import MANIFEST, Shard, load_dataset, sha256, write_shard
-from pipeline.skipped import SKIPPED, Ledger, read_skipped
+from pipeline.skipped import SKIPPED, Ledger, Skipped, read_skipped
 from pipeline.source import Policy, open_split
 from pipeline.stream import EvalStream, TrainStream, loader
 from pipeline.train import train
@@ -129,6 +129,23 @@ def test_unpaired_samples_are_skipped_or_kept_as_the_policy_says(tmp_path: Path)
     assert not any(batch["skipped"] for batch in keeping)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("pair", [0, 47])
+def test_batches_without_any_pair_are_kept_wherever_the_pairs_are(tmp_path: Path, workers: int, pair: int) -> None:
+    folder = dataset(tmp_path, without("rgb.jpg", *(set(range(48)) - {pair})))
+    batches = take(folder, Policy(unpaired="keep"), 6, workers, shuffle=0)
+    assert {key for batch in batches for key in batch["key"]} == {f"s{i:05d}" for i in range(48)}
+    assert [k for b in batches for k, p in zip(b["key"], b["paired"].tolist(), strict=True) if p] == [f"s{pair:05d}"]
+    assert all(batch["teacher"].shape == (8, 3, 24, 24) for batch in batches)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_that_no_sample_has_what_the_teacher_sees_is_said(tmp_path: Path, workers: int) -> None:
+    folder = dataset(tmp_path, without("rgb.jpg", *range(48)))
+    with pytest.raises(UserError, match=r"no sample of the split has what the teacher sees; .*data\.join"):
+        take(folder, Policy(unpaired="keep"), 1, workers)
+
+
 def test_what_the_student_lacks_is_skipped_also_where_unpaired_samples_are_kept(tmp_path: Path) -> None:
     folder = dataset(tmp_path, without("depth.png", 5, 6))
     batches = take(folder, Policy(unpaired="keep"), 6)
@@ -141,6 +158,27 @@ def test_evaluation_leaves_out_what_it_cannot_use(tmp_path: Path) -> None:
     batches = list(loader(EvalStream(source, VIEWS, batch=7), 2, CPU))
     assert sorted(k for b in batches for k in b["key"]) == [f"s{i:05d}" for i in range(48) if i not in (3, 20)]
     assert {s.key for b in batches for s in b["skipped"]} == {"s00003", "s00020"}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_passed_over_after_the_last_batch_is_counted(tmp_path: Path, workers: int) -> None:
+    folder = dataset(tmp_path, broken_photo(8, 9, *range(40, 48)))
+    source = open_split(folder, "train", "label", policy=Policy(max_faulty=0.5))
+    rest: list[Skipped] = []
+    batches = list(loader(EvalStream(source, VIEWS, batch=4), workers, CPU, rest))
+    told = [s.key for b in batches for s in b["skipped"]]
+    assert sum(len(b["key"]) for b in batches) == 38
+    assert sorted(told + [s.key for s in rest]) == ["s00008", "s00009", *(f"s{i:05d}" for i in range(40, 48))]
+
+
+@pytest.mark.parametrize("damage", ["missing", "damaged"])
+def test_a_lost_test_shard_is_skipped_by_the_whole_evaluation(make_config: Any, tmp_path: Path, damage: str) -> None:
+    folder = write_dataset(tmp_path / "data", {"train": [16], "test": [12, 12]})
+    run = train(configs.load(make_config(shards=folder), ["data.max_faulty=0.5"]))
+    shard = folder / "test-000001.tar"
+    shard.unlink() if damage == "missing" else shard.write_bytes(shard.read_bytes()[:-4096])
+    results = evaluate(run)
+    assert (results["samples/test"], results["skipped/test/shard"]) == (12, 12)
 
 
 def test_what_was_listed_is_looked_at_again(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from shapes_dataset import members, write_dataset
 
 from losses import CrossEntropy, Features
 from pipeline import config as configs
@@ -24,6 +25,7 @@ from pipeline.cost import training_cost
 from pipeline.errors import UserError
 from pipeline.model import Distillation
 from pipeline.network import load_network
+from pipeline.shards import MANIFEST, load_dataset, write_shard
 from pipeline.train import train
 
 ROOT = Path(__file__).parents[2]
@@ -117,6 +119,90 @@ def test_a_run_killed_before_its_student_was_written_still_ends(make_config: Any
     shutil.rmtree(run / "student")
     run_config(path, resume=True)
     assert all(torch.equal(before[key], value) for key, value in weights(run).items())
+
+
+@pytest.mark.parametrize("fault", ["no weights", "half of the weights", "no description", "half of a description"])
+def test_a_student_that_was_not_written_whole_is_written_again(make_config: Any, fault: str) -> None:
+    path = make_config()
+    run = run_config(path)
+    before = weights(run)
+    target = run / "student" / ("model.safetensors" if "weights" in fault else "network.json")
+    data = target.read_bytes()
+    target.unlink()  # not written over: the weights before are read from it
+    if "half" in fault:
+        target.write_bytes(data[: len(data) // 2])
+    run_config(path, resume=True)
+    assert all(torch.equal(before[key], value) for key, value in weights(run).items())
+    assert load_network(run / "student").classes == ["disc", "square", "cross"]
+
+
+def test_a_finished_student_is_not_trained_anew_for_want_of_checkpoints(make_config: Any) -> None:
+    path = make_config()
+    run = run_config(path, resume=True)  # as on a cluster, the first time too
+    shutil.rmtree(run / "checkpoints")
+    made = (run / "student" / "model.safetensors").stat().st_mtime_ns
+    with pytest.raises(UserError, match=r"no checkpoint to go on from, but a finished student is there.*--overwrite"):
+        run_config(path, resume=True)
+    assert (run / "student" / "model.safetensors").stat().st_mtime_ns == made
+    run_config(path, overwrite=True)
+    shutil.rmtree(run / "checkpoints")
+    shutil.rmtree(run / "student")
+    run_config(path, resume=True)
+    assert (run / "student" / "network.json").exists()
+
+
+@pytest.mark.parametrize("how", [{"overwrite": True}, {"resume": True}])
+def test_an_earlier_end_is_not_told_of_a_new_start(make_config: Any, how: dict[str, bool]) -> None:
+    path = make_config()
+    run = run_config(path)
+    (run / "nonfinite_rank1.json").write_text("{}")
+    run_config(path, "train.steps=14", **how)
+    assert not list(run.glob("nonfinite*"))
+
+
+def test_a_run_goes_on_after_a_log_line_that_cannot_be_read(make_config: Any) -> None:
+    path = make_config()
+    run = run_config(path)
+    log = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_bytes(b"".join([log[0], b'{"step": 5, "lo\x00\xff\n', b"[1]\n", *log[1:]]))
+    run_config(path, "train.steps=16", resume=True)
+    assert [row["step"] for row in lines(run)] == [4, 8, 12, 16]
+
+
+@pytest.mark.parametrize("losses", ["  cross_entropy: {}", "  cross_entropy: {}\n  crd: {negatives: 8}"])
+def test_a_checkpoint_goes_on_over_the_same_shards_only(
+    make_config: Any, teacher: str, tmp_path: Path, losses: str
+) -> None:
+    data = write_dataset(tmp_path / "data", {"train": [24, 16], "test": [6]})
+    path = make_config("student", teacher, losses, shards=data)
+    run = run_config(path)
+    data.rename(tmp_path / "moved")
+    run_config(path, f"data.shards={tmp_path / 'moved'}", "train.steps=14", resume=True)
+    write_dataset(data, {"train": [24, 24], "test": [6]})
+    with pytest.raises(UserError, match=r"step_00000014: the training shards are not those it was made with"):
+        run_config(path, "train.steps=16", resume=True)
+    for checkpoint in (run / "checkpoints").glob("*/checkpoint.json"):  # as earlier versions left them
+        about = json.loads(checkpoint.read_text())
+        del about["identity"]["shards"]
+        checkpoint.write_text(json.dumps(about))
+    if "crd" in losses:
+        with pytest.raises(UserError, match=r"the checkpoint's weights do not fit: .*size mismatch.*--overwrite"):
+            run_config(path, "train.steps=16", resume=True)
+    else:
+        run_config(path, "train.steps=16", resume=True)
+
+
+def test_a_check_on_a_split_without_labels_is_refused_before_the_first_step(make_config: Any, tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data", {"train": [32], "test": [6]})
+    about = load_dataset(data)
+    samples = [(f"s{i:05d}", {k: v for k, v in members(i).items() if k != "label.txt"}) for i in range(32, 38)]
+    about.splits["test"] = [write_shard(data / "test-000000.tar", samples)]
+    (data / MANIFEST).write_text(about.model_dump_json())
+    path = make_config(shards=data)
+    with pytest.raises(UserError, match=r"evaluation.every: no sample of evaluation.split .* set it to 0"):
+        run_config(path, "evaluation.every=6")
+    assert not Path(configs.load(path).run).exists()
+    run_config(path, "evaluation.every=6", "data.label=parity")
 
 
 def test_a_run_that_goes_on_is_not_taken_for_finished(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:

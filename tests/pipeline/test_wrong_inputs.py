@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from shapes_dataset import write_dataset
 from test_cli import call
 
 from pipeline.shards import MANIFEST
@@ -48,6 +49,10 @@ def remove(name: str) -> Prepare:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     return prepare
+
+
+def repacked(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    write_dataset(folder / "data", {"train": [60], "test": [12]})
 
 
 def numbered(number: int) -> Prepare:
@@ -263,6 +268,23 @@ WRONG: dict[str, Wrong] = {
         "train config.yaml --resume student.encoder.width=8",
         "made by another student",
         "Resume with the config it was made with, or choose another `run`",
+    ),
+    "a checkpoint of other shards": (
+        "train config.yaml --resume",
+        "the training shards are not those it was made with",
+        "Restore it, start anew with --overwrite",
+        repacked,
+    ),
+    "a student without a checkpoint": (
+        "train config.yaml --resume",
+        "there is no checkpoint to go on from",
+        "Replace it by --overwrite",
+        remove("run/checkpoints"),
+    ),
+    "a run that is its own teacher": (
+        "train config.yaml teacher.run=run --overwrite",
+        "run: is also teacher.run (run)",
+        "choose another `run`",
     ),
     "no features in the cache": (
         f"{TRAIN} teacher.cache=none",
