@@ -23,7 +23,7 @@ from sources import (
     with_column,
 )
 
-from modalities import Depth
+from modalities import Depth, Text
 from pipeline.check import check
 from pipeline.errors import UserError
 from pipeline.members import member_name
@@ -50,6 +50,52 @@ def test_jsonl_says_the_same_as_csv(source: Path, tmp_path: Path) -> None:
         ("line 32", "not a JSON object"),
         ("line 33", "not a JSON object"),
     ]
+
+
+def jsonl(path: Path, *rows: dict[str, Any]) -> Path:
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_a_list_of_captions_is_one_a_line(tmp_path: Path) -> None:
+    captions = {"one": ["a  red\nball ", "it lies there"], "two": "a single one", "three": [], "four": ["last"]}
+    table = jsonl(tmp_path / "a.jsonl", *({"id": key, "said": said, "boxes": [1]} for key, said in captions.items()))
+    plan = manifest.plan(table, {"text": "said"})
+    texts = {sample.key: sample.texts["text.txt"] for sample in plan.samples}
+    assert texts == {"one": "a red ball\nit lies there", "two": "a single one", "four": "last"}
+    assert Text().decode(plan.samples[0].read()["text.txt"], {}) == ["a red ball", "it lies there"]
+    assert [fault.reason for fault in plan.refused] == ["all its fields are empty"]
+
+
+def test_numbers_truth_and_null_in_jsonl_are_as_in_csv(tmp_path: Path) -> None:
+    rows = [{"id": 7, "said": 1.5, "kind": True}, {"id": 8, "said": "x", "kind": None}]
+    plan = manifest.plan(jsonl(tmp_path / "a.jsonl", *rows), {"text": "said"}, ["kind"])
+    assert [(s.key, s.texts["text.txt"], s.label) for s in plan.samples] == [("7", "1.5", 0), ("8", "x", None)]
+    assert plan.classes == {"label": ["True"]}
+
+
+@pytest.mark.parametrize("column", ["id", "said", "kind", "clip", "part"])
+@pytest.mark.parametrize(
+    ("value", "kind"), [([1, 2], "a list of"), (["a", None], "a list of"), ([["a"]], "a list of"), ({"a": 1}, "an obj")]
+)
+def test_a_list_or_object_where_text_is_wanted_is_refused(tmp_path: Path, column: str, value: Any, kind: str) -> None:
+    good = {"id": "a", "said": "x", "kind": "cat", "clip": "c", "part": "train"}
+    table = jsonl(tmp_path / "a.jsonl", good, good | {"id": "b", column: value})
+    plan = manifest.plan(table, {"text": "said"}, ["kind"], group="clip", split="part")
+    assert [sample.key for sample in plan.samples] == ["a"]
+    assert plan.classes == {"label": ["cat"]}
+    (fault,) = plan.refused
+    assert (fault.file, fault.key) == ("line 2", "" if column == "id" else "b")
+    assert fault.reason.startswith(f"column `{column}` holds {kind}")
+
+
+def test_partners_of_no_text_are_refused(tmp_path: Path) -> None:
+    rows = [{"id": name, "kind": kind, "part": "train"} for name, kind in (("a", "cat"), ("b", {"is": "cat"}))]
+    first, second = jsonl(tmp_path / "a.jsonl", *rows), jsonl(tmp_path / "b.jsonl", *rows)
+    plan = manifest.plan(first, {"text": "partner.id"}, ["kind"], split="part", partners=second)
+    assert [(sample.key, sample.texts["text.txt"]) for sample in plan.samples] == [("a", "a")]
+    reasons = {fault.file: fault.reason[:27] for fault in plan.refused}
+    assert reasons == dict.fromkeys(["line 2", f"{second} line 2"], "column `kind` holds an obje")
 
 
 def test_empty_cells_are_fields_and_labels_that_a_sample_lacks(tmp_path: Path) -> None:
