@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.members import member_name
+from pipeline.recipes.tree import files_under
 
 SUFFIXES = {
     b"\x89PNG": "png", b"\xff\xd8": "jpg", b"fLaC": "flac", b"OggS": "ogg", b"ID3": "mp3", b"\xff\xfb": "mp3",
@@ -58,7 +59,8 @@ def tables(source: Path) -> list[Table]:
     elif (source / "state.json").is_file():
         paths = [(source.name, path) for path in _saved(source)]
     else:
-        paths = [(_split_in(path.relative_to(source)), path) for path in sorted(source.rglob("*.parquet"))]
+        parquet = (path for path in files_under(source) if path.suffix == ".parquet")
+        paths = [(_split_in(path.relative_to(source)), path) for path in parquet]
     found = [Table(path, split, _groups(path)) for split, path in paths]
     if not any(sum(table.groups) for table in found):
         raise UserError(

@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.errors import UserError
 from pipeline.recipes import Make, Plan, Refusal, Sample, number_classes, refusal, safe_key, spilled, stamp
 from pipeline.recipes.matlab import read_matlab
+from pipeline.recipes.tree import files_under
 from pipeline.scratch import Spilled
 
 NYU_CAMERA = {"fx": 518.857901, "fy": 519.469611, "cx": 324.582449, "cy": 252.736166, "width": 640, "height": 480}
@@ -58,7 +59,7 @@ def sun_rgbd(source: Path) -> Plan:
     train = {str(entry[0]).rstrip("/").partition("SUNRGBD/")[2] for entry in listed}
     found: list[tuple[Path, str]] = []
     refused: list[Refusal] = []
-    for folder in sorted(path.parent for path in root.rglob("scene.txt")):
+    for folder in sorted(path.parent for path in files_under(root) if path.name == "scene.txt"):
         try:
             _pair(folder)
             kind = (folder / "scene.txt").read_text().strip()

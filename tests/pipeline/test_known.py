@@ -132,6 +132,21 @@ def test_imagenet_with_val_in_folders(tmp_path: Path) -> None:
     assert known.plan("imagenet", source).classes == NAMES
 
 
+def test_imagenet_of_links_to_its_folders(tmp_path: Path) -> None:
+    """A subset is often made so."""
+    imagenet_tree(tmp_path / "whole", "val/n02012849/ILSVRC2012_val_00000001.JPEG")
+    for name in ("train/n02012849", "train/n03126707", "val/n02012849"):
+        (tmp_path / "part" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "part" / name).symlink_to(tmp_path / "whole" / name)
+    plan, samples = packed("imagenet", tmp_path / "part")
+    assert plan.classes == {"label": ["n02012849", "n03126707"]}
+    assert {key: s["label.txt"] for key, s in samples.items()} == {
+        "train-n02012849_1": b"0",
+        "train-n03126707_1": b"1",
+        "val-ILSVRC2012_val_00000001": b"0",
+    }
+
+
 @pytest.mark.parametrize("kaggle", [True, False])
 def test_imagenet_with_val_in_one_folder(tmp_path: Path, kaggle: bool) -> None:
     source = tmp_path / "imagenet"

@@ -334,6 +334,21 @@ def test_folders_are_matched_by_path_without_suffix(tmp_path: Path) -> None:
             assert sample["depth.png"] == (tmp_path / f"maps/{name}.png").read_bytes()
 
 
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    write_tree(tmp_path, ["elsewhere/1.jpg", "elsewhere/more/2.jpg", "root/photos/dog/3.jpg"])
+    photos = tmp_path / "root/photos"
+    (photos / "cat").symlink_to(tmp_path / "elsewhere")
+    (photos / "wolf").symlink_to(photos / "dog")
+    for name, target in (("dog/up", photos), ("dog/root", tmp_path), ("self", "self"), ("dog/gone.jpg", "nowhere.jpg")):
+        (photos / name).symlink_to(target)
+    plan = folders.plan(tmp_path / "root", {"rgb": "photos"}, "parent")
+    found = {sample.source for sample in plan.samples}
+    assert {"cat/1", "cat/more/2", "dog/3", "wolf/3"} <= found
+    assert not any("up/" in source or "root/root" in source for source in found)
+    refused = {fault.key: fault.reason for fault in plan.refused}
+    assert refused["dog-gone"] == refused["wolf-gone"] == "there is no such file"
+
+
 @pytest.mark.parametrize(("group", "expected"), [("parent", "a/b"), (r"^(\w)/", "a"), ("b/.", "b/1"), (None, "a-b-1")])
 def test_a_group_is_the_folder_or_what_an_expression_finds(tmp_path: Path, group: str, expected: str) -> None:
     write_tree(tmp_path, ["photos/a/b/1.jpg"])
