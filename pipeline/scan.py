@@ -157,12 +157,14 @@ def _sample(key: str, members: Mapping[str, bytes | None], found: Scan) -> None:
             continue
         try:
             facts[member] = inspect(member, data)
+            if (depth := facts[member].depth) is not None:
+                _depth(key, depth, found)
             if member == "label.txt":
                 index = _checked(found.job, "label", read_label(data))
                 found.labels["label"][index] += 1
             elif member == "meta.json":
                 _meta(read_meta(data), found)
-        except ValueError as error:
+        except (ValueError, OverflowError, RecursionError) as error:
             found.fault(f"{key}.{member}", error)
     _add(key, facts, found)
 
@@ -200,14 +202,16 @@ def _add(key: str, facts: Mapping[str, Facts], found: Scan) -> None:
         if (mask := facts.get(f"{name}.png", Facts()).mask) is not None:
             counts = np.bincount(mask.ravel())
             found.pixels[name] += Counter({int(value): int(counts[value]) for value in counts.nonzero()[0]})
-    for fact in facts.values():
-        if fact.depth is not None:
-            median, saturated, coarse = summarise(fact.depth)
-            own = (round(median), key)
-            found.depths[own[0]] += 1
-            found.ends = min((*found.ends, own)), max((*found.ends, own))
-            found.saturated += saturated > 0.01
-            found.coarse += coarse
+
+
+def _depth(key: str, depth: np.ndarray, found: Scan) -> None:
+    """Add up what is known of a depth map."""
+    median, saturated, coarse = summarise(depth)
+    own = (round(median), key)
+    found.depths[own[0]] += 1
+    found.ends = min((*found.ends, own)), max((*found.ends, own))
+    found.saturated += saturated > 0.01
+    found.coarse += coarse
 
 
 def _spread(values: Iterable[float]) -> float:

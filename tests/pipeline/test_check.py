@@ -226,6 +226,26 @@ def test_a_unit_that_is_10_or_1000_times_off_is_noted(data: Path, factor: float,
     assert bool(coarse) is (factor == 10.0 and kind == "png")
 
 
+@pytest.mark.parametrize(("metres", "fault"), [(np.float16(80), None), (np.float64(1e300), "32 bit do not hold")])
+def test_a_far_reading_is_no_damage_of_the_tar(data: Path, metres: Any, fault: str | None) -> None:
+    buffer = BytesIO()
+    np.save(buffer, np.full((32, 32), metres))
+    rewrite(data, put("depth.npy", buffer.getvalue()))
+    faults = check(data).faults
+    assert len(faults) == (fault is not None)
+    assert all(f"{FIRST}: s00002.depth.npy: " in line and fault in line for line in faults)
+
+
+def test_what_a_member_raises_is_no_damage_of_the_tar(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def overflow(depth: np.ndarray) -> tuple[float, float, bool]:
+        raise OverflowError("too deep")
+
+    monkeypatch.setattr("pipeline.scan.summarise", overflow)
+    faults = check(data, processes=1).faults
+    assert len(faults) == 30
+    assert faults[0] == f"{FIRST}: s00000.depth.png: too deep"
+
+
 def test_shards_in_another_unit_are_a_fault(data: Path) -> None:
     def tenfold(contents: Contents) -> None:
         for _, held in contents:
