@@ -192,13 +192,15 @@ def pack_shard(job: Job) -> Summary:
 
 def _open(index: int, sample: Sample, job: Job) -> tuple[dict[str, bytes], list[Refusal]]:
     """A sample's members, label and meta included, and what is wrong with them."""
+    where = sample.source or sample.key
     try:
         members = sample.read(job.make)
+        where = sample.files.get("meta.json", where)
         meta = read_meta(members.get("meta.json", b"{}"))
     except OSError as error:
-        return {}, [Refusal(sample.key, str(error.filename), f"cannot be read: {error.strerror}")]
+        return {}, [Refusal(sample.key, str(error.filename or where), f"cannot be read: {error.strerror or error}")]
     except ValueError as error:
-        return {}, [Refusal(sample.key, "meta.json", str(error))]
+        return {}, [Refusal(sample.key, where, str(error))]
     meta = {**job.camera, **meta, "group": sample.group, "index": index, "source": sample.source}
     meta.pop("labels", None)  # a person's own file may say anything
     if sample.labels:

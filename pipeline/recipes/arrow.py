@@ -120,9 +120,11 @@ def _member(field: str, column: str, value: Any) -> tuple[str, bytes]:
     suffix = next((kind for start, kind in SUFFIXES.items() if data.startswith(start)), "")
     if data.startswith(b"RIFF"):
         suffix = "webp" if data[8:12] == b"WEBP" else "wav"
+    if not suffix:
+        raise ValueError(f"{column}: bytes of an unknown kind of file; convert it to one that {field} may be")
     if suffix == "tiff":
         suffix, data = _without_tiff(column, data)
-    return member_name(field, f"x.{suffix}" if suffix else ""), data
+    return member_name(field, f"x.{suffix}"), data
 
 
 def _without_tiff(column: str, data: bytes) -> tuple[str, bytes]:

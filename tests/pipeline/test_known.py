@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from modalities import Depth
 from pipeline.errors import UserError
 from pipeline.masks import read_mask
 from pipeline.pack import pack
-from pipeline.recipes import Plan, known
+from pipeline.recipes import Plan, known, rgbd
 
 RNG = np.random.default_rng(0)
 
@@ -301,6 +302,15 @@ def test_nyu_depth_v2(tmp_path: Path) -> None:
     coarse = read_mask(plan.samples[0].read(plan.make)["classes.png"], plan.masks["classes"])
     assert plan.classes["classes"][coarse[20, 10]] == f"class {699 % 40 + 1}"
     assert (coarse >= 0).sum() == 1  # 0, unlabelled, is no class
+    for name in ("images", "depths", "labels", "scenes"):
+        rgbd._open.cache_clear()
+        with h5py.File(source / "nyu_depth_v2_labeled.mat", "a") as file:
+            file.move(name, "away")
+        with pytest.raises(UserError, match=f"nyu_depth_v2_labeled.mat: not the labelled set of NYU.*{name}"):
+            known.plan("nyu_depth_v2", source)
+        rgbd._open.cache_clear()
+        with h5py.File(source / "nyu_depth_v2_labeled.mat", "a") as file:
+            file.move("away", name)
 
 
 def test_sun_rgbd(tmp_path: Path) -> None:
@@ -331,6 +341,14 @@ def test_sun_rgbd(tmp_path: Path) -> None:
     assert [fault.reason for fault in plan.refused] == [
         "1 photos in image/ and 0 maps in depth_bfx/, one of each is wanted"
     ]
+
+    (source / "SUNRGBD/xtion/a/0001/intrinsics.txt").write_text("518.8 0 320")
+    shutil.rmtree(tmp_path / "packed")
+    _, samples = packed("sun_rgbd", source)
+    assert list(samples) == ["kv1-NYUdata-NYU0001"]
+    refused = [json.loads(line) for line in (tmp_path / "packed" / "refused.jsonl").read_text().splitlines()]
+    assert refused[0]["file"] == "xtion/a/0001"
+    assert refused[0]["reason"].endswith("a/0001/intrinsics.txt: no camera: nine numbers are wanted")
 
 
 def test_an_unknown_or_empty_set_is_told(tmp_path: Path) -> None:
