@@ -151,7 +151,7 @@ class _Reader:
         texts: dict[str, str] = {}
         for field, template in self.fields.items():
             value = template(row)
-            if field == "text" and value and not value.endswith(".txt"):
+            if field == "text" and value and not value.lower().endswith(".txt"):
                 texts["text.txt"] = value
             elif value:
                 folder = self.partners if any(n.startswith(PREFIX) for n in template.names) else self.folder

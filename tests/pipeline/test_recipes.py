@@ -126,13 +126,18 @@ def test_given_classes_are_an_order_for_names_and_for_indices(tmp_path: Path) ->
     assert [sample.label for sample in plan_of(table, labels=["number"], classes=turned).samples[:3]] == [0, 1, 2]
 
 
+FILES = {"a/003": "said.txt", "a/005": "OTHER.TXT"}
+
+
 def test_text_is_a_caption_or_a_file(tmp_path: Path) -> None:
     table = make_source(tmp_path / "source", 10)
-    with_column(table, "said", lambda row: "said.txt" if row["id"] == "a/003" else row["caption"])
+    with_column(table, "said", lambda row: FILES.get(row["id"], row["caption"]))
     (table.parent / "said.txt").write_text("from a file")
+    (table.parent / "OTHER.TXT").write_text("from another")
     plan = plan_of(table, fields={"text": "said"})
     texts = {sample.key: sample.read()["text.txt"].decode() for sample in plan.samples}
     assert texts["a-003"] == "from a file"
+    assert texts["a-005"] == "from another"
     assert texts["a-004"] == "a thing, number 4"
 
 
