@@ -64,6 +64,11 @@ def member_name(field: str, path: str) -> str:
     return f"{field}.{suffix}"
 
 
+def field_of(member: str) -> str:
+    """`audio.mp3` -> `audio`: a field may be of several kinds, one in each sample."""
+    return member.partition(".")[0]
+
+
 def inspect(member: str, data: bytes) -> Facts:
     """Open a member's bytes and say what is in them.
 

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import pytest
 from shapes_dataset import members, write_dataset
-from sources import content, wav
+from sources import content, sound_file, wav
 
 from pipeline.check import check
 from pipeline.errors import UserError
@@ -193,6 +193,24 @@ def test_a_partner_that_never_was_is_a_note(data: Path) -> None:
     report = check(data)
     assert report.faults == []
     assert report.notes == [f"1 of 30 samples have no depth.png, the first {FIRST}: s00002"]
+
+
+def test_sounds_of_several_kinds_are_one_field(data: Path) -> None:
+    heard = np.random.default_rng(0).normal(0, 0.1, 4000)
+
+    def of_kinds(contents: Contents) -> None:
+        for n, (_, held) in enumerate(contents):
+            kind = ("wav", "mp3", "flac")[n % 3]
+            held[f"audio.{kind}"] = sound_file(heard, kind)
+
+    for path in sorted(data.glob("*.tar")):
+        rewrite(data, of_kinds, path.name)
+    report = check(data)
+    assert report.faults == report.notes == []
+    rewrite(data, lambda contents: contents[2][1].pop("audio.flac"))
+    assert check(data).notes == [
+        f"1 of 30 samples have no audio.flac or audio.mp3 or audio.wav, the first {FIRST}: s00002"
+    ]
 
 
 def test_unlabelled_samples_are_counted_and_no_fault(data: Path) -> None:
