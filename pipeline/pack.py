@@ -64,6 +64,8 @@ def pack(
     """
     if shard_bytes < 1 or min_shards < 1:
         raise UserError(f"shards of {shard_bytes} bytes, at least {min_shards}: both must be 1 or more.")
+    if not 0 <= max_refused <= 1:
+        raise UserError(f"max_refused {max_refused}: a share of the samples from 0 to 1 is wanted, such as 0.05.")
     out = Path(out)
     _judge(plan, plan.refused, max_refused)  # a mistyped path shows now, not after hours of work
     jobs = cut(plan, str(out), group_splits.assign(plan.samples, fractions, seed), seed, shard_bytes, min_shards)
