@@ -84,7 +84,10 @@ class Audio(Modality):
 
     def picture(self, value: np.ndarray) -> np.ndarray:
         """The mel spectrogram over 60 dB, low notes at the bottom."""
-        power = _mel(self.rate)(torch.from_numpy(np.array(value)))
+        mel = _mel(self.rate)
+        # It mirrors half a window at each end, which takes a sample more than that.
+        padded = np.pad(value, (0, max(mel.n_fft // 2 + 1 - len(value), 0)))
+        power = mel(torch.from_numpy(padded))
         decibel = 10 * power.clamp(min=1e-10).log10()
         shade = ((decibel - decibel.max()) / 60 + 1).clamp(0, 1).mul(255).byte().numpy()
         coloured = cv2.applyColorMap(np.ascontiguousarray(shade[::-1]), cv2.COLORMAP_MAGMA)

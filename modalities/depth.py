@@ -272,7 +272,7 @@ def read_png(data: bytes) -> np.ndarray:
     if raw.ndim != 2:
         raise ValueError(f"PNG with {raw.shape[2]} channels: depth needs one channel of 16 bit")
     if raw.dtype != np.uint16:
-        raise ValueError("8-bit PNG: depth needs 16 bit in millimetres (or set scale to its metres per unit)")
+        raise ValueError("8-bit PNG: depth needs 16 bit in millimetres; convert it to 16 bit")
     return raw
 
 

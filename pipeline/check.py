@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipeline.balance import Balance
 from pipeline.depths import Depths
-from pipeline.members import SUFFIXES, can_hear
+from pipeline.members import SUFFIXES, can_hear, field_of
 from pipeline.parallel import each
 from pipeline.progress import Progress
 from pipeline.scan import MOST_FAULTS, Job, Scan, scan
@@ -52,7 +52,10 @@ def check(
     """
     dataset, folder = load_dataset(folder), local(folder)
     total = sum(map(dataset.samples, dataset.splits))
-    expected = tuple(name for name, count in dataset.fields.items() if count > total / 2 and name != "label.txt")
+    held: Counter[str] = Counter()
+    for member, count in dataset.fields.items():
+        held[field_of(member)] += count
+    expected = tuple(name for name, count in held.items() if count > total / 2 and name != "label")
     classes = {label: len(names) for label, names in dataset.classes.items() if label not in dataset.masks}
     jobs = [
         Job(str(folder), split, shard, expected, classes, tuple(dataset.masks), quick)
@@ -88,6 +91,7 @@ class Tally:
         self.depths = Depths()
         self.askew = 0
         self.lacking: dict[str, list[str]] = {}
+        self.without: Counter[str] = Counter()
 
     def add(self, found: Scan) -> None:
         """Take in what was found in one shard."""
@@ -103,8 +107,9 @@ class Tally:
             self.sizes.setdefault(member, []).extend(sizes)
         self.depths.add(found)
         self.askew += found.askew
-        for member, keys in found.lacking.items():
-            self.lacking.setdefault(member, []).extend(f"{file}: {key}" for key in keys)
+        self.without += found.without
+        for name, keys in found.lacking.items():
+            self.lacking.setdefault(name, []).extend(f"{file}: {key}" for key in keys)
 
     def faults(self) -> list[str]:
         """The shards' own in the order of the shards, then those between shards."""
@@ -156,7 +161,7 @@ class Tally:
             if said == there:
                 continue
             yield f"{MANIFEST}: {member}: in {there} samples, recorded are {said}; run the same `wcord pack` again"
-            for where in sorted(self.lacking.get(member, ()))[:MOST_FAULTS]:
+            for where in sorted(self.lacking.get(field_of(member), ()))[:MOST_FAULTS]:
                 yield f"{where}.{member}: missing, while most samples have it; run the same `wcord pack` again"
 
     def facts(self) -> list[str]:
@@ -172,10 +177,12 @@ class Tally:
 
     def notes(self) -> Iterator[str]:
         """What is no fault but worth knowing, a line each."""
-        for member, keys in sorted(self.lacking.items()):
-            if self.dataset.fields.get(member) == self.fields[member]:
-                count = self.samples - self.fields[member]
-                yield f"{count} of {self.samples} samples have no {member}, the first {min(keys)}"
+        recorded = self.dataset.fields
+        for name, keys in sorted(self.lacking.items()):
+            kinds = sorted(member for member in recorded if field_of(member) == name)
+            if all(recorded[member] == self.fields[member] for member in kinds):
+                count = f"{self.without[name]} of {self.samples}"
+                yield f"{count} samples have no {' or '.join(kinds)}, the first {min(keys)}"
         yield from self.depths.notes()
         if self.askew:
             yield (

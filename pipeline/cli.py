@@ -221,6 +221,9 @@ def search(
     from pipeline.search import search as run_search
 
     given = context.args
+    if len(given) == 1 and "=" in given[0]:
+        name, _, query = given[0].partition("=")
+        given = [name, query]
     if len(given) != 2 or not given[0].startswith("--"):
         raise UserError("give one query: --MODALITY FILE, such as --depth query.png; of text the sentence itself.")
     for hit in run_search(index, given[0].removeprefix("--"), given[1], count):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -197,6 +198,8 @@ def _pack(
 
     if not (test >= 0 and val >= 0 and test + val < 1):
         raise UserError(f"--test {test} and --val {val}: must be at least 0 and leave something for training.")
+    if not (math.isfinite(shard_mb) and shard_mb > 0):
+        raise UserError(f"--shard-mb {shard_mb}: a number of MB above 0 is wanted, such as 64.")
     run_pack(
         plan,
         out,

@@ -29,7 +29,7 @@ def read_mask(data: bytes, values: Sequence[int]) -> np.ndarray:
     except cv2.error:
         image = None
     if image is None or image.ndim != 2 or image.dtype not in (np.uint8, np.uint16):
-        raise ValueError("not a mask: a PNG with one channel of 8 or 16 bit is expected.")
+        raise ValueError("not a mask: a PNG with one channel of 8 or 16 bit is expected")
     classes = np.full(1 << 16, -1)
     classes[list(values)] = np.arange(len(values))
     return classes[image]

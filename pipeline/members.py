@@ -16,6 +16,7 @@ from modalities.audio import PLAYED, read_sound
 from modalities.depth_map import gravity, intrinsics
 from modalities.image_header import image_size
 from modalities.sound_header import sound_kind
+from modalities.text import Text
 from modalities.torchaudio_loader import import_soundfile
 
 SUFFIXES: dict[str, tuple[str, ...]] = {
@@ -63,6 +64,11 @@ def member_name(field: str, path: str) -> str:
     return f"{field}.{suffix}"
 
 
+def field_of(member: str) -> str:
+    """`audio.mp3` -> `audio`: a field may be of several kinds, one in each sample."""
+    return member.partition(".")[0]
+
+
 def inspect(member: str, data: bytes) -> Facts:
     """Open a member's bytes and say what is in them.
 
@@ -76,7 +82,7 @@ def inspect(member: str, data: bytes) -> Facts:
     if member == "label.txt":
         read_label(data)
     elif suffix == "txt":
-        _text(data)
+        Text().decode(data, {})
     elif member == "meta.json":
         meta = read_meta(data)
         intrinsics(meta, 1, 1), gravity(meta)
@@ -159,18 +165,11 @@ def _array(field: str, data: bytes) -> Facts:
     read = np.isfinite(array) & (array > 0)
     if not read.any():
         raise ValueError("a depth map without a single reading")
-    return Facts((array.shape[1], array.shape[0]), 1000 * np.where(read, array, 0))
-
-
-def _text(data: bytes) -> None:
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"text is not UTF-8 (byte {error.start}); convert it before packing") from None
-    if not text.strip():
-        raise ValueError("text is empty")
-    if "\0" in text:
-        raise ValueError("text holds zero bytes: it is another kind of file")
+    with np.errstate(over="ignore"):
+        millimetres = 1000 * np.where(read, array, 0).astype(np.float32)  # 16 bit would end at 65.5 m
+    if not np.isfinite(millimetres).all():
+        raise ValueError("a depth map with readings that 32 bit do not hold; depth in .npy is metres")
+    return Facts((array.shape[1], array.shape[0]), millimetres)
 
 
 def _sound(suffix: str, data: bytes) -> None:

@@ -64,6 +64,8 @@ def pack(
     """
     if shard_bytes < 1 or min_shards < 1:
         raise UserError(f"shards of {shard_bytes} bytes, at least {min_shards}: both must be 1 or more.")
+    if not 0 <= max_refused <= 1:
+        raise UserError(f"max_refused {max_refused}: a share of the samples from 0 to 1 is wanted, such as 0.05.")
     out = Path(out)
     _judge(plan, plan.refused, max_refused)  # a mistyped path shows now, not after hours of work
     jobs = cut(plan, str(out), group_splits.assign(plan.samples, fractions, seed), seed, shard_bytes, min_shards)
@@ -192,13 +194,15 @@ def pack_shard(job: Job) -> Summary:
 
 def _open(index: int, sample: Sample, job: Job) -> tuple[dict[str, bytes], list[Refusal]]:
     """A sample's members, label and meta included, and what is wrong with them."""
+    where = sample.source or sample.key
     try:
         members = sample.read(job.make)
+        where = sample.files.get("meta.json", where)
         meta = read_meta(members.get("meta.json", b"{}"))
     except OSError as error:
-        return {}, [Refusal(sample.key, str(error.filename), f"cannot be read: {error.strerror}")]
+        return {}, [Refusal(sample.key, str(error.filename or where), f"cannot be read: {error.strerror or error}")]
     except ValueError as error:
-        return {}, [Refusal(sample.key, "meta.json", str(error))]
+        return {}, [Refusal(sample.key, where, str(error))]
     meta = {**job.camera, **meta, "group": sample.group, "index": index, "source": sample.source}
     meta.pop("labels", None)  # a person's own file may say anything
     if sample.labels:

@@ -140,7 +140,7 @@ class Prepare:
         try:
             return read_mask(raw[member], self.source.values)
         except ValueError as error:
-            message = f"{_where(raw)}: {member}: {error} Run `wcord check` on the data set."
+            message = f"{_where(raw)}: {member}: {error}. Run `wcord check` on the data set."
             raise _error(raw, member, message) from None
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
@@ -299,7 +299,7 @@ def _decode(modality: Modality, raw: Sample, meta: Mapping[str, Any]) -> Any:
     try:
         return modality.decode(raw[member], meta)
     except ValueError as error:
-        message = f"{_where(raw)}: {member}: {error} Run `wcord check` on the data set."
+        message = f"{_where(raw)}: {member}: {error}. Run `wcord check` on the data set."
         raise _error(raw, member, message) from None
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.members import Facts, inspect, read_label, read_meta, summarise
+from pipeline.members import Facts, field_of, inspect, read_label, read_meta, summarise
 from pipeline.parallel import tick
 from pipeline.remote import fetch, origin
 from pipeline.shards import MANIFEST, Shard, sha256
@@ -25,7 +25,7 @@ REBUILD = "delete the shard and run the same `wcord pack` again"
 
 @dataclass(frozen=True)
 class Job:
-    """A shard to be read. expected: members that most samples have. classes: label name -> number of classes.
+    """A shard to be read. expected: fields that most samples have. classes: label name -> number of classes.
 
     masks: those labels that are masks.
     """
@@ -47,7 +47,8 @@ class Scan:
     labels: label name -> class index -> samples. pixels: mask -> value -> pixels.
     depths: median reading in whole millimetres -> depth maps. ends: the smallest and the largest, each with its key.
     saturated: depth maps with many readings of 65535. coarse: those whose readings are all multiples of 10.
-    askew: samples whose images differ in aspect ratio. lacking: expected member -> the first samples without it.
+    askew: samples whose images differ in aspect ratio. lacking: expected field -> the first samples without it.
+    without: expected field -> how many samples that are.
     """
 
     job: Job
@@ -65,6 +66,7 @@ class Scan:
     coarse: int = 0
     askew: int = 0
     lacking: dict[str, list[str]] = field(default_factory=dict)
+    without: Counter[str] = field(default_factory=Counter)
 
     def fault(self, where: str, what: object) -> None:
         """Note a fault; beyond the first `MOST_FAULTS` they are only counted."""
@@ -148,8 +150,9 @@ def _sample(key: str, members: Mapping[str, bytes | None], found: Scan) -> None:
     tick()
     found.keys.append(key)
     found.fields.update(members.keys())
-    for member in found.job.expected:
-        if member not in members and len(keys := found.lacking.setdefault(member, [])) < MOST_FAULTS:
+    for name in set(found.job.expected) - set(map(field_of, members)):
+        found.without[name] += 1
+        if len(keys := found.lacking.setdefault(name, [])) < MOST_FAULTS:
             keys.append(key)
     facts: dict[str, Facts] = {}
     for member, data in members.items():
@@ -157,12 +160,14 @@ def _sample(key: str, members: Mapping[str, bytes | None], found: Scan) -> None:
             continue
         try:
             facts[member] = inspect(member, data)
+            if (depth := facts[member].depth) is not None:
+                _depth(key, depth, found)
             if member == "label.txt":
                 index = _checked(found.job, "label", read_label(data))
                 found.labels["label"][index] += 1
             elif member == "meta.json":
                 _meta(read_meta(data), found)
-        except ValueError as error:
+        except (ValueError, OverflowError, RecursionError) as error:
             found.fault(f"{key}.{member}", error)
     _add(key, facts, found)
 
@@ -200,14 +205,16 @@ def _add(key: str, facts: Mapping[str, Facts], found: Scan) -> None:
         if (mask := facts.get(f"{name}.png", Facts()).mask) is not None:
             counts = np.bincount(mask.ravel())
             found.pixels[name] += Counter({int(value): int(counts[value]) for value in counts.nonzero()[0]})
-    for fact in facts.values():
-        if fact.depth is not None:
-            median, saturated, coarse = summarise(fact.depth)
-            own = (round(median), key)
-            found.depths[own[0]] += 1
-            found.ends = min((*found.ends, own)), max((*found.ends, own))
-            found.saturated += saturated > 0.01
-            found.coarse += coarse
+
+
+def _depth(key: str, depth: np.ndarray, found: Scan) -> None:
+    """Add up what is known of a depth map."""
+    median, saturated, coarse = summarise(depth)
+    own = (round(median), key)
+    found.depths[own[0]] += 1
+    found.ends = min((*found.ends, own)), max((*found.ends, own))
+    found.saturated += saturated > 0.01
+    found.coarse += coarse
 
 
 def _spread(values: Iterable[float]) -> float:

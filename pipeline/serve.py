@@ -6,6 +6,7 @@ Nothing that is sent is written or opened by name: bytes come in, are decoded by
 from __future__ import annotations
 
 import errno
+import re
 import socket
 from base64 import b64encode
 from dataclasses import dataclass
@@ -103,7 +104,6 @@ def app(run: Path, hosts: tuple[str, ...] = ("127.0.0.1", "localhost")) -> Any:
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.middleware import Middleware
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.requests import Request
     from starlette.responses import HTMLResponse, JSONResponse, Response
     from starlette.routing import Route
@@ -144,17 +144,38 @@ def app(run: Path, hosts: tuple[str, ...] = ("127.0.0.1", "localhost")) -> Any:
         Route("/look/{role}", look, methods=["POST"]),
         Route("/picture/{role}/{index:int}", picture),
     ]
-    return Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))])
+    return Starlette(routes=routes, middleware=[Middleware(_TrustedHosts, hosts=hosts)])
+
+
+class _TrustedHosts:
+    """ASGI: 400 for a request whose `Host` is none of `hosts`; `*` is any. Starlette's own ends an IPv6 address at its
+    first colon."""
+
+    def __init__(self, app: Any, hosts: tuple[str, ...]) -> None:
+        self.app, self.hosts = app, hosts
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        from starlette.responses import PlainTextResponse
+
+        given = dict(scope.get("headers", ())).get(b"host", b"").decode("latin-1")
+        name = re.sub(r":\d*$", "", given).strip("[]").lower()
+        known = scope["type"] == "lifespan" or "*" in self.hosts or name in self.hosts
+        await (self.app if known else PlainTextResponse("Invalid host header", 400))(scope, receive, send)
 
 
 def serve(run: Path, host: str, port: int) -> None:
     """Serve until interrupted. Raises UserError for a port that is taken, before anything is loaded."""
     uvicorn = need("uvicorn", "serve")
     listener = bind(host, port)
-    names = ("*",) if host in ("0.0.0.0", "::") else ("127.0.0.1", "localhost", host)
+    names = ("*",) if host in ("0.0.0.0", "::") else ("127.0.0.1", "localhost", host.lower())
     application = app(run, names)
-    print(f"{run}: http://{host}:{port} (end it with Ctrl-C)", flush=True)
+    print(f"{run}: {url(host, port)} (end it with Ctrl-C)", flush=True)
     uvicorn.Server(uvicorn.Config(application, log_level="warning")).run(sockets=[listener])
+
+
+def url(host: str, port: int) -> str:
+    """The page's address; one of IPv6 stands in brackets."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def bind(host: str, port: int) -> socket.socket:

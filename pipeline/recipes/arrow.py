@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.members import member_name
+from pipeline.recipes.tree import files_under
 
 SUFFIXES = {
     b"\x89PNG": "png", b"\xff\xd8": "jpg", b"fLaC": "flac", b"OggS": "ogg", b"ID3": "mp3", b"\xff\xfb": "mp3",
@@ -58,7 +59,8 @@ def tables(source: Path) -> list[Table]:
     elif (source / "state.json").is_file():
         paths = [(source.name, path) for path in _saved(source)]
     else:
-        paths = [(_split_in(path.relative_to(source)), path) for path in sorted(source.rglob("*.parquet"))]
+        parquet = (path for path in files_under(source) if path.suffix == ".parquet")
+        paths = [(_split_in(path.relative_to(source)), path) for path in parquet]
     found = [Table(path, split, _groups(path)) for split, path in paths]
     if not any(sum(table.groups) for table in found):
         raise UserError(
@@ -118,9 +120,11 @@ def _member(field: str, column: str, value: Any) -> tuple[str, bytes]:
     suffix = next((kind for start, kind in SUFFIXES.items() if data.startswith(start)), "")
     if data.startswith(b"RIFF"):
         suffix = "webp" if data[8:12] == b"WEBP" else "wav"
+    if not suffix:
+        raise ValueError(f"{column}: bytes of an unknown kind of file; convert it to one that {field} may be")
     if suffix == "tiff":
         suffix, data = _without_tiff(column, data)
-    return member_name(field, f"x.{suffix}" if suffix else ""), data
+    return member_name(field, f"x.{suffix}"), data
 
 
 def _without_tiff(column: str, data: bytes) -> tuple[str, bytes]:

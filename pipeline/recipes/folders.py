@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from pipeline.recipes import (
     spilled,
     stamp,
 )
+from pipeline.recipes.tree import files_under
 from pipeline.scratch import blob, scratch, unblob
 from pipeline.splits import SPLITS
 
@@ -49,7 +49,8 @@ def plan(
         without suffix (`cat/001`): its first group, or all that it matched. None makes every sample its own group.
 
     A sample that lacks one of the fields is refused. Raises UserError for a folder that is not there or empty, and
-    for an expression that is none. Hidden files (`.DS_Store`) are no data and are passed over.
+    for an expression that is none. Hidden files (`.DS_Store`) are no data and are passed over; links
+    to folders are followed.
     """
     if not fields:
         raise UserError("no fields: name the folder of each, e.g. `--field rgb=photos --field depth=maps`.")
@@ -131,12 +132,7 @@ def _matched(root: Path, fields: Mapping[str, str]) -> Iterator[tuple[str, dict[
 
 def _files(folder: Path) -> Iterator[tuple[str, str]]:
     """The files under a folder: path without suffix, `/` between its parts, and path."""
-    for place, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if not name.startswith("."):
-                path = Path(place) / name
-                yield path.relative_to(folder).with_suffix("").as_posix(), str(path)
+    return ((path.relative_to(folder).with_suffix("").as_posix(), str(path)) for path in files_under(folder))
 
 
 def _member(field: str, folder: str, paths: Sequence[str]) -> tuple[str, str]:

@@ -29,7 +29,7 @@ def plan(
     fields: field -> column; without them the image column is `rgb`, the audio column `audio` and the column of strings
         `text`, where there is only one of each.
     labels: columns of classes, the first is the task's; without them all columns of class labels.
-    group: column of what must stay in one split; None makes every row its own group.
+    group: column of what must stay in one split; None makes every row its own group, as an empty cell does its own.
     A folder's own splits are kept; a single one is dealt out by the fractions.
 
     Raises UserError for a folder that is none of these, and for columns that are not there or not clear.
@@ -60,7 +60,7 @@ def plan(
         samples.append(
             Sample(
                 key=key,
-                group=str(place.values[group]) if group else key,
+                group=_text(place.values[group]) or key if group else key,
                 size=marks[table.path][0] // sum(table.groups),
                 stamp=marks[table.path][1],
                 arguments=[str(table.path), place.group, place.row],
@@ -81,6 +81,10 @@ def plan(
         split_rule="given by the folder" if len(split) > 1 else None,
         make=partial(members, fields),
     )
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
 
 
 def _by_kind(known: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.recipes import Plan, Refusal, Sample, refusal, safe_key, spilled, stamp
 from pipeline.recipes.matlab import read_matlab
+from pipeline.recipes.tree import files_under
 
 SOLUTION, MAPPING, DEVKIT = "LOC_val_solution.csv", "LOC_synset_mapping.txt", "ILSVRC2012_devkit_t12/data"
 
@@ -48,17 +49,8 @@ def imagenet(source: Path) -> Plan:
 
 def _photos(root: Path) -> Iterator[tuple[str, Path]]:
     for split in ("train", "val"):
-        for path in _sorted(root / split):
-            if path.suffix.lower() in (".jpeg", ".jpg") and path.name[0] != ".":
-                yield split, path
-
-
-def _sorted(folder: Path) -> Iterator[Path]:
-    """All that is under a folder, as sorting its paths would have it, but with one folder at a time in memory."""
-    for path in sorted(folder.glob("*")):
-        yield path
-        if path.is_dir() and not path.is_symlink():
-            yield from _sorted(path)
+        photos = (path for path in files_under(root / split) if path.suffix.lower() in (".jpeg", ".jpg"))
+        yield from ((split, path) for path in photos)
 
 
 def _held_out(source: Path) -> dict[str, str]:

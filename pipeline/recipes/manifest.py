@@ -22,7 +22,7 @@ from pipeline.recipes import (
     stamp,
 )
 from pipeline.recipes.partners import PREFIX, with_partners
-from pipeline.recipes.table import Row, Template, read_table
+from pipeline.recipes.table import Row, Template, cell, read_table
 from pipeline.splits import SPLITS
 
 
@@ -43,7 +43,7 @@ def plan(
 
     fields: field -> column, or a template over columns: `{"rgb": "hand_rgb/{id}.jpg"}`. Paths are relative to the
         table's folder and stay in it; absolute ones count as meant. An empty column: the sample lacks the field.
-        `text` is the caption itself unless it ends in `.txt`.
+        `text` is the caption itself unless it ends in `.txt`; a list of captions in JSONL becomes one a line.
     labels: columns of class names or numbers; the first becomes `label.txt`, others `labels` in `meta.json`.
         An empty cell: unlabelled. Classes are the distinct values, sorted (numbers as numbers).
     group: column or template of what must stay in one split; None makes every sample its own group.
@@ -110,8 +110,9 @@ class _Reader:
     numbers: Mapping[str, Mapping[str, int]]
 
     def read(self, row: Row, where: str) -> Sample | Refusal:
-        key, source = self._identify(row, where)
+        key = ""
         try:
+            key, source = self._identify(row, where)
             return self._sample(row, key, source)
         except (ValueError, OSError) as error:
             return refusal(key, where, error)
@@ -119,7 +120,7 @@ class _Reader:
     def _sample(self, row: Row, key: str, source: str) -> Sample:
         """Raises ValueError for a value that cannot be used, OSError for a file that is not there."""
         files, texts = self._members(row)
-        numbers = {label: _number(row.get(column, ""), self.numbers[label]) for label, column in self.labels.items()}
+        numbers = {label: _number(cell(row, column), self.numbers[label]) for label, column in self.labels.items()}
         label = numbers.pop("label", None)
         size, mark = stamp(files.values())
         return Sample(
@@ -136,7 +137,7 @@ class _Reader:
         )
 
     def _identify(self, row: Row, where: str) -> tuple[str, str]:
-        """A row's key, and what people know it by."""
+        """A row's key, and what people know it by. ValueError for a column that holds no text."""
         if self.key:
             source = self.key(row) or where
         else:
@@ -150,7 +151,7 @@ class _Reader:
         texts: dict[str, str] = {}
         for field, template in self.fields.items():
             value = template(row)
-            if field == "text" and value and not value.endswith(".txt"):
+            if field == "text" and value and not value.lower().endswith(".txt"):
                 texts["text.txt"] = value
             elif value:
                 folder = self.partners if any(n.startswith(PREFIX) for n in template.names) else self.folder
@@ -179,7 +180,8 @@ def _label_columns(labels: Sequence[str], columns: Sequence[str], classes: Seque
 
 
 def _values(rows: Iterable[tuple[str, Row]], column: str) -> Iterator[str]:
-    values = (row.get(column, "").strip() for _, row in rows)
+    cells = (row.get(column, "") for _, row in rows)
+    values = (value.strip() for value in cells if isinstance(value, str))
     return (value for value in values if value and not _is_negative(value))
 
 

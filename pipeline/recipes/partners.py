@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.recipes import Refusal
-from pipeline.recipes.table import Rows, read_table, spilled_rows
+from pipeline.recipes.table import Row, Rows, cell, read_table, spilled_rows
 
 PREFIX = "partner."
 """Begins the names that the second table's columns get beside the first one's."""
@@ -30,14 +30,21 @@ def with_partners(rows: Rows, partners: Path, label: str, split: str, seed: int)
                 f"{partners}: no column `{column}`, which pairs need in both tables; it has {sorted(known)}."
             )
     decks: dict[tuple[str, str], array[int]] = defaultdict(lambda: array("I"))
-    for number, (_, row) in enumerate(others):
-        decks[row.get(label, "").strip(), row.get(split, "").strip()].append(number)
+    for number, (where, row) in enumerate(others):
+        try:
+            decks[_place(row, label, split)].append(number)
+        except ValueError as error:  # noqa: PERF203
+            broken.append(Refusal("", where, str(error)))
     hands: dict[tuple[str, str], array[int]] = defaultdict(lambda: array("I"))
     dealt = {place: random.Random(f"{seed}/{place}") for place in decks}
     paired = spilled_rows()
     refused = [Refusal("", f"{partners} {fault.file}", fault.reason) for fault in broken]
     for where, row in rows:
-        place = (row.get(label, "").strip(), row.get(split, "").strip())
+        try:
+            place = _place(row, label, split)
+        except ValueError as error:
+            refused.append(Refusal("", where, str(error)))
+            continue
         if not place[0] or place not in decks:
             what = f"class `{place[0]}` in split `{place[1]}`" if place[0] else "a row without a class"
             refused.append(Refusal("", where, f"{what} has no partner in {partners.name}"))
@@ -48,3 +55,8 @@ def with_partners(rows: Rows, partners: Path, label: str, split: str, seed: int)
         _, partner = others[hands[place].pop()]
         paired.append((where, {**row, **{f"{PREFIX}{column}": value for column, value in partner.items()}}))
     return paired, refused
+
+
+def _place(row: Row, label: str, split: str) -> tuple[str, str]:
+    """A row's class and split. ValueError where one of the columns holds no text."""
+    return cell(row, label).strip(), cell(row, split).strip()

@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.errors import UserError
 from pipeline.recipes import Make, Plan, Refusal, Sample, number_classes, refusal, safe_key, spilled, stamp
 from pipeline.recipes.matlab import read_matlab
+from pipeline.recipes.tree import files_under
 from pipeline.scratch import Spilled
 
 NYU_CAMERA = {"fx": 518.857901, "fy": 519.469611, "cx": 324.582449, "cy": 252.736166, "width": 640, "height": 480}
@@ -33,6 +34,8 @@ def nyu_depth_v2(source: Path) -> Plan:
         kinds = [_text(file, ref) for ref in file["sceneTypes"][0]]
         scenes = [_text(file, ref) for ref in file["scenes"][0]]
         objects = [_text(file, ref) for ref in file["names"][0]]
+        for name in ("images", "depths", "labels"):
+            file[name]
     except (OSError, KeyError) as error:
         raise UserError(f"{path}: not the labelled set of NYU-Depth v2: {error}") from None
     names, mark = number_classes(kinds), stamp([str(path)])[1]
@@ -58,7 +61,7 @@ def sun_rgbd(source: Path) -> Plan:
     train = {str(entry[0]).rstrip("/").partition("SUNRGBD/")[2] for entry in listed}
     found: list[tuple[Path, str]] = []
     refused: list[Refusal] = []
-    for folder in sorted(path.parent for path in root.rglob("scene.txt")):
+    for folder in sorted(path.parent for path in files_under(root) if path.name == "scene.txt"):
         try:
             _pair(folder)
             kind = (folder / "scene.txt").read_text().strip()
@@ -107,7 +110,7 @@ def _sun_frame(folder: str) -> dict[str, bytes]:
     if raw is None or raw.dtype != np.uint16:
         raise ValueError(f"{depth}: not a 16-bit PNG")
     millimetres = (raw >> 3) | (raw << 13)  # as the toolbox's read3dPoints.m reads it
-    fx, _, cx, _, fy, cy = (float(x) for x in (Path(folder) / "intrinsics.txt").read_text().split()[:6])
+    fx, _, cx, _, fy, cy = _matrix(Path(folder) / "intrinsics.txt")[:6]
     height, width = raw.shape
     camera = {"fx": fx, "fy": fy, "cx": cx, "cy": cy, "width": width, "height": height}
     return {
@@ -115,6 +118,17 @@ def _sun_frame(folder: str) -> dict[str, bytes]:
         "depth.png": _png(millimetres),
         "meta.json": json.dumps({"intrinsics": camera}).encode(),
     }
+
+
+def _matrix(path: Path) -> list[float]:
+    """The nine numbers of a camera, row by row. Raises ValueError for anything else."""
+    try:
+        numbers = [float(word) for word in path.read_text().split()]
+    except ValueError:
+        numbers = []
+    if len(numbers) != 9:
+        raise ValueError(f"{path}: no camera: nine numbers are wanted")
+    return numbers
 
 
 def _png(image: np.ndarray) -> bytes:

@@ -7,12 +7,14 @@ import json
 import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.recipes import Refusal
 from pipeline.scratch import Spilled
 
-Row = Mapping[str, str]
+Row = Mapping[str, Any]
+"""Column -> text, or a list or object that is none: a column of JSONL that nobody asks for may hold anything."""
 Rows = Spilled[tuple[str, Row]]
 
 
@@ -41,15 +43,24 @@ class Template:
         return [name for _, name in self.parts if name is not None]
 
     def __call__(self, row: Row) -> str:
-        """The text with the row's values, empty if one of them is empty."""
-        values = [row.get(name, "") if name is not None else None for _, name in self.parts]
+        """The text with the row's values, empty if one of them is empty. ValueError as of `cell`."""
+        values = [cell(row, name) if name is not None else None for _, name in self.parts]
         if "" in values:
             return ""
         return "".join(literal + (value or "") for (literal, _), value in zip(self.parts, values, strict=True))
 
 
+def cell(row: Row, column: str) -> str:
+    """A row's text of a column, empty where it has none. ValueError where the column holds a list or an object."""
+    value = row.get(column, "")
+    if isinstance(value, str):
+        return value
+    kind = "a list of other things than texts" if isinstance(value, list) else "an object"
+    raise ValueError(f"column `{column}` holds {kind}; a text, a number or a list of texts is wanted")
+
+
 def read_table(path: Path) -> tuple[Rows, list[Refusal]]:
-    """All rows as `(where, {column: text})`, and the lines that are no rows. Raises UserError if there are none."""
+    """All rows as `(where, {column: value})`, and the lines that are no rows. Raises UserError if there are none."""
     rows, broken = spilled_rows(), []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -92,7 +103,7 @@ def _jsonl(file: Iterable[str]) -> Iterator[tuple[str, Row | str]]:
         except (ValueError, RecursionError):
             row = None
         if isinstance(row, dict) and row:
-            yield f"line {number}", {name: "" if value is None else str(value) for name, value in row.items()}
+            yield f"line {number}", {name: _of_json(value) for name, value in row.items()}
         elif row != {}:
             yield f"line {number}", "not a JSON object"
 
@@ -100,3 +111,12 @@ def _jsonl(file: Iterable[str]) -> Iterator[tuple[str, Row | str]]:
 def _constant(name: str) -> float | None:
     """What is no JSON and yet written: of a table with gaps, `NaN` is a gap."""
     return None if name == "NaN" else float(name)
+
+
+def _of_json(value: Any) -> Any:
+    """A value as text, a list of texts as one a line; of other lists and of objects no more than that they are such."""
+    if isinstance(value, list) and all(isinstance(text, str) for text in value):
+        return "\n".join(" ".join(text.split()) for text in value)
+    if isinstance(value, list | dict):
+        return type(value)()
+    return "" if value is None else str(value)

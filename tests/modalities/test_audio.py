@@ -223,6 +223,18 @@ def test_a_model_that_does_not_hear_is_refused(tmp_path: Path) -> None:
         Audio().encoder({"name": "transformers", "model": str(tmp_path)})
 
 
+@pytest.mark.parametrize("rate", [8000, 16_000, 48_000])
+@pytest.mark.parametrize("samples", [1, 2, 255, 256, 257, 1200])
+def test_the_shortest_sounds_are_shown_and_heard(samples: int, rate: int) -> None:
+    adapter = Audio(rate=rate)
+    value = adapter.decode(sound_file(np.full(samples, 0.5, np.float32), rate), {})
+    assert len(value) == samples
+    picture = adapter.picture(value)
+    assert picture.shape == (96, 144, 3)
+    assert picture.any()
+    assert adapter.caption(value).sound
+
+
 @pytest.mark.parametrize("rate", [16_000, 11_025])
 def test_caption_can_be_heard(rate: int) -> None:
     adapter = Audio(rate=rate, seconds=1.0)

@@ -55,7 +55,7 @@ def test_units_become_metres_and_zero_is_no_reading():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (png(np.full((4, 4), 9, np.uint8)), "8-bit PNG: depth needs 16 bit in millimetres"),
+        (png(np.full((4, 4), 9, np.uint8)), "^8-bit PNG: depth needs 16 bit in millimetres; convert it to 16 bit$"),
         (png(np.full((4, 4, 3), 9, np.uint16)), "3 channels"),
         (png(ramp().astype(np.uint16))[:-20], "truncated: its end is missing"),
         (b"", "neither JPEG, PNG nor WebP"),

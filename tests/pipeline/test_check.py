@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import pytest
 from shapes_dataset import members, write_dataset
-from sources import content, wav
+from sources import content, sound_file, wav
 
 from pipeline.check import check
 from pipeline.errors import UserError
@@ -201,6 +201,24 @@ def test_samples_of_a_missing_shard_are_not_called_unlabelled(data: Path) -> Non
     assert any(re.fullmatch(r"  test: 6 samples: disc \d, square \d, cross \d", line) for line in facts)
 
 
+def test_sounds_of_several_kinds_are_one_field(data: Path) -> None:
+    heard = np.random.default_rng(0).normal(0, 0.1, 4000)
+
+    def of_kinds(contents: Contents) -> None:
+        for n, (_, held) in enumerate(contents):
+            kind = ("wav", "mp3", "flac")[n % 3]
+            held[f"audio.{kind}"] = sound_file(heard, kind)
+
+    for path in sorted(data.glob("*.tar")):
+        rewrite(data, of_kinds, path.name)
+    report = check(data)
+    assert report.faults == report.notes == []
+    rewrite(data, lambda contents: contents[2][1].pop("audio.flac"))
+    assert check(data).notes == [
+        f"1 of 30 samples have no audio.flac or audio.mp3 or audio.wav, the first {FIRST}: s00002"
+    ]
+
+
 def test_unlabelled_samples_are_counted_and_no_fault(data: Path) -> None:
     rewrite(data, lambda contents: contents[2][1].pop("label.txt"))
     report = check(data)
@@ -230,6 +248,26 @@ def test_a_unit_that_is_10_or_1000_times_off_is_noted(data: Path, factor: float,
     assert noted + coarse == report.notes
     assert bool(noted) is (factor != 1.0)
     assert bool(coarse) is (factor == 10.0 and kind == "png")
+
+
+@pytest.mark.parametrize(("metres", "fault"), [(np.float16(80), None), (np.float64(1e300), "32 bit do not hold")])
+def test_a_far_reading_is_no_damage_of_the_tar(data: Path, metres: Any, fault: str | None) -> None:
+    buffer = BytesIO()
+    np.save(buffer, np.full((32, 32), metres))
+    rewrite(data, put("depth.npy", buffer.getvalue()))
+    faults = check(data).faults
+    assert len(faults) == (fault is not None)
+    assert all(f"{FIRST}: s00002.depth.npy: " in line and fault in line for line in faults)
+
+
+def test_what_a_member_raises_is_no_damage_of_the_tar(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def overflow(depth: np.ndarray) -> tuple[float, float, bool]:
+        raise OverflowError("too deep")
+
+    monkeypatch.setattr("pipeline.scan.summarise", overflow)
+    faults = check(data, processes=1).faults
+    assert len(faults) == 30
+    assert faults[0] == f"{FIRST}: s00000.depth.png: too deep"
 
 
 def test_shards_in_another_unit_are_a_fault(data: Path) -> None:

@@ -115,6 +115,13 @@ def test_one_split_is_cut_by_groups_and_columns_are_found_by_type(tmp_path: Path
     assert len(set(by_split.values())) == len(by_split) == 2
 
 
+def test_a_row_without_a_group_is_its_own(tmp_path: Path) -> None:
+    clips = ["a", None, "a", "", None]
+    save_to_disk(tmp_path / "set", table([row(n) | {"clip": clip} for n, clip in enumerate(clips)]))
+    groups = [sample.group for sample in huggingface.plan(tmp_path / "set", FIELDS, group="clip").samples]
+    assert groups == ["a", "set-00000001", "a", "set-00000003", "set-00000004"]
+
+
 def test_depth_in_a_tiff_becomes_the_same_png(tmp_path: Path) -> None:
     """The library keeps files as they are, but makes TIFFs of 16-bit arrays."""
     metres = cv2.imdecode(np.frombuffer(depth_map(0), np.uint8), cv2.IMREAD_UNCHANGED)
@@ -137,7 +144,10 @@ def test_bad_cells_are_refused_and_no_other_file_is_opened(tmp_path: Path) -> No
     assert len(samples) == 3
     lines = (tmp_path / "packed" / "refused.jsonl").read_text()
     assert "image: no bytes of a file, nor text" in lines
-    assert lines.count("rgb: a `.` file where .jpg or .png or .webp is wanted") == 2
+    assert lines.count("image: bytes of an unknown kind of file; convert it to one that rgb may be") == 2
+    assert {json.loads(line)["file"] for line in lines.splitlines()} == {
+        f"data-00000-of-00001.arrow {number}" for number in range(3)
+    }
 
 
 def test_rows_may_lack_a_column_but_not_all(tmp_path: Path) -> None:
@@ -146,7 +156,7 @@ def test_rows_may_lack_a_column_but_not_all(tmp_path: Path) -> None:
     samples = packed(tmp_path / "set", fields={"rgb": "image", "audio": "sound"})
     assert "audio.wav" not in samples["set-00000000"]
     assert "label.txt" not in samples["set-00000000"]
-    assert refusals(tmp_path / "packed") == {"meta.json": "nothing in image, sound"}
+    assert refusals(tmp_path / "packed") == {"data-00000-of-00001.arrow 1": "nothing in image, sound"}
 
 
 def test_faults_are_told(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from modalities import Depth
 from pipeline.errors import UserError
 from pipeline.masks import read_mask
 from pipeline.pack import pack
-from pipeline.recipes import Plan, known
+from pipeline.recipes import Plan, known, rgbd
 
 RNG = np.random.default_rng(0)
 
@@ -130,6 +131,21 @@ def test_imagenet_with_val_in_folders(tmp_path: Path) -> None:
     }
     devkit(source)
     assert known.plan("imagenet", source).classes == NAMES
+
+
+def test_imagenet_of_links_to_its_folders(tmp_path: Path) -> None:
+    """A subset is often made so."""
+    imagenet_tree(tmp_path / "whole", "val/n02012849/ILSVRC2012_val_00000001.JPEG")
+    for name in ("train/n02012849", "train/n03126707", "val/n02012849"):
+        (tmp_path / "part" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "part" / name).symlink_to(tmp_path / "whole" / name)
+    plan, samples = packed("imagenet", tmp_path / "part")
+    assert plan.classes == {"label": ["n02012849", "n03126707"]}
+    assert {key: s["label.txt"] for key, s in samples.items()} == {
+        "train-n02012849_1": b"0",
+        "train-n03126707_1": b"1",
+        "val-ILSVRC2012_val_00000001": b"0",
+    }
 
 
 @pytest.mark.parametrize("kaggle", [True, False])
@@ -286,6 +302,15 @@ def test_nyu_depth_v2(tmp_path: Path) -> None:
     coarse = read_mask(plan.samples[0].read(plan.make)["classes.png"], plan.masks["classes"])
     assert plan.classes["classes"][coarse[20, 10]] == f"class {699 % 40 + 1}"
     assert (coarse >= 0).sum() == 1  # 0, unlabelled, is no class
+    for name in ("images", "depths", "labels", "scenes"):
+        rgbd._open.cache_clear()
+        with h5py.File(source / "nyu_depth_v2_labeled.mat", "a") as file:
+            file.move(name, "away")
+        with pytest.raises(UserError, match=f"nyu_depth_v2_labeled.mat: not the labelled set of NYU.*{name}"):
+            known.plan("nyu_depth_v2", source)
+        rgbd._open.cache_clear()
+        with h5py.File(source / "nyu_depth_v2_labeled.mat", "a") as file:
+            file.move("away", name)
 
 
 def test_sun_rgbd(tmp_path: Path) -> None:
@@ -316,6 +341,14 @@ def test_sun_rgbd(tmp_path: Path) -> None:
     assert [fault.reason for fault in plan.refused] == [
         "1 photos in image/ and 0 maps in depth_bfx/, one of each is wanted"
     ]
+
+    (source / "SUNRGBD/xtion/a/0001/intrinsics.txt").write_text("518.8 0 320")
+    shutil.rmtree(tmp_path / "packed")
+    _, samples = packed("sun_rgbd", source)
+    assert list(samples) == ["kv1-NYUdata-NYU0001"]
+    refused = [json.loads(line) for line in (tmp_path / "packed" / "refused.jsonl").read_text().splitlines()]
+    assert refused[0]["file"] == "xtion/a/0001"
+    assert refused[0]["reason"].endswith("a/0001/intrinsics.txt: no camera: nine numbers are wanted")
 
 
 def test_an_unknown_or_empty_set_is_told(tmp_path: Path) -> None:

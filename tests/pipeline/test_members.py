@@ -14,7 +14,7 @@ from sources import (
     wav,
 )
 
-from modalities import RGB
+from modalities import RGB, Text
 from modalities.image_header import image_size
 from modalities.sound_header import knows_its_length, sound_kind
 from pipeline import members
@@ -142,6 +142,43 @@ def test_the_median_reading_is_numpy_s(readings: int) -> None:
     found = inspect("depth.png", cv2.imencode(".png", depth)[1].tobytes()).depth
     assert found is not None
     assert summarise(found) == (np.median(depth[depth > 0]), np.mean(depth[depth > 0] == 65535), False)
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_depth_of_any_float_is_millimetres(kind: type) -> None:
+    found = inspect("depth.npy", npy(np.array([[80, 200], [np.nan, np.inf]], kind))).depth
+    assert found is not None
+    assert found.tolist() == [[80_000, 200_000], [0, 0]]
+
+
+def test_depth_that_32_bit_do_not_hold_is_refused() -> None:
+    with pytest.raises(ValueError, match="32 bit do not hold"):
+        inspect("depth.npy", npy(np.full((2, 2), 1e300)))
+
+
+TEXTS = [b"", b" \n\t\n", b"caf\xe9", b"ab\0c", b"x" * 1_000_001, "\ufeff".encode(), "\ufeff \n".encode(),
+         b"a cat", "\ufeffa cat\n".encode(), b"x" * 1_000_000]  # fmt: skip
+
+
+@pytest.mark.parametrize("data", TEXTS, ids=range(len(TEXTS)))
+def test_texts_are_opened_as_the_loader_does(data: bytes) -> None:
+    try:
+        Text().decode(data, {})
+        fault = None
+    except ValueError as error:
+        fault = str(error)
+    if fault is None:
+        inspect("text.txt", data)
+    else:
+        with pytest.raises(ValueError, match=r".") as refused:
+            inspect("text.txt", data)
+        assert str(refused.value) == fault or not data
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from sources import (
     png,
     refusals,
     samples_in,
+    with_column,
 )
 
 from pipeline import pack as packing
@@ -346,3 +347,11 @@ def test_a_file_that_goes_while_it_is_packed_is_refused(tmp_path: Path) -> None:
     (table.parent / "photos/a/004.jpg").unlink()
     pack(plan, tmp_path)
     assert refusals(tmp_path) == {"004.jpg": "cannot be read: No such file or directory"}
+
+
+def test_a_meta_that_is_no_object_is_refused_by_its_own_name(tmp_path: Path) -> None:
+    table = make_source(tmp_path / "source")
+    with_column(table, "about", lambda row: "about.json" if row["id"] == "a/004" else "")
+    (table.parent / "about.json").write_text("[1]")
+    pack(plan_of(table, fields=FIELDS | {"meta": "about"}), tmp_path)
+    assert refusals(tmp_path) == {"about.json": "meta is not a JSON object"}

@@ -24,7 +24,7 @@ from sources import (
     with_column,
 )
 
-from modalities import Depth
+from modalities import Depth, Text
 from pipeline.check import check
 from pipeline.errors import UserError
 from pipeline.members import member_name
@@ -51,6 +51,52 @@ def test_jsonl_says_the_same_as_csv(source: Path, tmp_path: Path) -> None:
         ("line 32", "not a JSON object"),
         ("line 33", "not a JSON object"),
     ]
+
+
+def jsonl(path: Path, *rows: dict[str, Any]) -> Path:
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_a_list_of_captions_is_one_a_line(tmp_path: Path) -> None:
+    captions = {"one": ["a  red\nball ", "it lies there"], "two": "a single one", "three": [], "four": ["last"]}
+    table = jsonl(tmp_path / "a.jsonl", *({"id": key, "said": said, "boxes": [1]} for key, said in captions.items()))
+    plan = manifest.plan(table, {"text": "said"})
+    texts = {sample.key: sample.texts["text.txt"] for sample in plan.samples}
+    assert texts == {"one": "a red ball\nit lies there", "two": "a single one", "four": "last"}
+    assert Text().decode(plan.samples[0].read()["text.txt"], {}) == ["a red ball", "it lies there"]
+    assert [fault.reason for fault in plan.refused] == ["all its fields are empty"]
+
+
+def test_numbers_truth_and_null_in_jsonl_are_as_in_csv(tmp_path: Path) -> None:
+    rows = [{"id": 7, "said": 1.5, "kind": True}, {"id": 8, "said": "x", "kind": None}]
+    plan = manifest.plan(jsonl(tmp_path / "a.jsonl", *rows), {"text": "said"}, ["kind"])
+    assert [(s.key, s.texts["text.txt"], s.label) for s in plan.samples] == [("7", "1.5", 0), ("8", "x", None)]
+    assert plan.classes == {"label": ["True"]}
+
+
+@pytest.mark.parametrize("column", ["id", "said", "kind", "clip", "part"])
+@pytest.mark.parametrize(
+    ("value", "kind"), [([1, 2], "a list of"), (["a", None], "a list of"), ([["a"]], "a list of"), ({"a": 1}, "an obj")]
+)
+def test_a_list_or_object_where_text_is_wanted_is_refused(tmp_path: Path, column: str, value: Any, kind: str) -> None:
+    good = {"id": "a", "said": "x", "kind": "cat", "clip": "c", "part": "train"}
+    table = jsonl(tmp_path / "a.jsonl", good, good | {"id": "b", column: value})
+    plan = manifest.plan(table, {"text": "said"}, ["kind"], group="clip", split="part")
+    assert [sample.key for sample in plan.samples] == ["a"]
+    assert plan.classes == {"label": ["cat"]}
+    (fault,) = plan.refused
+    assert (fault.file, fault.key) == ("line 2", "" if column == "id" else "b")
+    assert fault.reason.startswith(f"column `{column}` holds {kind}")
+
+
+def test_partners_of_no_text_are_refused(tmp_path: Path) -> None:
+    rows = [{"id": name, "kind": kind, "part": "train"} for name, kind in (("a", "cat"), ("b", {"is": "cat"}))]
+    first, second = jsonl(tmp_path / "a.jsonl", *rows), jsonl(tmp_path / "b.jsonl", *rows)
+    plan = manifest.plan(first, {"text": "partner.id"}, ["kind"], split="part", partners=second)
+    assert [(sample.key, sample.texts["text.txt"]) for sample in plan.samples] == [("a", "a")]
+    reasons = {fault.file: fault.reason[:27] for fault in plan.refused}
+    assert reasons == dict.fromkeys(["line 2", f"{second} line 2"], "column `kind` holds an obje")
 
 
 def test_empty_cells_are_fields_and_labels_that_a_sample_lacks(tmp_path: Path) -> None:
@@ -81,13 +127,18 @@ def test_given_classes_are_an_order_for_names_and_for_indices(tmp_path: Path) ->
     assert [sample.label for sample in plan_of(table, labels=["number"], classes=turned).samples[:3]] == [0, 1, 2]
 
 
+FILES = {"a/003": "said.txt", "a/005": "OTHER.TXT"}
+
+
 def test_text_is_a_caption_or_a_file(tmp_path: Path) -> None:
     table = make_source(tmp_path / "source", 10)
-    with_column(table, "said", lambda row: "said.txt" if row["id"] == "a/003" else row["caption"])
+    with_column(table, "said", lambda row: FILES.get(row["id"], row["caption"]))
     (table.parent / "said.txt").write_text("from a file")
+    (table.parent / "OTHER.TXT").write_text("from another")
     plan = plan_of(table, fields={"text": "said"})
     texts = {sample.key: sample.read()["text.txt"].decode() for sample in plan.samples}
     assert texts["a-003"] == "from a file"
+    assert texts["a-005"] == "from another"
     assert texts["a-004"] == "a thing, number 4"
 
 
@@ -311,6 +362,21 @@ def test_folders_are_matched_by_path_without_suffix(tmp_path: Path) -> None:
             assert sample["label.txt"].decode() == str(["cat", "dog"].index(name.split("/")[1]))
             assert sample["rgb.jpg"] == (tmp_path / f"photos/{name}.JPG").read_bytes()
             assert sample["depth.png"] == (tmp_path / f"maps/{name}.png").read_bytes()
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    write_tree(tmp_path, ["elsewhere/1.jpg", "elsewhere/more/2.jpg", "root/photos/dog/3.jpg"])
+    photos = tmp_path / "root/photos"
+    (photos / "cat").symlink_to(tmp_path / "elsewhere")
+    (photos / "wolf").symlink_to(photos / "dog")
+    for name, target in (("dog/up", photos), ("dog/root", tmp_path), ("self", "self"), ("dog/gone.jpg", "nowhere.jpg")):
+        (photos / name).symlink_to(target)
+    plan = folders.plan(tmp_path / "root", {"rgb": "photos"}, "parent")
+    found = {sample.source for sample in plan.samples}
+    assert {"cat/1", "cat/more/2", "dog/3", "wolf/3"} <= found
+    assert not any("up/" in source or "root/root" in source for source in found)
+    refused = {fault.key: fault.reason for fault in plan.refused}
+    assert refused["dog-gone"] == refused["wolf-gone"] == "there is no such file"
 
 
 @pytest.mark.parametrize(("group", "expected"), [("parent", "a/b"), (r"^(\w)/", "a"), ("b/.", "b/1"), (None, "a-b-1")])

@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import cv2
 import numpy as np
@@ -20,6 +22,7 @@ from test_cli import call
 
 import pipeline
 from pipeline import serve as module
+from pipeline.errors import UserError
 from pipeline.serve import app, bind
 
 testclient = pytest.importorskip("starlette.testclient")
@@ -70,6 +73,39 @@ def test_what_it_refuses(client: Any, runs: Path, monkeypatch: pytest.MonkeyPatc
     assert client.post("/look/student", content=iter([b"x" * 600] * 3)).status_code == 413  # no length told
     other = testclient.TestClient(app(runs / "student"), base_url="http://evil.example")
     assert other.get("/").status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("host", "given", "answer"),
+    [("::1", "[::1]:8000", 200), ("::1", "[::1]", 200), ("::1", "localhost:8000", 200), ("::1", "[::2]:8000", 400),
+     ("::1", "[::1].evil.example", 400), ("::1", "evil.example:8000", 400), ("::1", "", 400), ("Box", "box:8000", 200),
+     ("127.0.0.1", "127.0.0.1:8000", 200), ("127.0.0.1", "127.0.0.1.evil.example", 400), ("::", "[::9]:1", 200)],
+)  # fmt: skip
+def test_hosts_of_any_kind_are_served_and_no_others(
+    host: str, given: str, answer: int, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served: list[Any] = []
+    monkeypatch.setattr(module, "bind", lambda host, port: None)
+    monkeypatch.setattr(uvicorn.Server, "run", lambda server, sockets: served.append(server.config.app))
+    monkeypatch.setattr(module, "Desk", lambda run: None)
+    module.serve(runs / "student", host, 8000)
+    assert testclient.TestClient(served[0]).get("/", headers={"Host": given}).status_code == answer
+    address = capsys.readouterr().out.split(": ", 1)[1].split()[0]
+    assert (urlsplit(address).hostname, urlsplit(address).port) == (host.lower(), 8000)
+
+
+def test_a_page_is_served_on_ipv6(runs: Path) -> None:
+    try:
+        listener = bind("::1", 0)
+    except UserError:
+        pytest.skip("no IPv6 here")
+    server = uvicorn.Server(uvicorn.Config(app(runs / "student", ("::1",)), log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    with urlopen(module.url("::1", listener.getsockname()[1])) as answer:
+        assert answer.status == 200
+    server.should_exit = True
+    thread.join(20)
 
 
 def test_a_run_alone_shows_classes_and_its_own_kind(runs: Path) -> None:

@@ -105,8 +105,12 @@ def test_search_crosses_the_modalities(
     query = files / f"query.{member.partition('.')[2]}"
     query.write_bytes(members(int(kept["keys"][row][1:]))[member])
     capsys.readouterr()
+    assert call("search", files / "index", f"--{name}={query}", "--count", 5) == 0
+    joined = capsys.readouterr().out
     assert call("search", files / "index", f"--{name}", query, "--count", 5) == 0
-    hits = [line.split() for line in capsys.readouterr().out.splitlines()]
+    listed = capsys.readouterr().out
+    assert joined == listed
+    hits = [line.split() for line in listed.splitlines()]
     cosine = kept[role][row].astype(np.float32) @ kept[by][own].astype(np.float32).T
     order = np.argsort(-cosine)[:5]
     np.testing.assert_allclose([float(hit[0]) for hit in hits], cosine[order], atol=2e-3)

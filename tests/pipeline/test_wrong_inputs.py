@@ -395,6 +395,19 @@ WRONG: dict[str, Wrong] = {
         "--test 1.5 and --val 0.0",
         "must be at least 0 and leave something for training",
     ),
+    **{
+        f"shards of {size} MB": (f"pack tabletop out --shard-mb {size}", f"--shard-mb {float(size)}", "such as 64")
+        for size in ("nan", "inf", "0")
+    },
+    **{
+        f"a share {share} of refused": (
+            f"pack manifest t.csv out --field text=said --max-refused {share}",
+            f"max_refused {float(share)}",
+            "from 0 to 1 is wanted, such as 0.05",
+            write("t.csv", "said\na cat\n"),
+        )
+        for share in ("nan", "inf", "-1")
+    },
     "a packing onto another": (
         "pack tabletop data --scenes 8 --size 32 --workers 1",
         "the folder holds another packing",
