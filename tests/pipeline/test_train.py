@@ -443,6 +443,7 @@ def test_two_processes_train_one_model(make_config: Any, teacher: str, parts: st
     assert any((after[key] - before[key]).abs().max() > 1e-3 for key in before)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="thread names are read from /proc")
 def test_the_threads_of_the_process_group_end_with_the_training(make_config: Any, tmp_path: Path) -> None:
     """One that is alive when Python finalises may abort its process, and the launcher then kills the others."""
