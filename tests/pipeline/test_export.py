@@ -48,6 +48,10 @@ def test_files_are_labelled_alike_with_and_without_the_program(exported: Path, r
             [sys.executable, str(exported / script), *map(str, files)], cwd=tmp_path, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
+        bad = [sys.executable, str(exported / script), "nowhere.png", str(files[0])]
+        told = subprocess.run(bad, cwd=tmp_path, capture_output=True, text=True)
+        assert (told.returncode, told.stderr) == (1, "nowhere.png: No such file or directory\n")
+        assert told.stdout == done.stdout.splitlines(keepends=True)[0]
         if script == "predict.py":
             assert [line.split("\t")[1] for line in done.stdout.splitlines()] == wanted
 
