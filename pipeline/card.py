@@ -23,6 +23,7 @@ FILES = {
     "preprocess.py": "the same as code that needs numpy and what its first lines import",
     "predict.py": "`python predict.py FILE …`: labels by ONNX Runtime",
     "load.py": "`python load.py FILE …`: the same in plain PyTorch",
+    "files.py": "what both of them read files by",
     "space.safetensors": "how features of student and teacher are compared, for `wcord search`",
 }
 

@@ -34,7 +34,10 @@ from pipeline.stream import EvalStream, loader
 CALIBRATION, TESTED, BATCH = 256, 2000, 32
 """Training samples that ranges of 8 bits are taken from, test samples that accuracies are compared on."""
 
-GRAPHS = ("model.pt2", "model.onnx", "model.int8.onnx", "predict.py", "load.py")
+SCRIPTS = ("predict.py", "load.py", "files.py")
+"""What reads files and runs a graph; lies in `portable` under the same names."""
+
+GRAPHS = ("model.pt2", "model.onnx", "model.int8.onnx", *SCRIPTS)
 """What is not there for a network that cannot be written as a graph."""
 
 READERS = {RGB: "rgb.py", Depth: "depth.py", Audio: "audio.py", Text: "text.py"}
@@ -116,7 +119,7 @@ def _write_preprocessing(network: Network | Joint, done: Export) -> None:
     write_atomic(done.folder / "preprocessing.json", text.encode())
     if reader := _reader(parts):
         folder = Path(portable.__file__).parent
-        for source, name in ((reader, "preprocess.py"), ("predict.py", "predict.py"), ("load.py", "load.py")):
+        for source, name in ((reader, "preprocess.py"), *((name, name) for name in SCRIPTS)):
             copyfile(folder / source, done.folder / name)
     elif len(parts) == 1 and type(parts[0].encoder).extract_features is not Encoder.extract_features:
         done.notes.append(

@@ -4,17 +4,9 @@ import sys
 from pathlib import Path
 
 import torch
-from preprocess import batch, read
+from files import inputs_of
 
 network = torch.export.load(Path(__file__).parent / "model.pt2").module()  # on the CPU, for inference
-failed = False
-for path in sys.argv[1:]:
-    try:
-        inputs = batch([read(Path(path).read_bytes())])
-    except (OSError, ValueError) as error:  # the others are not lost for it
-        failed = True
-        print(f"{path}: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
-        continue
+for path, inputs in inputs_of(sys.argv[1:]):
     features, *logits = network(*(torch.from_numpy(value) for value in inputs.values()))
     print(path, features.shape, *(value.argmax(1).tolist() for value in logits))
-sys.exit(failed)
