@@ -132,14 +132,21 @@ def bench_sinkhorn(seconds: float) -> None:
 def bench_row_blocks(n: int) -> None:
     x, y = (F.normalize(torch.randn(n, 64), dim=1).requires_grad_() for _ in range(2))
 
-    def work() -> None:
+    def transport() -> None:
         transport_cost(x, y, 0.1, 2)[0].backward()
 
-    peak = peak_bytes(work)
-    whole = 4 * n * n / 2**20
-    print(
-        f"Row blocks, n {n:,}, forward and backward: {peak / 2**20:.0f} MiB peak; the plan alone has {whole:.0f} MiB\n"
-    )
+    few = n // 4
+    loss = WCoRD(Dims(64), Dims(64))
+    student, teacher = Features(torch.randn(few, 64).requires_grad_()), Features(torch.randn(few, 64))
+    rows = {"label": torch.randint(100, (few,)), "group": torch.full((few,), -1)}
+    print("Row blocks, forward and backward")
+    for name, size, work in (
+        ("transport", n, transport),
+        ("the whole WCoRD loss", few, lambda: loss(student, teacher, rows).backward()),
+    ):
+        peak, whole = peak_bytes(work) / 2**20, 4 * size * size / 2**20
+        print(f"  {name}, n {size:,}: {peak:.0f} MiB peak; one matrix of all pairs has {whole:.0f} MiB")
+    print()
 
 
 def bench_training_step(seconds: float) -> None:

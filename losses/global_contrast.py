@@ -10,7 +10,7 @@ a log-softmax the same critic has to tell every pair from its negatives (`link: 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le
@@ -20,8 +20,10 @@ from torch.nn import functional as F
 from losses.base import Batch, Dims, Features, Loss, full_precision
 from losses.critic import CosineProjection, LipschitzProjection
 from losses.diagnostics import pair_metrics
+from losses.feature_bank import FeatureBank
 from losses.gather import gather
 from losses.queue import Queue
+from losses.rows import sum_by_rows
 from losses.standardise import Standardise
 from losses.temperature import bounded_temperature
 
@@ -29,7 +31,8 @@ from losses.temperature import bounded_temperature
 class GlobalContrast(Loss):
     """`-E_i[log softmax_j(g(t_j, s_i) / tau + log w_ij)]_i`, and the same with the roles exchanged, averaged.
 
-    Negatives are the global batch and a queue of past samples. Their weights `w_ij` in [0, 1] deal with false ones.
+    Negatives are the global batch, a queue of past samples and rows drawn from a bank of all. Their weights `w_ij` in
+    [0, 1] deal with false ones.
 
     link: `log_softmax` is the formula above; `linear` is the literal dual, `E_neg[g] - E_pos[g]`; `bounded` is the same
     dual of CRD's probability h in place of g, and `log_bounded` CRD's own `-E_pos[log h] - E_neg[log(1 - h)]`.
@@ -39,11 +42,16 @@ class GlobalContrast(Loss):
     dim: size of the projections. critic: `lipschitz` (spectrally normalised, clipped to the unit ball) or `cosine`
     (L2-normalised projections, not Lipschitz; what InfoNCE and CRD use). temperature: start value of tau, which is
     learnt within [0.01, 1] unless `learn_temperature` is false; the linear link has none. queue: slots, 0 for in-batch
-    negatives only. exclude: samples that share a known label or group are no negatives of each other; where
-    batch["index"] tells a sample's place in the training set, its own past is none either. discount: weigh negatives by
+    negatives only. bank: how many rows a step draws, the same for the whole batch, of a bank that keeps every training
+    sample's last features (D_T + dim numbers a sample); 0 for none. samples: the size of the training set; the pipeline
+    fills it in. exclude: samples that share a known label or group are no negatives of each other; where batch["index"]
+    tells a sample's place in the training set, its own past is none either. discount: weigh negatives by
     `clamp((0.5 - cos(t_i, t_j)) / 0.5, 1e-4, 1)`, t the standardised teacher features.
+
+    Raises ValueError for a bank without `samples`, or for a batch without an index while there is one.
     """
 
+    needs_index: ClassVar[bool] = True
     log_normaliser: Tensor
 
     def __init__(
@@ -58,10 +66,14 @@ class GlobalContrast(Loss):
         temperature: Annotated[float, Ge(0.01), Le(1)] = 0.07,
         learn_temperature: bool = True,
         queue: Annotated[int, Ge(0)] = 1024,
+        bank: Annotated[int, Ge(0)] = 0,
+        samples: Annotated[int, Ge(1)] | None = None,
         exclude: tuple[Literal["label", "group"], ...] = ("label", "group"),
         discount: bool = True,
     ) -> None:
         super().__init__()
+        if bank and samples is None:
+            raise ValueError("a bank keeps a row of each training sample: samples must be their number")
         projection = LipschitzProjection if critic == "lipschitz" else CosineProjection
         self.student_projection = projection(student.pooled, dim)
         self.teacher_projection = projection(teacher.pooled, dim, centred=True)
@@ -72,23 +84,20 @@ class GlobalContrast(Loss):
         )
         self.register_buffer("log_normaliser", torch.tensor(-math.inf))  # not fixed yet
         # A frozen teacher's features do not age, but for the statistics that they are standardised by, which settle
-        # early: the queue keeps them, and compares them under the projection of now.
-        self.queue = Queue(
-            queue,
-            teacher=(teacher.pooled, torch.float32),
-            norm=(0, torch.float32),
-            student=(dim, torch.float32),
-            label=(0, torch.int64),
-            group=(0, torch.int64),
-            index=(0, torch.int64),
-        )
+        # early: queue and bank keep them, and they are compared under the projection of now.
+        columns = {
+            "teacher": (teacher.pooled, torch.float32),
+            "norm": (0, torch.float32),
+            "student": (dim, torch.float32),
+            "label": (0, torch.int64),
+            "group": (0, torch.int64),
+        }
+        self.queue = Queue(queue, **columns, index=(0, torch.int64))
+        self.bank = FeatureBank(samples, bank, **columns) if bank and samples else None
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         h_student, h_teacher = gather(full_precision(student.pooled)), gather(full_precision(teacher.pooled))
-        known = torch.stack(
-            [batch["label"], batch["group"], batch.get("index", torch.full_like(batch["label"], -1))], 1
-        )
-        label, group, index = gather(known).unbind(1)
+        own = self._known(batch)
         if self.training:
             self.standardise.update(h_teacher)
             self.student_projection.update(h_student)
@@ -99,23 +108,60 @@ class GlobalContrast(Loss):
             h = self.standardise(h_teacher)
             w = self.teacher_projection.weight
             t = self.teacher_projection(h, w)
-            norm = h.norm(dim=1)
-            # The global batch with the pairs on the diagonal, then the queue; a copy, since later pushes change it.
-            everything = torch.cat([h, self.queue.column("teacher").to(h.dtype)])  # [N + Q, D_T]
-            norms = torch.cat([norm, self.queue.column("norm").to(h.dtype)])
-            log_weight = self._log_weight(everything, norms, label=label, group=group, index=index)
+            own |= {"teacher": h, "norm": h.norm(dim=1)}
+            # The global batch with the pairs on the diagonal, then the past; copies, since it changes after this step.
+            past = self._past()
+            columns = {name: torch.cat([x, *(y.to(x.dtype) for y in past[name])]) for name, x in own.items()}
+            columns["filled"] = torch.cat([torch.ones_like(own["index"], dtype=torch.bool), *past["filled"]])
             # The temperature divides the anchors, not the products: its gradient would take several passes over them.
             tau = 1 if self.link == "linear" else self.temperature
-            g_student = self.teacher_projection.products(s / tau, everything, norms, w)
-            # The student's side of the queue has aged, and has no gradient.
-            g_teacher = torch.cat([t / tau @ s.T, t / tau @ self.queue.read("student").to(t.dtype).T], 1)
-            link = {"log_softmax": self._log_softmax, "linear": self._linear}.get(self.link, self._bounded)
-            loss = (link(g_student, log_weight) + link(g_teacher, log_weight)) / 2
+
+            def compared(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+                g_student = self.teacher_projection.products(s[rows] / tau, columns["teacher"], columns["norm"], w)
+                # The student's side of the past has aged, and has no gradient.
+                g_teacher = torch.cat([t[rows] / tau @ x.to(t.dtype).T for x in (s, *past["student"])], 1)
+                return g_student, g_teacher, self._log_weight(columns, rows)
+
+            if self.link == "log_softmax":
+                total = sum_by_rows(lambda rows: both_ways(*compared(rows), rows.start), len(s), len(columns["norm"]))
+                loss = total / len(s)
+            else:
+                link = self._linear if self.link == "linear" else self._bounded
+                g_student, g_teacher, log_weight = compared(slice(0, len(s)))
+                loss = (link(g_student, log_weight) + link(g_teacher, log_weight)) / 2
 
         self._last = s.detach(), t.detach()
-        if self.training and self.queue.length:
-            self.queue.push(teacher=h, norm=norm, student=s, label=label, group=group, index=index)
+        if self.training:
+            self._remember(own | {"student": s})
         return loss
+
+    def _known(self, batch: Batch) -> dict[str, Tensor]:
+        """Label, group and index of the global batch, -1 where unknown."""
+        if self.bank is not None and "index" not in batch:
+            raise ValueError('a bank needs batch["index"], the place of each sample in the training set')
+        index = batch.get("index", torch.full_like(batch["label"], -1))
+        known = gather(torch.stack([batch["label"], batch["group"], index], 1))
+        return dict(zip(("label", "group", "index"), known.unbind(1), strict=True))
+
+    def _past(self) -> dict[str, list[Tensor]]:
+        """The columns of past samples, and which of their rows are `filled`: of the queue, and of what the bank gives.
+
+        Autograd saves the student's, which are therefore copies.
+        """
+        names = (*self.queue.columns, "filled")
+        past = {name: [self.queue.column(name)] for name in names}
+        past["student"] = [self.queue.read("student")]
+        if self.bank is not None:
+            drawn = self.bank.draw()
+            for name in names:
+                past[name].append(drawn if name == "index" else self.bank.read(name, drawn))
+        return past
+
+    def _remember(self, rows: dict[str, Tensor]) -> None:
+        if self.queue.length:
+            self.queue.push(**rows)
+        if self.bank is not None:
+            self.bank.write(rows.pop("index"), **rows)
 
     @property
     def temperature(self) -> Tensor:
@@ -123,31 +169,25 @@ class GlobalContrast(Loss):
         return bounded_temperature(self.log_temperature)
 
     @torch.no_grad()
-    def _log_weight(self, everything: Tensor, norms: Tensor, **same: Tensor) -> Tensor:
-        """`log w_ij [N, N + Q]`: 0 for the pair itself, -inf for what is no negative.
+    def _log_weight(self, columns: dict[str, Tensor], rows: slice) -> Tensor:
+        """`log w_ij [rows, N + Q]` of some samples of the batch: 0 for the pair itself, -inf for what is no negative.
 
-        everything: standardised teacher features of batch and queue `[N + Q, D_T]`, of norm `[N + Q]`. same: label,
-        group and index of the batch's samples `[N]`, -1 where unknown.
+        columns: of batch and past `[N + Q, ...]`; label, group and index -1 where unknown.
         """
-        n = len(same["index"])
-        none = torch.cat([self.queue.filled.new_zeros(n), ~self.queue.filled]).expand(n, -1)
-        for name, value in same.items():
-            if name == "index" or name in self.exclude:
-                known = value.masked_fill(value < 0, -2)  # -1 is unknown, and equals nothing
-                none = none | (known[:, None] == torch.cat([value, self.queue.column(name)]))
-        log_weight = everything.new_zeros(n, len(everything))
+        everything, norms = columns["teacher"], columns["norm"].clamp(min=1e-12)
+        none = ~columns["filled"]
+        for name in ("index", *self.exclude):
+            value = columns[name]
+            known = value.masked_fill(value < 0, -2)  # -1 is unknown, and equals nothing
+            none = none | (known[rows, None] == value)
         if self.discount:
-            norms = norms.clamp(min=1e-12)
-            similarity = (everything[:n] / norms[:n, None] @ everything.T).div_(norms)
+            similarity = (everything[rows] / norms[rows, None] @ everything.T).div_(norms)
             log_weight = similarity.sub_(0.5).mul_(-2).clamp_(1e-4, 1).log_()
+        else:
+            log_weight = torch.zeros_like(none, dtype=everything.dtype)
         log_weight.masked_fill_(none, -math.inf)
-        log_weight.diagonal().zero_()
+        log_weight.diagonal(rows.start).zero_()
         return log_weight
-
-    def _log_softmax(self, g: Tensor, log_weight: Tensor) -> Tensor:
-        n = g.shape[0]
-        target = torch.arange(n, device=g.device)
-        return F.cross_entropy(g + log_weight, target)
 
     def _linear(self, g: Tensor, log_weight: Tensor) -> Tensor:
         return self._negatives(g, log_weight) - g.diagonal().mean()
@@ -181,3 +221,10 @@ class GlobalContrast(Loss):
 
     def metrics(self) -> dict[str, Tensor]:
         return pair_metrics(*self._last) | {"temperature": self.temperature.detach()}
+
+
+def both_ways(g_student: Tensor, g_teacher: Tensor, log_weight: Tensor, start: int) -> Tensor:
+    """`-sum_i log softmax_j(g_ij + log w_ij)` at j = i, of anchors i from `start` on; the mean of both directions."""
+    target = torch.arange(start, start + len(log_weight), device=log_weight.device)
+    one, other = (F.cross_entropy(g + log_weight, target, reduction="sum") for g in (g_student, g_teacher))
+    return (one + other) / 2

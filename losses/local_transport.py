@@ -16,18 +16,16 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
+from losses import rows
 from losses.base import Batch, Dims, Features, Loss, full_precision
 from losses.diagnostics import pair_metrics
 from losses.gather import gather
 from losses.implicit import implicit
-from losses.relational import relational_divergence
+from losses.relational import directions, divergence_of_directions, relational_divergence
 from losses.row_blocked import transport_cost
 from losses.sinkhorn import marginal_error, sinkhorn
 from losses.standardise import Standardise
 from losses.unit import unit
-
-LARGEST_PLAN = 4096
-"""Global batches beyond it never hold their plan: `row_blocked.transport_cost` takes over where it can."""
 
 
 class LocalTransport(Loss):
@@ -54,9 +52,9 @@ class LocalTransport(Loss):
     and its share in the relations; with 0 it takes no part. Raises ValueError for raw features of two sizes, and for
     `implicit` with marginals that may give way.
 
-    Global batches beyond LARGEST_PLAN never hold their plan, if the cost is `cosine`, the marginals hold and are
-    uniform, and the other keywords but for `epsilon`, `iterations` and `anchor` (above 0) are the defaults. With
-    `relational`, as in WCoRD's defaults, the whole plan is there, whatever the batch.
+    Global batches beyond `rows.LARGEST_WHOLE` never hold their plan, if the cost is `cosine`, the marginals hold and
+    are uniform, and the other keywords but for `epsilon`, `iterations`, `anchor` (above 0) and `relational` are the
+    defaults.
     """
 
     steps: Tensor
@@ -100,7 +98,7 @@ class LocalTransport(Loss):
         self.blocked = (
             cost == "cosine"
             and anchor > 0
-            and not (relational or relative_epsilon or start_epsilon or plan_gradient != "detached" or marginal_penalty)
+            and not (relative_epsilon or start_epsilon or plan_gradient != "detached" or marginal_penalty)
         )
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
@@ -113,11 +111,8 @@ class LocalTransport(Loss):
             s, t = self.student_projection(h_student), self.teacher_projection(h_teacher)
             if self.cost == "cosine":
                 s, t = unit(s), unit(t)  # [B, d]
-            if self.blocked and weight is None and len(s) > LARGEST_PLAN:
-                odds = 1 + len(s) * (1 - self.anchor) / self.anchor
-                loss, diagonal, error = transport_cost(s, t, self.epsilon, self.iterations, odds)
-                self._last = s.detach(), t.detach(), diagonal, error
-                return loss
+            if self.blocked and weight is None and len(s) > rows.LARGEST_WHOLE:
+                return self._by_blocks(s, t, h_student, h_teacher)
             cost = self._cost(s, t)  # [B, B]
             plan = self._plan(cost, weight)
             loss = (plan * cost).sum()
@@ -125,6 +120,19 @@ class LocalTransport(Loss):
                 loss = loss + self.relational * relational_divergence(h_student, h_teacher, plan, weight=weight)
         plan = plan.detach()
         self._last = s.detach(), t.detach(), plan.diagonal().sum(), marginal_error(plan, weight)
+        return loss
+
+    def _by_blocks(self, s: Tensor, t: Tensor, h_student: Tensor, h_teacher: Tensor) -> Tensor:
+        """The same where the plan is never held, of directions `[B, d]` and of features `[B, D_S]`, `[B, D_T]`."""
+        n = len(s)
+        odds = 1 + n * (1 - self.anchor) / self.anchor
+        uniform = h_student.new_full((n,), 1 / n)
+        carried = directions(h_teacher, uniform) if self.relational else None
+        loss, diagonal, error, brought = transport_cost(s, t, self.epsilon, self.iterations, odds, carried)
+        if brought is not None:
+            relations = divergence_of_directions(directions(h_student, uniform), n * brought, uniform)
+            loss = loss + self.relational * relations
+        self._last = s.detach(), t.detach(), diagonal, error
         return loss
 
     def _marginal(self, batch: Batch) -> Tensor | None:

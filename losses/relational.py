@@ -5,17 +5,20 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from losses.rows import sum_by_rows
 from losses.unit import unit
 
+TEMPERATURE = 0.1
+
 LEAST_LOG = -1e4
-"""Of a neighbour without weight: its share is 0, and unlike with -inf so is its term."""
+"""Of the sample itself, and of a neighbour without weight: its share is 0, and unlike with -inf so is its term."""
 
 
 def relational_divergence(
     student: Tensor,
     teacher: Tensor,
     plan: Tensor | None = None,
-    temperature: float = 0.1,
+    temperature: float = TEMPERATURE,
     weight: Tensor | None = None,
 ) -> Tensor:
     """`mean_i KL(r_i(teacher) || r_i(student))`, `r_i` the softmax over j != i of `cos(x_i, x_j) / temperature`,
@@ -35,27 +38,42 @@ def relational_divergence(
         weight = student.new_full((n,), 1 / n)
     else:
         weight = weight.to(student.dtype)
-        log_prior = _neighbours(weight.log().expand(n, n)).clamp(min=LEAST_LOG)
-    student, teacher = _directions(student, weight), _directions(teacher, weight)
+        log_prior = weight.log().clamp(min=LEAST_LOG)
+    carried = directions(teacher, weight)
     if plan is not None:
         # S_T is a product of them: B^2 D operations instead of B^3.
-        teacher = plan / weight.masked_fill(weight == 0, 1)[:, None] @ teacher
-    log_student, log_teacher = (_log_shares(x, temperature, log_prior) for x in (student, teacher))
-    return weight @ F.kl_div(log_student, log_teacher, log_target=True, reduction="none").sum(1)
+        carried = plan / weight.masked_fill(weight == 0, 1)[:, None] @ carried
+    return divergence_of_directions(directions(student, weight), carried, weight, temperature, log_prior)
 
 
-def _log_shares(x: Tensor, temperature: float, log_prior: Tensor | None) -> Tensor:
-    """How each sample's relations are shared among its neighbours, `[B, B - 1]`."""
-    relations = _neighbours(x @ x.T) / temperature
-    return F.log_softmax(relations if log_prior is None else relations + log_prior, dim=1)
-
-
-def _directions(x: Tensor, weight: Tensor) -> Tensor:
+def directions(x: Tensor, weight: Tensor) -> Tensor:
+    """`[B, D]` centred by the mean under `weight [B]` and L2-normalised."""
     return unit(x - weight @ x)
 
 
-def _neighbours(square: Tensor) -> Tensor:
-    """`[B, B] -> [B, B - 1]`: every row without its diagonal entry."""
-    n = len(square)
-    # Between two diagonal entries lie n others.
-    return square.flatten()[1:].view(n - 1, n + 1)[:, :-1].reshape(n, n - 1)
+def divergence_of_directions(
+    student: Tensor,
+    teacher: Tensor,
+    weight: Tensor,
+    temperature: float = TEMPERATURE,
+    log_prior: Tensor | None = None,
+) -> Tensor:
+    """`relational_divergence` of what has been centred, normalised and carried; log_prior: `[B]`, of the neighbours.
+
+    Beyond `rows.LARGEST_WHOLE` samples no `[B, B]` is held.
+    """
+
+    def of_rows(rows: slice) -> Tensor:
+        log_student, log_teacher = (_log_shares(x, rows, temperature, log_prior) for x in (student, teacher))
+        return weight[rows] @ F.kl_div(log_student, log_teacher, log_target=True, reduction="none").sum(1)
+
+    return sum_by_rows(of_rows, len(student), len(student))
+
+
+def _log_shares(x: Tensor, rows: slice, temperature: float, log_prior: Tensor | None) -> Tensor:
+    """How those samples' relations are shared among all others, `[rows, B]`: nothing is the sample's own."""
+    relations = x[rows] @ x.T / temperature
+    if log_prior is not None:
+        relations = relations + log_prior
+    relations.diagonal(rows.start).fill_(LEAST_LOG)
+    return F.log_softmax(relations, dim=1)

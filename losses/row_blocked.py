@@ -10,38 +10,50 @@ import torch
 from torch import Tensor
 
 from losses.base import full_precision
-
-BLOCK_ELEMENTS = 1 << 23
-"""Entries of the cost matrix that exist at a time."""
+from losses.rows import row_blocks
 
 SMALLEST_SUM = 1e-30
 """Column sums below it are taken again by logarithms; fp32 loses what is under e^-87 of a row's largest entry."""
 
 
 def transport_cost(
-    x: Tensor, y: Tensor, epsilon: float = 0.1, iterations: int = 20, diagonal_odds: float = 1.0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`sum_ij P_ij (1 - <x_i, y_j>)`, the plan's diagonal mass, and its marginal error; P as `sinkhorn` finds it.
+    x: Tensor,
+    y: Tensor,
+    epsilon: float = 0.1,
+    iterations: int = 20,
+    diagonal_odds: float = 1.0,
+    carried: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """`sum_ij P_ij (1 - <x_i, y_j>)`, the plan's diagonal mass, its marginal error, and `P carried`; P as `sinkhorn`
+    finds it.
 
     x: `[n, d]`, y: `[m, d]`, L2-normalised; computed in fp32 or float64. diagonal_odds: how much likelier the prior
     holds a true pair than any other, at least 1; the anchored prior `(1 - a) I/n + a/n^2` has 1 + n (1 - a) / a.
-    The gradient is that of the cost with P held fixed (the envelope theorem); the other two have none.
+    carried: `[m, D]`, what the plan brings to the rows of x, `[n, D]`; None brings nothing.
+    The gradient is that of the cost with P held fixed (the envelope theorem); the others have none.
     """
-    cost, diagonal, error = _TransportCost.apply(
-        full_precision(x), full_precision(y), epsilon, iterations, diagonal_odds
+    cost, diagonal, error, brought = _TransportCost.apply(
+        full_precision(x), full_precision(y), epsilon, iterations, diagonal_odds, carried
     )
-    return cost, diagonal, error
+    return cost, diagonal, error, brought
 
 
 class _TransportCost(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, y: Tensor, epsilon: float, iterations: int, diagonal_odds: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx: Any,
+        x: Tensor,
+        y: Tensor,
+        epsilon: float,
+        iterations: int,
+        diagonal_odds: float,
+        carried: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         problem = _Problem(x, y, epsilon, math.log(diagonal_odds))
         f, g = problem.potentials(iterations)
         gradient_x, gradient_y, column = torch.empty_like(x), torch.zeros_like(y), torch.zeros_like(g)
         diagonal, error = x.new_zeros(()), x.new_zeros(())
+        brought = None if carried is None else x.new_empty(len(x), carried.shape[1])
         for rows, log_plan in problem.blocks(g):
             plan = log_plan.add_(f[rows, None]).exp_()
             gradient_x[rows] = -plan @ y
@@ -49,15 +61,17 @@ class _TransportCost(torch.autograd.Function):
             column += plan.sum(0)
             diagonal += plan.diagonal(rows.start).sum() if rows.start < len(y) else 0
             error += (plan.sum(1) - 1 / len(x)).abs().sum()
+            if carried is not None and brought is not None:
+                brought[rows] = plan @ carried.to(plan.dtype)
         cost = column.sum() + (gradient_x * x).sum()
         ctx.save_for_backward(gradient_x, gradient_y)
-        ctx.mark_non_differentiable(diagonal, error)
-        return cost, diagonal, error
+        ctx.mark_non_differentiable(diagonal, error, *(() if brought is None else (brought,)))
+        return cost, diagonal, error, brought
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         gradient_x, gradient_y = ctx.saved_tensors
-        return gradients[0] * gradient_x, gradients[0] * gradient_y, None, None, None
+        return gradients[0] * gradient_x, gradients[0] * gradient_y, None, None, None, None
 
 
 class _Problem:
@@ -65,14 +79,12 @@ class _Problem:
 
     def __init__(self, x: Tensor, y: Tensor, epsilon: float, log_odds: float) -> None:
         self.x, self.y, self.epsilon, self.log_odds = x, y, epsilon, log_odds
-        self.rows = max(BLOCK_ELEMENTS // len(y), 1)
 
     def blocks(self, g: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        for start in range(0, len(self.x), self.rows):
-            rows = slice(start, min(start + self.rows, len(self.x)))
+        for rows in row_blocks(len(self.x), len(self.y)):
             block = torch.addmm(g, self.x[rows], self.y.T, alpha=1 / self.epsilon)
-            if self.log_odds and start < len(self.y):
-                block.diagonal(start).add_(self.log_odds)
+            if self.log_odds and rows.start < len(self.y):
+                block.diagonal(rows.start).add_(self.log_odds)
             yield rows, block
 
     def potentials(self, iterations: int) -> tuple[Tensor, Tensor]:

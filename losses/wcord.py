@@ -16,7 +16,7 @@ class WCoRD(Loss):
     """`global_weight * GlobalContrast + local_weight * LocalTransport`; the other keywords are theirs.
 
     The weights are those of the study in docs/method.md. A larger `relational` helps where the teacher is good and the
-    steps are many, and collapses the student elsewhere; it needs the whole plan, whatever the batch.
+    steps are many, and collapses the student elsewhere.
     List `global_contrast` and `local_transport` on their own to set everything that they offer. Sample weights
     (batch["weight"]) count in the local term alone.
     """

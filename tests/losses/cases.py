@@ -15,6 +15,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "global linear": ("global_contrast", {"link": "linear"}),
     "global bounded": ("global_contrast", {"link": "bounded", "critic": "cosine"}),
     "global log_bounded": ("global_contrast", {"link": "log_bounded", "weighting": "sum", "queue": 16}),
+    "global bank": ("global_contrast", {"bank": 16, "queue": 8, "samples": SAMPLES}),
     "global without queue": ("global_contrast", {"queue": 0, "discount": False, "exclude": ()}),
     "local shared": ("local_transport", {"space": "shared", "anchor": 1.0}),
     "local unrolled": ("local_transport", {"plan_gradient": "unrolled", "cost": "euclidean"}),

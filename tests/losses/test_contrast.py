@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from losses import Dims, Features, GlobalContrast, InfoNCE, SigLIP
 from losses.base import Loss
 from losses.critic import LipschitzProjection
+from losses.feature_bank import FeatureBank
 from losses.queue import Queue
 
 STUDENT, TEACHER = Dims(12), Dims(20)
@@ -37,8 +38,9 @@ def warm(loss: Loss) -> Loss:
 
 
 def log_weight(loss: GlobalContrast, h: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    unknown = torch.full_like(label, -1)
-    return loss._log_weight(h, h.norm(dim=1), label=label, group=unknown, index=unknown)
+    unknown, filled = torch.full_like(label, -1), torch.ones_like(label, dtype=torch.bool)
+    columns = {"teacher": h, "norm": h.norm(dim=1), "label": label, "group": unknown, "index": unknown}
+    return loss._log_weight(columns | {"filled": filled}, slice(0, len(h)))
 
 
 def test_info_nce_is_the_definition_written_out() -> None:
@@ -184,6 +186,98 @@ def test_queue_travels_in_the_state_dict() -> None:
     other = GlobalContrast(STUDENT, TEACHER, dim=6, queue=16).double()
     other.load_state_dict(loss.state_dict())
     torch.testing.assert_close(other(*pairs(8, 1), batch(8)), loss(*pairs(8, 1), batch(8)))
+
+
+def banked(bank: int, samples: int, **keywords: Any) -> GlobalContrast:
+    torch.manual_seed(0)
+    return GlobalContrast(STUDENT, TEACHER, dim=6, bank=bank, samples=samples, **keywords).double()
+
+
+def placed(*index: int) -> dict[str, torch.Tensor]:
+    return batch(len(index)) | {"index": torch.tensor(index)}
+
+
+def test_a_bank_drawn_whole_is_a_queue_as_long_as_the_set() -> None:
+    """Once every sample has come by once, both hold the same rows; a sample that comes by again replaces its row."""
+    torch.manual_seed(0)
+    queued = GlobalContrast(STUDENT, TEACHER, dim=6, queue=16).double()
+    bank = banked(16, 16, queue=0)
+    for loss in (queued, bank):
+        loss(*pairs(8), placed(*range(8)))
+        loss(*pairs(8, 1), placed(*range(8, 16)))
+        loss.eval()
+    probe = pairs(8, 2), placed(*range(8))
+    torch.testing.assert_close(bank(*probe[0], probe[1]), queued(*probe[0], probe[1]))
+    bank.train()(*pairs(2, 3), placed(5, 5))
+    s = bank.student_projection(pairs(2, 3)[0].pooled)
+    torch.testing.assert_close(bank.bank.student[5].double(), s[1], rtol=1e-2, atol=1e-2)  # the last of the two
+    assert bank.bank.filled.all()
+
+
+def test_rows_of_a_bank_that_hold_no_sample_do_not_count() -> None:
+    bank, plain = banked(64, 64, queue=0), banked(0, 64, queue=0)
+    torch.testing.assert_close(bank(*pairs(8), placed(*range(8))), plain(*pairs(8), placed(*range(8))))
+    later = placed(*range(8, 16))
+    assert bank(*pairs(8, 1), later) > plain(*pairs(8, 1), later) + 0.1
+
+
+def test_a_bank_draws_each_row_alike_and_none_twice() -> None:
+    bank = FeatureBank(samples=10, drawn=4, x=(0, torch.int64))
+    counts = torch.zeros(10)
+    for _ in range(5000):
+        drawn = bank.draw()
+        assert drawn.unique().numel() == 4
+        assert torch.equal(drawn, bank.draw())  # the same on every rank, and after a resume
+        counts[drawn] += 1
+        bank.write(torch.tensor([0]), x=torch.tensor([1]))
+    assert ((counts / 5000 - 0.4).abs() < 0.035).all()  # five standard deviations
+    assert sorted(FeatureBank(3, 8, x=(0, torch.int64)).draw().tolist()) == [0, 1, 2]
+
+
+def test_a_bank_travels_in_the_state_dict() -> None:
+    loss, other = banked(8, 20), banked(8, 20)
+    loss(*pairs(8), placed(*range(8)))
+    other.load_state_dict(loss.state_dict())
+    torch.testing.assert_close(other(*pairs(8, 1), placed(*range(8))), loss(*pairs(8, 1), placed(*range(8))))
+
+
+@pytest.mark.parametrize("keywords", [{}, {"critic": "cosine", "discount": False}, {"bank": 6, "samples": 30}])
+def test_a_large_batch_is_compared_row_block_by_row_block(
+    keywords: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the same loss and gradients, although queue and bank change between forward and backward."""
+    found = []
+    for largest in (100, 5):
+        monkeypatch.setattr("losses.rows.LARGEST_WHOLE", largest)
+        monkeypatch.setattr("losses.rows.BLOCK_ELEMENTS", 60)
+        torch.manual_seed(0)
+        loss = GlobalContrast(STUDENT, TEACHER, dim=6, queue=9, **keywords).double()
+        loss(*pairs(8), placed(*range(8)))
+        student, teacher = pairs(10, 1)
+        x = student.pooled.requires_grad_()
+        value = loss(Features(x), teacher, placed(*range(5, 15)) | {"label": torch.arange(10) % 4})
+        value.backward()
+        assert x.grad is not None
+        found.append([value, x.grad, *(p.grad for p in loss.parameters() if p.grad is not None)])
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("largest", [10, 200])
+def test_a_large_batch_holds_no_matrix_of_its_pairs(largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("losses.rows.LARGEST_WHOLE", largest)
+    monkeypatch.setattr("losses.rows.BLOCK_ELEMENTS", 10 * 100)
+    loss, sizes = GlobalContrast(STUDENT, TEACHER, dim=6, queue=0).double(), [0]
+    student, teacher = pairs(100)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+        loss(Features(student.pooled.requires_grad_()), teacher, batch(100))
+    assert (max(sizes) >= 100 * 100) == (largest == 200)
+
+
+def test_a_bank_needs_the_size_of_the_set_and_an_index() -> None:
+    with pytest.raises(ValueError, match="samples must be their number"):
+        GlobalContrast(STUDENT, TEACHER, bank=8)
+    with pytest.raises(ValueError, match='batch\\["index"\\]'):
+        banked(8, 20)(*pairs(8), batch(8))
 
 
 def test_lipschitz_bound_holds_between_random_and_adversarial_pairs() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from losses import row_blocked, sinkhorn
+from losses import row_blocked, rows, sinkhorn
 from losses.row_blocked import transport_cost
 from losses.sinkhorn import marginal_error
 
@@ -21,9 +21,10 @@ def unit(n: int, seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
 def test_is_the_plan_without_the_plan(
     n: int, m: int, epsilon: float, elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(row_blocked, "BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(rows, "BLOCK_ELEMENTS", elements)
     x, y = unit(n, 0).requires_grad_(), unit(m, 1).requires_grad_()
-    cost, diagonal, error = transport_cost(x, y, epsilon, 15)
+    goods = torch.randn(m, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    cost, diagonal, error, brought = transport_cost(x, y, epsilon, 15, carried=goods)
     found = torch.autograd.grad(3 * cost, (x, y))
     plan = sinkhorn((1 - x @ y.T).detach(), epsilon, 15)
     expected = (plan * (1 - x @ y.T)).sum()
@@ -31,6 +32,7 @@ def test_is_the_plan_without_the_plan(
     torch.testing.assert_close(found, torch.autograd.grad(3 * expected, (x, y)))
     torch.testing.assert_close(diagonal, plan.diagonal().sum())
     torch.testing.assert_close(error, marginal_error(plan))
+    torch.testing.assert_close(brought, plan @ goods)
 
 
 def test_columns_that_no_row_wants_are_filled_as_by_logarithms() -> None:

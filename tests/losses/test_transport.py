@@ -161,18 +161,33 @@ def test_distances_take_no_memory_a_dimension(cost: str) -> None:
     assert 0 < max(sizes) <= 10 * 50
 
 
-def test_a_large_batch_takes_the_blocked_path_to_the_same_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    loss = make()
+@pytest.mark.parametrize("relational", [0.0, 0.5])
+def test_a_large_batch_takes_the_blocked_path_to_the_same_end(
+    relational: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = make(relational=relational)
     student, teacher = features()
     x = student.pooled.requires_grad_()
     whole = loss(Features(x), teacher, BATCH)
     expected, metrics = torch.autograd.grad(whole, x), loss.metrics()
-    monkeypatch.setattr(local_transport, "LARGEST_PLAN", 5)
+    monkeypatch.setattr("losses.rows.LARGEST_WHOLE", 5)
+    monkeypatch.setattr("losses.rows.BLOCK_ELEMENTS", 30)
     monkeypatch.setattr(local_transport, "sinkhorn", None)
     blocked = loss(Features(x), teacher, BATCH)
     torch.testing.assert_close(blocked, whole)
     torch.testing.assert_close(torch.autograd.grad(blocked, x), expected)
     torch.testing.assert_close(loss.metrics(), metrics)
+
+
+def test_a_large_batch_holds_no_relations_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("losses.rows.LARGEST_WHOLE", 5)
+    monkeypatch.setattr("losses.rows.BLOCK_ELEMENTS", 30)
+    loss, sizes = make(relational=0.5), [0]
+    student, teacher = (Features(x.pooled.repeat(5, 1)) for x in features())
+    many = {name: x.repeat(5) for name, x in BATCH.items()}
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+        loss(Features(student.pooled.requires_grad_()), teacher, many)
+    assert 0 < max(sizes) < 50 * 50
 
 
 def test_metrics_count_the_mass_on_the_pairs() -> None:
