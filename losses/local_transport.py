@@ -81,6 +81,7 @@ class LocalTransport(Loss):
         self.cost, self.epsilon, self.relative_epsilon, self.iterations = cost, epsilon, relative_epsilon, iterations
         self.anchor, self.marginal_penalty, self.relational = anchor, marginal_penalty, relational
         self.plan_gradient, self.start_epsilon, self.anneal_steps = plan_gradient, start_epsilon, anneal_steps
+        self.compiled = False  # the iterations, by torch.compile; the pipeline sets it
         if space == "raw" and student.pooled != teacher.pooled:
             raise ValueError(
                 f"space: raw needs features of one size, but the student's have {student.pooled} dimensions and the "
@@ -161,7 +162,8 @@ class LocalTransport(Loss):
         seen = cost if self.plan_gradient == "unrolled" else cost.detach()
         epsilon = self._epsilon()
         held = None if weight is None else marginal.log()
-        plan = sinkhorn(seen, epsilon, self.iterations, self._log_prior(marginal), held, held, self.marginal_penalty)
+        prior, penalty = self._log_prior(marginal), self.marginal_penalty
+        plan = sinkhorn(seen, epsilon, self.iterations, prior, held, held, penalty, self.compiled)
         return implicit(plan, cost, epsilon) if self.plan_gradient == "implicit" else plan
 
     def _epsilon(self) -> float | Tensor:

@@ -49,6 +49,7 @@ class PositionTransport(Loss):
         super().__init__()
         student_channels, teacher_channels = channels_of("PositionTransport", student, teacher, layer)
         self.layer, self.side, self.epsilon, self.iterations, self.anchor = layer, side, epsilon, iterations, anchor
+        self.compiled = False  # the iterations, by torch.compile; the pipeline sets it
         self.projection = nn.Linear(student_channels, teacher_channels)
         self.standardise = Standardise(teacher_channels)
 
@@ -61,7 +62,8 @@ class PositionTransport(Loss):
         with torch.autocast(s.device.type, enabled=False):
             s, t = unit(self.projection(s)), unit(self.standardise(t))
             cost = 1 - s @ t.mT  # [B, n, n]
-            plan = sinkhorn(cost.detach(), self.epsilon, self.iterations, self._log_prior(cost))
+            prior = self._log_prior(cost)
+            plan = sinkhorn(cost.detach(), self.epsilon, self.iterations, prior, compiled=self.compiled)
             loss = (plan * cost).sum((1, 2)).mean()
         self._last = plan.diagonal(dim1=1, dim2=2).sum(1).mean(), marginal_error(plan).mean()
         return loss

@@ -219,7 +219,9 @@ class Train(Section):
     gradient_checkpointing: bool = Field(
         default=False, description="Make the student's activations again in the backward pass instead of keeping them."
     )
-    compile: bool = Field(default=False, description="Compile student and teacher by torch.compile.")
+    compile: bool = Field(
+        default=False, description="Compile student and teacher by torch.compile, on a GPU transport's iterations too."
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto", description="Number format; auto asks the device."
     )

@@ -58,10 +58,11 @@ class Prepare:
         self.slots = {role: [self._slot(view) for view in several(sight)] for role, sight in self.views.items()}
         # Samples may lack what only the teacher would see, where the config keeps them.
         needed = {number for number, _ in self.slots.get("student", [])}
+        self.cached = draw is not None and source.cache is not None
         keep = draw is not None and "student" in self.slots and source.policy.unpaired == "keep"
         self.optional = set(range(len(self.modalities))) - needed if keep else set()
+        self.keeps = bool(self.optional) or (keep and self.cached)
         self.filler: dict[str, Any] = {}
-        self.cached = draw is not None and source.cache is not None
 
     def _slot(self, view: View) -> tuple[int, int]:
         """Which of the modalities it decodes by, and its size."""
@@ -84,14 +85,14 @@ class Prepare:
         seed = digest(raw["__key__"])
         geometry = Geometry()
         features = None
-        if self.cached:
-            features, geometry = _cached(raw)
-        elif self.draw is not None:
+        if self.draw is not None:
             geometry = self.draw.geometry(epoch, seed)
+        if self.cached and not (self.keeps and "__beside__" not in raw):
+            features, geometry = self._features(raw)
 
         index = self.first[raw["__url__"]] + raw["__place__"]  # in the split, however it is shuffled
         sample: Sample = {"key": raw["__key__"], "index": index, "geometry": geometry, **self._task(raw, meta)}
-        if features is not None:
+        if self.cached:
             sample["teacher"] = features
         if self.mask_size:
             sample["mask"] = target(self._mask(raw), geometry, self.mask_size)
@@ -106,6 +107,17 @@ class Prepare:
             whole = seen[0] if isinstance(self.views[role], View) else seen
             sample[role] = None if any(part is None for part in seen) else whole
         return sample
+
+    def _features(self, raw: Sample) -> tuple[dict[str, torch.Tensor], Geometry]:
+        """The teacher's cached features of the view that is this epoch's turn, and its geometry."""
+        if "__beside__" not in raw:
+            # Whether it lacked the teacher's view or could not be read is told where the cache was made.
+            message = f"{_where(raw)}: the cache has no features of it; it could not be used then."
+            raise _error(raw, "not cached", message, unpaired=self.source.policy.unpaired != "error")
+        try:
+            return decode(raw["__beside__"])
+        except ValueError as error:
+            raise _error(raw, "not cached", f"{_where(raw)}: {error}; run `wcord cache` again.") from None
 
     def _task(self, raw: Sample, meta: Mapping[str, Any]) -> Sample:
         source = self.source
@@ -152,11 +164,11 @@ class Prepare:
         for role, sight in self.views.items():
             batch[role] = together(sight, self._filled(role, [s[role] for s in samples]))
         if self.cached:
-            batch["teacher"] = {
-                name: torch.stack([s["teacher"][name] for s in samples]) for name in samples[0]["teacher"]
-            }
-        if self.optional:
-            batch["paired"] = torch.tensor([all(s[role] is not None for role in self.views) for s in samples])
+            features = self._filled("teacher", [s["teacher"] for s in samples])
+            batch["teacher"] = {name: torch.stack([x[name] for x in features]) for name in features[0]}
+        if self.keeps:
+            seen = ("teacher", *self.views) if self.cached else tuple(self.views)
+            batch["paired"] = torch.tensor([all(s[role] is not None for role in seen) for s in samples])
         batch["key"] = [s["key"] for s in samples]
         batch["index"] = torch.tensor([s["index"] for s in samples])
         batch["label"] = torch.tensor([s["label"] for s in samples])
@@ -183,8 +195,15 @@ class Prepare:
         return [self.filler[role] if v is None else v for v in values]
 
     def _seen(self, role: str) -> Iterator[Any]:
-        """What a network sees of the split's samples that have it, in the order of the shards."""
-        source, sight = self.source, self.views[role]
+        """What a network sees of the split's samples that have it, in the order of the shards; of a cached teacher,
+        its features."""
+        source = self.source
+        if role not in self.views:
+            for raw in read_range(source.folder, source.shards, 0, source.samples, frozenset(), True, source.beside(0)):
+                with suppress(SampleError):
+                    yield self._features(raw)[0]
+            return
+        sight = self.views[role]
         members = members_of(sight)
         for raw in read_range(source.folder, source.shards, 0, source.samples, members, source.tolerant):
             with suppress(SampleError):
@@ -301,16 +320,6 @@ def _decode(modality: Modality, raw: Sample, meta: Mapping[str, Any]) -> Any:
     except ValueError as error:
         message = f"{_where(raw)}: {member}: {error}. Run `wcord check` on the data set."
         raise _error(raw, member, message) from None
-
-
-def _cached(raw: Sample) -> tuple[dict[str, torch.Tensor], Geometry]:
-    """The teacher's features of the view that is this epoch's turn, and its geometry."""
-    if "__beside__" not in raw:
-        raise _error(raw, "not cached", f"{_where(raw)}: the cache has no features of it; it could not be used then.")
-    try:
-        return decode(raw["__beside__"])
-    except ValueError as error:
-        raise _error(raw, "not cached", f"{_where(raw)}: {error}; run `wcord cache` again.") from None
 
 
 def _where(raw: Sample) -> str:

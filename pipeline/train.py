@@ -161,7 +161,7 @@ def _set_up(config: Config, accelerator: Accelerator) -> _Training:
     if config.train.gradient_checkpointing:
         checkpoint_gradients(distillation.student)
     if config.train.compile:
-        distillation.compile_networks()
+        distillation.compile_parts(accelerator.device)
     model, optimizer = accelerator.prepare(distillation, build_optimizer(distillation, config))
     return _Training(config, accelerator, source, held_out, schedule, distillation, spare, model, optimizer, identity)
 

@@ -1,6 +1,7 @@
 """Sinkhorn against POT, its own optimality conditions and, where it lies beside the project, the published plans."""
 
 import math
+import shutil
 from typing import Any
 
 import numpy as np
@@ -193,6 +194,22 @@ def test_compiled_whole_it_is_the_same() -> None:
     cost = unit_cost(16, 16)
     compiled = torch.compile(sinkhorn, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(cost, 0.05, 10), sinkhorn(cost, 0.05, 10))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+@pytest.mark.parametrize("shape", [(24, 24), (3, 16, 9)])
+def test_fused_iterations_are_the_same(shape: tuple[int, ...]) -> None:
+    """As on a GPU, of batches of one and another size, with the gradient through them."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    for size in (shape[-2], 2 * shape[-2]):
+        cost = torch.rand(*shape[:-2], size, shape[-1], requires_grad=True)
+        prior = torch.eye(size, shape[-1]).mul(9).add(1).log()
+        found = [sinkhorn(cost, 0.05, 20, prior, compiled=compiled) for compiled in (True, False)]
+        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-7)
+        gradients = [torch.autograd.grad((plan * cost).sum(), cost)[0] for plan in found]
+        torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from pipeline.errors import UserError
 from pipeline.prepare import View
 from pipeline.shards import MANIFEST, load_dataset, write_shard
 from pipeline.sidecar import Cache, decode, encode, manifest_path
+from pipeline.skipped import read_skipped
 from pipeline.source import open_split
 from pipeline.stream import TrainStream, loader
 from pipeline.train import train
@@ -216,13 +217,39 @@ def test_a_cache_of_photos_joined_from_elsewhere_is_refused(student: Path, tmp_p
 
 @pytest.mark.parametrize("unpaired", ["skip", "keep"])
 def test_what_the_teacher_does_not_see_has_no_features(student: Path, data: Path, unpaired: str) -> None:
+    """And is skipped or kept in training, as it is with the teacher itself."""
     about = load_dataset(data)
     samples = [(f"s{i:05d}", {k: v for k, v in members(i).items() if k != "rgb.jpg" or i > 90}) for i in range(80, 96)]
     about.splits["train"][2] = write_shard(data / "train-000002.tar", samples)
     (data / MANIFEST).write_text(about.model_dump_json())
-    path = cache(configs.load(student, [f"data.unpaired={unpaired}"]))
-    cached = Cache.model_validate_json(path.read_bytes())
-    assert sum(sidecar.samples for sidecar in cached.sidecars.values()) == 85
+    policy = f"data.unpaired={unpaired}"
+    path = cache(configs.load(student, [policy]))
+    file = Cache.model_validate_json(path.read_bytes())
+    assert sum(sidecar.samples for sidecar in file.sidecars.values()) == 85
+    cached, live = run_of(student, "cached", policy), run_of(student, "live", policy, "teacher.cache=null")
+    assert losses(cached) == pytest.approx(losses(live), rel=1e-5)
+    if unpaired == "skip":
+        assert {s.cause for s in read_skipped(cached / "skipped.jsonl")} == {"not cached"}
+    with pytest.raises(UserError, match="the cache has no features of it"):
+        run_of(student, "strict")
+
+
+def test_a_first_batch_without_any_cached_features_is_kept(student: Path, data: Path) -> None:
+    about = load_dataset(data)
+    whole = about.splits["train"]
+    for number, shard in enumerate(whole):
+        start = sum(s.samples for s in whole[:number])
+        samples = [
+            (f"s{i:05d}", {k: v for k, v in members(i).items() if k != "rgb.jpg" or i in (94, 95)})
+            for i in range(start, start + shard.samples)
+        ]
+        about.splits["train"][number] = write_shard(data / shard.file, samples)
+    (data / MANIFEST).write_text(about.model_dump_json())
+    cache(configs.load(student, ["data.unpaired=keep"]))
+    run = run_of(student, "kept", "data.unpaired=keep")
+    shares = [json.loads(line)["unpaired"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert max(shares) == 1  # a batch of them alone
+    assert min(shares) < 1
 
 
 def test_several_teachers_each_with_a_cache_and_one_cache_of_them_all(student: Path, data: Path) -> None:

@@ -18,12 +18,12 @@ import torch
 from safetensors.torch import load_file
 from shapes_dataset import members, write_dataset
 
-from losses import CrossEntropy, Features
+from losses import CrossEntropy, Features, LocalTransport, PositionTransport
 from pipeline import config as configs
 from pipeline.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 from pipeline.cost import training_cost
 from pipeline.errors import UserError
-from pipeline.model import Distillation
+from pipeline.model import Distillation, build_model
 from pipeline.network import load_network
 from pipeline.shards import MANIFEST, load_dataset, write_shard
 from pipeline.train import train
@@ -546,6 +546,15 @@ def test_a_compiled_run_follows_the_other_one(make_config: Any, teacher: str, ex
     shutil.rmtree(fast / "student")
     run_config(make_config("fast", teacher, WCORD), *settings, resume=True)  # its checkpoints are those of any run
     assert (fast / "student" / "network.json").exists()
+
+
+def test_what_compiling_a_run_compiles(make_config: Any, teacher: str) -> None:
+    """The iterations of every transport, inside of other losses too, where they are not faster as they are."""
+    model = build_model(configs.load(make_config("fast", teacher, "  wcord: {dim: 8}\n  position_transport: {}")))
+    plans = [m for m in model.losses.modules() if isinstance(m, (LocalTransport, PositionTransport))]
+    for device, expected in (("cpu", False), ("cuda", True)):
+        model.compile_parts(torch.device(device))
+        assert [plan.compiled for plan in plans] == [expected] * 2
 
 
 def test_compiled_networks_do_not_run_blocks_again(make_config: Any) -> None:
