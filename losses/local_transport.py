@@ -17,6 +17,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
 from losses import rows
+from losses.anchor import anchored_log_prior
 from losses.base import Batch, Dims, Features, Loss, full_precision
 from losses.diagnostics import pair_metrics
 from losses.gather import gather
@@ -162,7 +163,7 @@ class LocalTransport(Loss):
         seen = cost if self.plan_gradient == "unrolled" else cost.detach()
         epsilon = self._epsilon()
         held = None if weight is None else marginal.log()
-        prior, penalty = self._log_prior(marginal), self.marginal_penalty
+        prior, penalty = anchored_log_prior(marginal, self.anchor), self.marginal_penalty
         plan = sinkhorn(seen, epsilon, self.iterations, prior, held, held, penalty, self.compiled)
         return implicit(plan, cost, epsilon) if self.plan_gradient == "implicit" else plan
 
@@ -173,10 +174,6 @@ class LocalTransport(Loss):
         if self.training:
             self.steps += 1
         return self.epsilon * (self.start_epsilon / self.epsilon) ** left
-
-    def _log_prior(self, marginal: Tensor) -> Tensor:
-        own, spread = torch.diag(marginal), torch.outer(marginal, marginal)
-        return ((1 - self.anchor) * own + self.anchor * spread).log()
 
     def metrics(self) -> dict[str, Tensor]:
         s, t, diagonal, error = self._last

@@ -13,6 +13,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
+from losses.anchor import anchored_log_prior
 from losses.base import Batch, Dims, Features, Loss
 from losses.gather import gather
 from losses.maps import channels_of, grid_shape, pair_up, positions
@@ -62,16 +63,11 @@ class PositionTransport(Loss):
         with torch.autocast(s.device.type, enabled=False):
             s, t = unit(self.projection(s)), unit(self.standardise(t))
             cost = 1 - s @ t.mT  # [B, n, n]
-            prior = self._log_prior(cost)
+            prior = anchored_log_prior(cost.new_full(cost.shape[-1:], 1 / cost.shape[-1]), self.anchor)
             plan = sinkhorn(cost.detach(), self.epsilon, self.iterations, prior, compiled=self.compiled)
             loss = (plan * cost).sum((1, 2)).mean()
         self._last = plan.diagonal(dim1=1, dim2=2).sum(1).mean(), marginal_error(plan).mean()
         return loss
-
-    def _log_prior(self, cost: Tensor) -> Tensor:
-        n = cost.shape[-1]
-        identity = torch.eye(n, device=cost.device, dtype=cost.dtype)
-        return ((1 - self.anchor) * identity / n + self.anchor / n**2).log()
 
     def metrics(self) -> dict[str, Tensor]:
         diagonal, error = self._last

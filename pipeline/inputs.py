@@ -12,6 +12,7 @@ from typing import Any
 from modalities.base import Geometry
 from pipeline.errors import UserError
 from pipeline.prepare import Sight, View, look, members_of
+from pipeline.recipes.tree import files_under
 from pipeline.samples import CURE, Sample, read_range, read_samples
 from pipeline.shards import MANIFEST, load_dataset, verify_files
 from pipeline.skipped import SampleError, Skipped
@@ -28,7 +29,8 @@ class Input:
 def find_inputs(places: Iterable[str | Path], sight: Sight) -> Iterator[Input]:
     """All samples of files, folders, packed data sets (folders with dataset.json, all splits) and `.tar` shards.
 
-    Of a folder, those files are taken whose suffix the modality reads, in sorted order, and those of its sub-folders.
+    Of a folder, those files are taken whose suffix the modality reads, in sorted order, and those of its sub-folders,
+    links followed, hidden ones left out.
     Raises UserError for a place that is not there or has nothing to read, and for files where a network sees several
     modalities: only shards say which belong together.
     """
@@ -63,7 +65,7 @@ def _files(place: Path, view: View) -> list[Path]:
         raise UserError(f"{place}: no such file or folder. Give files, folders, packed data sets or shards.")
     suffixes = {f".{member.rpartition('.')[2]}" for member in view.modality.members}
     suffixes |= {".jpeg"} if ".jpg" in suffixes else set()
-    found = sorted(path for path in place.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+    found = [path for path in files_under(place) if path.suffix.lower() in suffixes and path.is_file()]
     if not found:
         raise UserError(f"{place}: holds no {view.modality.name} files ({', '.join(sorted(suffixes))}).")
     return found

@@ -19,6 +19,9 @@ from pipeline.scratch import Spilled
 NYU_CAMERA = {"fx": 518.857901, "fy": 519.469611, "cx": 324.582449, "cy": 252.736166, "width": 640, "height": 480}
 """Pixels; of the toolbox's camera_params.m, whose first pixel is 1."""
 
+CAMERA = "intrinsics.txt"
+"""Of a scene of SUN RGB-D: three rows of three numbers."""
+
 
 def nyu_depth_v2(source: Path) -> Plan:
     """`nyu_depth_v2_labeled.mat` (HDF5) and `splits.mat`: aligned photo, depth, masks, the kind of room as class;
@@ -59,21 +62,20 @@ def sun_rgbd(source: Path) -> Plan:
     root = source / "SUNRGBD"
     listed = read_matlab(source / "SUNRGBDtoolbox" / "traintestSUNRGBD" / "allsplit.mat", "alltrain").ravel()
     train = {str(entry[0]).rstrip("/").partition("SUNRGBD/")[2] for entry in listed}
-    found: list[tuple[Path, str]] = []
+    found: list[tuple[Path, str, int, str]] = []
     refused: list[Refusal] = []
     for folder in sorted(path.parent for path in files_under(root) if path.name == "scene.txt"):
         try:
-            _pair(folder)
+            size, mark = stamp([*_pair(folder), str(folder / CAMERA)])
             kind = (folder / "scene.txt").read_text().strip()
         except (OSError, ValueError) as error:
             refused.append(refusal(safe_key(str(folder.relative_to(root))), str(folder), error))
             continue
-        found.append((folder, kind))
-    names = number_classes(kind for _, kind in found)
+        found.append((folder, kind, size, mark))
+    names = number_classes(kind for _, kind, _, _ in found)
     samples = spilled()
-    for folder, kind in found:
+    for folder, kind, size, mark in found:
         relative = folder.relative_to(root).as_posix()
-        size, mark = stamp(_pair(folder))
         split = "train" if relative in train else "test"
         key, label = safe_key(relative), names.index(kind)
         samples.append(Sample(key, key, size, mark, {}, {}, [str(folder)], label, split=split, source=relative))
@@ -110,7 +112,7 @@ def _sun_frame(folder: str) -> dict[str, bytes]:
     if raw is None or raw.dtype != np.uint16:
         raise ValueError(f"{depth}: not a 16-bit PNG")
     millimetres = (raw >> 3) | (raw << 13)  # as the toolbox's read3dPoints.m reads it
-    fx, _, cx, _, fy, cy = _matrix(Path(folder) / "intrinsics.txt")[:6]
+    fx, _, cx, _, fy, cy = _matrix(Path(folder) / CAMERA)[:6]
     height, width = raw.shape
     camera = {"fx": fx, "fy": fy, "cx": cx, "cy": cy, "width": width, "height": height}
     return {

@@ -344,8 +344,10 @@ def test_sun_rgbd(tmp_path: Path) -> None:
 
     (source / "SUNRGBD/xtion/a/0001/intrinsics.txt").write_text("518.8 0 320")
     shutil.rmtree(tmp_path / "packed")
-    _, samples = packed("sun_rgbd", source)
+    changed, samples = packed("sun_rgbd", source)
     assert list(samples) == ["kv1-NYUdata-NYU0001"]
+    before, after = ({s.key: s.stamp for s in p.samples} for p in (plan, changed))
+    assert [key for key in before if before[key] != after[key]] == ["xtion-a-0001"]  # a pack that goes on notices
     refused = [json.loads(line) for line in (tmp_path / "packed" / "refused.jsonl").read_text().splitlines()]
     assert refused[0]["file"] == "xtion/a/0001"
     assert refused[0]["reason"].endswith("a/0001/intrinsics.txt: no camera: nine numbers are wanted")

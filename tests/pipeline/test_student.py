@@ -38,6 +38,9 @@ def test_folders_files_shards_and_data_sets_say_the_same(runs: Path, files: Path
     assert keys == [
         str(files / "maps" / name) for name in ("0.png", "1.png", "2.png", "3.png", "more/4.png", "more/5.png")
     ]
+    (files / "linked").mkdir()
+    (files / "linked" / "elsewhere").symlink_to(files / "maps", target_is_directory=True)
+    np.testing.assert_array_equal(student.embed(files / "linked")[1], own)
     np.testing.assert_array_equal(student.embed([files / "maps" / "2.png"])[1], student.embed(keys[2])[1])
     shard_keys, shard = student.embed(shapes / "train-000000.tar")
     assert shard_keys[:6] == [f"s{i:05d}" for i in range(6)]
