@@ -2,7 +2,8 @@
 
     python -m benchmarks.matrix_data --gestures DIR --signs DIR --spoken DIR --emoji DIR
 
-gestures: RGB-D frames with index.csv, hand_rgb/ and hand_depth/. signs: photos of signed digits, DIGIT/*.JPG.
+gestures: RGB-D frames with index.csv, hand_rgb/ and hand_depth/; two sessions before a background of their own are the
+test split. signs: photos of signed digits, DIGIT/*.JPG.
 spoken: recordings/DIGIT_SPEAKER_INDEX.wav, of which index 0 to 4 are the official test split. emoji: index.csv with
 two styles of drawing, names, keywords and categories.
 """
@@ -15,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.pack import pack
-from pipeline.recipes import Plan, manifest, tabletop
+from pipeline.recipes import Plan, manifest
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 FRACTIONS = {"train": 0.8, "val": 0.0, "test": 0.2}
@@ -31,22 +32,32 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     plans = {
         "gestures": gestures(options.gestures.resolve(), out),
+        "hand_digits": hand_digits(options.gestures.resolve(), options.spoken.resolve(), out),
         "digits": digits(options.signs.resolve(), options.spoken.resolve(), out),
         "digit_names": digit_names(options.spoken.resolve(), out),
         "emoji": emoji(options.emoji.resolve(), out),
-        "tabletop": tabletop.plan(1500),
     }
     for name, plan in plans.items():
         pack(plan, out / name, fractions=FRACTIONS)
 
 
 def gestures(source: Path, out: Path) -> Plan:
-    """Frames of hands, split by clip; the text is the gesture's name."""
-    rows = list(csv.DictReader((source / "index.csv").open()))
+    """Frames of hands; the text is the gesture's name."""
+    rows = _hands(source)
     for row in rows:
         row["name"] = row["class"].replace("_", " ")
     fields = {"rgb": f"{source}/hand_rgb/{{id}}.jpg", "depth": f"{source}/hand_depth/{{id}}.png", "text": "name"}
-    return manifest.plan(write_table(out / "gestures.csv", rows), fields, ["class"], group="{subject}/{class}/{clip}")
+    return manifest.plan(write_table(out / "gestures.csv", rows), fields, ["class"], split="split")
+
+
+def hand_digits(source: Path, spoken: Path, out: Path) -> Plan:
+    """Depth of hands and recordings of digits: each of the ten gestures stands for one digit."""
+    rows = _hands(source)
+    for row in rows:
+        row["class"] = NAMES[int(row["label"])]
+    fields = {"depth": f"{source}/hand_depth/{{id}}.png", "audio": "partner.sound"}
+    partners = write_table(out / "spoken.csv", _spoken(spoken))
+    return manifest.plan(write_table(out / "hands.csv", rows), fields, ["class"], split="split", partners=partners)
 
 
 def digits(signs: Path, spoken: Path, out: Path) -> Plan:
@@ -77,6 +88,14 @@ def emoji(source: Path, out: Path) -> Plan:
         row["captions"] = "\n".join(filter(None, (row["name"], row["aliases"], row["keywords"])))
     fields = {"rgb": f"{source}/{{image}}", "twemoji": f"{source}/{{image_twemoji}}", "text": "captions"}
     return manifest.plan(write_table(out / "emoji.csv", rows), fields, ["category"])
+
+
+def _hands(source: Path) -> list[dict[str, str]]:
+    """In a session, `clip`, a person shows all gestures: split by gesture, the test's backgrounds would be known."""
+    rows = list(csv.DictReader((source / "index.csv").open()))
+    for row in rows:
+        row["split"] = "test" if row["clip"] == "clip05" else "train"
+    return rows
 
 
 def _spoken(spoken: Path) -> list[dict[str, str]]:
