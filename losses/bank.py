@@ -54,7 +54,7 @@ class Bank(nn.Module):
 
         An x that is not all finite is left out.
         """
-        last = last_occurrence(index)
+        last = last_occurrence(index, len(self.rows))
         before = self.rows[index]
         blend = F.normalize(self.momentum * before + (1 - self.momentum) * x[last].to(before.dtype), dim=1)
         self.rows[index] = torch.where(all_finite(blend), blend, before)
@@ -68,10 +68,11 @@ class Bank(nn.Module):
         return [tensor.split(max(CHUNK // width, 1)) for tensor in tensors]
 
 
-def last_occurrence(index: Tensor) -> Tensor:
-    """For each position of `index [B]` the last one that holds the same value: writes then agree in any order."""
-    position = torch.arange(len(index), device=index.device)
-    return torch.where(index[:, None] == index, position, 0).amax(1)
+def last_occurrence(index: Tensor, samples: int) -> Tensor:
+    """For each position of `index [B]`, of numbers below `samples`, the last one that holds the same value: writes then
+    agree in any order."""
+    last = index.new_zeros(samples)
+    return last.scatter_reduce_(0, index, torch.arange(len(index), device=index.device), "amax")[index]
 
 
 def draw_negatives(index: Tensor, labels: Tensor, count: int, key: Tensor) -> Tensor:

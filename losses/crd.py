@@ -74,7 +74,7 @@ class CRD(Loss):
         s = self.student_projection(full_precision(student.pooled))
         t = self.teacher_projection(full_precision(teacher.pooled))
         index, label = gather(torch.stack([batch["index"], batch["label"]], 1)).unbind(1)  # of the global batch
-        labels = self.labels.index_put((index,), label[last_occurrence(index)])
+        labels = self.labels.index_put((index,), label[last_occurrence(index, len(self.labels))])
         contrast = batch.get("contrast_index")
         if contrast is None:
             contrast = self._draw(batch["index"], labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -59,12 +60,13 @@ class LipschitzProjection(nn.Module):
                 x / x.norm(dim=1, keepdim=True).clamp(min=1), self.weight if weight is None else weight
             )
 
-    def products(self, anchors: Tensor, x: Tensor, norm: Tensor, weight: Tensor) -> Tensor:
-        """`<anchor, p(x)>` `[A, B]` of anchors `[A, dim]` and centred inputs `[B, D]` of norm `[B]`.
+    def products(self, x: Tensor, norm: Tensor, weight: Tensor) -> Callable[[Tensor], Tensor]:
+        """Anchors `[A, dim]` to `<anchor, p(x)>` `[A, B]`, of centred inputs `[B, D]` of norm `[B]`.
 
         Whatever the number of inputs, none of them is projected: `<a, W x> = <W'a, x>`.
         """
-        return (anchors @ weight) @ x.T / torch.maximum(norm, self._scale)
+        scale = torch.maximum(norm, self._scale)
+        return lambda anchors: (anchors @ weight) @ x.T / scale
 
     @property
     def _scale(self) -> Tensor:
@@ -90,6 +92,7 @@ class CosineProjection(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             return functional.normalize(self.linear(full_precision(x)), dim=1)
 
-    def products(self, anchors: Tensor, x: Tensor, norm: Tensor, weight: Tensor) -> Tensor:
-        """`<anchor, p(x)>` `[A, B]` of anchors `[A, dim]` and inputs `[B, D]`."""
-        return anchors @ self(x).T
+    def products(self, x: Tensor, norm: Tensor, weight: Tensor) -> Callable[[Tensor], Tensor]:
+        """Anchors `[A, dim]` to `<anchor, p(x)>` `[A, B]`, of inputs `[B, D]`."""
+        projected = self(x)
+        return lambda anchors: anchors @ projected.T

@@ -47,11 +47,11 @@ class FeatureBank(nn.Module):
 
     @torch.no_grad()
     def write(self, index: Tensor, **rows: Tensor) -> None:
-        """Replace the rows at `index [B]` in every column; of an index given twice the last counts.
+        """Replace the rows at `index [B]`, at least 0, in every column; of an index given twice the last counts.
 
-        Rows that are not all finite are left out, all of them: their step is not taken either.
+        Rows that are not all finite are left out, all of them; the next draw is another one all the same.
         """
-        last, finite = last_occurrence(index), all_finite(*rows.values())
+        last, finite = last_occurrence(index, self.samples), all_finite(*rows.values())
         for name in self.columns:
             column: Tensor = getattr(self, name)
             column[index] = torch.where(finite, rows[name].detach()[last].to(column.dtype), column[index])

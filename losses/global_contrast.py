@@ -115,9 +115,10 @@ class GlobalContrast(Loss):
             columns["filled"] = torch.cat([torch.ones_like(own["index"], dtype=torch.bool), *past["filled"]])
             # The temperature divides the anchors, not the products: its gradient would take several passes over them.
             tau = 1 if self.link == "linear" else self.temperature
+            products = self.teacher_projection.products(columns["teacher"], columns["norm"], w)
 
             def compared(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-                g_student = self.teacher_projection.products(s[rows] / tau, columns["teacher"], columns["norm"], w)
+                g_student = products(s[rows] / tau)
                 # The student's side of the past has aged, and has no gradient.
                 g_teacher = torch.cat([t[rows] / tau @ x.to(t.dtype).T for x in (s, *past["student"])], 1)
                 return g_student, g_teacher, self._log_weight(columns, rows)

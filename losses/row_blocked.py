@@ -53,6 +53,7 @@ class _TransportCost(torch.autograd.Function):
         f, g = problem.potentials(iterations)
         gradient_x, gradient_y, column = torch.empty_like(x), torch.zeros_like(y), torch.zeros_like(g)
         diagonal, error = x.new_zeros(()), x.new_zeros(())
+        carried = None if carried is None else carried.to(x.dtype)
         brought = None if carried is None else x.new_empty(len(x), carried.shape[1])
         for rows, log_plan in problem.blocks(g):
             plan = log_plan.add_(f[rows, None]).exp_()
@@ -62,7 +63,7 @@ class _TransportCost(torch.autograd.Function):
             diagonal += plan.diagonal(rows.start).sum() if rows.start < len(y) else 0
             error += (plan.sum(1) - 1 / len(x)).abs().sum()
             if carried is not None and brought is not None:
-                brought[rows] = plan @ carried.to(plan.dtype)
+                brought[rows] = plan @ carried
         cost = column.sum() + (gradient_x * x).sum()
         ctx.save_for_backward(gradient_x, gradient_y)
         ctx.mark_non_differentiable(diagonal, error, *(() if brought is None else (brought,)))

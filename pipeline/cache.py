@@ -42,7 +42,8 @@ def cache(config: Config) -> Path:
     """Write the teacher's features of the training split under `teacher.cache`; the path of the manifest.
 
     The shards are shared by the processes; one whose side-car is whole is not computed again. Raises UserError if the
-    config names no cache, or for what makes training on it impossible.
+    config names no cache, for what makes training on it impossible, and, once it is written, if more samples than
+    `data.max_faulty` could not be read.
     """
     accelerator = start_accelerator(config)
     teacher = build_teacher(config)
@@ -72,24 +73,32 @@ def cache(config: Config) -> Path:
     with Progress(f"caching {name}", sum(shard.samples for shard in own)) as progress:
         for shard in own:
             if _finished(source, shard, about) is None:
+                known = len(skipped)
                 sidecar = _write(source, shard, about, teacher, config, accelerator, skipped)
-                write_atomic(_receipt(source, shard, name), _with(about, shard, sidecar).model_dump_json().encode())
+                receipt = _with(about, shard, sidecar, sum(not s.unpaired for s in skipped[known:]))
+                write_atomic(_receipt(source, shard, name), receipt.model_dump_json().encode())
             progress.advance(shard.samples)
     path = manifest_path(source.folder, name)
     if accelerator.is_main_process:
-        sidecars = {shard.file: _await(source, shard, about) for shard in source.shards}
-        write_atomic(path, about.model_copy(update={"sidecars": sidecars}).model_dump_json(indent=1).encode())
+        found = {shard.file: _await(source, shard, about) for shard in source.shards}
+        sidecars = {file: sidecar for file, (sidecar, _) in found.items()}
+        faulty = {file: count for file, (_, count) in found.items() if count}
+        whole = about.model_copy(update={"sidecars": sidecars, "faulty": faulty})
+        write_atomic(path, whole.model_dump_json(indent=1).encode())
         for shard in source.shards:
             _receipt(source, shard, name).unlink(missing_ok=True)
     accelerator.end_training()
     if skipped:
         print(f"{len(skipped)} samples have no features: {in_words(counts(skipped))}", flush=True)
+    if accelerator.is_main_process:
+        whole.check_faulty(source.samples, config.data.max_faulty)
     return path
 
 
-def _with(about: Cache, shard: Shard, sidecar: Shard) -> Cache:
+def _with(about: Cache, shard: Shard, sidecar: Shard, faulty: int) -> Cache:
     own = about.fingerprint.model_copy(update={"shards": {shard.file: shard.sha256}})
-    return about.model_copy(update={"sidecars": {shard.file: sidecar}, "fingerprint": own})
+    counted = {shard.file: faulty} if faulty else {}
+    return about.model_copy(update={"sidecars": {shard.file: sidecar}, "faulty": counted, "fingerprint": own})
 
 
 def _receipt(source: Source, shard: Shard, name: str) -> Path:
@@ -97,8 +106,9 @@ def _receipt(source: Source, shard: Shard, name: str) -> Path:
     return source.folder / f"{sidecar_name(shard.file, name)}.json"
 
 
-def _finished(source: Source, shard: Shard, about: Cache) -> Shard | None:
-    """The side-car of a shard, if an earlier run or another process finished it for the same teacher and draw."""
+def _finished(source: Source, shard: Shard, about: Cache) -> tuple[Shard, int] | None:
+    """The side-car of a shard, if an earlier run or another process finished it for the same teacher and draw, and how
+    many of its samples could not be read."""
     for path in (_receipt(source, shard, about.name), manifest_path(source.folder, about.name)):
         try:
             found = Cache.model_validate_json(path.read_bytes())
@@ -113,11 +123,11 @@ def _finished(source: Source, shard: Shard, about: Cache) -> Shard | None:
             continue
         file = source.folder / sidecar.file
         if file.is_file() and distrust(file, sidecar, stamp(file)) is None:
-            return sidecar
+            return sidecar, found.faulty.get(shard.file, 0)
     return None
 
 
-def _await(source: Source, shard: Shard, about: Cache) -> Shard:
+def _await(source: Source, shard: Shard, about: Cache) -> tuple[Shard, int]:
     """The side-car of a shard once some process has finished it, however long that takes: not a collective, which
     would run out of time. A process that dies takes this one with it, by the launcher."""
     while (found := _finished(source, shard, about)) is None:

@@ -103,7 +103,10 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint:
         differing = [key for key in identity if key != SHARDS and about["identity"].get(key) != identity[key]]
         if differing:
             details = "; ".join(f"{key}: {about['identity'].get(key)} there, {identity[key]} here" for key in differing)
-            older = "" if "format" in about else " An older version may have made it, which can go on with it."
+            new = any(_keywords(identity[key]) - _keywords(about["identity"].get(key)) for key in differing)
+            older = (
+                " An older version may have made it, which can go on with it." if new or "format" not in about else ""
+            )
             raise UserError(
                 f"{path}: made by another {' and '.join(differing)} ({details}). "
                 f"Resume with the config it was made with, or choose another `run`.{older}"
@@ -119,6 +122,12 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint:
     except Exception as error:  # the readers raise whatever a damaged file makes them stumble on
         reason = " ".join(str(error).split())[:200]
         raise DamagedError(f"{path}: damaged ({reason}).") from None
+
+
+def _keywords(part: object) -> set[tuple[str, str]]:
+    """The settings that a part of an identity has, by what they belong to."""
+    own = part if isinstance(part, dict) else {}
+    return {(name, key) for name, settings in own.items() if isinstance(settings, dict) for key in settings}
 
 
 def newest_checkpoint(folder: Path, identity: Mapping[str, Any], say: Callable[[str], None]) -> Checkpoint | None:

@@ -65,9 +65,14 @@ def _files(place: Path, view: View) -> list[Path]:
         raise UserError(f"{place}: no such file or folder. Give files, folders, packed data sets or shards.")
     suffixes = {f".{member.rpartition('.')[2]}" for member in view.modality.members}
     suffixes |= {".jpeg"} if ".jpg" in suffixes else set()
-    found = [path for path in files_under(place) if path.suffix.lower() in suffixes and path.is_file()]
+    try:
+        found = [path for path in files_under(place) if path.suffix.lower() in suffixes and path.is_file()]
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}.") from None
     if not found:
-        raise UserError(f"{place}: holds no {view.modality.name} files ({', '.join(sorted(suffixes))}).")
+        raise UserError(
+            f"{place}: holds no {view.modality.name} files ({', '.join(sorted(suffixes))}; hidden ones are left out)."
+        )
     return found
 
 

@@ -237,6 +237,7 @@ def _cached(config: Config, teacher: Network | Joint, losses: Iterable[type[Loss
     ):
         if wanted != held:
             raise UserError(f"teacher.{key}: {wanted}, but the cache holds {held}; cache it again, or set {held}.")
+    cache.check_faulty(source.samples, config.data.max_faulty)
     if teacher.dims.maps and not cache.maps and any(loss.needs_maps for loss in losses):
         raise UserError(f"teacher.cache: {cache.name} holds no feature maps, which a loss needs; cache it again.")
     return CachedTeacher(cache)

@@ -43,7 +43,11 @@ class Fingerprint(BaseModel):
 
 
 class Cache(BaseModel):
-    """The content of `NAME.cache.json`: side-cars by the shard that they stand beside, and what is in them."""
+    """The content of `NAME.cache.json`: side-cars by the shard that they stand beside, and what is in them.
+
+    faulty: by shard, the samples that could not be read, where there are any; samples that lack what the teacher sees
+    are none of them.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     version: int = 1
@@ -57,6 +61,15 @@ class Cache(BaseModel):
     dense: bool = False
     licence: str
     sidecars: dict[str, Shard]
+    faulty: dict[str, int] = {}
+
+    def check_faulty(self, samples: int, most: float) -> None:
+        """Raises UserError if more of the split's samples could not be read than `most`, a share."""
+        if (count := sum(self.faulty.values())) > most * samples:
+            raise UserError(
+                f"{self.name}: {count} of {samples} samples could not be read when the teacher's features were cached, "
+                f"more than data.max_faulty: {most} allows; `wcord check` names them."
+            )
 
 
 def manifest_path(folder: Path, name: str) -> Path:

@@ -149,11 +149,11 @@ def test_gradient_in_float64(name: str, monkeypatch: pytest.MonkeyPatch) -> None
         plans: list[torch.Tensor] = []
         for module in (local_transport, position_transport):
             found = module.sinkhorn
-            monkeypatch.setattr(module, "sinkhorn", lambda *a, f=found: plans.append(f(*a)) or plans[-1])
+            monkeypatch.setattr(module, "sinkhorn", lambda *a, f=found, **k: plans.append(f(*a, **k)) or plans[-1])
         of(*leaves)
         (plan,) = plans
         for module in (local_transport, position_transport):
-            monkeypatch.setattr(module, "sinkhorn", lambda *_: plan)
+            monkeypatch.setattr(module, "sinkhorn", lambda *_, **__: plan)
         held = torch.autograd.grad(of(*leaves), leaves, allow_unused=True)
         torch.testing.assert_close([g for g in held if g is not None], [g for g in expected if g is not None])
     assert torch.autograd.gradcheck(of, leaves, fast_mode=True)

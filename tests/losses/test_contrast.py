@@ -245,7 +245,7 @@ def test_a_bank_travels_in_the_state_dict() -> None:
 def test_a_large_batch_is_compared_row_block_by_row_block(
     keywords: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To the same loss and gradients, although queue and bank change between forward and backward."""
+    """To the same loss and gradients, although queue, bank and statistics change between forward and backward."""
     found = []
     for largest in (100, 5):
         monkeypatch.setattr("losses.rows.LARGEST_WHOLE", largest)
@@ -256,6 +256,7 @@ def test_a_large_batch_is_compared_row_block_by_row_block(
         student, teacher = pairs(10, 1)
         x = student.pooled.requires_grad_()
         value = loss(Features(x), teacher, placed(*range(5, 15)) | {"label": torch.arange(10) % 4})
+        value = value + loss(*pairs(10, 2), placed(*range(10)))  # what the first one reads has changed meanwhile
         value.backward()
         assert x.grad is not None
         found.append([value, x.grad, *(p.grad for p in loss.parameters() if p.grad is not None)])

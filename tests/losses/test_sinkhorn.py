@@ -1,5 +1,6 @@
 """Sinkhorn against POT, its own optimality conditions and, where it lies beside the project, the published plans."""
 
+import importlib
 import math
 import shutil
 from typing import Any
@@ -10,8 +11,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from losses import sinkhorn
+from losses import Dims, Features, LocalTransport, PositionTransport, sinkhorn
 from losses.sinkhorn import marginal_error
+
+solver = importlib.import_module("losses.sinkhorn")
 
 
 def unit_cost(n: int, m: int, seed: int = 0) -> torch.Tensor:
@@ -194,6 +197,19 @@ def test_compiled_whole_it_is_the_same() -> None:
     cost = unit_cost(16, 16)
     compiled = torch.compile(sinkhorn, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(cost, 0.05, 10), sinkhorn(cost, 0.05, 10))
+
+
+@pytest.mark.parametrize("kind", [LocalTransport, PositionTransport])
+def test_a_compiled_transport_takes_the_fused_iterations(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    monkeypatch.setattr(solver, "_fused", lambda: taken.append(kind) or solver._by_logarithms)
+    loss = kind(Dims(8, (4,)), Dims(6, (5,)))
+    student, teacher = (Features(torch.randn(9, d), [torch.randn(9, c, 3, 3)]) for d, c in ((8, 4), (6, 5)))
+    plain = loss.eval()(student, teacher, {})
+    assert not taken
+    loss.compiled = True
+    torch.testing.assert_close(loss(student, teacher, {}), plain)
+    assert taken == [kind]
 
 
 @pytest.mark.slow

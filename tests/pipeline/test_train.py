@@ -243,7 +243,19 @@ def test_a_checkpoint_of_an_older_default_is_refused_by_name(make_config: Any, m
     path = make_config()
     run_config(path)
     monkeypatch.setitem(CrossEntropy.__init__.__kwdefaults__, "label_smoothing", 0.1)
-    with pytest.raises(UserError, match=r"made by another losses .*0\.0.* there, .*0\.1.* here"):
+    with pytest.raises(UserError, match=r"made by another losses .*0\.0.* there, .*0\.1.* here") as told:
+        run_config(path, "train.steps=20", resume=True)
+    assert "older version" not in str(told.value)
+
+
+def test_a_checkpoint_from_before_a_keyword_is_told_to_be_of_an_older_version(make_config: Any) -> None:
+    path = make_config()
+    run = run_config(path)
+    about = list_checkpoints(run / "checkpoints")[-1] / "checkpoint.json"
+    found = json.loads(about.read_text())
+    del found["identity"]["losses"]["cross_entropy"]["label_smoothing"]
+    about.write_text(json.dumps(found))
+    with pytest.raises(UserError, match=r"made by another losses .* An older version may have made it"):
         run_config(path, "train.steps=20", resume=True)
 
 
@@ -515,6 +527,42 @@ def test_when_one_of_two_processes_is_killed_the_other_ends_with_a_reason(make_c
     assert "Go on with --resume." in said
     assert sorted(re.findall(r"exitcode +: (-?\d+)", said)) == ["-9", "2"]  # before the launcher ends it
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1)])
+def test_another_number_of_processes_goes_on(first: int, second: int, make_config: Any, teacher: str) -> None:
+    """From the same weights, queue and optimiser; the composition of the batches alone is another one."""
+    path = make_config("run", teacher, WCORD)
+    run = path.with_suffix("")
+
+    def launch(processes: int, *arguments: str) -> str:
+        command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m", "pipeline"]
+        environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        settings = ("train.log_every=1", "train.keep=9", *arguments)
+        done = subprocess.run(
+            [sys.executable, *command, "train", str(path), *settings],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    launch(first)
+    expected = [row["loss"] for row in lines(run)]
+    shutil.rmtree(run / "student")
+    for checkpoint in list_checkpoints(run / "checkpoints")[1:]:
+        shutil.rmtree(checkpoint)
+    said = launch(second, "--resume")
+    assert f"{first} processes made the checkpoint, {second} go on" in said
+    assert [row["step"] for row in lines(run)] == list(range(1, 13))
+    found = [row["loss"] for row in lines(run)]
+    assert found[:5] == expected[:5]
+    assert found[5:] == pytest.approx(expected[5:], rel=0.25)
+    assert (run / "student" / "network.json").exists()
 
 
 def test_an_error_ends_a_run_with_workers_at_once(make_config: Any, tmp_path: Path) -> None:
