@@ -1,10 +1,17 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from losses import LOSSES, Dims, Features
 from losses.diagnostics import effective_rank, relative_std
+from pipeline import config as configs
 from pipeline.collapse import collapse_warnings
+from pipeline.pack import pack
+from pipeline.recipes import tabletop
+from pipeline.runs import read_log
+from pipeline.train import train
 
 HEALTHY = {
     "wcord/global/similarity_gap": 0.4,
@@ -80,3 +87,15 @@ def test_degenerate_forms_are_seen(name: str, keywords: dict[str, object]) -> No
 @pytest.mark.parametrize("name", ["wcord", "global_contrast", "local_transport", "info_nce", "siglip", "cosine"])
 def test_the_defaults_do_not_collapse(name: str) -> None:
     assert collapse_warnings(trained(name)) == []
+
+
+@pytest.mark.slow
+def test_no_shipped_config_collapses(tmp_path: Path) -> None:
+    """At the end of short runs on generated scenes; `paper` is shipped too, as what collapses is worth seeing."""
+    pack(tabletop.plan(600), tmp_path / "data")
+    settings = [f"data.shards={tmp_path / 'data'}", "data.workers=0", "train.steps=120"]
+    teacher = train(configs.load("rgb_teacher", [*settings, f"run={tmp_path / 'teacher'}"]))
+    for name in ("rgb_to_depth", "compress"):
+        run = train(configs.load(name, [*settings, f"run={tmp_path / name}", f"teacher.run={teacher}"]))
+        log = read_log(run / "metrics.jsonl", [])
+        assert not collapse_warnings(log[max(log)]), name
