@@ -15,10 +15,13 @@ from scipy.io import savemat
 from sources import jpeg, samples_in, wav
 
 from modalities import Depth
+from pipeline import config as configs
 from pipeline.errors import UserError
 from pipeline.masks import read_mask
+from pipeline.network import load_network
 from pipeline.pack import pack
 from pipeline.recipes import Plan, known, rgbd
+from pipeline.train import train
 
 RNG = np.random.default_rng(0)
 
@@ -302,6 +305,15 @@ def test_nyu_depth_v2(tmp_path: Path) -> None:
     coarse = read_mask(plan.samples[0].read(plan.make)["classes.png"], plan.masks["classes"])
     assert plan.classes["classes"][coarse[20, 10]] == f"class {699 % 40 + 1}"
     assert (coarse >= 0).sum() == 1  # 0, unlabelled, is no class
+
+    pack(plan, tmp_path / "coarse")
+    small = ["data.batch_size=2", "data.workers=0", "train.steps=1", "train.warmup=0"]
+    small += [f"data.shards={tmp_path / 'coarse'}", "student.encoder={name: cnn5, width: 4, size: 32}"]
+    of_teacher = ["teacher=null", "losses={cross_entropy: {}}", "student.modality=rgb", f"run={tmp_path / 'teacher'}"]
+    teacher = train(configs.load("nyu_segmentation", [*small, *of_teacher]))
+    run = train(configs.load("nyu_segmentation", [*small, f"teacher.run={teacher}", f"run={tmp_path / 'run'}"]))
+    assert load_network(run / "student").classes == plan.classes["classes"]
+
     for name in ("images", "depths", "labels", "scenes"):
         rgbd._open.cache_clear()
         with h5py.File(source / "nyu_depth_v2_labeled.mat", "a") as file:
