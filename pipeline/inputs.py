@@ -71,7 +71,7 @@ def _files(place: Path, view: View) -> list[Path]:
         raise UserError(f"{error.filename}: {error.strerror}.") from None
     if not found:
         raise UserError(
-            f"{place}: holds no {view.modality.name} files ({', '.join(sorted(suffixes))}; hidden ones are left out)."
+            f"{place}: holds no {view.modality.name} files ({', '.join(sorted(suffixes))}); hidden ones are left out."
         )
     return found
 

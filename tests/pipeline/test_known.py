@@ -256,9 +256,9 @@ def test_coco(tmp_path: Path) -> None:
         known.plan("coco", source)
 
 
-def test_nyu_depth_v2(tmp_path: Path) -> None:
+def nyu(source: Path) -> None:
+    """Three frames in the files of the set, with the coarse classes beside them."""
     h5py, scipy_io = pytest.importorskip("h5py"), pytest.importorskip("scipy.io")
-    source = tmp_path / "nyu"
     source.mkdir()
     photo = np.zeros((3, 3, 640, 480), np.uint8)
     photo[:, 0, 100:200] = 250  # red, columns 100 to 199: MATLAB's arrays lie column by column
@@ -279,6 +279,20 @@ def test_nyu_depth_v2(tmp_path: Path) -> None:
                 file[f"#{name}{n}"] = np.array([[ord(letter)] for letter in text], np.uint16)
                 cells[0, n] = file[f"#{name}{n}"].ref
     scipy_io.savemat(source / "splits.mat", {"trainNdxs": [[1], [3]], "testNdxs": [[2]]})
+
+
+def nyu_coarse(source: Path) -> None:
+    """The mapping to forty classes."""
+    names = np.empty((1, 40), object)
+    names[0] = [np.array([f"class {n}"]) for n in range(1, 41)]
+    mapping = {"mapClass": np.arange(894)[None] % 40 + 1, "className": names}
+    savemat(source / "classMapping40.mat", mapping)
+
+
+def test_nyu_depth_v2(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    source = tmp_path / "nyu"
+    nyu(source)
     plan, samples = packed("nyu_depth_v2", source)
     assert plan.classes["label"] == ["kitchen", "office"]
     assert plan.classes["mask"][699] == "thing 700"
@@ -297,23 +311,11 @@ def test_nyu_depth_v2(tmp_path: Path) -> None:
     assert depth.intrinsics[0] == pytest.approx(518.857901)
     mask = cv2.imdecode(np.frombuffer(samples["nyu_0000"]["mask.png"], np.uint8), cv2.IMREAD_UNCHANGED)
     assert mask[20, 10] == 700
-    names = np.empty((1, 40), object)
-    names[0] = [np.array([f"class {n}"]) for n in range(1, 41)]
-    mapping = {"mapClass": np.arange(894)[None] % 40 + 1, "className": names}
-    scipy_io.savemat(source / "classMapping40.mat", mapping)
+    nyu_coarse(source)
     plan = known.plan("nyu_depth_v2", source)
     coarse = read_mask(plan.samples[0].read(plan.make)["classes.png"], plan.masks["classes"])
     assert plan.classes["classes"][coarse[20, 10]] == f"class {699 % 40 + 1}"
     assert (coarse >= 0).sum() == 1  # 0, unlabelled, is no class
-
-    pack(plan, tmp_path / "coarse")
-    small = ["data.batch_size=2", "data.workers=0", "train.steps=1", "train.warmup=0"]
-    small += [f"data.shards={tmp_path / 'coarse'}", "student.encoder={name: cnn5, width: 4, size: 32}"]
-    of_teacher = ["teacher=null", "losses={cross_entropy: {}}", "student.modality=rgb", f"run={tmp_path / 'teacher'}"]
-    teacher = train(configs.load("nyu_segmentation", [*small, *of_teacher]))
-    run = train(configs.load("nyu_segmentation", [*small, f"teacher.run={teacher}", f"run={tmp_path / 'run'}"]))
-    assert load_network(run / "student").classes == plan.classes["classes"]
-
     for name in ("images", "depths", "labels", "scenes"):
         rgbd._open.cache_clear()
         with h5py.File(source / "nyu_depth_v2_labeled.mat", "a") as file:
@@ -323,6 +325,20 @@ def test_nyu_depth_v2(tmp_path: Path) -> None:
         rgbd._open.cache_clear()
         with h5py.File(source / "nyu_depth_v2_labeled.mat", "a") as file:
             file.move("away", name)
+
+
+@pytest.mark.slow
+def test_the_nyu_config_trains_on_the_set(tmp_path: Path) -> None:
+    nyu(tmp_path / "nyu")
+    nyu_coarse(tmp_path / "nyu")
+    plan = known.plan("nyu_depth_v2", tmp_path / "nyu")
+    pack(plan, tmp_path / "packed")
+    small = ["data.batch_size=2", "data.workers=0", "train.steps=1", "train.warmup=0"]
+    small += [f"data.shards={tmp_path / 'packed'}", "student.encoder={name: cnn5, width: 4, size: 32}"]
+    of_teacher = ["teacher=null", "losses={cross_entropy: {}}", "student.modality=rgb", f"run={tmp_path / 'teacher'}"]
+    teacher = train(configs.load("nyu_segmentation", [*small, *of_teacher]))
+    run = train(configs.load("nyu_segmentation", [*small, f"teacher.run={teacher}", f"run={tmp_path / 'run'}"]))
+    assert load_network(run / "student").classes == plan.classes["classes"]
 
 
 def test_sun_rgbd(tmp_path: Path) -> None:
