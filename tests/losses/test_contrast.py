@@ -224,13 +224,13 @@ def test_rows_of_a_bank_that_hold_no_sample_do_not_count() -> None:
 def test_a_bank_draws_each_row_alike_and_none_twice() -> None:
     bank = FeatureBank(samples=10, drawn=4, x=(0, torch.int64))
     counts = torch.zeros(10)
-    for _ in range(5000):
+    for _ in range(1000):
         drawn = bank.draw()
         assert drawn.unique().numel() == 4
         assert torch.equal(drawn, bank.draw())  # the same on every rank, and after a resume
         counts[drawn] += 1
         bank.write(torch.tensor([0]), x=torch.tensor([1]))
-    assert ((counts / 5000 - 0.4).abs() < 0.035).all()  # five standard deviations
+    assert ((counts / 1000 - 0.4).abs() < 0.08).all()  # five standard deviations
     assert sorted(FeatureBank(3, 8, x=(0, torch.int64)).draw().tolist()) == [0, 1, 2]
 
 

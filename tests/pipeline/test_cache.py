@@ -215,6 +215,7 @@ def test_a_cache_of_photos_joined_from_elsewhere_is_refused(student: Path, tmp_p
         train(configs.load(student))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unpaired", ["skip", "keep"])
 def test_what_the_teacher_does_not_see_has_no_features(student: Path, data: Path, unpaired: str) -> None:
     """And is skipped or kept in training, as it is with the teacher itself."""
@@ -234,6 +235,7 @@ def test_what_the_teacher_does_not_see_has_no_features(student: Path, data: Path
         run_of(student, "strict")
 
 
+@pytest.mark.slow
 def test_what_could_not_be_read_counts_as_faulty_also_where_unpaired_samples_are_skipped(
     student: Path, data: Path
 ) -> None:
@@ -250,6 +252,7 @@ def test_what_could_not_be_read_counts_as_faulty_also_where_unpaired_samples_are
     assert (run_of(student, "tolerant", *many) / "student").exists()
 
 
+@pytest.mark.slow
 def test_a_first_batch_without_any_cached_features_is_kept(student: Path, data: Path) -> None:
     about = load_dataset(data)
     whole = about.splits["train"]
