@@ -271,6 +271,7 @@ def test_a_first_batch_without_any_cached_features_is_kept(student: Path, data: 
     assert min(shares) < 1
 
 
+@pytest.mark.slow
 def test_several_teachers_each_with_a_cache_and_one_cache_of_them_all(student: Path, data: Path) -> None:
     """Three caches lie beside one set of shards, and each run reads its own."""
     alone = configs.load(student).teacher

@@ -42,6 +42,7 @@ def no_classes(tmp_path: Path, shapes: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_kd_alone_trains_a_student_that_agrees_with_it(make_config, clip: Path) -> None:
     path = make_config(teacher=teacher(clip), losses=KD)
     run = train(load(path, ["train.steps=30", "data.crop=[1.0, 1.0]", "data.flip=false"]))

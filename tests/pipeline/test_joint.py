@@ -68,6 +68,7 @@ def test_weights_of_another_head_are_refused(tmp_path: Path) -> None:
         load_network(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_teacher_of_both_sides_and_a_student_of_one(make_config: Any) -> None:
     """Early: one teacher of two modalities. Late: two teachers. The student sees depth alone."""
     early = train(configs.load(make_config("early"), [*BOTH, "train.steps=60", "train.learning_rate=0.02"]))

@@ -427,6 +427,7 @@ def launch(arguments: list[str], program: tuple[str, ...] = ("-m", "pipeline")) 
     )
 
 
+@pytest.mark.slow
 def test_the_loss_of_two_processes_follows_that_of_one(make_config: Any, teacher: str) -> None:
     path = make_config("student", teacher, WCORD)
     # A learning rate of almost 0: then both runs see the same network, and only the batches' composition differs.
