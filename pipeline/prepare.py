@@ -85,10 +85,10 @@ class Prepare:
         seed = digest(raw["__key__"])
         geometry = Geometry()
         features = None
-        if self.draw is not None:
-            geometry = self.draw.geometry(epoch, seed)
-        if self.cached and not (self.keeps and "__beside__" not in raw):
+        if self.cached and ("__beside__" in raw or not self.keeps):
             features, geometry = self._features(raw)
+        elif self.draw is not None:
+            geometry = self.draw.geometry(epoch, seed)
 
         index = self.first[raw["__url__"]] + raw["__place__"]  # in the split, however it is shuffled
         sample: Sample = {"key": raw["__key__"], "index": index, "geometry": geometry, **self._task(raw, meta)}

@@ -415,9 +415,11 @@ def test_an_unfinished_teacher_is_named(make_config: Any, tmp_path: Path) -> Non
         run_config(make_config("student", f"teacher: {{run: {tmp_path}/nowhere}}", "  wcord: {}"))
 
 
-def launch(arguments: list[str], program: tuple[str, ...] = ("-m", "pipeline")) -> subprocess.CompletedProcess[str]:
+def launch(
+    arguments: list[str], program: tuple[str, ...] = ("-m", "pipeline"), processes: int = 2
+) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0"]
     return subprocess.run(
         [*command, "--standalone", *program, *arguments],
         env=environment,
@@ -537,28 +539,15 @@ def test_another_number_of_processes_goes_on(first: int, second: int, make_confi
     path = make_config("run", teacher, WCORD)
     run = path.with_suffix("")
 
-    def launch(processes: int, *arguments: str) -> str:
-        command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m", "pipeline"]
-        environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        settings = ("train.log_every=1", "train.keep=9", *arguments)
-        done = subprocess.run(
-            [sys.executable, *command, "train", str(path), *settings],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    launch(first)
+    arguments = ["train", str(path), "train.log_every=1", "train.keep=9"]
+    assert launch(arguments, processes=first).returncode == 0
     expected = [row["loss"] for row in lines(run)]
     shutil.rmtree(run / "student")
     for checkpoint in list_checkpoints(run / "checkpoints")[1:]:
         shutil.rmtree(checkpoint)
-    said = launch(second, "--resume")
-    assert f"{first} processes made the checkpoint, {second} go on" in said
+    done = launch([*arguments, "--resume"], processes=second)
+    assert done.returncode == 0, done.stderr
+    assert f"{first} processes made the checkpoint, {second} go on" in done.stdout
     assert [row["step"] for row in lines(run)] == list(range(1, 13))
     found = [row["loss"] for row in lines(run)]
     assert found[:5] == expected[:5]
