@@ -4,8 +4,9 @@
 
 gestures: RGB teacher to depth student, the same ten classes, a tenth of the labels. other_task: the teacher knows five
 of the gestures, the student has to learn the other five, so there are no logits to distil. compression: RGB to RGB,
-big to small, all labels. Each method's weight is the best of TRIALS of them on the validation split (one seed); the
-test split is looked at once, with weights fixed. Finished runs are kept: the same command goes on where it stopped.
+big to small, all labels. Each method's weight is the best of TRIALS of them on the validation split (one seed), and of
+ones beyond where the best is the first or the last; the test split is looked at once, with weights fixed. Finished runs
+are kept: the same command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ GRADIENT_NORM = "benchmarks.gradient_norm:GradientNormWCoRD"
 TASK: Losses = {"cross_entropy": {}}
 TRIALS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Factors of a method's usual weight that are tried."""
+BELOW, BEYOND = (0.03, 0.01), (30.0, 100.0)
+"""Factors tried, one after the other, where the best is the least or the largest so far."""
 
 LOGITS: dict[str, Losses] = {
     "kd": {"kd": {"weight": 3.0}},
@@ -50,14 +53,16 @@ FEATURES: dict[str, Losses] = {
     "crd": {"crd": {"weight": 0.8, "negatives": 1024}},
     "info_nce": {"info_nce": {"weight": 0.5}},
     "regression": {"cosine": {"weight": 3.0}},
+    "fitnet": {"fitnet": {"weight": 100.0}},
     "relational_kl": {RELATIONAL_KL: {"weight": 3.0}},
 }
-JOINED = ("wcord", "wcord tuned", "crd", "regression")
+JOINED = ("wcord", "wcord tuned", *FEATURES)
 """Methods that are also tried together with KD."""
 
 
-def _wcord(global_weight: float, local_weight: float, relational: float) -> Losses:
-    return {"wcord": {"global_weight": global_weight, "local_weight": local_weight, "relational": relational}}
+def _wcord(global_weight: float, local_weight: float, relational: float, positions: float = 0.0) -> Losses:
+    form: Losses = {"wcord": {"global_weight": global_weight, "local_weight": local_weight, "relational": relational}}
+    return form | ({"position_transport": {"weight": positions, "layer": -2}} if positions else {})
 
 
 WCORD: dict[str, Losses] = {
@@ -68,6 +73,8 @@ WCORD: dict[str, Losses] = {
     "heavy_relational_light": _wcord(1.5, 6, 0.15),
     "local_heavy": _wcord(0.5, 6, 0.0),
     "local_heavy_relational_light": _wcord(0.5, 6, 0.15),
+    **{f"local_heavy_positions_{p:g}": _wcord(0.5, 6, 0.0, p) for p in (2.0, 6.0, 20.0)},
+    **{f"local_heavy_relational_light_positions_{p:g}": _wcord(0.5, 6, 0.15, p) for p in (2.0, 6.0, 20.0)},
 }
 """The relational part has `local_weight * relational` of the whole."""
 
@@ -147,7 +154,8 @@ def main() -> None:
     with ProcessPoolExecutor(CORES, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         done = [pool.submit(teach, out / s.teacher[0], s.teacher[1], s.teacher[2:]) for s in settings]
         wait(done)
-        wait([job for s in settings for job in submit(pool, tuning(s, out))])
+        while trials := [submit(pool, left) for s in settings if (left := tuning(s, out))]:
+            wait(job for jobs in trials for job in jobs)
         print_tuning(settings, out)
         chosen = choose(settings, out)
         finals = {s.name: final_methods(s, chosen) for s in settings}
@@ -187,19 +195,22 @@ def all_settings(out: Path) -> list[Setting]:
 
 
 def pack_gestures(source: Path, out: Path) -> None:
-    """Split by clip; labels: the class, the class if it is one of the five that the other task's teacher knows, and
-    the class if it is not."""
+    """Labels: the class, the class if it is one of the five that the other task's teacher knows, and the class if it is
+    not. Split by session: in a clip a person shows all gestures, in front of one background. Of the clips that all
+    three people have, one is the test and one the validation split."""
     rows = list(csv.DictReader((source / "index.csv").open()))
     taught = set(sorted({row["class"] for row in rows})[::2])
     for row in rows:
+        row["split"] = {"clip03": "test", "clip04": "val"}.get(row["clip"], "train")
         row["taught"], row["untaught"] = (row["class"], "") if row["class"] in taught else ("", row["class"])
     plan = manifest.plan(
         _write_table(out.with_suffix(".csv"), rows),
         {"rgb": f"{source}/hand_rgb/{{id}}.jpg", "depth": f"{source}/hand_depth/{{id}}.png"},
         labels=["class", "taught", "untaught"],
         group="{subject}/{class}/{clip}",
+        split="split",
     )
-    pack(plan, out, workers=CORES, fractions={"train": 0.6, "val": 0.2, "test": 0.2})
+    pack(plan, out, workers=CORES)
 
 
 def pack_cifar(source: Path, out: Path) -> None:
@@ -232,15 +243,38 @@ def teach(run: Path, config: str, overrides: Sequence[str]) -> None:
 
 
 def tuning(setting: Setting, out: Path) -> list[Config]:
-    """Every method's trials, on the validation split."""
+    """The trials, on the validation split, that are yet to be made."""
     trials = {
-        f"{method}_x{factor:g}": {name: keywords | {"weight": keywords["weight"] * factor}}
+        _trial(method, factor): {name: keywords | {"weight": keywords["weight"] * factor}}
         for method, losses in setting.methods().items()
         for name, keywords in losses.items()
-        for factor in TRIALS
+        for factor in factors(setting, out, method)
     }
     folder = out / setting.name / "tuning"
-    return [setting.config(out, folder / name, TASK | losses, 0, "val") for name, losses in (trials | WCORD).items()]
+    return [
+        setting.config(out, folder / name, TASK | losses, 0, "val")
+        for name, losses in (trials | WCORD).items()
+        if not (folder / name / "results.json").exists()
+    ]
+
+
+def factors(setting: Setting, out: Path, method: str) -> list[float]:
+    """TRIALS and, as far as those before them are done, factors beyond for as long as the outermost one is the best."""
+    tried = list(TRIALS)
+    below, beyond = list(BELOW), list(BEYOND)
+    while all((out / setting.name / "tuning" / _trial(method, f) / "results.json").exists() for f in tried):
+        best = max(tried, key=lambda f: score(setting, out, _trial(method, f)))
+        if best == tried[-1] and beyond:
+            tried.append(beyond.pop(0))
+        elif best == tried[0] and below:
+            tried.insert(0, below.pop(0))
+        else:
+            break
+    return tried
+
+
+def _trial(method: str, factor: float) -> str:
+    return f"{method}_x{factor:g}"
 
 
 def score(setting: Setting, out: Path, name: str) -> float:
@@ -251,15 +285,18 @@ def score(setting: Setting, out: Path, name: str) -> float:
 
 def print_tuning(settings: Sequence[Setting], out: Path) -> None:
     """Print every trial's accuracy as Markdown."""
+    columns = sorted({*BELOW, *TRIALS, *BEYOND})
     for s in settings:
         print(f"\n## {s.name}: top-1 % on the validation split\n")
-        print(f"| usual weight times | {' | '.join(f'{factor:g}' for factor in TRIALS)} |")
-        print(f"| --- |{' ---: |' * len(TRIALS)}")
+        print(f"| usual weight times | {' | '.join(f'{factor:g}' for factor in columns)} |")
+        print(f"| --- |{' ---: |' * len(columns)}")
         for method in s.methods():
-            found = [100 * score(s, out, f"{method}_x{factor:g}") for factor in TRIALS]
-            print(f"| {method} | {' | '.join(f'{value:.1f}' for value in found)} |")
-        print(f"\n| wcord | {' | '.join(WCORD)} |\n| --- |{' ---: |' * len(WCORD)}")
-        print(f"| top-1 % | {' | '.join(f'{100 * score(s, out, form):.1f}' for form in WCORD)} |")
+            tried = factors(s, out, method)
+            found = [f"{100 * score(s, out, _trial(method, f)):.1f}" if f in tried else "" for f in columns]
+            print(f"| {method} | {' | '.join(found)} |")
+    print(f"\n| wcord | {' | '.join(s.name for s in settings)} |\n| --- |{' ---: |' * len(settings)}")
+    for form in WCORD:
+        print(f"| {form} | {' | '.join(f'{100 * score(s, out, form):.1f}' for s in settings)} |")
 
 
 def choose(settings: Sequence[Setting], out: Path) -> dict[str, dict[str, Losses]]:
@@ -269,7 +306,8 @@ def choose(settings: Sequence[Setting], out: Path) -> dict[str, dict[str, Losses
         best_form = max(WCORD, key=lambda form: score(setting, out, form))
         own = chosen[setting.name] = {"wcord": WCORD[DEFAULT], "wcord tuned": WCORD[best_form]}
         for method, losses in setting.methods().items():
-            best = max(TRIALS, key=lambda factor: score(setting, out, f"{method}_x{factor:g}"))
+            tried = factors(setting, out, method)
+            best = max(tried, key=lambda factor: score(setting, out, _trial(method, factor)))
             own[method] = {name: kw | {"weight": kw["weight"] * best} for name, kw in losses.items()}
     write_atomic(out / "chosen.json", json.dumps(chosen, indent=1).encode())
     return chosen
