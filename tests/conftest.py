@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -30,13 +31,23 @@ train: {{steps: 12, warmup: 2, log_every: 4, checkpoint_every: 5, learning_rate:
 """
 
 
+@pytest.fixture(scope="session")
+def config_writer(shapes: Path) -> Callable[[Path], Callable[..., Path]]:
+    """For a folder, what writes configs of a depth student into it; `teacher` and `losses` are YAML."""
+
+    def within(folder: Path) -> Callable[..., Path]:
+        def make(
+            run: str = "run", teacher: str = "", losses: str = "  cross_entropy: {}", shards: Path = shapes
+        ) -> Path:
+            path = folder / f"{run}.yaml"
+            path.write_text(CONFIG.format(run=folder / run, shards=shards, teacher=teacher, losses=losses))
+            return path
+
+        return make
+
+    return within
+
+
 @pytest.fixture
-def make_config(tmp_path: Path, shapes: Path):  # type: ignore[no-untyped-def]
-    """Write a config of a depth student; `teacher` and `losses` are YAML."""
-
-    def make(run: str = "run", teacher: str = "", losses: str = "  cross_entropy: {}", shards: Path = shapes) -> Path:
-        path = tmp_path / f"{run}.yaml"
-        path.write_text(CONFIG.format(run=tmp_path / run, shards=shards, teacher=teacher, losses=losses))
-        return path
-
-    return make
+def make_config(tmp_path: Path, config_writer: Callable[[Path], Callable[..., Path]]) -> Callable[..., Path]:
+    return config_writer(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,21 @@ from pipeline.evaluate import evaluate
 from pipeline.train import train
 
 
-@pytest.fixture
-def student(make_config: Any) -> Path:
+@pytest.fixture(scope="module")
+def trained(config_writer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    make_config = config_writer(tmp_path_factory.mktemp("trained"))
     teacher = train(
         configs.load(make_config("teacher"), ["student.modality=rgb", "train.steps=60", "train.learning_rate=0.02"])
     )
     losses = "  cross_entropy: {}\n  kd: {}\n  wcord: {weight: 0.05, dim: 8, queue: 32}"
     path = make_config("student", f"teacher: {{run: {teacher}}}", losses)
     return train(configs.load(path, ["train.steps=90", "train.learning_rate=0.02"]))
+
+
+@pytest.fixture
+def student(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the trained run for one test to work in."""
+    return Path(shutil.copytree(trained, tmp_path / "student"))
 
 
 def test_everything_promised_is_measured_and_kept(student: Path) -> None:
