@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.throughput import cpu_seconds
 from losses import Dims, Features, WCoRD
+from losses.rows import LARGEST_WHOLE
 from modalities import RGB, Depth
 from modalities.encoders.cnn5 import CNN5
 from modalities.encoders.resnet import ResNet
@@ -78,13 +79,29 @@ def loader_seconds() -> dict[str, float]:
         return found
 
 
-def loss_seconds(n: int) -> float:
-    """CPU seconds on one thread of WCoRD of a global batch of n, forward and backward, a vector of 768 and of 128."""
+def loss_seconds(n: int, ranks: int = 1) -> float:
+    """CPU seconds on one thread of a rank's part of WCoRD of a global batch of n, forward and backward, a vector of 768
+    and of 128."""
     torch.set_num_threads(1)
     loss = WCoRD(Dims(DIM), Dims(768), queue=QUEUE)
-    student, teacher = Features(torch.randn(n, DIM, requires_grad=True)), Features(torch.randn(n, 768))
-    batch = {"label": torch.full((n,), -1), "group": torch.full((n,), -1)}
-    return cpu_seconds(lambda: loss(student, teacher, batch).backward(), 2.0)
+    own = n // ranks
+    student, teacher = Features(torch.randn(own, DIM, requires_grad=True)), Features(torch.randn(own, 768))
+    batch = {"label": torch.full((own,), -1), "group": torch.full((own,), -1)}
+    # Ranks that work together call it equally often.
+    return cpu_seconds(lambda: loss(student, teacher, batch).backward(), 2.0 if ranks == 1 else 0.0)
+
+
+def _share(rank: int, folder: str, n: int) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    Path(folder, f"{rank}").write_text(str(loss_seconds(n, 2)))
+    dist.destroy_process_group()
+
+
+def shared_loss_seconds(n: int) -> float:
+    """CPU seconds of WCoRD of a global batch of n on each of two processes, the mean."""
+    with tempfile.TemporaryDirectory() as folder:
+        spawn(_share, (folder, n), nprocs=2)
+        return sum(float(Path(folder, f"{rank}").read_text()) for rank in range(2)) / 2
 
 
 def _reduce(rank: int, folder: str, size: int) -> None:
@@ -111,9 +128,12 @@ def predicted(gpus: int, constants: dict[str, float], student: str, cached: bool
     n = gpus * BATCH
     bandwidth = LINK_SHARE * (LINK if gpus <= GPUS_A_MACHINE else NETWORK)
     seen = 0.0 if cached else constants["teacher"]
-    # Every rank computes the losses of the whole global batch: matrices [n, n + queue], read and written.
-    matrices = n * (n + QUEUE) * 4.0
-    products = 2 * 3 * n * (n + QUEUE) * (768 + 2 * DIM)
+    # Matrices [n, n + queue], read and written. Up to LARGEST_WHOLE every rank computes the losses of the whole global
+    # batch; beyond, each its own samples' rows, once more in the backward.
+    shared = n > LARGEST_WHOLE
+    entries = n * (n + QUEUE) / (gpus if shared else 1)
+    matrices = 4.0 * entries
+    products = 2 * (4 if shared else 3) * entries * (768 + 2 * DIM)
     passes = 2 * ITERATIONS + 30
     gradients = 4 * constants[f"{student}/parameters"]
     features = 3 * 4 * n * (DIM + 768)  # gathered, and the student's gradient summed
@@ -143,6 +163,9 @@ def main() -> None:
         )
     for n in (64, 256, 1024):
         print(f"WCoRD of {n} samples: {1e6 * loss_seconds(n) / n:.0f} CPU us a sample on one thread")
+    large = 2 * LARGEST_WHOLE
+    one, two = loss_seconds(large), shared_loss_seconds(large)
+    print(f"WCoRD of {large} samples: {one:.1f} CPU s in one process, {two:.1f} in each of two")
     print(f"gloo, two processes here: {gloo_bytes_a_second() / 1e9:.2f} GB/s summed")
     print(f"\n{'GPUs':>5} {'cache':>6}  ms a step of {BATCH} a GPU{'':24}{'samples/s':>12} {'1e9 pairs':>10}")
     for gpus in (1, 8, 64):

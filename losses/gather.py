@@ -22,6 +22,16 @@ class _GatherWithGradient(torch.autograd.Function):
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
 
+class _SumOfShares(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, share: Tensor) -> Tensor:
+        return sum_over_ranks(share)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return ranks() * gradients[0]
+
+
 def _all_gather(local: Tensor) -> Tensor:
     local = local.contiguous()
     parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
@@ -49,6 +59,15 @@ def gather(local: Tensor) -> Tensor:
         return local
     gathered: Tensor = _GatherWithGradient.apply(local) if local.requires_grad else _all_gather(local)
     return gathered
+
+
+def sum_of_shares(share: Tensor) -> Tensor:
+    """The sum over ranks, on every rank, of what each of them computed of a loss of the global batch.
+
+    In the backward a share has the gradient of the sum, times the number of ranks: DDP's average takes it back.
+    """
+    total: Tensor = share if ranks() == 1 else _SumOfShares.apply(share)
+    return total
 
 
 def least_over_ranks(local: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""Transport between large batches, row block by row block: memory grows with the batch, not with its square."""
+"""Transport between large batches, row block by row block: memory grows with the batch, not with its square.
+
+Every rank takes the rows of its own samples; what they need of each other is the column sums, one vector an iteration.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ import torch
 from torch import Tensor
 
 from losses.base import full_precision
-from losses.rows import row_blocks
+from losses.gather import gather, least_over_ranks, ranks, sum_over_ranks
+from losses.rows import own_rows, row_blocks
 
 SMALLEST_SUM = 1e-30
 """Column sums below it are taken again by logarithms; fp32 loses what is under e^-87 of a row's largest entry."""
@@ -27,8 +31,9 @@ def transport_cost(
     """`sum_ij P_ij (1 - <x_i, y_j>)`, the plan's diagonal mass, its marginal error, and `P carried`; P as `sinkhorn`
     finds it.
 
-    x: `[n, d]`, y: `[m, d]`, L2-normalised; computed in fp32 or float64. diagonal_odds: how much likelier the prior
-    holds a true pair than any other, at least 1; the anchored prior `(1 - a) I/n + a/n^2` has 1 + n (1 - a) / a.
+    x: `[n, d]`, y: `[m, d]`, L2-normalised, of the global batch and equal on all ranks; computed in fp32 or float64.
+    diagonal_odds: how much likelier the prior holds a true pair than any other, at least 1; the anchored prior
+    `(1 - a) I/n + a/n^2` has 1 + n (1 - a) / a.
     carried: `[m, D]`, what the plan brings to the rows of x, `[n, D]`; None brings nothing.
     The gradient is that of the cost with P held fixed (the envelope theorem); the others have none.
     """
@@ -51,20 +56,23 @@ class _TransportCost(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         problem = _Problem(x, y, epsilon, math.log(diagonal_odds))
         f, g = problem.potentials(iterations)
-        gradient_x, gradient_y, column = torch.empty_like(x), torch.zeros_like(y), torch.zeros_like(g)
-        diagonal, error = x.new_zeros(()), x.new_zeros(())
+        gradient_x, gradient_y = torch.zeros_like(x), torch.zeros_like(y)
+        mass, diagonal, error = x.new_zeros(()), x.new_zeros(()), x.new_zeros(())
         carried = None if carried is None else carried.to(x.dtype)
         brought = None if carried is None else x.new_empty(len(x), carried.shape[1])
         for rows, log_plan in problem.blocks(g):
             plan = log_plan.add_(f[rows, None]).exp_()
             gradient_x[rows] = -plan @ y
             gradient_y.addmm_(plan.T, x[rows], alpha=-1)
-            column += plan.sum(0)
+            in_row = plan.sum(1)
+            mass += in_row.sum()
             diagonal += plan.diagonal(rows.start).sum() if rows.start < len(y) else 0
-            error += (plan.sum(1) - 1 / len(x)).abs().sum()
+            error += (in_row - 1 / len(x)).abs().sum()
             if carried is not None and brought is not None:
                 brought[rows] = plan @ carried
-        cost = column.sum() + (gradient_x * x).sum()
+        cost = mass + (gradient_x * x).sum()
+        cost, diagonal, error = sum_over_ranks(torch.stack([cost, diagonal, error])).unbind()
+        brought = None if brought is None else gather(brought[own_rows(len(x))])
         ctx.save_for_backward(gradient_x, gradient_y)
         ctx.mark_non_differentiable(diagonal, error, *(() if brought is None else (brought,)))
         return cost, diagonal, error, brought
@@ -72,7 +80,8 @@ class _TransportCost(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         gradient_x, gradient_y = ctx.saved_tensors
-        return gradients[0] * gradient_x, gradients[0] * gradient_y, None, None, None, None
+        scale = ranks() * gradients[0]  # as `sum_of_shares` has it
+        return scale * gradient_x, scale * gradient_y, None, None, None, None
 
 
 class _Problem:
@@ -107,19 +116,20 @@ class _Problem:
         return f, g, least
 
     def _sums(self, g: Tensor) -> tuple[Tensor, Tensor]:
-        """Row potentials, and the column sums under them."""
+        """Potentials of this rank's rows, and the column sums of all under them."""
         n = len(self.x)
-        f, column = g.new_empty(n), torch.zeros_like(g)
+        f, column = torch.zeros_like(self.x[:, 0]), torch.zeros_like(g)
         for rows, block in self.blocks(g):
             largest = block.amax(1, keepdim=True)
             kernel = block.sub_(largest).exp_()
             total = kernel.sum(1)
             f[rows] = -math.log(n) - largest[:, 0] - total.log()
             column.addmv_(kernel.T, 1 / (n * total))
-        return f, column
+        return f, sum_over_ranks(column)
 
     def _log_column(self, f: Tensor, g: Tensor) -> Tensor:
         total = torch.full_like(g, -math.inf)
         for rows, block in self.blocks(g):
             total = torch.logaddexp(total, torch.logsumexp(block.add_(f[rows, None]), 0))
-        return total
+        largest = -least_over_ranks(-total)
+        return largest + sum_over_ranks((total - largest).exp()).log()

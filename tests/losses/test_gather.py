@@ -12,6 +12,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from cases import NAMES, Network, batch, build, dims, sides
 
+from losses import rows
+
 BATCH, STEPS = 12, 3
 STUDENT, TEACHER = dims(6, 3), dims(10, 5)
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -28,8 +30,8 @@ def run(name: str, rank: int, ranks: int, dtype: torch.dtype) -> dict[str, Any]:
         mine = slice(rank * BATCH // ranks, (rank + 1) * BATCH // ranks)
         for module in (student, loss):
             module.zero_grad()
-        rows = {key: rows[mine] for key, rows in batch(BATCH, step).items()}  # labels lie unevenly on the ranks
-        value = loss(student(x[mine]), teacher(x[mine]), rows)
+        known = {key: column[mine] for key, column in batch(BATCH, step).items()}  # labels lie unevenly on the ranks
+        value = loss(student(x[mine]), teacher(x[mine]), known)
         value.backward()
         total = value.detach().clone()
         gradients = [p.grad for m in (student, loss) for p in m.parameters() if p.grad is not None]
@@ -41,7 +43,8 @@ def run(name: str, rank: int, ranks: int, dtype: torch.dtype) -> dict[str, Any]:
     return {"values": values, "gradients": [g.clone() for g in gradients], "buffers": dict(loss.named_buffers())}
 
 
-def worker(rank: int, ranks: int, folder: str) -> None:
+def worker(rank: int, ranks: int, largest: int, folder: str) -> None:
+    rows.LARGEST_WHOLE, rows.BLOCK_ELEMENTS = largest, 3 * BATCH  # of its share a rank takes several blocks
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks)
     torch.set_num_threads(1)
     found = {f"{name} {dtype}": run(name, rank, ranks, dtype) for name in NAMES for dtype in TOLERANCE}
@@ -49,11 +52,16 @@ def worker(rank: int, ranks: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module",
+    params=[(2, 2 * BATCH), (2, BATCH - 1), *(pytest.param((4, n), marks=pytest.mark.slow) for n in (BATCH, 1))],
+    ids=lambda param: f"{param[0]} ranks, whole to {param[1]}",
+)
 def ranks(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
-    count = request.param
+    """Of so many ranks, which share the rows of matrices of larger batches than that."""
+    count, largest = request.param
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(worker, args=(count, folder), nprocs=count)
+        mp.spawn(worker, args=(count, largest, folder), nprocs=count)
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(count)]
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch.nn import functional as F
 
 from losses import row_blocked, rows, sinkhorn
@@ -66,3 +70,21 @@ def test_an_anchored_prior_is_an_odds() -> None:
     found = transport_cost(x, y, 0.1, 20, 1 + 12 * (1 - a) / a)
     torch.testing.assert_close(found[0], (plan * (1 - x @ y.T)).sum())
     torch.testing.assert_close(found[1], plan.diagonal().sum())
+
+
+def _columns_that_no_row_wants(rank: int, ranks: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks)
+    x = unit(8, 0, torch.float32)
+    found = transport_cost(x, torch.cat([x[:4], -x[:4]]), 2e-3, 30, carried=x)
+    torch.save([part.clone() for part in found if part is not None], f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_ranks_that_share_the_rows_fill_such_columns_too(tmp_path: Path) -> None:
+    x = unit(8, 0, torch.float32)
+    one = transport_cost(x, torch.cat([x[:4], -x[:4]]), 2e-3, 30, carried=x)
+    mp.spawn(_columns_that_no_row_wants, args=(2, str(tmp_path)), nprocs=2)
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        torch.testing.assert_close(found, list(one), rtol=1e-5, atol=1e-6)
