@@ -75,12 +75,15 @@ WCORD: dict[str, Losses] = {
     "local_heavy_relational_light": _wcord(0.5, 6, 0.15),
     **{f"local_heavy_positions_{p:g}": _wcord(0.5, 6, 0.0, p) for p in (2.0, 6.0, 20.0)},
     **{f"local_heavy_relational_light_positions_{p:g}": _wcord(0.5, 6, 0.15, p) for p in (2.0, 6.0, 20.0)},
+    "local_heavy_relational_positions_20": _wcord(0.5, 6, 0.45, 20),
+    "local_heavier_relational_light_positions_20": _wcord(0.5, 18, 0.15, 20),
+    "all_heavier_relational_light_positions_60": _wcord(1.5, 18, 0.15, 60),
 }
 """The relational part has `local_weight * relational` of the whole."""
 
-DEFAULT = "local_heavy_relational_light"
-"""The form that `wcord` is by default, one and the same in every setting: of these the best by the sum over the
-validation splits of the three settings and generated tabletop scenes, where the form `relational` collapses."""
+DEFAULT, POOLED = "local_heavy_relational_light_positions_20", "local_heavy_relational_light"
+"""What the shipped configs use where both sides see the same picture, one and the same in every setting: of these the
+best by the sum over the validation splits; and `wcord` alone, without transport between positions."""
 
 PAPER: Losses = {
     "global_contrast": {"weight": 0.8, "link": "linear", "discount": False},
@@ -159,11 +162,19 @@ def main() -> None:
         print_tuning(settings, out)
         chosen = choose(settings, out)
         finals = {s.name: final_methods(s, chosen) for s in settings}
-        wait([job for s in settings for job in submit_seeds(pool, s, out, finals[s.name], s.seeds)])
+        wait(
+            [
+                job
+                for seed in range(max(s.seeds for s in settings))
+                for s in settings
+                if seed < s.seeds
+                for job in submit(pool, runs(s, out, finals[s.name], seed))
+            ]
+        )
         for s in settings:
             table(s, out, list(finals[s.name]), s.seeds)
         first = settings[0]
-        wait(submit_seeds(pool, first, out, FORMS, FORM_SEEDS))
+        wait([job for seed in range(FORM_SEEDS) for job in submit(pool, runs(first, out, FORMS, seed))])
         table(first, out, ["labels", *FORMS], FORM_SEEDS)
 
 
@@ -304,7 +315,11 @@ def choose(settings: Sequence[Setting], out: Path) -> dict[str, dict[str, Losses
     chosen: dict[str, dict[str, Losses]] = {}
     for setting in settings:
         best_form = max(WCORD, key=lambda form: score(setting, out, form))
-        own = chosen[setting.name] = {"wcord": WCORD[DEFAULT], "wcord tuned": WCORD[best_form]}
+        own = chosen[setting.name] = {
+            "wcord": WCORD[DEFAULT],
+            "wcord without positions": WCORD[POOLED],
+            "wcord tuned": WCORD[best_form],
+        }
         for method, losses in setting.methods().items():
             tried = factors(setting, out, method)
             best = max(tried, key=lambda factor: score(setting, out, _trial(method, factor)))
@@ -327,12 +342,6 @@ def runs(setting: Setting, out: Path, methods: Mapping[str, Losses], seed: int) 
         setting.config(out, _run(out, setting, name, seed), TASK | losses, seed, "test")
         for name, losses in methods.items()
     ]
-
-
-def submit_seeds(
-    pool: ProcessPoolExecutor, setting: Setting, out: Path, methods: Mapping[str, Losses], seeds: int
-) -> list[Any]:
-    return [job for seed in range(seeds) for job in submit(pool, runs(setting, out, methods, seed))]
 
 
 def submit(pool: ProcessPoolExecutor, students: list[Config]) -> list[Any]:
