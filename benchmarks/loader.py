@@ -20,6 +20,7 @@ import numpy as np
 import psutil
 import torch
 import webdataset as wds
+from torch.multiprocessing.spawn import spawn
 from torch.utils.data import DataLoader
 
 from modalities import RGB, Depth
@@ -116,11 +117,16 @@ def write_small(folder: Path, samples: int) -> None:
     (folder / MANIFEST).write_text(about.model_dump_json())
 
 
+def _write_small(_: int, folder: Path, samples: int) -> None:
+    write_small(folder, samples)
+
+
 def memory(samples: int) -> None:
     """Resident memory of the training process and of its worker, a line for each tenth of the samples."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "data"
-        write_small(folder, samples)
+        # Not here: what writing leaves in the heap would be shared with the worker at first, and page by page no more.
+        spawn(_write_small, (folder, samples))
         small = {"teacher": View(RGB(), 4), "student": View(Depth(), 4)}
         stream = TrainStream(open_split(folder, "train", "label"), small, batch=250, shuffle=SHUFFLE)
         batches = loader(stream, 1, CPU)
@@ -128,7 +134,7 @@ def memory(samples: int) -> None:
         for step in range(samples // 250):
             next(batches)
             if (step + 1) % (samples // 2500) == 0:
-                own = [p.memory_full_info().uss / 2**20 for p in (process, *process.children())]
+                own = [p.memory_info().rss / 2**20 for p in (process, *process.children())]
                 found.append(own)
                 print(f"{(step + 1) * 250:,} samples: {own[0]:.0f} MiB, worker {own[1]:.0f} MiB", flush=True)
         late = np.array(found[1:])

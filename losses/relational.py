@@ -24,9 +24,10 @@ def relational_divergence(
     """`mean_i KL(r_i(teacher) || r_i(student))`, `r_i` the softmax over j != i of `cos(x_i, x_j) / temperature`,
     cosines of features that are centred by the batch's mean.
 
-    student: `[B, D_S]`, teacher: `[B, D_T]`. plan: `[B, B]` transport plan that carries the teacher's similarities
-    to the students before the softmax, `(B P) S_T (B P)'`; without one the pairs are taken as they are. The
-    relational form after Park et al. 2019 (arXiv 1904.05068) and Passalis and Tefas 2018 (arXiv 1803.10837).
+    student: `[B, D_S]`, teacher: `[B, D_T]`, of the global batch and equal on all ranks. plan: `[B, B]` transport plan
+    that carries the teacher's similarities to the students before the softmax, `(B P) S_T (B P)'`; without one the
+    pairs are taken as they are. The relational form after Park et al. 2019 (arXiv 1904.05068) and Passalis and Tefas
+    2018 (arXiv 1803.10837).
     weight: `[B]` of the samples, of sum 1, in both means and as what the softmax counts a neighbour for; uniform
     without. A sample of weight 0 takes no part.
     """

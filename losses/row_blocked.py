@@ -71,7 +71,7 @@ class _TransportCost(torch.autograd.Function):
             if carried is not None and brought is not None:
                 brought[rows] = plan @ carried
         cost = mass + (gradient_x * x).sum()
-        cost, diagonal, error = sum_over_ranks(torch.stack([cost, diagonal, error])).unbind()
+        cost, diagonal, error = (part.clone() for part in sum_over_ranks(torch.stack([cost, diagonal, error])))
         brought = None if brought is None else gather(brought[own_rows(len(x))])
         ctx.save_for_backward(gradient_x, gradient_y)
         ctx.mark_non_differentiable(diagonal, error, *(() if brought is None else (brought,)))
@@ -101,7 +101,8 @@ class _Problem:
         """Of the rows and of the columns, in units of epsilon. Iterations of one pass each, and only if a column sum
         underflowed all of them again with two: to look at the sums is to wait for the device, so it is done once."""
         f, g, least = self._iterate(iterations, by_logarithms=False)
-        if not least > SMALLEST_SUM:  # or nan, to which a sum of 0 leads
+        fine = least_over_ranks((least > SMALLEST_SUM).float())  # nan, to which a sum of 0 leads, is not
+        if not fine:  # of all ranks, which must choose alike
             f, g, _ = self._iterate(iterations, by_logarithms=True)
         return f, g
 

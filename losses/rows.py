@@ -18,8 +18,10 @@ BLOCK_ELEMENTS = 1 << 23
 
 
 def own_rows(rows: int) -> slice:
-    """Those of this rank's samples, of the rows of the global batch."""
-    share = rows // ranks()
+    """Those of this rank's samples, of the rows of the global batch; ValueError if ranks cannot have equally many."""
+    share, left = divmod(rows, ranks())
+    if left:
+        raise ValueError(f"{rows} rows are not the global batch of {ranks()} ranks: each must give equally many")
     return slice(rank() * share, (rank() + 1) * share)
 
 

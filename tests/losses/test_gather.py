@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from cases import NAMES, Network, batch, build, dims, sides
+from cases import NAMES, VARIANTS, Network, batch, build, dims, sides
 
 from losses import rows
 
@@ -25,6 +25,7 @@ def run(name: str, rank: int, ranks: int, dtype: torch.dtype) -> dict[str, Any]:
     loss = build(name, *pair).to(dtype)
     student, teacher = Network(pair[0]).to(dtype), Network(pair[1]).to(dtype).requires_grad_(False)
     values: list[float] = []
+    own: list[float] = []
     for step in range(STEPS):
         x = torch.randn(BATCH, 5, generator=torch.Generator().manual_seed(step), dtype=torch.float64).to(dtype)
         mine = slice(rank * BATCH // ranks, (rank + 1) * BATCH // ranks)
@@ -34,13 +35,19 @@ def run(name: str, rank: int, ranks: int, dtype: torch.dtype) -> dict[str, Any]:
         value = loss(student(x[mine]), teacher(x[mine]), known)
         value.backward()
         total = value.detach().clone()
+        own.append(float(total))
         gradients = [p.grad for m in (student, loss) for p in m.parameters() if p.grad is not None]
         if ranks > 1:
             for tensor in [total, *gradients]:
                 dist.all_reduce(tensor)
                 tensor /= ranks
         values.append(float(total))
-    return {"values": values, "gradients": [g.clone() for g in gradients], "buffers": dict(loss.named_buffers())}
+    return {
+        "values": values,
+        "own": own,
+        "gradients": [g.clone() for g in gradients],
+        "buffers": dict(loss.named_buffers()),
+    }
 
 
 def worker(rank: int, ranks: int, largest: int, folder: str) -> None:
@@ -71,6 +78,8 @@ def test_several_ranks_equal_one(ranks: list[dict[str, Any]], name: str, dtype: 
     one, relative = run(name, 0, 1, dtype), TOLERANCE[dtype]
     for found in (part[f"{name} {dtype}"] for part in ranks):
         assert found["values"] == pytest.approx(one["values"], rel=relative)
+        if VARIANTS.get(name, (name, {}))[0] in ("wcord", "global_contrast", "local_transport"):  # of the whole batch
+            assert found["own"] == pytest.approx(one["values"], rel=relative)
         # What is zero but for rounding (a bias that the loss does not see) has the rounding of the largest gradient.
         rounding = torch.finfo(dtype).eps * max(float(b.abs().max()) for b in one["gradients"])
         for a, b in zip(found["gradients"], one["gradients"], strict=True):
