@@ -6,7 +6,7 @@ import json
 import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,16 @@ from modalities.encoders import find
 from pipeline.config import Config
 from pipeline.draw import Draw
 from pipeline.errors import UserError
-from pipeline.launch import start_accelerator
+from pipeline.launch import precision_of, start_accelerator
 from pipeline.model import build_teacher, fingerprint
 from pipeline.network import Joint, Network
 from pipeline.prepare import Prepare
 from pipeline.progress import Progress
+from pipeline.remote import keep
 from pipeline.samples import Sample, distrust, read_range, stamp
 from pipeline.shards import Shard, load_dataset, write_atomic, write_shard
 from pipeline.sidecar import Cache, differences, encode, manifest_path, member, sidecar_name
-from pipeline.skipped import Skipped, counts, in_words
+from pipeline.skipped import SKIPPED, Skipped, counts, in_words
 from pipeline.source import Policy, Source, open_split
 from pipeline.stream import Fault, loader, ready
 
@@ -59,6 +60,7 @@ def cache(config: Config) -> Path:
         fingerprint=fingerprint(config, teacher, source),
         views=config.teacher.views,
         dtype=config.teacher.cache_dtype,
+        precision=precision_of(config),
         pooled=teacher.dims.pooled,
         maps=list(teacher.dims.maps) if maps else [],
         classes=teacher.classes,
@@ -66,6 +68,7 @@ def cache(config: Config) -> Path:
         licence=load_dataset(source.folder).licence,
         sidecars={},
     )
+    _check_shared(source.folder, name, accelerator)
     teacher.eval().to(accelerator.device)
     own = list(source.shards[accelerator.process_index :: accelerator.num_processes])
     random.Random().shuffle(own)  # jobs of an array then seldom compute the same one
@@ -80,7 +83,7 @@ def cache(config: Config) -> Path:
             progress.advance(shard.samples)
     path = manifest_path(source.folder, name)
     if accelerator.is_main_process:
-        found = {shard.file: _await(source, shard, about) for shard in source.shards}
+        found = {shard.file: _await(source, shard, about, config.train.timeout) for shard in source.shards}
         sidecars = {file: sidecar for file, (sidecar, _) in found.items()}
         faulty = {file: count for file, (_, count) in found.items() if count}
         whole = about.model_copy(update={"sidecars": sidecars, "faulty": faulty})
@@ -89,7 +92,10 @@ def cache(config: Config) -> Path:
             _receipt(source, shard, name).unlink(missing_ok=True)
     accelerator.end_training()
     if skipped:
-        print(f"{len(skipped)} samples have no features: {in_words(counts(skipped))}", flush=True)
+        listed = source.folder / f"{name}.{SKIPPED}"
+        with listed.open("a") as file:
+            file.writelines(json.dumps(asdict(one)) + "\n" for one in skipped)
+        print(f"{len(skipped)} samples have no features: {in_words(counts(skipped))}; listed in {listed}", flush=True)
     if accelerator.is_main_process:
         whole.check_faulty(source.samples, config.data.max_faulty)
     return path
@@ -117,7 +123,7 @@ def _finished(source: Source, shard: Shard, about: Cache) -> tuple[Shard, int] |
         packed = found.fingerprint.shards.get(shard.file, "")
         own = found.fingerprint.model_copy(update={"shards": {shard.file: packed}})
         wanted = about.fingerprint.model_copy(update={"shards": {shard.file: shard.sha256}})
-        same = all(getattr(found, key) == getattr(about, key) for key in ("views", "dtype", "maps"))
+        same = all(getattr(found, key) == getattr(about, key) for key in ("views", "dtype", "precision", "maps"))
         sidecar = found.sidecars.get(shard.file)
         if sidecar is None or differences(own, wanted) or not same:
             continue
@@ -127,12 +133,45 @@ def _finished(source: Source, shard: Shard, about: Cache) -> tuple[Shard, int] |
     return None
 
 
-def _await(source: Source, shard: Shard, about: Cache) -> tuple[Shard, int]:
-    """The side-car of a shard once some process has finished it, however long that takes: not a collective, which
-    would run out of time. A process that dies takes this one with it, by the launcher."""
+def _check_shared(folder: Path, name: str, accelerator: Accelerator) -> None:
+    """UserError unless all processes see what the first one writes beside the shards."""
+    if accelerator.num_processes == 1:
+        return
+    token = folder / f"{name}.cache.token"
+    if accelerator.is_main_process:
+        token.touch()
+    accelerator.wait_for_everyone()
+    seen = accelerator.gather(torch.tensor([float(token.exists())], device=accelerator.device))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        token.unlink()
+    if seen.min() == 0:
+        raise UserError(
+            f"{folder}: {int(seen.sum())} of {len(seen)} processes see what the first one writes there. Put the shards "
+            "where all machines can read and write them, or run `wcord cache` on one machine and copy the side-cars."
+        )
+
+
+def _await(source: Source, shard: Shard, about: Cache, patience: float) -> tuple[Shard, int]:
+    """The side-car of a shard once some process has finished it: not a collective, which would run out of time however
+    much is written meanwhile. UserError once nothing was for so many seconds."""
+    seen, since = None, time.monotonic()
     while (found := _finished(source, shard, about)) is None:
+        written = {(path.name, path.stat().st_size) for path in _written(source.folder, about.name)}
+        if written != seen:
+            seen, since = written, time.monotonic()
+        if time.monotonic() - since > patience:
+            raise UserError(
+                f"{source.folder / sidecar_name(shard.file, about.name)}: the process that was to write it has written "
+                f"nothing for {patience:g} s (train.timeout). Run `wcord cache` again: what is done is kept."
+            )
         time.sleep(0.5)
     return found
+
+
+def _written(folder: Path, name: str) -> list[Path]:
+    """Side-cars, whole and not yet whole, and their receipts."""
+    return [path for path in folder.glob(f"*.{name}.tar*") if path.exists()]
 
 
 def _write(
@@ -161,7 +200,9 @@ def _write(
                     },
                 )
 
-    return write_shard(source.folder / sidecar_name(shard.file, about.name), samples())
+    path = source.folder / sidecar_name(shard.file, about.name)
+    keep(path)
+    return write_shard(path, samples())
 
 
 @torch.no_grad()

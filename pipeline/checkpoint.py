@@ -28,13 +28,15 @@ SHARDS = "shards"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """model: what training changes. optimizer: its state_dict. step: how many steps were taken. ranks: by how many."""
+    """model: what training changes. optimizer: its state_dict. step: how many steps were taken. ranks: by how many
+    processes, each with so many `workers`, None where an earlier version did not note it."""
 
     step: int
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
     identity: dict[str, Any]
     ranks: int = 1
+    workers: int | None = None
 
 
 class DamagedError(UserError):
@@ -58,6 +60,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             "format": FORMAT,
             "step": checkpoint.step,
             "ranks": checkpoint.ranks,
+            "workers": checkpoint.workers,
             "sha256": {path.name: sha256(path) for path in sorted(part.iterdir())},
             "identity": checkpoint.identity,
         }
@@ -116,7 +119,8 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint:
                 raise ValueError(f"{name} is not what was written: its sha256 differs")
         model = load_file(path / "model.safetensors")
         optimizer = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
-        return Checkpoint(int(about["step"]), model, optimizer, about["identity"], int(about.get("ranks", 1)))
+        made_by = int(about.get("ranks", 1)), about.get("workers")
+        return Checkpoint(int(about["step"]), model, optimizer, about["identity"], *made_by)
     except UserError:
         raise
     except Exception as error:  # the readers raise whatever a damaged file makes them stumble on

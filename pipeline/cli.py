@@ -272,6 +272,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        from pipeline.stream import worker_died
+
+        if (died := worker_died(error)) is None:
+            raise
+        print(f"error: {died}", file=sys.stderr)
+        sys.exit(2)
     except OSError as error:
         if error.errno not in _PLACES:
             raise

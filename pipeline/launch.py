@@ -17,13 +17,10 @@ from pipeline.errors import UserError
 def start_accelerator(config: Config) -> Accelerator:
     """Start Accelerate; UserError for a launch that would not train what it says."""
     _check_launch()
-    precision = config.train.precision
     # It starts the process group; Accelerator takes the one that it finds.
     patience = timedelta(seconds=config.train.timeout)
     device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=patience).device.type
-    if precision == "auto":
-        native = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bf16" if native else "fp32"
+    precision = precision_of(config)
     if precision == "fp16" and device == "cpu":
         raise UserError("train.precision: fp16 needs a GPU; use fp32 (or bf16) on a CPU.")
     if device == "cpu" and parse_flag_from_env("ACCELERATE_USE_FSDP"):
@@ -45,6 +42,15 @@ def start_accelerator(config: Config) -> Accelerator:
             f"{accelerator.num_processes} processes."
         )
     return accelerator
+
+
+def precision_of(config: Config) -> str:
+    """fp32, bf16 or fp16: what networks compute in on the device that this process has."""
+    precision = config.train.precision
+    if precision != "auto":
+        return precision
+    native = PartialState().device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if native else "fp32"
 
 
 def _check_launch() -> None:

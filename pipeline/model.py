@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 
 from losses import LOSSES, Features, LocalTransport, PositionTransport
@@ -19,10 +20,11 @@ from modalities.encoders.zero_shot import ZeroShot as ZeroShotHead
 from pipeline.config import Config, ZeroShot
 from pipeline.errors import UserError
 from pipeline.gradient_cache import in_parts
+from pipeline.launch import precision_of
 from pipeline.network import Joint, Network, build_network, digest, load_network, load_single, sight
 from pipeline.paired import nothing, term
 from pipeline.prepare import Batch, Sight
-from pipeline.shards import load_dataset
+from pipeline.shards import load_dataset, verify_files
 from pipeline.sidecar import Cache, CachedTeacher, Fingerprint, open_cache
 from pipeline.source import Policy, Source, open_split
 
@@ -238,6 +240,13 @@ def _cached(config: Config, teacher: Network | Joint, losses: Iterable[type[Loss
         if wanted != held:
             raise UserError(f"teacher.{key}: {wanted}, but the cache holds {held}; cache it again, or set {held}.")
     cache.check_faulty(source.samples, config.data.max_faulty)
+    if not source.tolerant:
+        verify_files(source.folder, cache.sidecars.values(), "wcord cache")
+    if (own := precision_of(config)) != cache.precision:
+        PartialState().print(
+            f"{cache.name}: the teacher's features were computed in {cache.precision}; this run itself would compute "
+            f"them in {own}."
+        )
     if teacher.dims.maps and not cache.maps and any(loss.needs_maps for loss in losses):
         raise UserError(f"teacher.cache: {cache.name} holds no feature maps, which a loss needs; cache it again.")
     return CachedTeacher(cache)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -72,7 +72,17 @@ def _root() -> Path:
 def refresh(folder: Path, name: str) -> None:
     """Fetch a small file anew into a mirror; FileNotFoundError if there is none, UserError if it cannot be reached."""
     url = f"{origin(folder)}/{name}"
-    _replace(folder / name, _patiently(url, lambda fs, path: fs.cat_file(path)))
+    _replace(folder / name, _patiently(url, lambda fs, path, failures: _read(fs, path)))
+
+
+def keep(path: Path) -> None:
+    """Never remove a file, which is made here, from a mirror; nothing to do for any other folder."""
+    if origin(path.parent) is not None:
+        _own(path).touch()
+
+
+def _own(path: Path) -> Path:
+    return path.with_name(f"{path.name}.own")
 
 
 def fetch(path: Path, size: int) -> None:
@@ -87,25 +97,36 @@ def fetch(path: Path, size: int) -> None:
             return
         part = path.with_name(f"{path.name}.part")
         url = f"{origin(path.parent)}/{path.name}"
+        length = BLOCK
         with part.open("ab") as file:
             while (done := file.tell()) < size:
-                end = min(done + BLOCK, size)
-                data = _patiently(url, lambda fs, remote, a=done, b=end: _block(fs, remote, a, b))
+
+                def request(fs: Any, remote: str, failures: int, start: int = done, most: int = length) -> bytes:
+                    return _block(fs, remote, start, min(start + max(most >> failures, 1), size))
+
+                data = _patiently(url, request)
                 file.write(data)
                 file.flush()
+                length = min(2 * len(data), BLOCK)  # a slow line has had to ask for less
         part.replace(path)
     _evict(path)
 
 
-def _block(fs: Any, path: str, start: int, end: int) -> bytes:
-    """Bytes `start` to `end`, or fewer; raises OSError if nothing comes."""
+def _read(fs: Any, path: str, **part: int) -> bytes:
+    """A file, or its bytes from `start` to `end`, within STALLED seconds where the file system can be interrupted."""
     data: bytes
     if hasattr(fs, "_cat_file"):
         from fsspec.asyn import sync
 
-        data = sync(fs.loop, fs._cat_file, path, start=start, end=end, timeout=STALLED)
+        data = sync(fs.loop, fs._cat_file, path, timeout=STALLED, **part)
     else:
-        data = fs.cat_file(path, start=start, end=end)
+        data = fs.cat_file(path, **part)
+    return data
+
+
+def _block(fs: Any, path: str, start: int, end: int) -> bytes:
+    """Bytes `start` to `end`, or fewer; raises OSError if nothing comes."""
+    data = _read(fs, path, start=start, end=end)
     if len(data) > end - start:  # a server that does not know ranges sends all
         data = data[start:end]
     if not data:
@@ -113,13 +134,15 @@ def _block(fs: Any, path: str, start: int, end: int) -> bytes:
     return data
 
 
-def _patiently(url: str, request: Any) -> bytes:
-    """Try until it works, with longer and longer pauses; what will not get better by waiting is raised at once."""
+def _patiently(url: str, request: Callable[[Any, str, int], bytes]) -> bytes:
+    """Try until it works, with longer and longer pauses; what will not get better by waiting is raised at once.
+
+    request: of a file system, a path in it and how many attempts have failed.
+    """
     for failures in range(1, RETRIES + 1):
         try:
             fs, path = _file_system(url)
-            data: bytes = request(fs, path)
-            return data
+            return request(fs, path, failures - 1)
         except (FileNotFoundError, PermissionError, UserError):  # noqa: PERF203
             raise
         except Exception as error:  # each file system has errors of its own
@@ -155,15 +178,17 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _evict(kept: Path) -> None:
-    """Remove the shards that were not used for the longest time until the rest fits; open ones stay readable."""
+    """Remove the shards that were not used for the longest time until the rest of those that were fetched, or are being
+    fetched, fits; open ones stay readable."""
     limit = float(os.environ.get("WCORD_CACHE_GB") or 50) * 1e9
     found = []
-    for path in kept.parents[1].glob("*/*.tar"):
+    for path in kept.parents[1].glob("*/*.tar*"):
         with suppress(FileNotFoundError):
-            found.append((path.stat().st_atime, path.stat().st_size, path))
+            if path.suffix in (".tar", ".part") and not _own(path).exists():
+                found.append((path.stat().st_atime, path.stat().st_size, path))
     total = sum(size for _, size, _ in found)
     for _, size, path in sorted(found):
-        if total > limit and path != kept:
+        if total > limit and path != kept and path.suffix == ".tar":
             path.unlink(missing_ok=True)
             total -= size
 

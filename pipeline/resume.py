@@ -36,12 +36,15 @@ def save(
     weights = whole(model.trainable_state())
     state = {"optimizer": whole(optimizer.state_dict()), "scaler": _scaler_state(accelerator)}
     if accelerator.is_main_process:
-        checkpoint = Checkpoint(step, weights, state, identity, accelerator.num_processes)
+        checkpoint = Checkpoint(step, weights, state, identity, accelerator.num_processes, config.data.workers)
         save_checkpoint(run / "checkpoints", checkpoint, config.train.keep)
 
 
-def go_on(run: Path, model: Distillation, optimizer: Any, identity: dict[str, Any], accelerator: Accelerator) -> int:
+def go_on(
+    config: Config, model: Distillation, optimizer: Any, identity: dict[str, Any], accelerator: Accelerator
+) -> int:
     """Load the newest checkpoint, if there is one, and return how many steps were taken."""
+    run = Path(config.run)
     checkpoint = newest_checkpoint(run / "checkpoints", identity, accelerator.print)
     done = checkpoint.step if checkpoint else 0
     seen = accelerator.gather(torch.tensor([done], device=accelerator.device)).tolist()
@@ -57,6 +60,11 @@ def go_on(run: Path, model: Distillation, optimizer: Any, identity: dict[str, An
             accelerator.print(
                 f"{run}: {checkpoint.ranks} processes made the checkpoint, {accelerator.num_processes} go on: the "
                 "global batch is as large, but of other samples, so the weights will not be the same bits."
+            )
+        if checkpoint.workers not in (None, config.data.workers) and not config.data.in_memory:
+            accelerator.print(
+                f"{run}: the checkpoint was made with data.workers {checkpoint.workers}, {config.data.workers} go on: "
+                "batches are of other samples, so the weights will not be the same bits."
             )
         load_model(model, checkpoint.model)
         load_optimizer(optimizer, checkpoint.optimizer["optimizer"])

@@ -98,16 +98,17 @@ def local(folder: str | Path) -> Path:
     return mirror(str(folder)) if is_remote(folder) else Path(folder)
 
 
-def verify_files(folder: str | Path, shards: Iterable[Shard]) -> None:
-    """Check, without reading them, that shards exist and have their recorded size; UserError names the first fault."""
+def verify_files(folder: str | Path, shards: Iterable[Shard], command: str = "wcord pack") -> None:
+    """Check, without reading them, that shards exist and have their recorded size; UserError names the first fault, and
+    the command that makes them again."""
     for shard in [] if origin(Path(folder)) else shards:
         path = Path(folder) / shard.file
         if not path.is_file():
-            raise UserError(f"{path}: shard is missing. Restore it, or run the same `wcord pack` again to rebuild it.")
+            raise UserError(f"{path}: shard is missing. Restore it, or run the same `{command}` again to rebuild it.")
         if (found := path.stat().st_size) != shard.bytes:
             raise UserError(
-                f"{path}: shard has {found} bytes, {MANIFEST} says {shard.bytes}: cut short or changed. "
-                "Delete it and run the same `wcord pack` again to rebuild it."
+                f"{path}: shard has {found} bytes, its manifest says {shard.bytes}: cut short or changed. "
+                f"Delete it and run the same `{command}` again to rebuild it."
             )
 
 

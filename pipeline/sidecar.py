@@ -46,7 +46,7 @@ class Cache(BaseModel):
     """The content of `NAME.cache.json`: side-cars by the shard that they stand beside, and what is in them.
 
     faulty: by shard, the samples that could not be read, where there are any; samples that lack what the teacher sees
-    are none of them.
+    are none of them. precision: what the teacher computed in; dtype is what its features are stored in.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,6 +55,7 @@ class Cache(BaseModel):
     fingerprint: Fingerprint
     views: int
     dtype: str
+    precision: str = "fp32"
     pooled: int
     maps: list[int]
     classes: list[str] | None

@@ -223,13 +223,21 @@ def loader(
                 continue
             yield send_to_device(batch, device, non_blocking=True)
     except (RuntimeError, ConnectionError, EOFError) as error:  # the last two while a batch is handed over
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+        if (died := worker_died(error)) is None and isinstance(error, RuntimeError):
             raise
-        reason = next(iter(str(error).splitlines()), "")
-        raise UserError(
-            f"a loader process died: {reason or type(error).__name__} It may have run out of memory: lower "
-            "data.workers, data.shuffle or data.batch_size."
-        ) from None
+        raise died or _died(type(error).__name__) from None
+
+
+def worker_died(error: Exception) -> UserError | None:
+    """What to say if an error tells of a dead loader process; torch raises it wherever the main thread is just then."""
+    return _died(str(error).splitlines()[0]) if "DataLoader worker" in str(error) else None
+
+
+def _died(reason: str) -> UserError:
+    return UserError(
+        f"a loader process died: {reason} It may have run out of memory: lower data.workers, data.shuffle or "
+        "data.batch_size."
+    )
 
 
 @cache

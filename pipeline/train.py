@@ -36,10 +36,10 @@ from pipeline.resume import average_buffers, go_on, identity_of, save
 from pipeline.run_folder import RESULTS, WRITTEN, claim, clear, write_config
 from pipeline.schedule import Schedule
 from pipeline.sharding import average_gradients, plain_student, prepare_sharding, whole
-from pipeline.skipped import SKIPPED, Ledger
+from pipeline.skipped import SKIPPED, Ledger, Skipped, counts, in_words
 from pipeline.source import Policy, Source, check_split, open_split
 from pipeline.stopping import Stop, Stopped
-from pipeline.stream import EvalStream, TrainStream, loader, steps_per_epoch
+from pipeline.stream import EvalStream, TrainStream, loader, steps_per_epoch, worker_died
 from pipeline.trackers import check_trackers
 
 
@@ -65,6 +65,8 @@ def train(config: Config, resume: bool = False, overwrite: bool = False, profile
                 f"train.gradient_checkpointing=true, or lower data.batch_size. ({str(error).splitlines()[0]})"
             ) from None
         except RuntimeError as error:
+            if (died := worker_died(error)) is not None:
+                raise died from None
             if not isinstance(error, DistBackendError) and "gloo" not in str(error):
                 raise
             raise UserError(
@@ -114,7 +116,7 @@ def _train(config: Config, accelerator: Accelerator, resume: bool, overwrite: bo
     check_trackers(config.train.trackers)
     training = _set_up(config, accelerator)
     distillation, optimizer, identity = training.distillation, training.optimizer, training.identity
-    done = go_on(run, distillation, optimizer, identity, accelerator) if resume else 0
+    done = go_on(config, distillation, optimizer, identity, accelerator) if resume else 0
     if done >= training.schedule.steps:
         student = training.student()
         if accelerator.is_main_process and not _is_whole(run / "student"):
@@ -287,21 +289,26 @@ def held_out_score(
     views = {"student": student.view}
     ranks, rank = accelerator.num_processes, accelerator.process_index
     stream = EvalStream(source, views, batch=64 if source.mask else 256, ranks=ranks, rank=rank)
-    counts = torch.zeros(source.classes, source.classes, device=accelerator.device, dtype=torch.int64)
+    tally = torch.zeros(source.classes, source.classes, device=accelerator.device, dtype=torch.int64)
     student.eval()
-    for batch in loader(stream, config.data.workers, accelerator.device):
+    passed_over: list[Skipped] = []
+    for batch in loader(stream, config.data.workers, accelerator.device, passed_over):
+        passed_over += batch["skipped"]
         with accelerator.autocast():
             logits = student(batch["student"]).logits
         if logits is None:
             raise UserError("evaluation.every: the student has no classes to be right about; set it to 0.")
-        counts += confusion(logits.argmax(1), batch["mask" if source.mask else "label"], source.classes)
+        tally += confusion(logits.argmax(1), batch["mask" if source.mask else "label"], source.classes)
     student.train()
-    counts = accelerator.reduce(counts, "sum")
-    if not counts.any():
+    tally = accelerator.reduce(tally, "sum")
+    if passed_over:
+        found = in_words(counts(passed_over))
+        print(f"evaluation.every: {len(passed_over)} samples could not be used ({found})", flush=True)
+    if not tally.any():
         raise UserError(_unlabelled(source))
     if source.mask:
-        return "mIoU", scores(counts, list(map(str, range(source.classes))))["mIoU"]
-    return "top1", counts.trace().item() / counts.sum().item()
+        return "mIoU", scores(tally, list(map(str, range(source.classes))))["mIoU"]
+    return "top1", tally.trace().item() / tally.sum().item()
 
 
 def _unlabelled(source: Source) -> str:

@@ -24,10 +24,10 @@ from pipeline import config as configs
 from pipeline.cache import cache
 from pipeline.errors import UserError
 from pipeline.prepare import View
-from pipeline.shards import MANIFEST, load_dataset, write_shard
+from pipeline.shards import MANIFEST, Shard, load_dataset, write_shard
 from pipeline.sidecar import Cache, decode, encode, manifest_path
 from pipeline.skipped import read_skipped
-from pipeline.source import open_split
+from pipeline.source import Source, open_split
 from pipeline.stream import TrainStream, loader
 from pipeline.train import train
 
@@ -128,17 +128,75 @@ def test_a_geometry_is_written_and_replayed_bit_for_bit_by_all_modalities() -> N
         assert torch.equal((depth_seen > 0)[sure], mask[sure] > 0)
 
 
-def test_a_cache_goes_on_where_it_stopped(student: Path, data: Path) -> None:
+def test_a_cache_goes_on_where_it_stopped(student: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, written, write = configs.load(student), [], caches._write
+
+    def stopped(source: Source, shard: Shard, *more: Any) -> Shard:
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(shard.file)
+        return write(source, shard, *more)
+
+    monkeypatch.setattr(caches, "_write", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        cache(config)
+    assert not manifest_path(data, "first").exists()
+    monkeypatch.setattr(
+        caches, "_write", lambda source, shard, *more: written.append(shard.file) or write(source, shard, *more)
+    )
+    cache(config)
+    assert sorted(written) == [shard.file for shard in load_dataset(data).splits["train"]]
+    (data / "train-000001.first.tar").unlink()
+    cache(config)
+    assert written[3:] == ["train-000001.tar"]
+    cache(config)  # and now nothing is computed
+    assert len(written) == 4
+
+
+def test_a_side_car_that_nobody_writes_is_not_awaited_for_ever(student: Path, data: Path) -> None:
+    about = Cache.model_validate_json(cache(configs.load(student)).read_bytes())
+    source = open_split(data, "train", "label")
+    assert caches._await(source, source.shards[1], about, 0.0)[0].file == "train-000001.first.tar"
+    (data / "train-000001.first.tar").unlink()
+    with pytest.raises(UserError, match=r"train-000001.first.tar: the process that was to write it has .* for 0.1 s"):
+        caches._await(source, source.shards[1], about, 0.1)
+
+
+def test_processes_that_do_not_share_the_shards_are_told_at_once(tmp_path: Path) -> None:
+    class Other:
+        """The second of two processes, on another machine."""
+
+        num_processes, is_main_process, device = 2, False, CPU
+
+        def wait_for_everyone(self) -> None:
+            pass
+
+        def gather(self, own: torch.Tensor) -> torch.Tensor:
+            return torch.cat([torch.ones(1), own])
+
+    with pytest.raises(UserError, match=r"1 of 2 processes see what the first one writes there"):
+        caches._check_shared(tmp_path, "first", Other())  # type: ignore[arg-type]
+
+
+def test_a_missing_side_car_is_named_before_the_first_step(student: Path, data: Path) -> None:
+    config = configs.load(student)
+    cache(config)
+    (data / "train-000002.first.tar").unlink()
+    with pytest.raises(UserError, match=r"train-000002.first.tar: shard is missing. .* same `wcord cache` again"):
+        train(config)
+    assert not Path(config.run).exists()
+
+
+def test_a_run_says_that_the_features_were_computed_in_another_precision(
+    student: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = configs.load(student)
     path = cache(config)
-    before = {p.name: p.stat().st_mtime_ns for p in data.glob("*.first.tar")}
-    (data / "train-000001.first.tar").unlink()
-    path.unlink()  # as if it had been killed: some side-cars are there, the manifest is not
-    cache(config)
-    again = {p.name: p.stat().st_mtime_ns for p in data.glob("*.first.tar")}
-    assert again.keys() == before.keys()
-    cache(config)  # and now nothing is computed
-    assert {p.name: p.stat().st_mtime_ns for p in data.glob("*.first.tar")} == again
+    about = json.loads(path.read_text())
+    assert about["precision"] == "fp32"
+    path.write_text(json.dumps(about | {"precision": "bf16"}))
+    train(config)
+    assert "first: the teacher's features were computed in bf16; this run itself" in capsys.readouterr().out
 
 
 def test_jobs_of_an_array_take_the_shards_in_other_orders(
@@ -246,6 +304,9 @@ def test_what_could_not_be_read_counts_as_faulty_also_where_unpaired_samples_are
     few, many = ["data.unpaired=skip", "data.max_faulty=0.04"], ["data.unpaired=skip", "data.max_faulty=0.06"]
     with pytest.raises(UserError, match=r"first: 5 of 96 samples could not be read .* data.max_faulty: 0.04 allows"):
         cache(configs.load(student, few))
+    assert [(s.shard, s.key) for s in read_skipped(data / "first.skipped.jsonl")] == [
+        (str(data / "train-000002.tar"), f"s{i:05d}") for i in range(91, 96)
+    ]
     assert sum(Cache.model_validate_json(cache(configs.load(student, many)).read_bytes()).faulty.values()) == 5
     with pytest.raises(UserError, match=r"first: 5 of 96 samples could not be read"):
         run_of(student, "strict", *few)

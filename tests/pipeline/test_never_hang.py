@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from itertools import islice
 from multiprocessing import active_children
 from pathlib import Path
@@ -19,11 +20,14 @@ import torch
 from shapes_dataset import members, write_dataset
 
 from modalities import RGB, Depth
+from pipeline import config as configs
 from pipeline.errors import UserError
+from pipeline.model import Distillation
 from pipeline.prepare import View
 from pipeline.shards import MANIFEST, load_dataset, write_shard
 from pipeline.source import Policy, open_split
 from pipeline.stream import TrainStream, loader
+from pipeline.train import train
 
 ROOT = Path(__file__).parents[2]
 VIEWS = {"teacher": View(RGB(), 24), "student": View(Depth(), 16)}
@@ -93,6 +97,19 @@ def test_a_worker_that_the_system_kills(tmp_path: Path) -> None:
     os.kill(active_children()[0].pid or 0, signal.SIGKILL)
     with pytest.raises(UserError, match=r"a loader process died: .*lower data\.workers"):
         list(islice(reader, 50))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_a_worker_that_the_system_kills_during_a_step(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not while the loop waits for it."""
+
+    def step(model: Distillation, batch: Any) -> Any:
+        os.kill(active_children()[0].pid or 0, signal.SIGKILL)
+        time.sleep(20)
+
+    monkeypatch.setattr(Distillation, "forward", step)
+    with pytest.raises(UserError, match=r"a loader process died: .*lower data\.workers"):
+        train(configs.load(make_config(), ["data.workers=2"]))
 
 
 @pytest.mark.slow

@@ -76,14 +76,18 @@ class BadServer(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def said() -> Counter[str]:
+    """What the server did, by kind."""
+    return Counter()
+
+
+@pytest.fixture
+def server(shapes: Path, tmp_path: Path, said: Counter[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("WCORD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(remote, "BLOCK", 10_000)
     monkeypatch.setattr(remote, "FIRST_PAUSE", 0.01)
     monkeypatch.setattr(remote, "STALLED", 0.4)
-    handler = type(
-        "Handler", (BadServer,), {"folder": shapes, "chance": random.Random(0), "said": Counter(), "wrong": 0.2}
-    )
+    handler = type("Handler", (BadServer,), {"folder": shapes, "chance": random.Random(0), "said": said, "wrong": 0.2})
     running = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     Thread(target=running.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{running.server_port}"
@@ -91,11 +95,12 @@ def server(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_epoch_over_a_bad_network_has_every_sample_once(server: str, workers: int) -> None:
+def test_an_epoch_over_a_bad_network_has_every_sample_once(server: str, said: Counter[str], workers: int) -> None:
     stream = TrainStream(open_split(server, "train", "label"), VIEWS, batch=8)
     batches = loader(stream, workers, CPU)
     seen = Counter(key for _ in range(12) for key in next(batches)["key"])
     assert seen == Counter(f"s{i:05d}" for i in range(96))
+    assert min(said["failed"], said["cut"], said["stalled"]) > 0
 
 
 def test_a_second_run_fetches_no_shard_again(server: str, tmp_path: Path) -> None:
@@ -136,6 +141,48 @@ def test_a_shard_that_is_always_gone_again_is_named(server: str, monkeypatch: py
     monkeypatch.setattr("pipeline.samples.fetch", lambda path, size: None)  # others take the space at once
     with pytest.raises(UserError, match=r"test-000000\.tar: it was removed each time .* WCORD_CACHE_GB is too small"):
         next(loader(EvalStream(source, VIEWS, batch=8), 0, CPU))
+
+
+class SlowLine:
+    """A file system that stalls for more than so many bytes at a time."""
+
+    def __init__(self, data: bytes, most: int) -> None:
+        self.data, self.most, self.asked = data, most, list[int]()
+
+    def cat_file(self, path: str, start: int = 0, end: int | None = None) -> bytes:
+        end = len(self.data) if end is None else end
+        self.asked.append(end - start)
+        if end - start > self.most:
+            raise TimeoutError
+        return self.data[start:end]
+
+
+def test_a_slow_line_is_asked_for_less_at_a_time(server: str, shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_split(server, "test", "label")
+    shard = source.shards[0]
+    line = SlowLine((shapes / shard.file).read_bytes(), 3000)
+    monkeypatch.setattr(remote, "_file_system", lambda url: (line, url))
+    remote.fetch(source.folder / shard.file, shard.bytes)
+    assert (source.folder / shard.file).read_bytes() == line.data
+    assert line.asked[:3] == [10_000, 5_000, 2_500]
+    assert sum(asked > 3000 for asked in line.asked) < len(line.asked) / 2 + 2
+
+
+def test_what_was_made_in_a_mirror_stays_and_what_is_on_its_way_counts(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_split(server, "train", "label")
+    first, second = (source.folder / shard.file for shard in source.shards[:2])
+    own = source.folder / "train-000000.first.tar"
+    remote.keep(own)
+    own.write_bytes(bytes(50_000))
+    remote.fetch(first, source.shards[0].bytes)
+    monkeypatch.setenv("WCORD_CACHE_GB", str((source.shards[0].bytes + source.shards[1].bytes) / 1e9))
+    remote.fetch(second, source.shards[1].bytes)
+    assert all(path.exists() for path in (own, first, second))
+    (source.folder / "train-000002.tar.part").write_bytes(bytes(10_000))
+    remote._evict(second)
+    assert [path.exists() for path in (own, first, second)] == [True, False, True]
 
 
 @pytest.mark.slow

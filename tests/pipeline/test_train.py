@@ -100,6 +100,13 @@ def test_a_resumed_run_ends_with_the_same_bits(make_config: Any, teacher: str, s
     assert [r["loss"] for r in lines(cut)] == [r["loss"] for r in lines(whole)]
 
 
+def test_going_on_with_other_workers_is_said(make_config: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    path = make_config()
+    train(configs.load(path))
+    train(configs.load(path, ["train.steps=13", "data.workers=1"]), resume=True)
+    assert "was made with data.workers 0, 1 go on: batches are of other samples" in capsys.readouterr().out
+
+
 def test_a_finished_run_is_neither_repeated_nor_overwritten_by_accident(make_config: Any) -> None:
     path = make_config()
     run = run_config(path)
