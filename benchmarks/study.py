@@ -120,6 +120,7 @@ FORMS: dict[str, Losses] = {
 fixed or by gradient norm; on the first setting."""
 
 FORM_SEEDS = 3
+SETTINGS = ("gestures", "other_task", "compression")
 
 
 @dataclass(frozen=True)
@@ -149,11 +150,12 @@ def main() -> None:
     parser.add_argument("--gestures", type=Path, required=True, help="folder with index.csv, hand_rgb/ and hand_depth/")
     parser.add_argument("--cifar", type=Path, required=True, help="folder with {train,test}/<class>/*.jpg")
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS)
     options = parser.parse_args()
     out: Path = options.out.resolve()
     pack_gestures(options.gestures.resolve(), out / "gestures_data")
     pack_cifar(options.cifar.resolve(), out / "cifar_data")
-    settings = all_settings(out)
+    settings = [s for s in all_settings(out) if s.name in options.settings]
     with ProcessPoolExecutor(CORES, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         done = [pool.submit(teach, out / s.teacher[0], s.teacher[1], s.teacher[2:]) for s in settings]
         wait(done)
@@ -174,6 +176,8 @@ def main() -> None:
         for s in settings:
             table(s, out, list(finals[s.name]), s.seeds)
         first = settings[0]
+        if first.name != SETTINGS[0]:
+            return
         wait([job for seed in range(FORM_SEEDS) for job in submit(pool, runs(first, out, FORMS, seed))])
         table(first, out, ["labels", *FORMS], FORM_SEEDS)
 
@@ -324,7 +328,7 @@ def choose(settings: Sequence[Setting], out: Path) -> dict[str, dict[str, Losses
             tried = factors(setting, out, method)
             best = max(tried, key=lambda factor: score(setting, out, _trial(method, factor)))
             own[method] = {name: kw | {"weight": kw["weight"] * best} for name, kw in losses.items()}
-    write_atomic(out / "chosen.json", json.dumps(chosen, indent=1).encode())
+    write_atomic(out / f"chosen_{'_'.join(chosen)}.json", json.dumps(chosen, indent=1).encode())
     return chosen
 
 
