@@ -21,6 +21,9 @@ from pipeline.tar import BLOCK, read_members
 OPEN = 64
 """Shards that a process keeps open at a time."""
 
+ROW = np.dtype([("key", "u8"), ("shard", "u4"), ("start", "i8"), ("stop", "i8")])
+"""Hash of a sample's key, number of its shard, its first byte there and its end."""
+
 
 class Join:
     """Finds samples of a packed data set, all its splits, by their key; 28 bytes of memory a sample.
@@ -33,9 +36,9 @@ class Join:
         self.shards = tuple(chain.from_iterable(load_dataset(folder).splits.values()))
         self.process = -1
         self.files: dict[int, BinaryIO] = {}
-        rows = [row for number, shard in enumerate(self.shards) for row in self._rows(number, shard)]
-        table = np.array(rows, dtype=[("key", "u8"), ("shard", "u4"), ("start", "i8"), ("stop", "i8")])
-        self.table = np.sort(table, order="key")
+        parts = [np.array([*self._rows(number, shard)], dtype=ROW) for number, shard in enumerate(self.shards)]
+        self.table = np.concatenate([np.empty(0, ROW), *parts])
+        self.table.sort(order="key")
         if (twice := np.flatnonzero(self.table["key"][1:] == self.table["key"][:-1])).size:
             file = self.shards[self.table["shard"][twice[0]]].file
             raise UserError(f"{folder}: {twice.size} keys are there twice, the first in {file}: keys must differ.")
@@ -58,7 +61,7 @@ class Join:
         return found | sample
 
     def _rows(self, number: int, shard: Shard) -> Iterator[tuple[int, int, int, int]]:
-        """Hash of the key, shard, first byte and end of each sample."""
+        """Of each sample of a shard."""
         path = self.folder / shard.file
         try:
             with ExitStack() as stack:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -19,11 +20,15 @@ class Stopped(Exception):  # noqa: N818 - nothing is wrong
         self.code = 128 + number
 
 
+SAME = 2.0
+"""Seconds in which a signal that comes again is the same one: `timeout` sends it to the process and to its group."""
+
+
 class Stop:
-    """Whether SIGTERM or SIGINT has come; a second one ends the process at once."""
+    """Whether SIGTERM or SIGINT has come; a second one, later than SAME, ends the process at once."""
 
     def __init__(self) -> None:
-        self.number = 0
+        self.number, self.since = 0, 0.0
 
     @contextmanager
     def listening(self) -> Iterator[Stop]:
@@ -39,8 +44,12 @@ class Stop:
                 signal.signal(number, handler)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
-        signal.signal(number, signal.SIG_DFL)
+        now = time.monotonic()
+        if not self.number:
+            self.number, self.since = number, now
+        elif now - self.since > SAME:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
     def asked(self, accelerator: Accelerator) -> bool:
         """True on all ranks in the same step, if any of them was asked; they would wait for each other otherwise."""

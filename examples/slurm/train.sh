@@ -16,6 +16,8 @@ set -u
 
 export HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export PORT=$((20000 + SLURM_JOB_ID % 20000))
+# The launcher kills what has not ended so many seconds after it handed on a signal; 30 if nothing is said.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=280
 preempted=
 
 # Slurm's warning, five minutes before the time is over, or at preemption: every rank ends its step and saves.

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -371,6 +372,8 @@ def test_a_signal_ends_a_run_with_a_checkpoint(make_config: Any, tmp_path: Path,
     for line in started.stdout:
         if line.startswith("step 7/"):
             started.send_signal(number)
+            time.sleep(0.02)
+            started.send_signal(number)  # as `timeout` does, which sends it to the process and to its group
             break
     said = started.stdout.read()
     assert started.wait(60) == 128 + number, said
@@ -509,6 +512,32 @@ def test_compression_and_a_teacher_of_other_size_are_the_same_program(make_confi
     shards = configs.load(make_config("big")).data.shards
     run = train(configs.load("compress", [*overrides, f"data.shards={shards}"]))
     assert load_network(run / "student").view.size == 16
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("timeout") is None, reason="needs GNU timeout")
+def test_timeout_before_a_launcher_ends_with_a_checkpoint(make_config: Any) -> None:
+    """It sends its signal twice, and the launcher hands it on to the ranks and waits for them."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "pipeline", "train"]
+    path = make_config()
+    settings = ["train.steps=999999", "train.checkpoint_every=999999", "train.log_every=1"]
+    started = subprocess.Popen(
+        ["timeout", "-s", "TERM", "250", sys.executable, *launch, str(path), *settings],
+        cwd=ROOT,
+        env=os.environ | {"ACCELERATE_USE_CPU": "true"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert started.stdout is not None
+    for line in started.stdout:
+        if line.startswith("step 5/"):
+            started.send_signal(signal.SIGTERM)  # which it passes on as it does its own
+            break
+    said = started.communicate(timeout=100)[0]
+    stopped = int(re.search(r"stopped at step (\d+) as asked; go on with --resume", said)[1])  # type: ignore[index]
+    checkpoints = list_checkpoints(Path(configs.load(path).run) / "checkpoints")
+    assert [checkpoint.name for checkpoint in checkpoints] == [f"step_{stopped:08d}"]
 
 
 @pytest.mark.slow
