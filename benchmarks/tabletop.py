@@ -18,8 +18,13 @@ from pipeline.demo import SCENES
 from pipeline.pack import pack
 from pipeline.recipes import tabletop
 
-STUDENTS = {"labels": "depth_labels", "wcord": "rgb_to_depth"}
-"""Name in the table -> shipped config."""
+POSITIONS = "losses={cross_entropy: {}, wcord: {}, position_transport: {weight: 20, layer: -2}}"
+STUDENTS: dict[str, tuple[str, ...]] = {
+    "labels": ("depth_labels",),
+    "wcord": ("rgb_to_depth",),
+    "wcord + positions": ("rgb_to_depth", POSITIONS),
+}
+"""Name in the table -> shipped config and overrides."""
 
 
 def main() -> None:
@@ -37,10 +42,10 @@ def main() -> None:
 
 def students(out: Path, seed: int) -> list[Config]:
     found = []
-    for name, config in STUDENTS.items():
+    for name, (config, *own) in STUDENTS.items():
         overrides = [f"run={out / f'{name}_s{seed}'}", f"seed={seed}", f"data.shards={out / 'data'}"]
         teacher = [f"teacher.run={out / 'teacher'}"] if name != "labels" else []
-        found.append(configs.load(config, [*overrides, *teacher, "data.workers=1"]))
+        found.append(configs.load(config, [*overrides, *teacher, *own, "data.workers=1"]))
     return found
 
 
