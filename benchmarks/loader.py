@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import active_children
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -130,11 +131,12 @@ def memory(samples: int) -> None:
         small = {"teacher": View(RGB(), 4), "student": View(Depth(), 4)}
         stream = TrainStream(open_split(folder, "train", "label"), small, batch=250, shuffle=SHUFFLE)
         batches = loader(stream, 1, CPU)
-        process, found = psutil.Process(), []
-        for step in range(samples // 250):
+        next(batches)
+        processes, found = [psutil.Process(), *(psutil.Process(worker.pid) for worker in active_children())], []
+        for step in range(1, samples // 250):
             next(batches)
             if (step + 1) % (samples // 2500) == 0:
-                own = [p.memory_info().rss / 2**20 for p in (process, *process.children())]
+                own = [process.memory_info().rss / 2**20 for process in processes]
                 found.append(own)
                 print(f"{(step + 1) * 250:,} samples: {own[0]:.0f} MiB, worker {own[1]:.0f} MiB", flush=True)
         late = np.array(found[1:])
