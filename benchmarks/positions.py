@@ -1,7 +1,6 @@
-"""What transport between the positions of maps adds to WCoRD: layers and weights, on the study's validation splits.
+"""What transport between the positions of maps adds to WCoRD: layers and anchors, on the study's validation splits.
 
     python -m benchmarks.positions compression --cifar PATH_TO_CIFAR10
-    python -m benchmarks.positions other_task --gestures PATH_TO_HAND_GESTURES_RGBD
 
 One seed, the study's settings, data and teachers (made, unless a study in the same folder has made them). What is
 chosen here is measured elsewhere, on data that it was not chosen by: `wcord bench cifar10_small`.
