@@ -83,8 +83,8 @@ WCORD: dict[str, Losses] = {
 """The relational part has `local_weight * relational` of the whole."""
 
 DEFAULT, POOLED = "local_heavy_relational_light_positions_20", "local_heavy_relational_light"
-"""What the shipped configs use where both sides see the same picture, one and the same in every setting: of these the
-best by the sum over the validation splits; and `wcord` alone, without transport between positions."""
+"""`wcord` with its defaults and transport between positions, one and the same in every setting, of the best by the sum
+over the validation splits; and `wcord` alone."""
 
 PAPER: Losses = {
     "global_contrast": {"weight": 0.8, "link": "linear", "discount": False},
