@@ -6,6 +6,7 @@ import json
 import random
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -155,9 +156,10 @@ def _check_shared(folder: Path, name: str, accelerator: Accelerator) -> None:
 def _await(source: Source, shard: Shard, about: Cache, patience: float) -> tuple[Shard, int]:
     """The side-car of a shard once some process has finished it: not a collective, which would run out of time however
     much is written meanwhile. UserError once nothing was for so many seconds."""
-    seen, since = None, time.monotonic()
+    seen: dict[str, int] = {}
+    since = time.monotonic()
     while (found := _finished(source, shard, about)) is None:
-        written = {(path.name, path.stat().st_size) for path in _written(source.folder, about.name)}
+        written = _written(source.folder, about.name)
         if written != seen:
             seen, since = written, time.monotonic()
         if time.monotonic() - since > patience:
@@ -169,9 +171,13 @@ def _await(source: Source, shard: Shard, about: Cache, patience: float) -> tuple
     return found
 
 
-def _written(folder: Path, name: str) -> list[Path]:
-    """Side-cars, whole and not yet whole, and their receipts."""
-    return [path for path in folder.glob(f"*.{name}.tar*") if path.exists()]
+def _written(folder: Path, name: str) -> dict[str, int]:
+    """Bytes of side-cars, whole and not yet whole, and of their receipts."""
+    found = {}
+    for path in folder.glob(f"*.{name}.tar*"):
+        with suppress(FileNotFoundError):  # it is whole by now, and has another name
+            found[path.name] = path.stat().st_size
+    return found
 
 
 def _write(
