@@ -514,15 +514,11 @@ def test_compression_and_a_teacher_of_other_size_are_the_same_program(make_confi
     assert load_network(run / "student").view.size == 16
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("timeout") is None, reason="needs GNU timeout")
-def test_timeout_before_a_launcher_ends_with_a_checkpoint(make_config: Any) -> None:
-    """It sends its signal twice, and the launcher hands it on to the ranks and waits for them."""
+def start_two_and_take_five_steps(arguments: list[str], *before: str) -> subprocess.Popen[str]:
+    """Two processes that train, and go on; before: a command that starts the launcher."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "pipeline", "train"]
-    path = make_config()
-    settings = ["train.steps=999999", "train.checkpoint_every=999999", "train.log_every=1"]
     started = subprocess.Popen(
-        ["timeout", "-s", "TERM", "250", sys.executable, *launch, str(path), *settings],
+        [*before, sys.executable, *launch, *arguments],
         cwd=ROOT,
         env=os.environ | {"ACCELERATE_USE_CPU": "true"},
         stdout=subprocess.PIPE,
@@ -532,8 +528,18 @@ def test_timeout_before_a_launcher_ends_with_a_checkpoint(make_config: Any) -> N
     assert started.stdout is not None
     for line in started.stdout:
         if line.startswith("step 5/"):
-            started.send_signal(signal.SIGTERM)  # which it passes on as it does its own
             break
+    return started
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("timeout") is None, reason="needs GNU timeout")
+def test_timeout_before_a_launcher_ends_with_a_checkpoint(make_config: Any) -> None:
+    """It sends its signal twice, and the launcher hands it on to the ranks and waits for them."""
+    path = make_config()
+    settings = ["train.steps=999999", "train.checkpoint_every=999999", "train.log_every=1"]
+    started = start_two_and_take_five_steps([str(path), *settings], "timeout", "-s", "TERM", "250")
+    started.send_signal(signal.SIGTERM)  # which it passes on as it does its own
     said = started.communicate(timeout=100)[0]
     stopped = int(re.search(r"stopped at step (\d+) as asked; go on with --resume", said)[1])  # type: ignore[index]
     checkpoints = list_checkpoints(Path(configs.load(path).run) / "checkpoints")
@@ -543,21 +549,8 @@ def test_timeout_before_a_launcher_ends_with_a_checkpoint(make_config: Any) -> N
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux to find the ranks")
 def test_when_one_of_two_processes_is_killed_the_other_ends_with_a_reason(make_config: Any) -> None:
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "pipeline", "train"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
     settings = ["train.steps=9999", "train.log_every=1", "data.workers=1", "train.timeout=60"]
-    started = subprocess.Popen(
-        [sys.executable, *launch, str(make_config()), *settings],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert started.stdout is not None
-    for line in started.stdout:
-        if line.startswith("step 5/"):
-            break
+    started = start_two_and_take_five_steps([str(make_config()), *settings])
     ranks = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
     os.kill(int(ranks[-1]), signal.SIGKILL)
     said = started.communicate(timeout=60)[0]
