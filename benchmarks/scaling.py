@@ -171,7 +171,7 @@ def main() -> None:
         )
     for n in (64, 256, 1024):
         print(f"WCoRD of {n} samples: {1e6 * loss_seconds(n) / n:.0f} CPU us a sample on one thread")
-    large = 2 * LARGEST_WHOLE
+    large = LARGEST_WHOLE + 512
     one, two = loss_seconds(large), shared_loss_seconds(large)
     print(f"WCoRD of {large} samples: {one:.1f} CPU s in one process, {two:.1f} in each of two")
     print(f"gloo, two processes here: {gloo_bytes_a_second() / 1e9:.2f} GB/s summed")
