@@ -56,7 +56,7 @@ FEATURES: dict[str, Losses] = {
     "fitnet": {"fitnet": {"weight": 100.0}},
     "relational_kl": {RELATIONAL_KL: {"weight": 3.0}},
 }
-JOINED = ("wcord", "crd", "regression", "fitnet")
+JOINED = ("wcord", "wcord tuned", *FEATURES)
 """Methods that are also tried together with KD at its usual weight: at the hundredfold, which can be the best for KD
 alone, it outweighs what it is joined with."""
 
@@ -189,7 +189,7 @@ def all_settings(out: Path) -> list[Setting]:
     gesture_student, gesture_teacher = str(folder / "gestures_student.yaml"), str(folder / "gestures_teacher.yaml")
     return [
         Setting(
-            "gestures", gesture_student, ("gestures_teacher", gesture_teacher, gestures), (gestures,), True, seeds=3
+            "gestures", gesture_student, ("gestures_teacher", gesture_teacher, gestures), (gestures,), True, seeds=5
         ),
         Setting(
             "other_task",
@@ -197,7 +197,7 @@ def all_settings(out: Path) -> list[Setting]:
             ("other_task_teacher", gesture_teacher, gestures, "data.label=taught"),
             (gestures, "data.label=untaught"),
             False,
-            seeds=3,
+            seeds=5,
         ),
         Setting(
             "compression",
@@ -338,7 +338,7 @@ def final_methods(setting: Setting, chosen: Mapping[str, Mapping[str, Losses]]) 
     own = dict(chosen[setting.name])
     if own["wcord tuned"] == own["wcord"]:
         del own["wcord tuned"]
-    joined = {f"{method} + kd": own[method] | LOGITS["kd"] for method in JOINED if setting.logits}
+    joined = {f"{method} + kd": own[method] | LOGITS["kd"] for method in JOINED if setting.logits and method in own}
     return {"labels": {}, **own, **joined, "paper": PAPER}
 
 
