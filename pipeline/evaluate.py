@@ -21,7 +21,7 @@ from pipeline.model import build_teacher
 from pipeline.network import Joint, Network, build_network, load_network
 from pipeline.probes import Standard, accuracy, classify_frozen, retrieval
 from pipeline.shards import load_dataset, write_atomic
-from pipeline.skipped import SKIPPED, Skipped, counts, read_skipped
+from pipeline.skipped import SKIPPED, Skipped, counts, in_words, read_skipped
 from pipeline.source import Policy, Source, open_split
 from pipeline.space import SPACE, Space
 from pipeline.stream import EvalStream, loader
@@ -64,6 +64,9 @@ def evaluate(run: str | Path, probe: Sequence[str | Path] = ()) -> Results:
     tally = Tally(classes, test.samples) if test.mask else None
     seen = embed(networks, train, config, most=config.evaluation.samples)
     unseen = embed(networks, test, config, tally)
+    if unseen.skipped:
+        found = in_words(counts(unseen.skipped))
+        print(f"{run}: {len(unseen.skipped)} of {test.samples} test samples are left out ({found})", flush=True)
 
     results: Results = {"samples/train": len(seen.keys), "samples/test": len(unseen.keys)}
     results |= _named("skipped/train", counts(read_skipped(run / SKIPPED)))

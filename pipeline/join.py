@@ -28,11 +28,13 @@ ROW = np.dtype([("key", "u8"), ("shard", "u4"), ("start", "i8"), ("stop", "i8")]
 class Join:
     """Finds samples of a packed data set, all its splits, by their key; 28 bytes of memory a sample.
 
-    Raises UserError for what is not a packed data set, a shard that cannot be read, or a key that is there twice.
+    tolerant: shards that cannot be read are left out, and every sample that is not found may lie in them.
+    Raises UserError for what is not a packed data set, a key that is there twice, or a shard that cannot be read.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = local(folder)
+    def __init__(self, folder: str | Path, tolerant: bool = False) -> None:
+        self.folder, self.tolerant = local(folder), tolerant
+        self.unreadable: list[str] = []
         self.shards = tuple(chain.from_iterable(load_dataset(folder).splits.values()))
         self.process = -1
         self.files: dict[int, BinaryIO] = {}
@@ -44,10 +46,16 @@ class Join:
             raise UserError(f"{folder}: {twice.size} keys are there twice, the first in {file}: keys must differ.")
 
     def complete(self, sample: Sample, members: frozenset[str]) -> Sample:
-        """The sample with those of `members` that it does not have itself, where this data set has them."""
+        """The sample with those of `members` that it does not have itself, where this data set has them.
+
+        Raises ValueError for one that is not found and may lie in a shard that cannot be read; OSError or ValueError for
+        one whose shard cannot be read any more.
+        """
         key = sample["__key__"]
         place = int(np.searchsorted(self.table["key"], _hash(key)))
         if place == len(self.table) or self.table["key"][place] != _hash(key):
+            if self.unreadable:
+                raise ValueError(f"sample {key} is not among what can be read, without {self.unreadable[0]}")
             return sample
         row = self.table[place]
         file = self._file(int(row["shard"]))
@@ -77,7 +85,9 @@ class Join:
                 if key:
                     yield _hash(key), number, start, end
         except (OSError, ValueError) as error:
-            raise UserError(f"{path}: {error}. Run `wcord check` on the data set.") from None
+            if not self.tolerant:
+                raise UserError(f"{path}: {error}. Run `wcord check` on the data set.") from None
+            self.unreadable.append(f"{shard.file} ({error})")
 
     def _file(self, number: int) -> BinaryIO:
         if self.process != os.getpid():  # a forked worker must not share its parent's place in the file

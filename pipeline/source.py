@@ -105,7 +105,7 @@ def open_split(
         known = ", ".join(dataset.classes) or "none"
         raise UserError(f"{folder}: data.label: no label `{label}` in this data set; it has: {known}.")
     shards = tuple(dataset.splits[split])
-    joined = tuple(map(Join, join))
+    joined = tuple(Join(other, policy.max_faulty > 0) for other in join)
     if label in dataset.masks and f"{label}.png" not in dataset.fields:
         raise UserError(f"{folder}: data.label: the mask `{label}` needs members {label}.png, and no sample has one.")
     classes, values = len(dataset.classes.get(label, [])), tuple(dataset.masks.get(label, ()))

@@ -18,6 +18,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate import evaluate
 from pipeline.join import Join
 from pipeline.prepare import View
+from pipeline.samples import read_range
 from pipeline.shards import MANIFEST, load_dataset, write_shard
 from pipeline.source import Policy, open_split
 from pipeline.stream import TrainStream, loader
@@ -81,6 +82,22 @@ def test_faults_of_the_other_data_set_are_named(tmp_path: Path) -> None:
         epoch(photos, join=[str(maps)])
     with pytest.raises(UserError, match=r"nowhere/dataset\.json: not found"):
         epoch(photos, join=["nowhere"])
+
+
+def test_a_damaged_shard_of_the_other_data_set_is_skipped_and_counted(tmp_path: Path) -> None:
+    photos, maps = apart(tmp_path, lost=(3,))
+    shard = maps / "all-000001.tar"
+    shard.write_bytes(shard.read_bytes()[:-2000])
+    with pytest.raises(UserError, match=r"all-000001\.tar.*sha256"):
+        epoch(photos, join=[str(maps)])
+    batches = epoch(photos, join=[str(maps)], policy=Policy(max_faulty=0.5))
+    skipped = {s.key: s for batch in batches for s in batch["skipped"]}
+    seen = {key for batch in batches for key in batch["key"]}
+    readable = {s["__key__"] for s in read_range(maps, load_dataset(maps).splits["all"][:1], 0, 40, frozenset())}
+    train = {f"s{i:05d}" for i in range(96)}
+    assert (seen, set(skipped)) == (train & readable, train - readable)
+    assert {(s.cause, s.unpaired) for s in skipped.values()} == {("shard", False)}
+    assert all("all-000001.tar" in s.message for s in skipped.values())
 
 
 def test_a_file_that_is_closed_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from launching import launch
 from shapes_dataset import members, write_dataset
 
 from modalities import RGB, Depth
@@ -27,6 +28,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate import evaluate
 from pipeline.prepare import View
 from pipeline.recheck import recheck
+from pipeline.run_folder import write_config
 from pipeline.shards import MANIFEST, Shard, load_dataset, sha256, write_shard
 from pipeline.skipped import SKIPPED, Ledger, Skipped, read_skipped
 from pipeline.source import Policy, open_split
@@ -240,6 +242,21 @@ def test_unpaired_samples_train_the_losses_that_need_no_teacher(
     assert len(rows) > 1
     shares = [row["unpaired"] for row in rows]
     assert min(shares) <= evaluate(run)["unpaired/train"] <= max(shares)
+
+
+@pytest.mark.slow
+def test_two_processes_keep_unpaired_samples(make_config: Any, tmp_path: Path) -> None:
+    """Some steps find pairs on one of them alone; they say at each checkpoint whether they hold equal weights."""
+    folder = dataset(tmp_path / "data", without("rgb.jpg", *(i for i in range(48) if i % 4)))
+    config = student(make_config, folder, "data.unpaired=keep")
+    write_config(config, tmp_path)
+    options = ["data.batch_size=8", "data.workers=1", "train.steps=24", "train.log_every=1", "train.checkpoint_every=6"]
+    done = launch(["train", str(tmp_path / "config.yaml"), *options])
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (Path(config.run) / "metrics.jsonl").read_text().splitlines()]
+    assert {row["loss/wcord"] > 0 for row in rows} == {True, False}
+    assert all(row["loss/cross_entropy"] > 0 for row in rows)
+    assert sum(row["unpaired"] for row in rows) / 24 == pytest.approx(0.75, abs=0.05)
 
 
 def test_the_share_of_unpaired_samples_is_that_of_all_steps(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from launching import launch
 from safetensors.torch import load_file
 from shapes_dataset import members, write_dataset
 
@@ -423,20 +424,6 @@ def test_kd_refuses_a_teacher_of_other_classes(make_config: Any) -> None:
 def test_an_unfinished_teacher_is_named(make_config: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere/student/network.json: not found"):
         run_config(make_config("student", f"teacher: {{run: {tmp_path}/nowhere}}", "  wcord: {}"))
-
-
-def launch(
-    arguments: list[str], program: tuple[str, ...] = ("-m", "pipeline"), processes: int = 2
-) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0"]
-    return subprocess.run(
-        [*command, "--standalone", *program, *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
 
 
 @pytest.mark.slow
