@@ -48,8 +48,8 @@ class Join:
     def complete(self, sample: Sample, members: frozenset[str]) -> Sample:
         """The sample with those of `members` that it does not have itself, where this data set has them.
 
-        Raises ValueError for one that is not found and may lie in a shard that cannot be read; OSError or ValueError for
-        one whose shard cannot be read any more.
+        Raises ValueError for one that is not found and may lie in a shard that cannot be read; OSError or ValueError
+        for one whose shard cannot be read any more.
         """
         key = sample["__key__"]
         place = int(np.searchsorted(self.table["key"], _hash(key)))
