@@ -9,6 +9,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 import numpy as np
@@ -97,8 +98,13 @@ def bench_global_term(seconds: float) -> None:
     print(f"  {faster:.1f} times faster, 1/{smaller:.0f} of the memory\n")
 
 
-def bench_sinkhorn(seconds: float) -> None:
+def geomloss_plan(cost: torch.Tensor, epsilon: float, iterations: int) -> object:
     import geomloss.ot
+
+    return geomloss.ot.solve(cost, reg=epsilon, max_iter=iterations).plan
+
+
+def bench_sinkhorn(seconds: float) -> None:
     import ot
 
     epsilon, iterations = 0.05, 50
@@ -112,12 +118,19 @@ def bench_sinkhorn(seconds: float) -> None:
 
         took = medians(
             {
-                "ours": lambda cost=cost: sinkhorn(cost, epsilon, iterations),
-                "pot": lambda uniform=uniform, array=array: ot.bregman.sinkhorn_log(
-                    uniform, uniform, array, epsilon, numItermax=iterations, stopThr=0, warn=False
+                "ours": partial(sinkhorn, cost, epsilon, iterations),
+                "pot": partial(
+                    ot.bregman.sinkhorn_log,
+                    uniform,
+                    uniform,
+                    array,
+                    epsilon,
+                    numItermax=iterations,
+                    stopThr=0,
+                    warn=False,
                 ),
-                "geomloss": lambda cost=cost: geomloss.ot.solve(cost, reg=epsilon, max_iter=iterations).plan,
-                "copy": lambda source=source, target=target: target.copy_(source),
+                "geomloss": partial(geomloss_plan, cost, epsilon, iterations),
+                "copy": partial(target.copy_, source),
             },
             seconds,
         )

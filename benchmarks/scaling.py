@@ -14,6 +14,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from losses import Dims, Features, WCoRD
 from losses.rows import LARGEST_WHOLE
 from modalities import RGB, Depth
 from modalities.base import Geometry
+from modalities.encoders.base import Encoder
 from modalities.encoders.cnn5 import CNN5
 from modalities.encoders.resnet import ResNet
 from modalities.transformers_loader import import_transformers
@@ -54,6 +56,10 @@ def flops(work: Callable[[], object]) -> float:
     return float(counter.get_total_flops())
 
 
+def forward_and_backward(network: Encoder, x: torch.Tensor) -> None:
+    network(x).pooled.sum().backward()
+
+
 def networks() -> dict[str, float]:
     """FLOPs a sample of a ViT-B teacher's forward and of two students' forward and backward, and their parameters."""
     transformers = import_transformers()
@@ -62,7 +68,7 @@ def networks() -> dict[str, float]:
     found = {"teacher": flops(lambda: teacher(x)) / 2}
     for name, student in (("cnn5", CNN5(3, size=96)), ("resnet20", ResNet(3, depth=20, stem_stride=4, size=224))):
         own = torch.rand(2, 3, student.preprocessing.size, student.preprocessing.size)
-        found[name] = flops(lambda net=student, y=own: net(y).pooled.sum().backward()) / 2
+        found[name] = flops(partial(forward_and_backward, student, own)) / 2
         found[f"{name}/parameters"] = sum(p.numel() for p in student.parameters())
     return found
 

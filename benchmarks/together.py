@@ -19,7 +19,7 @@ from losses.base import Features
 from pipeline.config import Config
 from pipeline.evaluate import Results
 from pipeline.model import Distillation, build_model, build_teacher
-from pipeline.network import Network, save_network
+from pipeline.network import Joint, Network, save_network
 from pipeline.probes import accuracy, classify_frozen
 from pipeline.resume import assert_finite_weights
 from pipeline.run_folder import write_config
@@ -105,7 +105,7 @@ def _step(
     optimizer.zero_grad()
 
 
-def _measure(students: Sequence[Network], config: Config, probe: bool) -> list[Results]:
+def _measure(students: Sequence[Network | Joint], config: Config, probe: bool) -> list[Results]:
     pooled, predicted, label = _embed(students, config, config.evaluation.split)
     found = [{f"student/{k}": v for k, v in accuracy(one, label).items()} for one in predicted]
     if probe:
@@ -118,7 +118,7 @@ def _measure(students: Sequence[Network], config: Config, probe: bool) -> list[R
 
 @torch.no_grad()
 def _embed(
-    students: Sequence[Network], config: Config, split: str
+    students: Sequence[Network | Joint], config: Config, split: str
 ) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
     """Features and predictions of every student, and the labels, of a whole split."""
     source = open_split(config.data.shards, split, config.data.label)
