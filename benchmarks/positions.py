@@ -19,10 +19,12 @@ from benchmarks.study import TASK, Losses, Setting
 
 LAYERS, WEIGHTS = (-2, -1), (2.0, 6.0, 20.0)
 POOLED: Losses = {"wcord": {"relational": 0.0}}
+ANOTHER = "losses.position_transport:PositionTransport"
+"""The same loss under a second name, for another layer."""
 
 
-def positions(weight: float, layer: int, anchor: float = 0.2) -> Losses:
-    return {"position_transport": {"weight": weight, "layer": layer, "anchor": anchor}}
+def positions(weight: float, layer: int, anchor: float = 0.2, epsilon: float = 0.1) -> Losses:
+    return {"position_transport": {"weight": weight, "layer": layer, "anchor": anchor, "epsilon": epsilon}}
 
 
 FORMS: dict[str, Losses] = {
@@ -41,6 +43,15 @@ FORMS: dict[str, Losses] = {
     "wcord, no relations + positions -2, 6, anchor 1": POOLED | positions(6.0, -2, 1.0),
     "wcord + positions -2, 6": {"wcord": {}} | positions(6.0, -2),
     "wcord + positions -2, 20": {"wcord": {}} | positions(20.0, -2),
+    "wcord, no relations + positions -2, 60": POOLED | positions(60.0, -2),
+    "wcord, no relations + positions -2, 20, epsilon 0.05": POOLED | positions(20.0, -2, epsilon=0.05),
+    **{
+        f"wcord, no relations + positions -2, 20 and {layer}, {weight:g}": POOLED
+        | positions(20.0, -2)
+        | {ANOTHER: positions(weight, layer)["position_transport"]}
+        for layer, weight in ((-1, 20.0), (-3, 6.0), (-3, 20.0))
+    },
+    "wcord, no relations + fitnet": POOLED | {"fitnet": {"weight": 30.0}},
 }
 
 
