@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -47,6 +47,18 @@ class Dims:
 def full_precision(x: Tensor) -> Tensor:
     """At least fp32: half types become fp32, float64 stays (so that gradients can be checked in it)."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def known(batch: Batch, name: str, samples: Tensor) -> Tensor:
+    """`label`, `group` or `index [B]` of samples `[B, ...]`, int64; -1, which is unknown, where the batch has none."""
+    found: Tensor = batch[name] if name in batch else samples.new_full((len(samples),), -1, dtype=torch.int64)
+    return found
+
+
+def check_choice(name: str, value: object, choices: Collection[str]) -> None:
+    """ValueError if a keyword's value is none of its choices; a config's is checked by its annotation."""
+    if value not in choices:
+        raise ValueError(f"{name}: {value!r} is none of {', '.join(choices)}")
 
 
 class Loss(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from losses.bank import Bank, draw_negatives, last_occurrence, mix
-from losses.base import Batch, Dims, Features, Loss, full_precision
+from losses.base import Batch, Dims, Features, Loss, full_precision, known
 from losses.critic import CosineProjection
 from losses.diagnostics import pair_metrics
 from losses.finite import keep_finite
@@ -73,7 +73,9 @@ class CRD(Loss):
             raise ValueError('CRD needs batch["index"], the place of each sample in the training set.')
         s = self.student_projection(full_precision(student.pooled))
         t = self.teacher_projection(full_precision(teacher.pooled))
-        index, label = gather(torch.stack([batch["index"], batch["label"]], 1)).unbind(1)  # of the global batch
+        index, label = gather(torch.stack([batch["index"], known(batch, "label", s)], 1)).unbind(
+            1
+        )  # of the global batch
         labels = self.labels.index_put((index,), label[last_occurrence(index, len(self.labels))])
         contrast = batch.get("contrast_index")
         if contrast is None:

@@ -70,7 +70,8 @@ class LipschitzProjection(nn.Module):
 
     @property
     def _scale(self) -> Tensor:
-        return self.norm.clamp(min=1e-6)
+        """r, or 1 while no input was longer than nothing: divided by less, the gradients of such a network explode."""
+        return torch.where(self.norm > 1e-6, self.norm, 1.0)
 
 
 class CosineProjection(nn.Module):

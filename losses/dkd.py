@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.nn import functional as F
 
-from losses.base import Batch, Dims, Features, Loss
+from losses.base import Batch, Dims, Features, Loss, known
 from losses.logits import paired_classes, paired_logits
 
 
@@ -42,7 +42,8 @@ class DKD(Loss):
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         s, t = (x / self.temperature for x in paired_logits(student, teacher))
-        target = torch.where(batch["label"] >= 0, batch["label"], t.argmax(1))[:, None]  # [B, 1]
+        label = known(batch, "label", s)
+        target = torch.where(label >= 0, label, t.argmax(1))[:, None]  # [B, 1]
         class_ = torch.arange(s.shape[1] - 1, device=s.device)
         others = class_ + (class_ >= target)  # [B, K - 1]: every class but the target
         s_others, t_others = s.gather(1, others), t.gather(1, others)

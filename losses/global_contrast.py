@@ -17,7 +17,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from losses.base import Batch, Dims, Features, Loss, full_precision
+from losses.base import Batch, Dims, Features, Loss, check_choice, full_precision, known
 from losses.critic import CosineProjection, LipschitzProjection
 from losses.diagnostics import pair_metrics
 from losses.feature_bank import FeatureBank
@@ -72,6 +72,13 @@ class GlobalContrast(Loss):
         discount: bool = True,
     ) -> None:
         super().__init__()
+        check_choice("link", link, ("log_softmax", "linear", "bounded", "log_bounded"))
+        check_choice("critic", critic, ("lipschitz", "cosine"))
+        check_choice("weighting", weighting, ("mean", "sum"))
+        for name in exclude:
+            check_choice("exclude", name, ("label", "group"))
+        if not 0.01 <= temperature <= 1:
+            raise ValueError(f"temperature: {temperature} is not within [0.01, 1]")
         if bank and samples is None:
             raise ValueError("a bank keeps a row of each training sample: samples must be their number")
         projection = LipschitzProjection if critic == "lipschitz" else CosineProjection
@@ -97,7 +104,7 @@ class GlobalContrast(Loss):
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         h_student, h_teacher = gather(full_precision(student.pooled)), gather(full_precision(teacher.pooled))
-        own = self._known(batch)
+        own = self._known(batch, student.pooled)
         if self.training:
             self.standardise.update(h_teacher)
             self.student_projection.update(h_student)
@@ -136,13 +143,13 @@ class GlobalContrast(Loss):
             self._remember(own | {"student": s})
         return loss
 
-    def _known(self, batch: Batch) -> dict[str, Tensor]:
+    def _known(self, batch: Batch, samples: Tensor) -> dict[str, Tensor]:
         """Label, group and index of the global batch, -1 where unknown."""
         if self.bank is not None and "index" not in batch:
             raise ValueError('a bank needs batch["index"], the place of each sample in the training set')
-        index = batch.get("index", torch.full_like(batch["label"], -1))
-        known = gather(torch.stack([batch["label"], batch["group"], index], 1))
-        return dict(zip(("label", "group", "index"), known.unbind(1), strict=True))
+        names = ("label", "group", "index")
+        found = gather(torch.stack([known(batch, name, samples) for name in names], 1))
+        return dict(zip(names, found.unbind(1), strict=True))
 
     def _past(self) -> dict[str, list[Tensor]]:
         """The columns of past samples, and which of their rows are `filled`: of the queue, and of what the bank gives.

@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from losses.base import Batch, Dims, Features, Loss, full_precision
+from losses.base import Batch, Dims, Features, Loss, full_precision, known
 from losses.critic import CosineProjection
 from losses.gather import gather, rank
 from losses.maps import grid_shape, paired_channels, positions
@@ -57,8 +57,9 @@ class LocalGlobal(Loss):
         s = gather(self.student_global(full_precision(student.pooled)))
         t = gather(self.teacher_global(full_precision(teacher.pooled)))
         with torch.autocast(s.device.type, enabled=False):
-            own = self._own(batch)
-            same = self._same_group(batch, own)
+            group = known(batch, "group", student.pooled)
+            own = self._own(group)
+            same = self._same_group(group, own)
             of_student = self._contrast(self.student_local(s_local.flatten(0, 1)), t, own, same)
             of_teacher = self._contrast(self.teacher_local(t_local.flatten(0, 1)), s, own, same)
             return (of_student + of_teacher) / 2
@@ -69,13 +70,12 @@ class LocalGlobal(Loss):
         logits = logits.masked_fill(same[:, None], -math.inf)
         return F.cross_entropy(logits.mT, own[:, None].expand(-1, logits.shape[1]))
 
-    def _own(self, batch: Batch) -> Tensor:
+    def _own(self, group: Tensor) -> Tensor:
         """Where this rank's samples `[b]` stand in the global batch."""
-        here = torch.arange(len(batch["group"]), device=batch["group"].device)
+        here = torch.arange(len(group), device=group.device)
         return here + rank() * len(here)
 
-    def _same_group(self, batch: Batch, own: Tensor) -> Tensor:
+    def _same_group(self, group: Tensor, own: Tensor) -> Tensor:
         """`[b, B]`: which samples are no negatives of this rank's ones."""
-        group = batch["group"]
         same = (group[:, None] == gather(group)) & (group >= 0)[:, None]
         return same.scatter(1, own[:, None], False)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from losses import rows
 from losses.anchor import anchored_log_prior
-from losses.base import Batch, Dims, Features, Loss, full_precision
+from losses.base import Batch, Dims, Features, Loss, check_choice, full_precision
 from losses.diagnostics import pair_metrics
 from losses.gather import gather
 from losses.implicit import implicit
@@ -79,6 +79,13 @@ class LocalTransport(Loss):
         relational: Annotated[float, Ge(0)] = 0.0,
     ) -> None:
         super().__init__()
+        check_choice("cost", cost, ("cosine", "euclidean", "squared_euclidean"))
+        check_choice("space", space, ("teacher", "shared", "raw"))
+        check_choice("plan_gradient", plan_gradient, ("detached", "unrolled", "implicit"))
+        if not 0 <= anchor <= 1:
+            raise ValueError(f"anchor: {anchor} is not within [0, 1]")
+        if start_epsilon is not None and not start_epsilon > 0:
+            raise ValueError(f"start_epsilon: {start_epsilon} is not above 0")
         self.cost, self.epsilon, self.relative_epsilon, self.iterations = cost, epsilon, relative_epsilon, iterations
         self.anchor, self.marginal_penalty, self.relational = anchor, marginal_penalty, relational
         self.plan_gradient, self.start_epsilon, self.anneal_steps = plan_gradient, start_epsilon, anneal_steps
@@ -106,6 +113,9 @@ class LocalTransport(Loss):
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         h_student, h_teacher = gather(full_precision(student.pooled)), gather(full_precision(teacher.pooled))
         weight = self._marginal(batch)
+        if weight is not None:  # whatever they hold, nan included
+            none = (weight == 0)[:, None]
+            h_student, h_teacher = h_student.masked_fill(none, 0.0), h_teacher.masked_fill(none, 0.0)
         if self.training and isinstance(self.standardise, Standardise):
             self.standardise.update(h_teacher, weight)
         with torch.autocast(h_student.device.type, enabled=False):
@@ -116,7 +126,7 @@ class LocalTransport(Loss):
             large = len(s) > rows.LARGEST_WHOLE and not torch.compiler.is_compiling()  # blocks look at their sums
             if self.blocked and weight is None and large:
                 return self._by_blocks(s, t, h_student, h_teacher)
-            cost = self._cost(s, t)  # [B, B]
+            cost = self._cost(s, t, weight)  # [B, B]
             plan = self._plan(cost, weight)
             loss = (plan * cost).sum()
             if self.relational:
@@ -144,10 +154,11 @@ class LocalTransport(Loss):
         weight = full_precision(gather(batch["weight"]))
         return weight / weight.sum()
 
-    def _cost(self, s: Tensor, t: Tensor) -> Tensor:
+    def _cost(self, s: Tensor, t: Tensor, weight: Tensor | None = None) -> Tensor:
         if self.cost == "cosine":
             return 1 - s @ t.T
-        centre = t.detach().mean(0)  # no distance changes, but the terms below cancel less
+        # No distance changes, but the terms below cancel less.
+        centre = t.detach().mean(0) if weight is None else weight.to(t.dtype) @ t.detach()
         s, t = s - centre, t - centre
         norms = s.square().sum(1, keepdim=True) + t.square().sum(1)
         squared = (norms - 2 * s @ t.T).clamp(min=0) / s.shape[1]

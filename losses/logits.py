@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from losses.base import Batch, Dims, Features, full_precision
+from losses.base import Batch, Dims, Features, full_precision, known
 
 
 def paired_classes(loss: str, student: Dims, teacher: Dims, least: int = 1) -> int:
@@ -34,5 +34,5 @@ def paired_logits(student: Features, teacher: Features) -> tuple[Tensor, Tensor]
 def target(student: Features, batch: Batch) -> Tensor:
     """The classes that the student's logits should say, -1 where unknown: `label [B]`, or `mask [B, H, W]`."""
     assert student.logits is not None
-    label: Tensor = batch["label"] if student.logits.ndim == 2 else batch["mask"]
+    label: Tensor = known(batch, "label", student.logits) if student.logits.ndim == 2 else batch["mask"]
     return label

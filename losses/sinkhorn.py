@@ -58,14 +58,14 @@ def sinkhorn(
         traced = compiled or torch.compiler.is_compiling()
         if free and not traced and cost.device.type == "cpu" and not log_kernel.requires_grad:
             return _by_kernel(log_kernel, lambda: _log_kernel(cost, epsilon, log_prior), iterations)
-        row = log_kernel.new_full((n, 1), -math.log(n)) if log_row is None else log_row.to(log_kernel)[..., None]
-        column = (
-            log_kernel.new_full((1, m), -math.log(m)) if log_column is None else log_column.to(log_kernel)[..., None, :]
-        )
-        damping = 1.0 if marginal_penalty is None else marginal_penalty / (marginal_penalty + epsilon)
+        row, column = log_kernel.new_full((n, 1), -math.log(n)), log_kernel.new_full((1, m), -math.log(m))
+        if log_row is not None:
+            log_kernel, row = _without(log_kernel, log_row.to(log_kernel)[..., None])
+        if log_column is not None:
+            log_kernel, column = _without(log_kernel, log_column.to(log_kernel)[..., None, :])
+        damping = 1.0 if marginal_penalty is None else 1 / (1 + epsilon / marginal_penalty)
         solve = _fused() if compiled else _by_logarithms
-        f, g = solve(log_kernel, row, column, iterations, damping)
-        return torch.exp(log_kernel + f + g)
+        return solve(log_kernel, row, column, iterations, damping)
 
 
 def _check(cost: Tensor, epsilon: float | Tensor, iterations: int, marginal_penalty: float | None) -> None:
@@ -85,27 +85,60 @@ def _log_kernel(cost: Tensor, epsilon: float | Tensor, log_prior: Tensor | None)
     return log_kernel if log_prior is None else log_kernel + log_prior.to(log_kernel.dtype)
 
 
+def _without(log_kernel: Tensor, marginal: Tensor) -> tuple[Tensor, Tensor]:
+    """The kernel without the rows or columns of marginal -inf, and the marginal, finite."""
+    none = marginal == -math.inf
+    return log_kernel.masked_fill(none, -math.inf), marginal.masked_fill(none, 0.0)
+
+
 def _by_logarithms(
+    log_kernel: Tensor, row: Tensor, column: Tensor, iterations: int, damping: float | Tensor = 1.0
+) -> Tensor:
+    """The plan, stable for every kernel. Where cost / epsilon is large, fp32 leaves nothing of a marginal beside the
+    potentials, so they are absorbed into the kernel, soon at first; the last update is a softmax, which needs none.
+    """
+    f, g = torch.zeros_like(log_kernel[..., :1]), torch.zeros_like(log_kernel[..., :1, :])
+    done, stride = 0, 1
+    while done < iterations:
+        stride = min(stride, iterations - done)
+        last, held = done + stride == iterations, isinstance(damping, float) and damping == 1
+        own_f, own_g = _potentials(log_kernel, row, column, stride, damping, f, g)
+        log_kernel = log_kernel + own_f
+        if last and held:
+            return _columns_of(log_kernel, column)
+        log_kernel, f, g = log_kernel + own_g, f + own_f, g + own_g
+        done, stride = done + stride, min(2 * stride, LONGEST_STRIDE)
+    return log_kernel.exp()
+
+
+def _potentials(
     log_kernel: Tensor,
     row: Tensor,
     column: Tensor,
     iterations: int,
-    damping: float | Tensor = 1.0,
-    g: Tensor | None = None,
+    damping: float | Tensor,
+    f: Tensor | float,
+    g: Tensor | float,
 ) -> tuple[Tensor, Tensor]:
-    """Potentials `f [..., n, 1]`, `g [..., 1, m]` in units of epsilon, stable for every kernel:
-
-    f = damping * (row - logsumexp_j(log K + g)),  g = damping * (column - logsumexp_i(log K + f)).
+    """What so many iterations add to potentials `f [..., n, 1]`, `g [..., 1, m]`, in units of epsilon, that log K holds
+    already:  f = damping * (row - logsumexp_j(log K + g)),  g = damping * (column - logsumexp_i(log K + f)).
     """
-    g = torch.zeros_like(log_kernel[..., :1, :]) if g is None else g
+    held_f, held_g = (1 - damping) * f, (1 - damping) * g
+    own_g = torch.zeros_like(log_kernel[..., :1, :])
     for _ in range(iterations):
-        f = damping * (row - _logsumexp(log_kernel + g, -1))
-        g = damping * (column - _logsumexp(log_kernel + f, -2))
-    return f, g
+        own_f = damping * (row - _logsumexp(log_kernel + own_g, -1)) - held_f
+        own_g = damping * (column - _logsumexp(log_kernel + own_f, -2)) - held_g
+    return own_f, own_g
+
+
+def _columns_of(log_kernel: Tensor, column: Tensor) -> Tensor:
+    """The plan whose columns have the mass `exp(column)`, shared out as the kernel says."""
+    empty = log_kernel.detach().amax(-2, keepdim=True) == -math.inf
+    return torch.softmax(log_kernel.masked_fill(empty, 0.0), -2) * column.exp().masked_fill(empty, 0.0)
 
 
 @cache
-def _fused() -> Callable[..., tuple[Tensor, Tensor]]:
+def _fused() -> Callable[..., Tensor]:
     return torch.compile(_by_logarithms)
 
 
@@ -140,9 +173,11 @@ def _by_kernel(kernel: Tensor, log_kernel: Callable[[], Tensor], iterations: int
             u, v = next_u, next_v
             done, stride = done + stride, min(2 * stride, LONGEST_STRIDE)
             continue
-        kernel = log_kernel()
-        f, g = _by_logarithms(kernel, row, column, 1, g=g + v.log())
-        kernel.add_(f).add_(g).exp_()
+        g = g + v.log()
+        kernel = log_kernel().add_(g)
+        f, more = _potentials(kernel, row, column, 1, 1.0, 0.0, 0.0)
+        kernel.add_(f).add_(more).exp_()
+        g = g + more
         u, v = torch.ones_like(f), torch.ones_like(g)
         done, stride = done + 1, 1
     return kernel.mul_(u).mul_(v / m)
@@ -173,16 +208,18 @@ def _scalings_of_large(kernel: np.ndarray, v: np.ndarray, iterations: int) -> tu
     with _blas().limit(limits=1), ThreadPoolExecutor(threads) as pool:
         for _ in range(iterations):
             list(pool.map(_one_pass, parts, repeat(v), columns))
-            v = np.reciprocal(columns.sum(0))
+            with np.errstate(all="ignore"):  # what leaves the range is seen, and taken again
+                v = np.reciprocal(columns.sum(0))
     return torch.from_numpy(u)[:, None], torch.from_numpy(v)[None]
 
 
 def _one_pass(blocks: list[tuple[np.ndarray, np.ndarray]], v: np.ndarray, column: np.ndarray) -> None:
     """u = 1 / K v of some rows, and what they give to `column`, K'u."""
     column.fill(0)
-    for block, u in blocks:
-        np.reciprocal(np.dot(block, v, out=u), out=u)
-        column += u @ block
+    with np.errstate(all="ignore"):
+        for block, u in blocks:
+            np.reciprocal(np.dot(block, v, out=u), out=u)
+            column += u @ block
 
 
 @cache

@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.nn import functional as F
 
-from losses.base import Batch, Dims, Features, Loss, full_precision
+from losses.base import Batch, Dims, Features, Loss, full_precision, known
 from losses.finite import keep_finite
 from losses.gather import gather
 from losses.logits import paired_classes, paired_logits
@@ -43,6 +43,8 @@ class WKDLogit(Loss):
         iterations: Annotated[int, Gt(0)] = 10,
     ) -> None:
         super().__init__()
+        if not epsilon >= 0.03:
+            raise ValueError(f"epsilon: {epsilon} is below 0.03, where fp32 loses the kernel")
         classes = paired_classes("WKDLogit", student, teacher, least=2)
         self.temperature, self.transport = temperature, transport
         self.epsilon, self.iterations = epsilon, iterations
@@ -50,7 +52,8 @@ class WKDLogit(Loss):
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         z_student, z_teacher = paired_logits(student, teacher)
-        target = torch.where(batch["label"] >= 0, batch["label"], z_teacher.argmax(1))
+        label = known(batch, "label", z_student)
+        target = torch.where(label >= 0, label, z_teacher.argmax(1))
         if self.training:
             self.cost.update(gather(full_precision(teacher.pooled)), gather(target))
         y = target[:, None]

@@ -28,6 +28,14 @@ def value(loss: Loss, student: Network, teacher: Network, count: int, **labels: 
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_batch_that_tells_nothing_is_one_of_unknown_labels(name: str) -> None:
+    (one, student, teacher), (other, *_) = made(name), made(name)
+    x, unknown = torch.randn(5, 5), {"label": torch.full((5,), -1), "group": torch.full((5,), -1)}
+    index = {"index": torch.arange(5)} if one.needs_index else {}  # a bank is of samples that are told apart
+    torch.testing.assert_close(one(student(x), teacher(x), index), other(student(x), teacher(x), unknown | index))
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("count", [1, 2, 9])
 def test_small_batches_and_missing_labels_are_finite(name: str, count: int) -> None:
     loss, student, teacher = made(name)

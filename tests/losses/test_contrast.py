@@ -306,6 +306,32 @@ def test_lipschitz_bound_holds_between_random_and_adversarial_pairs() -> None:
     assert 0.95 < ratio().max() <= 1 + 1e-3  # the bound is reached, and not passed
 
 
+def test_features_of_zeros_have_a_moderate_gradient() -> None:
+    """As a head that starts at zero gives them; also before the first step, the critic is Lipschitz."""
+    loss = GlobalContrast(STUDENT, TEACHER)
+    x = torch.zeros(8, STUDENT.pooled, requires_grad=True)
+    loss(Features(x), Features(torch.randn(8, TEACHER.pooled)), batch(8)).backward()
+    assert 0 < x.grad.abs().max() < 10
+    fresh = LipschitzProjection(12, 8).eval()
+    y = 0.01 * torch.randn(20, 12)
+    assert ((fresh(y) - fresh(-y)).norm(dim=1) <= (2 * y).norm(dim=1) * 1.01).all()
+
+
+@pytest.mark.parametrize(
+    ("keywords", "words"),
+    [
+        ({"link": "logsoftmax"}, "link: 'logsoftmax' is none of log_softmax"),
+        ({"critic": "Lipschitz"}, "critic: 'Lipschitz' is none of"),
+        ({"weighting": "M"}, "weighting: 'M' is none of"),
+        ({"exclude": "label"}, "exclude: 'l' is none of label, group"),
+        ({"temperature": 0.0}, "temperature: 0.0 is not within"),
+    ],
+)
+def test_what_no_contrast_can_be_made_of_is_refused(keywords: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        GlobalContrast(STUDENT, TEACHER, **keywords)
+
+
 def test_critic_stays_lipschitz_while_it_is_trained() -> None:
     """Optimiser steps move W away from the singular vectors that the power iteration knows."""
     torch.manual_seed(0)

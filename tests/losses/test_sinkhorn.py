@@ -243,6 +243,37 @@ def test_numbers_out_of_range_are_refused(keywords: dict[str, Any], words: str) 
         sinkhorn(torch.rand(3, 3), **keywords)
 
 
+def test_a_penalty_without_end_is_a_marginal_that_holds() -> None:
+    cost = unit_cost(6, 5)
+    torch.testing.assert_close(sinkhorn(cost, marginal_penalty=math.inf), sinkhorn(cost))
+
+
+@pytest.mark.parametrize("scale", [1e2, 1e4, 1e6])
+@pytest.mark.parametrize("epsilon", [1e-3, 0.05])
+def test_columns_are_exact_by_either_way_however_large_the_cost(scale: float, epsilon: float) -> None:
+    """fp32 potentials of a million leave nothing of a marginal's logarithm."""
+    cost = scale * unit_cost(40, 30).float()
+    row = torch.full((40,), -math.log(40))
+    plans = [sinkhorn(cost, epsilon, 100, log_row=log_row) for log_row in (None, row)]
+    for plan in (*plans, sinkhorn(cost.clone().requires_grad_(), epsilon, 100).detach()):
+        torch.testing.assert_close(plan.sum(0), torch.full((30,), 1 / 30), rtol=1e-6, atol=0)
+        assert marginal_error(plan) < marginal_error(plans[0]) + 1e-5
+
+
+def test_unrolled_gradient_of_a_large_cost() -> None:
+    cost = 1e4 * unit_cost(12, 9)
+    exact, found = (
+        torch.autograd.grad((sinkhorn(c, 0.1, 5) * c).sum(), c)[0]
+        for c in (cost.clone().requires_grad_(), cost.float().requires_grad_())
+    )
+    torch.testing.assert_close(found.double(), exact, rtol=1e-3, atol=1e-4)
+
+
+def test_a_kernel_that_leaves_its_range_says_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    sinkhorn(unit_cost(1500, 1100).float(), 1e-3, 5)
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 3, 3), (3,)])
 def test_a_cost_without_entries_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"must be \[\.\.\., n, m\]"):

@@ -1,5 +1,6 @@
 """LocalTransport, the relational term and WCoRD: limits that are known, gradients, invariances."""
 
+import math
 from typing import Any
 
 import pytest
@@ -323,6 +324,42 @@ def test_weights_are_the_marginals_and_a_weight_of_zero_is_no_sample(
     loss = make(relational=relational, **keywords)
     same = loss(student, teacher, BATCH | {"weight": torch.full((10,), 3.0)})
     torch.testing.assert_close(same, loss(student, teacher, BATCH))
+
+
+@pytest.mark.parametrize("garbage", [-3e4, 1e10, math.nan])
+@pytest.mark.parametrize("plan_gradient", ["detached", "unrolled", "implicit"])
+@pytest.mark.parametrize("cost", ["cosine", "euclidean", "squared_euclidean"])
+@pytest.mark.parametrize("space", ["teacher", "raw"])
+def test_what_a_sample_without_weight_holds_is_not_looked_at(
+    space: Any, cost: Any, plan_gradient: Any, garbage: float
+) -> None:
+    torch.manual_seed(0)
+    loss = LocalTransport(Dims(8), Dims(8), space=space, cost=cost, plan_gradient=plan_gradient, relational=0.5)
+    x, y = torch.randn(2, 10, 8)
+    batch = BATCH | {"weight": torch.tensor([1.0] * 7 + [0.0] * 3)}
+    found = []
+    for value in (0.0, garbage):
+        x[7:], y[7:] = value, -value
+        student = x.clone().requires_grad_()
+        total = loss(Features(student), Features(y.clone()), batch)
+        found.append((total, torch.autograd.grad(total, student)[0]))
+        loss.standardise.load_state_dict(LocalTransport(Dims(8), Dims(8), space=space).standardise.state_dict())
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "words"),
+    [
+        ({"cost": "sqeuclidean"}, "cost: 'sqeuclidean' is none of cosine"),
+        ({"space": "projected"}, "space: 'projected' is none of"),
+        ({"plan_gradient": "envelope"}, "plan_gradient: 'envelope' is none of"),
+        ({"anchor": 2.0}, "anchor: 2.0 is not within"),
+        ({"start_epsilon": -1.0}, "start_epsilon: -1.0 is not above 0"),
+    ],
+)
+def test_what_no_transport_can_be_made_of_is_refused(keywords: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        LocalTransport(STUDENT, TEACHER, **keywords)
 
 
 def test_a_sample_of_twice_the_weight_is_a_sample_given_twice() -> None:
