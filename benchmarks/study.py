@@ -114,7 +114,7 @@ FORMS: dict[str, Losses] = {
     "local epsilon 0.5": {"local_transport": LOCAL | {"epsilon": 0.5}},
     "local relational": {"local_transport": LOCAL | {"relational": 1.5}},
     "global + local": {"global_contrast": GLOBAL, "local_transport": LOCAL},
-    "wcord": {"wcord": {}},
+    "wcord without positions": WCORD[POOLED],
     "wcord by gradient norm": {GRADIENT_NORM: {}},
 }
 """The terms one by one, each with one thing changed, at the weights of the form `plain`, and `wcord` with its weights
