@@ -368,9 +368,9 @@ def wait(jobs: Iterable[Any]) -> None:
 
 
 def table(setting: Setting, out: Path, methods: Sequence[str], seeds: int) -> None:
-    """Print the table of methods as Markdown, against the labels alone and against the default."""
+    """Print the table of methods as Markdown, against the labels alone and against forms of WCoRD."""
     found = [_run(out, setting, name, seed) for name in methods for seed in range(seeds)]
-    baselines = ["labels", *(name for name in ("wcord", "wcord + kd") if name in methods)]
+    baselines = ["labels", *(name for name in ("wcord", "wcord without positions", "wcord + kd") if name in methods)]
     for baseline in baselines:
         print_table(found, out / setting.name / f"against_{baseline.replace(' ', '_')}", baseline)
 
