@@ -73,9 +73,8 @@ class CRD(Loss):
             raise ValueError('CRD needs batch["index"], the place of each sample in the training set.')
         s = self.student_projection(full_precision(student.pooled))
         t = self.teacher_projection(full_precision(teacher.pooled))
-        index, label = gather(torch.stack([batch["index"], known(batch, "label", s)], 1)).unbind(
-            1
-        )  # of the global batch
+        own = torch.stack([batch["index"], known(batch, "label", s)], 1)
+        index, label = gather(own).unbind(1)  # of the global batch
         labels = self.labels.index_put((index,), label[last_occurrence(index, len(self.labels))])
         contrast = batch.get("contrast_index")
         if contrast is None:

@@ -26,7 +26,8 @@ class WKDLogit(Loss):
 
     transport: weight beside the target's term, published as 600, and 200 when joined with `WKDFeature`. epsilon: in
     units of C, which lies in [0, 1]; from 0.03 on, exp(-1 / epsilon) and its square stay within fp32. iterations: how
-    often both marginals are met. Raises ValueError unless both sides have logits of the same classes, two or more.
+    often both marginals are met. Raises ValueError for a smaller epsilon, and unless both sides have logits of the same
+    classes, two or more.
     """
 
     needs_teacher_logits = True
