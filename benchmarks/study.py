@@ -102,23 +102,31 @@ FORMS: dict[str, Losses] = {
     "global queue 0": {"global_contrast": GLOBAL | {"queue": 0}},
     "global queue 256": {"global_contrast": GLOBAL | {"queue": 256}},
     "global queue 4096": {"global_contrast": GLOBAL | {"queue": 4096}},
+    "global bank 1024": {"global_contrast": GLOBAL | {"queue": 0, "bank": 1024}},
+    "global fixed temperature": {"global_contrast": GLOBAL | {"learn_temperature": False}},
     "local": {"local_transport": LOCAL},
     "local anchor 0": {"local_transport": LOCAL | {"anchor": 0.0}},
     "local anchor 1": {"local_transport": LOCAL | {"anchor": 1.0}},
     "local shared": {"local_transport": LOCAL | {"space": "shared"}},
+    "local raw": {"local_transport": LOCAL | {"space": "raw"}},
+    "local euclidean": {"local_transport": LOCAL | {"cost": "euclidean"}},
+    "local squared_euclidean": {"local_transport": LOCAL | {"cost": "squared_euclidean"}},
+    "local penalty 0.5": {"local_transport": LOCAL | {"marginal_penalty": 0.5}},
     "local unrolled": {"local_transport": LOCAL | {"plan_gradient": "unrolled"}},
     "local implicit": {"local_transport": LOCAL | {"plan_gradient": "implicit"}},
     "local iterations 5": {"local_transport": LOCAL | {"iterations": 5}},
     "local iterations 100": {"local_transport": LOCAL | {"iterations": 100}},
     "local epsilon 0.02": {"local_transport": LOCAL | {"epsilon": 0.02}},
     "local epsilon 0.5": {"local_transport": LOCAL | {"epsilon": 0.5}},
+    "local epsilon relative": {"local_transport": LOCAL | {"relative_epsilon": True}},
+    "local epsilon from 1": {"local_transport": LOCAL | {"start_epsilon": 1.0, "anneal_steps": 250}},
     "local relational": {"local_transport": LOCAL | {"relational": 1.5}},
     "global + local": {"global_contrast": GLOBAL, "local_transport": LOCAL},
     "wcord without positions": WCORD[POOLED],
     "wcord by gradient norm": {GRADIENT_NORM: {}},
 }
 """The terms one by one, each with one thing changed, at the weights of the form `plain`, and `wcord` with its weights
-fixed or by gradient norm; on the first setting."""
+fixed or by gradient norm."""
 
 FORM_SEEDS = 3
 SETTINGS = ("gestures", "other_task", "compression")
@@ -139,6 +147,8 @@ class Setting:
     """Overrides of the runs that are measured on the test split, which the trials do without."""
     left_out: tuple[str, ...] = ()
     """Methods that are not measured on the test split, for the time that they take."""
+    forms: bool = True
+    """Whether FORMS are trained as well."""
 
     def config(self, out: Path, run: Path, losses: Losses, seed: int, split: str) -> Config:
         teacher = f"{{run: {out / self.teacher[0]}}}" if losses != TASK else "null"
@@ -180,11 +190,10 @@ def main() -> None:
         )
         for s in settings:
             table(s, out, list(finals[s.name]), s.seeds)
-        first = settings[0]
-        if first.name != SETTINGS[0]:
-            return
-        wait([job for seed in range(FORM_SEEDS) for job in submit(pool, runs(first, out, FORMS, seed))])
-        table(first, out, ["labels", *FORMS], FORM_SEEDS)
+        tried = [s for s in settings if s.forms]
+        wait([job for seed in range(FORM_SEEDS) for s in tried for job in submit(pool, runs(s, out, FORMS, seed))])
+        for s in tried:
+            table(s, out, ["labels", *FORMS], FORM_SEEDS)
 
 
 def all_settings(out: Path) -> list[Setting]:
@@ -212,6 +221,7 @@ def all_settings(out: Path) -> list[Setting]:
             seeds=3,
             longer=("train.steps=4688",),
             left_out=("wcord without positions", "crd + kd", "info_nce + kd", "relational_kl + kd", "paper"),
+            forms=False,
         ),
     ]
 
