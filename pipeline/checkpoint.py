@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -64,7 +65,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             "sha256": {path.name: sha256(path) for path in sorted(part.iterdir())},
             "identity": checkpoint.identity,
         }
-        (part / "checkpoint.json").write_text(json.dumps(about, indent=1))
+        (part / "checkpoint.json").write_text(json.dumps(sealed(about), indent=1))
         for path in part.iterdir():
             _flush(path)
         shutil.rmtree(target, ignore_errors=True)
@@ -97,6 +98,8 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint:
     try:
         about = json.loads((path / "checkpoint.json").read_bytes())
         check_format(about.get("format"), path)
+        if "digest" in about and about != sealed(about):  # earlier versions left it out
+            raise ValueError("checkpoint.json is not what was written: its digest differs")
         if identity.get(SHARDS) != about["identity"].get(SHARDS, identity.get(SHARDS)):
             raise UserError(
                 f"{path}: the training shards are not those it was made with: data.shards or data.join names another "
@@ -126,6 +129,13 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint:
     except Exception as error:  # the readers raise whatever a damaged file makes them stumble on
         reason = " ".join(str(error).split())[:200]
         raise DamagedError(f"{path}: damaged ({reason}).") from None
+
+
+def sealed(about: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a `checkpoint.json` with `digest`, a hash of all else in it: a step that another digit has become
+    would go on elsewhere in the data, and nothing else would tell."""
+    content = {key: value for key, value in about.items() if key != "digest"}
+    return content | {"digest": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}
 
 
 def _keywords(part: object) -> set[tuple[str, str]]:
