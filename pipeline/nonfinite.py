@@ -32,6 +32,11 @@ class NonFinite:
         self.statistics = [b for b in model.student.buffers() if b.is_floating_point()]
         self.before = [b.clone() for b in self.statistics]
 
+    def begin(self) -> None:
+        """Note the statistics that the step's forward pass moves; a checkpoint may have averaged them over ranks."""
+        if self.statistics:
+            torch._foreach_copy_(self.before, self.statistics)
+
     def watch(self, accelerator: Accelerator) -> None:
         """Note the gradient's norms, part by part, where this step may be the last: clipping makes all of it NaN."""
         if self.row == IN_A_ROW - 1:
@@ -47,8 +52,6 @@ class NonFinite:
         """
         if torch.isfinite(norm):
             self.row = 0
-            if self.statistics:
-                torch._foreach_copy_(self.before, self.statistics)
             return False
         self.steps, self.row = self.steps + 1, self.row + 1
         if self.statistics:

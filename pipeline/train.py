@@ -184,6 +184,7 @@ def _take_steps(training: _Training, done: int, profile: bool, stop: Stop) -> No
         rate = schedule.learning_rate(step)
         for group in optimizer.param_groups:
             group["lr"] = rate
+        finite.begin()
         with accelerator.autocast():
             loss, terms = model(batch)
         accelerator.backward(loss)

@@ -14,6 +14,7 @@ from pipeline import config as configs
 from pipeline.checkpoint import list_checkpoints
 from pipeline.errors import UserError
 from pipeline.model import Distillation
+from pipeline.stopping import Stop, Stopped
 from pipeline.train import train
 
 LOSSES = {"crd": "{negatives: 8}"}
@@ -77,3 +78,26 @@ def test_statistics_that_are_not_finite_are_never_saved(
     with pytest.raises(UserError, match=rf"step 1: .* not finite \({name}.*no checkpoint was written"):
         train(config)
     assert not list_checkpoints(Path(config.run) / "checkpoints")
+
+
+def test_a_step_after_a_checkpoint_is_undone_to_what_the_checkpoint_holds(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where several processes average their statistics for it; else a resumed run would go on from others."""
+
+    def average(model: Distillation, accelerator: Any) -> None:
+        for name, buffer in model.student.named_buffers():
+            if "running_" in name:
+                buffer.mul_(0.5)
+
+    monkeypatch.setattr("pipeline.resume.average_buffers", average)
+    spoil(monkeypatch, {6: "student"})
+    whole = saved(train(configs.load(make_config("whole"), ["train.steps=7", "train.checkpoint_every=5"])))
+    spoil(monkeypatch, {})
+    stopped = configs.load(make_config("stopped"), ["train.steps=7", "train.checkpoint_every=5"])
+    steps = iter(range(1, 99))
+    monkeypatch.setattr(Stop, "asked", lambda self, accelerator: next(steps) == 5)
+    with pytest.raises(Stopped):
+        train(stopped)
+    spoil(monkeypatch, {1: "student"})  # the sixth
+    torch.testing.assert_close(saved(train(stopped, resume=True)), whole, rtol=0, atol=0)
