@@ -157,6 +157,11 @@ def _set_up(config: Config, accelerator: Accelerator) -> _Training:
         raise UserError(_unlabelled(held_out))
 
     distillation = build_model(config)
+    if held_out is not None and distillation.student.classes is None:
+        raise UserError(
+            "evaluation.every: no loss trains class scores of the student, so there is nothing to be right about; set "
+            "it to 0, or add cross_entropy or kd."
+        )
     source = replace(source, cache=distillation.cache)
     identity = identity_of(config, distillation)
     spare = prepare_sharding(distillation, config, accelerator)
@@ -297,8 +302,7 @@ def held_out_score(
         passed_over += batch["skipped"]
         with accelerator.autocast():
             logits = student(batch["student"]).logits
-        if logits is None:
-            raise UserError("evaluation.every: the student has no classes to be right about; set it to 0.")
+        assert logits is not None  # or the run would not have started
         tally += confusion(logits.argmax(1), batch["mask" if source.mask else "label"], source.classes)
     student.train()
     tally = accelerator.reduce(tally, "sum")
