@@ -71,8 +71,7 @@ class Ledger:
         self.known |= fresh
         self.new = []
         if fresh and accelerator.is_main_process:
-            with self.path.open("a") as file:
-                file.writelines(json.dumps(asdict(s)) + "\n" for s in fresh.values())
+            _append(self.path, (json.dumps(asdict(s)) + "\n" for s in fresh.values()))
         faulty = [s for s in self.known.values() if not s.unpaired]
         if len(faulty) > self.most * self.samples:
             raise UserError(
@@ -80,6 +79,15 @@ class Ledger:
                 f"allows ({in_words(counts(faulty))}); the first: {faulty[0].message} All are listed in {self.path}; "
                 f"`wcord check --listed {self.path} SHARDS` looks at them again."
             )
+
+
+def _append(path: Path, lines: Iterable[str]) -> None:
+    """Add lines to a file, in place of one that was cut short: by a full disk, or a process killed as it wrote."""
+    with path.open("ab+") as file:
+        file.seek(max(file.tell() - 1, 0))
+        if file.read() not in (b"", b"\n"):
+            file.truncate(path.read_bytes().rfind(b"\n") + 1)
+        file.writelines(line.encode() for line in lines)
 
 
 def read_skipped(path: Path) -> list[Skipped]:

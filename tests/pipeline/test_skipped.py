@@ -222,6 +222,24 @@ def test_a_run_counts_lists_and_reports_what_it_skipped(make_config: Any, tmp_pa
     assert results["samples/train"] == 46
 
 
+@pytest.mark.parametrize("size", [0, 1, -1, -20])
+def test_a_list_that_was_cut_short_is_gone_on_with(tmp_path: Path, size: int) -> None:
+    path, accelerator = tmp_path / SKIPPED, Accelerator(cpu=True)
+    faults = [Skipped("train-000000.tar", place, f"s{place}", "rgb.jpg", "no photo", False) for place in range(3)]
+
+    def go_on(found: list[Skipped]) -> None:
+        ledger = Ledger(path, 100, 0.5)
+        ledger.add(found)
+        ledger.share(accelerator)
+
+    go_on(faults[:2])
+    path.write_bytes(path.read_bytes()[:size])
+    go_on(faults)
+    assert sorted(read_skipped(path), key=lambda fault: fault.place) == faults
+    go_on(faults)
+    assert len(path.read_text().splitlines()) == 3
+
+
 def test_a_run_ends_when_more_is_faulty_than_allowed(make_config: Any, tmp_path: Path) -> None:
     folder = dataset(tmp_path / "data", broken_photo(3, 20))
     with pytest.raises(UserError, match=r"2 of 48 training samples are faulty, .*max_faulty: 0.03 .*\(rgb.jpg: 2\)"):
