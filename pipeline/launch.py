@@ -9,6 +9,7 @@ from datetime import timedelta
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.utils import parse_flag_from_env
+from torch.distributed import DistError
 
 from pipeline.config import Config
 from pipeline.errors import UserError
@@ -19,7 +20,16 @@ def start_accelerator(config: Config) -> Accelerator:
     _check_launch()
     # It starts the process group; Accelerator takes the one that it finds.
     patience = timedelta(seconds=config.train.timeout)
-    device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=patience).device.type
+    try:
+        device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=patience).device.type
+    except RuntimeError as error:
+        if not lost(error):
+            raise
+        first = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise UserError(
+            f"the processes did not meet at {first} within {config.train.timeout:g} s (train.timeout): one of them "
+            f"ended, and its own message says why, or this address does not lead to the first. ({in_brief(error)})"
+        ) from None
     precision = precision_of(config)
     if precision == "fp16" and device == "cpu":
         raise UserError("train.precision: fp16 needs a GPU; use fp32 (or bf16) on a CPU.")
@@ -42,6 +52,16 @@ def start_accelerator(config: Config) -> Accelerator:
             f"{accelerator.num_processes} processes."
         )
     return accelerator
+
+
+def lost(error: RuntimeError) -> bool:
+    """Whether an error tells of another process that ended or does not answer."""
+    return isinstance(error, DistError) or "gloo" in str(error)
+
+
+def in_brief(error: Exception) -> str:
+    """Of its message, which may hold a stack of C++, as much as a person reads."""
+    return " ".join(str(error).split())[:200]
 
 
 def precision_of(config: Config) -> str:

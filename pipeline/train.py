@@ -14,7 +14,6 @@ import torch.distributed.nn  # its default arguments keep the process group for 
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
-from torch.distributed import DistBackendError
 
 from pipeline.ahead import pays, teach_ahead
 from pipeline.checkpoint import BEST, keep_best
@@ -24,7 +23,7 @@ from pipeline.errors import UserError
 from pipeline.gradient_checkpointing import checkpoint_gradients
 from pipeline.host import garbage_of_steps_only, keep_freed_memory
 from pipeline.in_memory import InMemory
-from pipeline.launch import start_accelerator
+from pipeline.launch import in_brief, lost, start_accelerator
 from pipeline.log import Log
 from pipeline.masks import confusion, scores
 from pipeline.model import Distillation, build_model
@@ -67,11 +66,11 @@ def train(config: Config, resume: bool = False, overwrite: bool = False, profile
         except RuntimeError as error:
             if (died := worker_died(error)) is not None:
                 raise died from None
-            if not isinstance(error, DistBackendError) and "gloo" not in str(error):
+            if not lost(error):
                 raise
             raise UserError(
                 f"another process ended, or did not answer for {config.train.timeout:g} s (train.timeout); its own "
-                f"message says why. Go on with --resume. ({' '.join(str(error).split())[:200]})"
+                f"message says why. Go on with --resume. ({in_brief(error)})"
             ) from None
     # The process group's threads end with it, and it with the models that hold it. One that is alive when Python
     # finalises aborts the process, and the launcher then kills the other ranks.

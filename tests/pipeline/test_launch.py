@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,26 @@ def test_a_launch_that_cannot_be_is_refused(
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=reason):
         start_accelerator(configs.load(make_config()))
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_process_that_the_others_do_not_join_says_so(make_config: Any, rank: str) -> None:
+    """They ended before, or wait elsewhere."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = str(found.getsockname()[1])
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", "train", str(make_config()), "train.timeout=3"],
+        cwd=ROOT,
+        env=os.environ | place | {"ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert f"error: the processes did not meet at 127.0.0.1:{port} within 3 s (train.timeout)" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_configs_are_shipped_for_one_gpu_eight_and_two_machines() -> None:

@@ -99,6 +99,13 @@ def no_memory(folder: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setattr("pipeline.train.build_optimizer", refuse)
 
 
+def alone(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    def wait(*arguments: object, **keywords: object) -> None:
+        raise torch.distributed.DistStoreError("Timed out after 601 seconds waiting for clients. 1/2 clients joined.")
+
+    patch.setattr("pipeline.launch.PartialState", wait)
+
+
 Wrong = tuple[Any, ...]
 TRAIN = "train config.yaml run=run2"
 WRONG: dict[str, Wrong] = {
@@ -308,6 +315,7 @@ WRONG: dict[str, Wrong] = {
         "accelerate launch --config_file configs/accelerate/fsdp.yaml",
         launched(ACCELERATE_USE_DEEPSPEED="true"),
     ),
+    "a process that no other joins": (TRAIN, "the processes did not meet at", "its own message says why", alone),
     "a GPU's memory that is full": (TRAIN, "the GPU's memory is full", "set train.micro_batch", no_memory),
     "a disk that is full": (TRAIN, "no space left", "free space and go on with `--resume`", full),
     "an evaluation of no run": (
