@@ -83,6 +83,11 @@ def _check_launch() -> None:
         )
     if parse_flag_from_env("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION", "1") != "2":
         raise UserError("FSDP: version 2 is supported; set `fsdp_version: 2`, as configs/accelerate/fsdp.yaml does.")
+    if os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1") != "1":
+        raise UserError(
+            "ACCELERATE_GRADIENT_ACCUMULATION_STEPS: would divide each step's gradient and add up none; for less "
+            "memory set train.micro_batch, by which the losses see the whole batch all the same."
+        )
     if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
         raise UserError(
             "ACCELERATE_DYNAMO_BACKEND: would compile the losses' exchange between processes; set train.compile=true "

@@ -28,6 +28,7 @@ EXPECTED = {"one_gpu": (1, 1), "eight_gpus": (8, 1), "two_machines": (16, 2), "f
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not supported: it steps inside the backward pass"),
         ({"ACCELERATE_USE_FSDP": "true"}, "set `fsdp_version: 2`"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "on GPUs only"),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "set train.micro_batch"),
         ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "set train.compile=true"),
     ],
 )
