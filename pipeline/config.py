@@ -232,7 +232,10 @@ class Train(Section):
     )
     checkpoint_every: int = Field(default=500, gt=0, description="Steps between checkpoints.")
     timeout: float = Field(
-        default=600.0, gt=0, description="Seconds that a process waits for the others before it ends with an error."
+        default=600.0,
+        gt=0,
+        le=1e7,
+        description="Seconds that a process waits for the others before it ends with an error.",
     )
     keep: int = Field(default=2, gt=0, description="How many of the newest checkpoints stay.")
 
@@ -274,7 +277,7 @@ class Config(Section):
     """One experiment."""
 
     run: str = Field(min_length=1, description="Run folder, e.g. runs/depth_wcord; all results go there.")
-    seed: int = Field(default=0, ge=0, description="Seed of everything random.")
+    seed: int = Field(default=0, ge=0, le=10**18, description="Seed of everything random.")
     data: Data = Field(description="What the student is trained on.")
     teacher: Teacher | None = Field(
         default=None, description="The frozen network that the student learns from; null for none."

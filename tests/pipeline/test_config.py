@@ -381,6 +381,8 @@ FAULTS_OF_OVERRIDES = [
     ("losses.transport={}",
      "losses.transport.epsilon: is required and missing (override losses.transport={})"),
     ("seed=\n'a\n b'", "seed: must be a whole number, got \"a b\" (override seed=\\n'a\\n b')"),
+    (f"seed={2**64}", f"seed: must be at most {10**18}, got {2**64} (override seed={2**64})"),
+    ("train.timeout=1e300", "train.timeout: must be at most 10000000, got 1e+300 (override train.timeout=1e300)"),
     ("run.x=2", 'run: must be text, got {"x": 2} (override run.x=2)'),
     ("data.crop[0]=2", "data.crop[0]: must be at most 1, got 2 (override data.crop[0]=2)"),
     ("data.crop[2]=1", 'override "data.crop[2]=1": there is no data.crop[2] that could be set'),
