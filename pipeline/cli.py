@@ -252,8 +252,10 @@ def _name(skipped: Sequence[Skipped]) -> None:
         raise typer.Exit(1)
 
 
+_FULL = "no space left. Nothing half-written counts; free space and go on with `--resume`."
 _PLACES = {
-    errno.ENOSPC: "no space left. Nothing half-written counts; free space and go on with `--resume`.",
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,  # of this user's share of the disk
     errno.EACCES: "may not be read or written. Change its rights, or choose another place.",
     errno.EPERM: "may not be read or written. Change its rights, or choose another place.",
     errno.EROFS: "cannot be written there. Choose another place.",

@@ -85,11 +85,14 @@ def launched(**variables: str) -> Prepare:
     return prepare
 
 
-def full(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: object, **keywords: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run2/config.yaml")
+def full(number: int) -> Prepare:
+    def prepare(folder: Path, patch: pytest.MonkeyPatch) -> None:
+        def refuse(*arguments: object, **keywords: object) -> None:
+            raise OSError(number, os.strerror(number), "run2/config.yaml")
 
-    patch.setattr("pipeline.run_folder.write_atomic", refuse)
+        patch.setattr("pipeline.run_folder.write_atomic", refuse)
+
+    return prepare
 
 
 def no_memory(folder: Path, patch: pytest.MonkeyPatch) -> None:
@@ -317,7 +320,8 @@ WRONG: dict[str, Wrong] = {
     ),
     "a process that no other joins": (TRAIN, "the processes did not meet at", "its own message says why", alone),
     "a GPU's memory that is full": (TRAIN, "the GPU's memory is full", "set train.micro_batch", no_memory),
-    "a disk that is full": (TRAIN, "no space left", "free space and go on with `--resume`", full),
+    "a disk that is full": (TRAIN, "no space left", "free space and go on with `--resume`", full(errno.ENOSPC)),
+    "a quota that is used up": (TRAIN, "no space left", "free space and go on with `--resume`", full(errno.EDQUOT)),
     "an evaluation of no run": (
         "evaluate nowhere",
         "nowhere: not a run folder (no config.yaml)",
