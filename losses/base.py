@@ -82,6 +82,9 @@ class Loss(nn.Module):
     reads_pixels: ClassVar[bool] = False
     needs_index: ClassVar[bool] = False
 
+    _last: tuple[Tensor, ...] = ()
+    """What a loss keeps of its last forward for `metrics`, detached."""
+
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """The loss of a batch, a scalar, fp32.
 
@@ -90,5 +93,6 @@ class Loss(nn.Module):
         raise NotImplementedError
 
     def metrics(self) -> dict[str, Tensor]:
-        """What is worth plotting of the last forward, as detached scalar tensors; all ranks ask for it together."""
+        """What is worth plotting of the last forward, as detached scalar tensors; nothing before the first. All ranks
+        ask for it together."""
         return {}

@@ -37,5 +37,7 @@ class Cosine(Loss):
         return (1 - F.cosine_similarity(s, t, dim=1)).mean()
 
     def metrics(self) -> dict[str, Tensor]:
+        if not self._last:
+            return {}
         s, t = self._last
         return pair_metrics(gather(s), gather(t))

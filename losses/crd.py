@@ -128,4 +128,6 @@ class CRD(Loss):
         return loss + (inner - inner.detach())
 
     def metrics(self) -> dict[str, Tensor]:
+        if not self._last:
+            return {}
         return pair_metrics(*self._last)

@@ -228,6 +228,8 @@ class GlobalContrast(Loss):
         return (value * weight).sum() / weight.sum().clamp(min=1e-6)
 
     def metrics(self) -> dict[str, Tensor]:
+        if not self._last:
+            return {}
         return pair_metrics(*self._last) | {"temperature": self.temperature.detach()}
 
 

@@ -46,4 +46,6 @@ class InfoNCE(Loss):
             return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
     def metrics(self) -> dict[str, Tensor]:
+        if not self._last:
+            return {}
         return pair_metrics(*self._last) | {"temperature": self.log_temperature.detach().exp()}

@@ -188,5 +188,7 @@ class LocalTransport(Loss):
         return self.epsilon * (self.start_epsilon / self.epsilon) ** left
 
     def metrics(self) -> dict[str, Tensor]:
+        if not self._last:
+            return {}
         s, t, diagonal, error = self._last
         return {"plan_diagonal": diagonal, "marginal_error": error} | pair_metrics(s, t)

@@ -70,5 +70,7 @@ class PositionTransport(Loss):
         return loss
 
     def metrics(self) -> dict[str, Tensor]:
+        if not self._last:
+            return {}
         diagonal, error = self._last
         return {"plan_diagonal": diagonal, "marginal_error": error}

@@ -51,5 +51,7 @@ class SigLIP(Loss):
         return -F.logsigmoid(sign * logits).sum() / len(s)
 
     def metrics(self) -> dict[str, Tensor]:
+        if not self._last:
+            return {}
         learnt = {"scale": (-self.log_temperature.detach()).exp(), "bias": self.bias.detach()}
         return pair_metrics(*self._last) | learnt

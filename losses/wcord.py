@@ -43,9 +43,10 @@ class WCoRD(Loss):
     def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
         dual = self.global_contrast(student, teacher, batch)
         primal = self.local_transport(student, teacher, batch)
-        self._terms = {"global": dual.detach(), "local": primal.detach()}
+        self._last = dual.detach(), primal.detach()
         return self.global_weight * dual + self.local_weight * primal
 
     def metrics(self) -> dict[str, Tensor]:
-        own = {f"global/{name}": value for name, value in self.global_contrast.metrics().items()}
-        return self._terms | own | {f"local/{name}": value for name, value in self.local_transport.metrics().items()}
+        parts = {"global": self.global_contrast, "local": self.local_transport}
+        own = {f"{part}/{name}": value for part, loss in parts.items() for name, value in loss.metrics().items()}
+        return dict(zip(parts, self._last, strict=False)) | own

@@ -80,11 +80,14 @@ class WKDLogit(Loss):
                 v = teacher / (u @ kernel)
                 u = student / (v @ kernel)
             moved = v * (u @ kernel)
-            self._marginal_error = (moved - teacher).detach().abs().sum(1).mean()
+            self._last = ((moved - teacher).detach().abs().sum(1).mean(),)
             return (v * (u @ (kernel * cost))).sum(1)
 
     def metrics(self) -> dict[str, Tensor]:
-        return {"marginal_error": self._marginal_error, "classes_seen": (self.cost.count > 0).sum()}
+        if not self._last:
+            return {}
+        (error,) = self._last
+        return {"marginal_error": error, "classes_seen": (self.cost.count > 0).sum()}
 
 
 class ClassCost(torch.nn.Module):

@@ -83,6 +83,14 @@ def test_what_has_pairs_of_vectors_in_one_space_tells_how_far_apart_they_are(nam
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_there_is_nothing_to_plot_before_the_first_batch(name: str) -> None:
+    loss, student, teacher = made(name)
+    assert loss.metrics() == {}
+    value(loss, student, teacher, 9)
+    assert all(metric.shape == () and not metric.requires_grad for metric in loss.metrics().values())
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_student_learns_and_the_teacher_does_not(name: str) -> None:
     loss, student, teacher = made(name)
     value(loss, student, teacher, 9).backward()
