@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from pipeline import config as configs
+from pipeline import train as training
 from pipeline.checkpoint import list_checkpoints
 from pipeline.errors import UserError
 from pipeline.model import Distillation
@@ -101,3 +104,32 @@ def test_a_step_after_a_checkpoint_is_undone_to_what_the_checkpoint_holds(
         train(stopped)
     spoil(monkeypatch, {1: "student"})  # the sixth
     torch.testing.assert_close(saved(train(stopped, resume=True)), whole, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("stop", [1, 4, 7])
+def test_the_scale_of_fp16_goes_on_where_it_was(make_config: Any, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
+    """Accelerate scales on GPUs only; torch's scaler works on a CPU too. Too large at first, it skips five steps."""
+    start = training.start_accelerator
+
+    def scaling(config: configs.Config) -> Accelerator:
+        monkeypatch.setattr(AcceleratorState, "_shared_state", {})  # of this run alone
+        accelerator = start(config)
+        accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**22, growth_interval=2)
+        return accelerator
+
+    def scale(run: Path) -> Any:
+        return torch.load(list_checkpoints(run / "checkpoints")[-1] / "optimizer.pt", weights_only=True)["scaler"]
+
+    monkeypatch.setattr(training, "start_accelerator", scaling)
+    whole = train(configs.load(make_config("whole")))
+    stopped, steps = configs.load(make_config("stopped")), iter(range(1, 99))
+    monkeypatch.setattr(Stop, "asked", lambda self, accelerator: next(steps) == stop)
+    with pytest.raises(Stopped):
+        train(stopped)
+    assert scale(Path(stopped.run)) != scale(whole)
+    run = train(stopped, resume=True)
+    assert scale(run) == scale(whole)
+    torch.testing.assert_close(saved(run), saved(whole), rtol=0, atol=0)
+    last = json.loads((whole / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["nonfinite_steps"] >= 5
