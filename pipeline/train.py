@@ -205,7 +205,7 @@ def _take_steps(training: _Training, done: int, profile: bool, stop: Stop) -> No
         stopping = stop.asked(accelerator)
         if not skipped:
             log.add(loss, terms, batch)
-        if step % config.train.log_every == 0 or last:
+        if step % config.train.log_every == 0 or last or stopping:  # what is not in a line by then, no line tells
             ledger.share(accelerator)
             log.write(step, rate, norm, distillation, ledger.counts(), finite.steps)
         if training.held_out and (step % config.evaluation.every == 0 or last):

@@ -133,3 +133,16 @@ def test_the_scale_of_fp16_goes_on_where_it_was(make_config: Any, monkeypatch: p
     torch.testing.assert_close(saved(run), saved(whole), rtol=0, atol=0)
     last = json.loads((whole / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["nonfinite_steps"] >= 5
+
+
+def test_steps_that_were_not_taken_before_a_signal_stay_counted(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, {5: "student"})
+    config, steps = configs.load(make_config(), ["train.log_every=4"]), iter(range(1, 99))
+    monkeypatch.setattr(Stop, "asked", lambda self, accelerator: next(steps) == 6)
+    with pytest.raises(Stopped):
+        train(config)
+    run = train(config, resume=True)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row.get("nonfinite_steps")) for row in rows] == [(4, None), (6, 1), (8, 1), (12, 1)]
