@@ -16,6 +16,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from pipeline import config as configs
 from pipeline.errors import UserError
 from pipeline.launch import start_accelerator
+from pipeline.train import train
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
@@ -59,6 +60,12 @@ def test_a_process_that_the_others_do_not_join_says_so(make_config: Any, rank: s
     assert done.returncode == 2
     assert f"error: the processes did not meet at 127.0.0.1:{port} within 3 s (train.timeout)" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_runs_of_one_process_may_differ_in_precision(make_config: Any) -> None:
+    for precision in ("fp32", "bf16", "auto"):
+        run = train(configs.load(make_config(precision), [f"train.precision={precision}", "train.steps=1"]))
+        assert (run / "student" / "model.safetensors").is_file()
 
 
 def test_configs_are_shipped_for_one_gpu_eight_and_two_machines() -> None:
