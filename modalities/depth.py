@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from modalities.encoders import IMAGE_ENCODERS, Encoder, build
 from modalities.encoders.pointnet import PointNet
 from modalities.geometry import Geometry
 from modalities.image_header import image_size
+from modalities.numpy_file import read_array
 
 TALLEST = 2.5
 """Metres above the lowest surface that the height of `hha` is scaled to."""
@@ -278,10 +278,7 @@ def read_png(data: bytes) -> np.ndarray:
 
 def read_metres(data: bytes) -> np.ndarray:
     """float `[H, W]` of a `.npy`; ValueError for anything else, pickles included."""
-    try:
-        metres = np.load(io.BytesIO(data), allow_pickle=False)
-    except (OSError, EOFError, MemoryError, ValueError) as error:
-        raise ValueError(f"not a whole NumPy array: {error}") from None
+    metres = read_array(data)
     if metres.ndim != 2 or metres.dtype.kind != "f":
         raise ValueError(f"an array of {metres.dtype} {list(metres.shape)}: depth.npy holds metres, float [H, W]")
     return metres

@@ -6,7 +6,6 @@ import json
 import re
 from dataclasses import dataclass
 from functools import cache
-from io import BytesIO
 from pathlib import PurePath
 
 import cv2
@@ -15,6 +14,7 @@ import numpy as np
 from modalities.audio import PLAYED, read_sound
 from modalities.depth_map import gravity, intrinsics
 from modalities.image_header import image_size
+from modalities.numpy_file import read_array
 from modalities.sound_header import sound_kind
 from modalities.text import Text
 from modalities.torchaudio_loader import import_soundfile
@@ -154,10 +154,7 @@ def summarise(depth: np.ndarray) -> tuple[float, float, bool]:
 
 def _array(field: str, data: bytes) -> Facts:
     """Open a NumPy array, which for depth holds metres."""
-    try:
-        array = np.load(BytesIO(data), allow_pickle=False)
-    except (OSError, EOFError, MemoryError, ValueError) as error:
-        raise ValueError(f"not a whole NumPy array: {error}") from None
+    array = read_array(data)
     if field != "depth":
         return Facts()
     if array.ndim != 2 or array.dtype.kind != "f":

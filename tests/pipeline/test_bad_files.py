@@ -33,6 +33,17 @@ def npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def npz(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, array)
+    return buffer.getvalue()
+
+
+def npy_header(text: bytes) -> bytes:
+    """A `.npy` whose description of its array is that text."""
+    return b"\x93NUMPY\1\0" + struct.pack("<H", len(text)) + text + bytes(64)
+
+
 def huge_png(bits: int, colour: int) -> bytes:
     """A header of 20,000 x 20,000 pixels, whose few bytes would unpack to gigabytes."""
 
@@ -69,6 +80,13 @@ BAD: dict[str, tuple[Modality, str, bytes, dict[str, tuple[str, bytes, str]]]] =
         "nan_npy": ("depth.npy", npy(np.full((9, 9), np.nan)), "without a single reading"),
         "infinite_npy": ("depth.npy", npy(np.full((9, 9), np.inf)), "without a single reading"),
         "cut_npy": ("depth.npy", npy(METRES)[:300], "not a whole NumPy array"),
+        "archive_npy": ("depth.npy", npz(METRES), "neither JPEG, PNG nor WebP"),
+        "open_bracket_npy": ("depth.npy", npy_header(b"(((\n"), "not a whole NumPy array"),
+        "endless_npy": (
+            "depth.npy",
+            npy_header(b"{'descr': '<f4', 'fortran_order': False, 'shape': (%s, 2)}\n" % (b"9" * 30)),
+            "not a whole NumPy array",
+        ),
         "whole_numbers_npy": ("depth.npy", npy(np.ones((9, 9), int)), "depth.npy holds metres, float"),
     }),
     "audio": (Audio(rate=8000), "audio.wav", WAV, {
