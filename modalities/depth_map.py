@@ -63,7 +63,7 @@ def intrinsics(meta: Mapping[str, Any], height: int, width: int) -> tuple[float,
         fx, fy, cx, cy = (float(given[key]) for key in ("fx", "fy", "cx", "cy"))
         x, y = width / float(given.get("width", width)), height / float(given.get("height", height))
         good = all(map(math.isfinite, (fx, fy, cx, cy, x, y))) and min(fx, fy, x, y) > 0
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError):
         good = False
     if not good:
         raise ValueError(
@@ -80,7 +80,7 @@ def gravity(meta: Mapping[str, Any]) -> tuple[float, float, float] | None:
     try:
         x, y, z = (float(part) for part in given)
         length = math.hypot(x, y, z)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         length = math.nan
     if not 0 < length < math.inf:
         raise ValueError(f"meta.json: gravity: {given!r}: expected three numbers, x right, y down, z away")

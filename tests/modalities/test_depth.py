@@ -83,7 +83,14 @@ def test_without_intrinsics_the_field_of_view_is_sixty_degrees():
 
 @pytest.mark.parametrize(
     "bad",
-    ["none", [1, 2, 3, 4], {"fx": 1}, {"fx": 0, "fy": 1, "cx": 0, "cy": 0}, {"fx": "x", "fy": 1, "cx": 0, "cy": 0}],
+    [
+        "none",
+        [1, 2, 3, 4],
+        {"fx": 1},
+        {"fx": 0, "fy": 1, "cx": 0, "cy": 0},
+        {"fx": "x", "fy": 1, "cx": 0, "cy": 0},
+        {"fx": 10**400, "fy": 1, "cx": 0, "cy": 0},
+    ],
 )
 def test_intrinsics_that_are_none_are_refused(bad):
     with pytest.raises(ValueError, match=r"intrinsics.*fx, fy, cx, cy"):
