@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -22,6 +23,8 @@ from modalities.tokenizer import tokenizer
 
 LONGEST = 1_000_000
 """Bytes of captions that a sample may have."""
+MARKS = 30
+"""Combining marks in a row, as in Unicode's stream-safe text: the time to sort them grows with their number squared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +48,12 @@ class Text(Modality):
         if len(data) > LONGEST:
             raise ValueError(f"{len(data)} bytes of captions; at most {LONGEST} are accepted")
         try:
-            text = unicodedata.normalize("NFC", data.decode("utf-8-sig"))
+            text = data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise ValueError(f"text is not UTF-8 (byte {error.start}); convert it before packing") from None
+        if (marks := most_marks(text)) > MARKS:
+            raise ValueError(f"text has {marks} combining marks in a row; at most {MARKS} are accepted")
+        text = unicodedata.normalize("NFC", text)
         captions = [line for line in map(str.strip, text.splitlines()) if line]
         if not captions:
             raise ValueError("text is empty: there is no caption in it")
@@ -99,3 +105,11 @@ class Text(Modality):
     def caption(self, value: list[str]) -> Caption:
         """The first caption."""
         return Caption(value[0])
+
+
+def most_marks(text: str) -> int:
+    """The longest run of combining marks."""
+    if text.isascii():
+        return 0
+    runs = groupby(text, lambda letter: unicodedata.combining(letter) > 0)
+    return max((sum(1 for _ in run) for marks, run in runs if marks), default=0)

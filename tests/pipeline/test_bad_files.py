@@ -107,6 +107,7 @@ BAD: dict[str, tuple[Modality, str, bytes, dict[str, tuple[str, bytes, str]]]] =
         "blank": ("text.txt", b" \n\n\t", "text is empty"),
         "zero_bytes": ("text.txt", bytes(500), "zero bytes"),
         "a_photo": ("text.txt", jpeg(0), "not UTF-8"),
+        "heap_of_marks": ("text.txt", ("a" + "\u0301\u0316" * 200_000).encode(), "400000 combining marks in a row"),
         "cut_letter": ("text.txt", "grün".encode()[:3], "not UTF-8"),
     }),
 }  # fmt: skip
