@@ -47,5 +47,5 @@ class Draw:
 
 
 def digest(text: str) -> int:
-    """64 bits that are fixed by a text."""
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+    """64 bits that are fixed by a text, which may hold bytes that are none, as names of files do."""
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")

@@ -128,13 +128,14 @@ class Prepare:
         if source.label == "label":
             text = raw.get("label.txt", b"-1").decode("ascii", "replace").strip()
         else:
-            text = str(meta.get("labels", {}).get(source.label, -1))
-        label = int(text) if re.fullmatch(r"-?\d+", text) else -2
+            labels = meta.get("labels", {})
+            text = str(labels.get(source.label, -1)) if isinstance(labels, dict) else f"of labels: {labels}"
+        label = int(text) if re.fullmatch(r"-?\d{1,9}", text) else -2
         if not -1 <= label < source.classes:
             raise _error(
                 raw,
                 "label",
-                f"{_where(raw)}: label `{text}` is not a class index in 0..{source.classes - 1}; "
+                f"{_where(raw)}: label `{text[:40]}` is not a class index in 0..{source.classes - 1}; "
                 "run `wcord check` on the data set and pack it again.",
             )
         return {"label": label if self._visible(raw) else -1, "group": number}

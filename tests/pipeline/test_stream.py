@@ -191,6 +191,7 @@ FAULTS = {
     "bad photo": (with_member("rgb.jpg", b"not a photo"), r"train-000001.tar: sample s00011: rgb.jpg: "),
     "label too large": (with_member("label.txt", b"7"), r"sample s00011: label `7` is not a class index in 0..2"),
     "label in words": (with_member("label.txt", b"disc"), r"sample s00011: label `disc` is not a class index"),
+    "label of many digits": (with_member("label.txt", b"1" * 5000), r"label `1{40}` is not a class index in 0..2"),
     "bad meta": (with_member("meta.json", b"{"), r"sample s00011: meta.json: not valid JSON"),
     "a sample too few": (lambda samples: samples[:-1], r"train-000001.tar: has 7 samples .* says 8"),
     "a sample too many": (
@@ -207,6 +208,23 @@ def test_faults_name_shard_key_and_cure(tmp_path: Path, fault: str, workers: int
     folder = damaged(tmp_path, change)
     with pytest.raises(UserError, match=message):
         take(train_stream(folder), 2, workers)
+
+
+@pytest.mark.parametrize("labels", ["null", "[1]", "1"])
+def test_labels_that_are_no_object_are_named(tmp_path: Path, labels: str) -> None:
+    folder = damaged(tmp_path, with_member("meta.json", f'{{"labels": {labels}}}'.encode()))
+    with pytest.raises(UserError, match=r"sample s00011: label `of labels: .*` is not a class index in 0..1"):
+        take(TrainStream(open_split(folder, "train", "parity"), VIEWS, batch=16), 1)
+
+
+def test_keys_and_groups_may_be_no_text(tmp_path: Path) -> None:
+    def change(samples: list[Any]) -> list[Any]:
+        (_, first), *rest = with_member("meta.json", b'{"group": "caf\\udce9"}')(samples)
+        return [("caf\udce9", first), *rest]
+
+    (batch,) = take(TrainStream(open_split(damaged(tmp_path, change), "train", "label"), VIEWS, batch=16), 1)
+    assert "caf\udce9" in batch["key"]
+    assert (batch["group"] >= 0).all()
 
 
 def test_a_shard_cut_short_is_found_before_and_while_reading(tmp_path: Path) -> None:
