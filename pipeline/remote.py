@@ -180,7 +180,7 @@ def _locked(path: Path) -> Iterator[None]:
 def _evict(kept: Path) -> None:
     """Remove the shards that were not used for the longest time until the rest of those that were fetched, or are being
     fetched, fits; open ones stay readable."""
-    limit = float(os.environ.get("WCORD_CACHE_GB") or 50) * 1e9
+    limit = _limit()
     found = []
     for path in kept.parents[1].glob("*/*.tar*"):
         with suppress(FileNotFoundError):
@@ -191,6 +191,15 @@ def _evict(kept: Path) -> None:
         if total > limit and path != kept and path.suffix == ".tar":
             path.unlink(missing_ok=True)
             total -= size
+
+
+def _limit() -> float:
+    """Bytes that the mirrors may hold together."""
+    given = os.environ.get("WCORD_CACHE_GB") or "50"
+    try:
+        return float(given) * 1e9
+    except ValueError:
+        raise UserError(f"WCORD_CACHE_GB: `{given}` is no number of gigabytes; set it to one such as 50.") from None
 
 
 def _replace(path: Path, data: bytes) -> None:

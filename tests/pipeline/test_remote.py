@@ -22,7 +22,7 @@ from pipeline import remote
 from pipeline.check import check
 from pipeline.errors import UserError
 from pipeline.prepare import View
-from pipeline.source import open_split
+from pipeline.source import Policy, open_split
 from pipeline.stream import EvalStream, TrainStream, loader
 
 VIEWS = {"teacher": View(RGB(), 24), "student": View(Depth(), 16)}
@@ -198,6 +198,13 @@ def test_what_was_made_in_a_mirror_stays_and_what_is_on_its_way_counts(
     (source.folder / "train-000002.tar.part").write_bytes(bytes(10_000))
     remote._evict(second)
     assert [path.exists() for path in (own, first, second)] == [True, False, True]
+
+
+def test_a_limit_that_is_no_number_is_named(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WCORD_CACHE_GB", "50GB")
+    source = open_split(server, "test", "label", policy=Policy(max_faulty=0.9))
+    with pytest.raises(UserError, match=r"^WCORD_CACHE_GB: `50GB` is no number of gigabytes"):
+        next(loader(EvalStream(source, VIEWS, batch=8), 0, CPU))
 
 
 @pytest.mark.slow
