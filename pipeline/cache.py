@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from pipeline.remote import keep
 from pipeline.samples import Sample, distrust, read_range, stamp
 from pipeline.shards import Shard, load_dataset, write_atomic, write_shard
 from pipeline.sidecar import Cache, differences, encode, manifest_path, member, sidecar_name
-from pipeline.skipped import SKIPPED, Skipped, counts, in_words
+from pipeline.skipped import SKIPPED, Skipped, append_skipped, counts, in_words
 from pipeline.source import Policy, Source, open_split
 from pipeline.stream import Fault, loader, ready
 
@@ -94,8 +94,7 @@ def cache(config: Config) -> Path:
     accelerator.end_training()
     if skipped:
         listed = source.folder / f"{name}.{SKIPPED}"
-        with listed.open("a") as file:
-            file.writelines(json.dumps(asdict(one)) + "\n" for one in skipped)
+        append_skipped(listed, skipped)
         print(f"{len(skipped)} samples have no features: {in_words(counts(skipped))}; listed in {listed}", flush=True)
     if accelerator.is_main_process:
         whole.check_faulty(source.samples, config.data.max_faulty)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from pydantic import TypeAdapter
 
 from pipeline.errors import UserError
 
@@ -29,6 +30,9 @@ class Skipped:
     cause: str
     message: str
     unpaired: bool
+
+
+_LINE = TypeAdapter(Skipped)
 
 
 class SampleError(UserError):
@@ -71,7 +75,7 @@ class Ledger:
         self.known |= fresh
         self.new = []
         if fresh and accelerator.is_main_process:
-            _append(self.path, (json.dumps(asdict(s)) + "\n" for s in fresh.values()))
+            append_skipped(self.path, fresh.values())
         faulty = [s for s in self.known.values() if not s.unpaired]
         if len(faulty) > self.most * self.samples:
             raise UserError(
@@ -81,13 +85,13 @@ class Ledger:
             )
 
 
-def _append(path: Path, lines: Iterable[str]) -> None:
-    """Add lines to a file, in place of one that was cut short: by a full disk, or a process killed as it wrote."""
+def append_skipped(path: Path, skipped: Iterable[Skipped]) -> None:
+    """Add lines to a list, in place of one that was cut short: by a full disk, or a process killed as it wrote."""
     with path.open("ab+") as file:
         file.seek(max(file.tell() - 1, 0))
         if file.read() not in (b"", b"\n"):
             file.truncate(path.read_bytes().rfind(b"\n") + 1)
-        file.writelines(line.encode() for line in lines)
+        file.writelines(f"{json.dumps(asdict(one))}\n".encode() for one in skipped)
 
 
 def read_skipped(path: Path) -> list[Skipped]:
@@ -97,11 +101,11 @@ def read_skipped(path: Path) -> list[Skipped]:
     """
     if not path.is_file():
         return []
-    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
     try:
-        return [Skipped(**json.loads(line)) for line in lines]
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: not a list of skipped samples ({error}).") from None
+        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        return [_LINE.validate_json(line) for line in lines]
+    except ValueError as error:
+        raise UserError(f"{path}: not a list of skipped samples ({' '.join(str(error).split())[:200]}).") from None
 
 
 def counts(skipped: Iterable[Skipped]) -> dict[str, int]:

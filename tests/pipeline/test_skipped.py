@@ -202,6 +202,23 @@ def test_what_was_listed_is_looked_at_again(tmp_path: Path) -> None:
         recheck(dataset(tmp_path / "other", broken_photo(), (48,)), tmp_path / SKIPPED)
 
 
+def test_a_list_goes_on_after_a_line_that_was_cut_short(tmp_path: Path) -> None:
+    path = tmp_path / SKIPPED
+    for place, left in enumerate((None, -20, None)):
+        ledger = Ledger(path, 48, 0.5)
+        ledger.add([Skipped("train-000000.tar", place, f"s{place}", "rgb.jpg", "broken", False)])
+        ledger.share(Accelerator())
+        path.write_bytes(path.read_bytes()[:left])
+    assert [one.place for one in read_skipped(path)] == [0, 2]
+
+
+@pytest.mark.parametrize("line", [b"\xff\xfe", b"[1]", b'{"samples": 3}', b'{"shard": "a.tar", "place": "b"}', b"{"])
+def test_what_is_no_list_of_skipped_samples_is_named(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / SKIPPED).write_bytes(line + b"\n")
+    with pytest.raises(UserError, match=r"skipped\.jsonl: not a list of skipped samples"):
+        recheck(dataset(tmp_path / "data", broken_photo(), (8,)), tmp_path / SKIPPED)
+
+
 LOSSES = "  cross_entropy: {}\n  wcord: {}"
 
 
