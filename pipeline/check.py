@@ -56,9 +56,8 @@ def check(
     for member, count in dataset.fields.items():
         held[field_of(member)] += count
     expected = tuple(name for name, count in held.items() if count > total / 2 and name != "label")
-    classes = {label: len(names) for label, names in dataset.classes.items() if label not in dataset.masks}
     jobs = [
-        Job(str(folder), split, shard, expected, classes, tuple(dataset.masks), quick)
+        Job(str(folder), split, shard, expected, dataset.counts(), tuple(dataset.masks), quick)
         for split, shards in dataset.splits.items()
         for shard in shards
     ]

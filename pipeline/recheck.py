@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 
 from pipeline.check import Report
 from pipeline.errors import UserError
-from pipeline.members import inspect
+from pipeline.members import inspect, read_label, read_meta
 from pipeline.samples import Sample, read_range
-from pipeline.shards import Shard, load_dataset, local
+from pipeline.scan import in_range, labels_of
+from pipeline.shards import Dataset, Shard, load_dataset, local
 from pipeline.skipped import Skipped, counts, in_words, read_skipped
 
 
@@ -29,7 +30,7 @@ def recheck(folder: str | Path, listed: str | Path) -> Report:
         raise UserError(f"{listed}: lists {strangers[0]}, which {folder} does not have: it is of another data set.")
     found = Report(facts=[f"{len(skipped)} samples listed ({in_words(counts(skipped))})"])
     for file, group in groupby(skipped, key=lambda s: s.shard):
-        for one, fault in _again(folder, shards[file], list(group)):
+        for one, fault in _again(folder, dataset, shards[file], list(group)):
             if fault is not None:
                 found.faults.append(f"{file}: {one.key or f'sample {one.place}'}: {fault}")
             elif one.unpaired:
@@ -39,20 +40,24 @@ def recheck(folder: str | Path, listed: str | Path) -> Report:
     return found
 
 
-def _again(folder: Path, shard: Shard, listed: list[Skipped]) -> Iterator[tuple[Skipped, str | None]]:
+def _again(folder: Path, dataset: Dataset, shard: Shard, listed: list[Skipped]) -> Iterator[tuple[Skipped, str | None]]:
     """Each listed sample of a shard with what is wrong with it."""
-    members = frozenset(load_dataset(folder).fields)
+    members, classes = frozenset(dataset.fields), dataset.counts()
     places = {one.place: one for one in listed}
     for raw in read_range(folder, [shard], 0, shard.samples, members, tolerant=True):
         if (one := places.get(raw["__place__"])) is not None:
-            yield one, raw.get("__lost__") or _fault(raw)
+            yield one, raw.get("__lost__") or _fault(raw, classes)
 
 
-def _fault(raw: Sample) -> str | None:
+def _fault(raw: Sample, classes: Mapping[str, int]) -> str | None:
     for member, data in raw.items():
         if not member.startswith("__"):
             try:
                 inspect(member, data)
+                if member == "label.txt":
+                    in_range("label", read_label(data), classes)
+                elif member == "meta.json":
+                    list(labels_of(read_meta(data), classes))
             except ValueError as error:
                 return f"{member}: {error}"
     return None

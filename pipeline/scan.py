@@ -163,8 +163,7 @@ def _sample(key: str, members: Mapping[str, bytes | None], found: Scan) -> None:
             if (depth := facts[member].depth) is not None:
                 _depth(key, depth, found)
             if member == "label.txt":
-                index = _checked(found.job, "label", read_label(data))
-                found.labels["label"][index] += 1
+                found.labels["label"][in_range("label", read_label(data), found.job.classes)] += 1
             elif member == "meta.json":
                 _meta(read_meta(data), found)
         except (ValueError, OverflowError, RecursionError) as error:
@@ -175,22 +174,27 @@ def _sample(key: str, members: Mapping[str, bytes | None], found: Scan) -> None:
 def _meta(meta: Mapping[str, object], found: Scan) -> None:
     if "group" in meta:
         found.groups.add(str(meta["group"]))
+    for name, index in labels_of(meta, found.job.classes):
+        found.labels[name][index] += 1
+
+
+def labels_of(meta: Mapping[str, object], classes: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    """Name and class index of each label in a `meta.json`; ValueError for one that is none of `classes`."""
     labels = meta.get("labels", {})
     if not isinstance(labels, dict):
         raise ValueError("`labels` is not an object of label name: class index")
     for name, label in labels.items():
         if not isinstance(label, int):
             raise ValueError(f"label `{name}` {label!r} is not a class index")
-        index = _checked(found.job, name, label)
-        found.labels[name][index] += 1
+        yield name, in_range(name, label, classes)
 
 
-def _checked(job: Job, name: str, label: int) -> int:
+def in_range(name: str, label: int, classes: Mapping[str, int]) -> int:
     """Raises ValueError for a label that the data set does not have, or that is out of range."""
-    if (classes := job.classes.get(name)) is None:
+    if (count := classes.get(name)) is None:
         raise ValueError(f"label `{name}` has no classes in {MANIFEST}; pack the data again")
-    if not 0 <= label < classes:
-        raise ValueError(f"{name} {label} is out of range: there are {classes} classes, 0 to {classes - 1}")
+    if not 0 <= label < count:
+        raise ValueError(f"{name} {label} is out of range: there are {count} classes, 0 to {count - 1}")
     return label
 
 

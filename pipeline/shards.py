@@ -66,6 +66,10 @@ class Dataset(BaseModel):
         """Samples of a split; 0 for one that there is not."""
         return sum(shard.samples for shard in self.splits.get(split, []))
 
+    def counts(self) -> dict[str, int]:
+        """Label -> number of its classes, of those labels that are no masks."""
+        return {label: len(names) for label, names in self.classes.items() if label not in self.masks}
+
     def digest(self) -> str:
         """A short hash of what is in its shards, of all splits."""
         hashes = [shard.sha256 for shards in self.splits.values() for shard in shards]

@@ -202,6 +202,20 @@ def test_what_was_listed_is_looked_at_again(tmp_path: Path) -> None:
         recheck(dataset(tmp_path / "other", broken_photo(), (48,)), tmp_path / SKIPPED)
 
 
+@pytest.mark.parametrize(("label", "member"), [("label", "label.txt"), ("parity", "meta.json")])
+def test_a_label_that_is_out_of_range_is_found_again(tmp_path: Path, label: str, member: str) -> None:
+    bad = {"label.txt": b"7", "meta.json": b'{"labels": {"parity": 7}}'}[member]
+    folder = dataset(tmp_path / "data", lambda i, sample: sample | ({member: bad} if i == 3 else {}), (8,))
+    source, rest = open_split(folder, "train", label, policy=Policy(max_faulty=0.5)), list[Skipped]()
+    for batch in loader(EvalStream(source, VIEWS, batch=8), 0, CPU, rest):
+        rest += batch["skipped"]
+    ledger = Ledger(tmp_path / SKIPPED, 8, 0.5)
+    ledger.add(rest)
+    ledger.share(Accelerator())
+    (fault,) = recheck(folder, tmp_path / SKIPPED).faults
+    assert fault.startswith(f"train-000000.tar: s00003: {member}: {label} 7 is out of range")
+
+
 def test_a_list_goes_on_after_a_line_that_was_cut_short(tmp_path: Path) -> None:
     path = tmp_path / SKIPPED
     for place, left in enumerate((None, -20, None)):
