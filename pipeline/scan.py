@@ -83,6 +83,9 @@ def scan(job: Job) -> Scan:
     try:
         if origin(path.parent) is not None:
             fetch(path, shard.bytes)
+            if sha256(path) != shard.sha256:  # a copy that was damaged, or of an earlier packing
+                path.unlink(missing_ok=True)
+                fetch(path, shard.bytes)
         if not path.is_file():
             found.fault("", f"the shard is missing; restore it, or {REBUILD.partition(' and ')[2]}")
             return found

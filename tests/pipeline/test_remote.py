@@ -253,6 +253,13 @@ def test_check_reads_a_remote_data_set(server: str) -> None:
     assert check(server).faults == []
 
 
+def test_check_does_not_take_a_stale_copy_for_the_remote_shard(server: str) -> None:
+    source = open_split(server, "test", "label")
+    for shard in source.shards:
+        (source.folder / shard.file).write_bytes(b"of an earlier packing")
+    assert check(server).faults == []
+
+
 @pytest.mark.slow
 def test_an_object_store(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     s3fs = pytest.importorskip("s3fs")
