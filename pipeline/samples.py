@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import ExitStack
@@ -85,7 +86,10 @@ def open_shard(stack: ExitStack, path: Path, shard: Shard) -> BinaryIO:
             fetch(path, shard.bytes)
         try:
             file = stack.enter_context(path.open("rb", buffering=1 << 20))
-            if (fault := distrust(path, shard, stamp(path))) is None:
+            fault = distrust(path, shard, stamp(path))
+            if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                continue  # another process has put a new copy in its place
+            if fault is None:
                 return file
         except FileNotFoundError:
             if not remote:

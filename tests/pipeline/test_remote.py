@@ -8,20 +8,22 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import ClassVar
+from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit
 
 import pytest
 import torch
 
 from modalities import RGB, Depth
-from pipeline import remote
+from pipeline import remote, samples
 from pipeline.check import check
 from pipeline.errors import UserError
 from pipeline.prepare import View
+from pipeline.samples import distrust
 from pipeline.source import Policy, open_split
 from pipeline.stream import EvalStream, TrainStream, loader
 
@@ -258,6 +260,27 @@ def test_check_does_not_take_a_stale_copy_for_the_remote_shard(server: str) -> N
     for shard in source.shards:
         (source.folder / shard.file).write_bytes(b"of an earlier packing")
     assert check(server).faults == []
+
+
+def test_a_shard_that_was_replaced_while_it_was_opened_is_opened_again(
+    server: str, shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_split(server, "test", "label")
+    shard = source.shards[0]
+    path = source.folder / shard.file
+    path.write_bytes(b"of an earlier packing")
+    told: list[str] = []
+
+    def elsewhere(*about: Any) -> str | None:  # another process has fetched it anew by now
+        if not told:
+            path.unlink()
+            remote.fetch(path, shard.bytes)
+        told.append(shard.file)
+        return distrust(*about)
+
+    monkeypatch.setattr(samples, "distrust", elsewhere)
+    with ExitStack() as stack:
+        assert samples.open_shard(stack, path, shard).read() == (shapes / shard.file).read_bytes()
 
 
 @pytest.mark.slow
