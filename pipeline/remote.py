@@ -143,7 +143,9 @@ def _patiently(url: str, request: Callable[[Any, str, int], bytes]) -> bytes:
         try:
             fs, path = _file_system(url)
             return request(fs, path, failures - 1)
-        except (FileNotFoundError, PermissionError, UserError):  # noqa: PERF203
+        except FileNotFoundError:  # noqa: PERF203
+            raise FileNotFoundError(f"{url} is not there") from None
+        except (PermissionError, UserError):
             raise
         except Exception as error:  # each file system has errors of its own
             if failures == RETRIES:

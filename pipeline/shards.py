@@ -91,6 +91,10 @@ def load_dataset(folder: str | Path) -> Dataset:
             f"{path}: not found. Either {folder} is not a packed data set or its packing was not finished; "
             "run `wcord pack` (again: it goes on where it stopped)."
         ) from None
+    except PermissionError as error:
+        raise UserError(
+            f"{folder}/{MANIFEST}: may not be read ({error}); check its rights and the credentials."
+        ) from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"

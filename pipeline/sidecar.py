@@ -93,7 +93,8 @@ def open_cache(folder: Path, name: str, wanted: Fingerprint) -> Cache:
     path = manifest_path(folder, name)
     try:
         if origin(folder) is not None:
-            with suppress(FileNotFoundError):  # then it was made here
+            # Then it was made here; a store that may not be listed calls what is not there forbidden.
+            with suppress(FileNotFoundError, PermissionError):
                 refresh(folder, path.name)
         cache = Cache.model_validate_json(path.read_bytes())
     except FileNotFoundError:

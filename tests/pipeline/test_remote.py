@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -24,6 +25,7 @@ from pipeline.check import check
 from pipeline.errors import UserError
 from pipeline.prepare import View
 from pipeline.samples import distrust
+from pipeline.sidecar import Cache, Fingerprint, manifest_path, open_cache
 from pipeline.source import Policy, open_split
 from pipeline.stream import EvalStream, TrainStream, loader
 
@@ -281,6 +283,40 @@ def test_a_shard_that_was_replaced_while_it_was_opened_is_opened_again(
     monkeypatch.setattr(samples, "distrust", elsewhere)
     with ExitStack() as stack:
         assert samples.open_shard(stack, path, shard).read() == (shapes / shard.file).read_bytes()
+
+
+def test_a_shard_that_is_not_there_is_named(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_split(server, "test", "label")
+    missing = replace(source, shards=(source.shards[0].model_copy(update={"file": "test-000009.tar"}),))
+    with pytest.raises(UserError, match=rf"{server}/test-000009\.tar is not there"):
+        next(loader(EvalStream(missing, VIEWS, batch=8), 0, CPU))
+
+
+class Forbidden:
+    """A store that gives nothing away, not even what there is."""
+
+    def cat_file(self, path: str) -> bytes:
+        raise PermissionError("Access Denied")
+
+
+def test_a_store_that_forbids_it_is_named(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_split(server, "test", "label")
+    about = Cache(
+        name="first",
+        fingerprint=Fingerprint(weights="", sight="", draw="", shards={}, joined=[]),
+        views=1,
+        dtype="float32",
+        pooled=1,
+        maps=[],
+        classes=None,
+        licence="",
+        sidecars={},
+    )
+    manifest_path(source.folder, "first").write_text(about.model_dump_json())
+    monkeypatch.setattr(remote, "_file_system", lambda url: (Forbidden(), url))
+    with pytest.raises(UserError, match=rf"{server}/dataset\.json: may not be read \(Access Denied\)"):
+        open_split(server, "test", "label")
+    assert open_cache(source.folder, "first", about.fingerprint) == about  # it was made here
 
 
 @pytest.mark.slow
