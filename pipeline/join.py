@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,6 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 from pipeline.errors import UserError
+from pipeline.members import read_meta
 from pipeline.samples import Sample, open_shard
 from pipeline.shards import Shard, load_dataset, local
 from pipeline.tar import BLOCK, read_members
@@ -46,7 +48,8 @@ class Join:
             raise UserError(f"{folder}: {twice.size} keys are there twice, the first in {file}: keys must differ.")
 
     def complete(self, sample: Sample, members: frozenset[str]) -> Sample:
-        """The sample with those of `members` that it does not have itself, where this data set has them.
+        """The sample with those of `members` that it does not have itself, where this data set has them; its
+        `meta.json` with what that one's says of cameras, which is about the members that came with it.
 
         Raises ValueError for one that is not found and may lie in a shard that cannot be read; OSError or ValueError
         for one whose shard cannot be read any more.
@@ -66,7 +69,7 @@ class Join:
             own, _, member = name.partition(".")
             if own == key and content is not None:
                 found[member.lower()] = content
-        return found | sample
+        return found | sample | _meta(found, sample)
 
     def _rows(self, number: int, shard: Shard) -> Iterator[tuple[int, int, int, int]]:
         """Of each sample of a shard."""
@@ -102,6 +105,15 @@ class Join:
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"process": -1, "files": {}}
+
+
+def _meta(found: Sample, sample: Sample) -> Sample:
+    """The two `meta.json` as one, where both have one; group and labels are those of the sample itself."""
+    if not ("meta.json" in found and "meta.json" in sample):
+        return {}
+    theirs, own = (read_meta(one["meta.json"]) for one in (found, sample))
+    camera = {name: theirs[name] for name in ("intrinsics", "gravity") if name in theirs}
+    return {"meta.json": json.dumps(camera | own).encode()} if camera else {}
 
 
 def _hash(key: str) -> int:

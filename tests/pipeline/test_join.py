@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import random
 import weakref
 from pathlib import Path
@@ -62,6 +63,24 @@ def test_joined_samples_are_the_ones_that_were_never_apart(tmp_path: Path, shape
         assert joined["key"] == whole["key"]
         assert torch.equal(joined["student"], whole["student"])
         assert torch.equal(joined["teacher"], whole["teacher"])
+
+
+def test_intrinsics_come_with_the_depth_maps_they_are_of(tmp_path: Path) -> None:
+    camera = {"fx": 40.0, "fy": 41.0, "cx": 15.0, "cy": 16.0}
+    photos, maps = apart(tmp_path)
+    for folder, split, meta, kept in (
+        (photos, "test", {"group": "own"}, "rgb.jpg"),
+        (maps, "all", {"group": "theirs", "labels": {"parity": 1}, "intrinsics": camera}, "depth.png"),
+    ):
+        about = load_dataset(folder)
+        samples = [("s00000", {kept: members(0)[kept], "meta.json": json.dumps(meta).encode()})]
+        about.splits = {split: [write_shard(folder / f"{split}-000000.tar", samples)]}
+        (folder / MANIFEST).write_text(about.model_dump_json())
+    (sample,) = read_range(photos, load_dataset(photos).splits["test"], 0, 1, frozenset({"rgb.jpg", "meta.json"}))
+    joined = Join(maps).complete(sample, frozenset({"depth.png", "meta.json"}))
+    meta = json.loads(joined["meta.json"])
+    assert meta == {"group": "own", "intrinsics": camera}
+    assert Depth().decode(joined["depth.png"], meta).intrinsics == (40.0, 41.0, 15.0, 16.0)
 
 
 def test_what_the_other_data_set_lacks_is_an_error_or_skipped_and_counted(tmp_path: Path) -> None:
