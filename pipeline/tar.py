@@ -22,6 +22,8 @@ def read_members(file: BinaryIO, wanted: Callable[[str], bool]) -> Iterator[tupl
         _verify(header)
         kind = header[156:157]
         length = _number(header[124:136]) if size < 0 else size
+        if length >> 62:
+            raise ValueError(f"a member of 2^{length.bit_length() - 1} bytes")  # no file is, and no seek reaches
         padding = -length % BLOCK
         if kind in (b"x", b"L"):
             if length > LARGEST_EXTENSION:

@@ -95,3 +95,12 @@ def test_writes_the_bytes_of_the_standard_library(count: int) -> None:
 def test_a_name_that_does_not_fit_is_not_cut() -> None:
     with pytest.raises(ValueError, match="too long"):
         list(write_members([("ü" * 51, b"")]))
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("wanted", [True, False])
+def test_sizes_beyond_any_file_are_refused(kind: int, wanted: bool) -> None:
+    info = tarfile.TarInfo("big.bin")
+    info.size = 1 << 80
+    with pytest.raises(ValueError, match=r"a member of 2\^80 bytes"):
+        list(read_members(io.BytesIO(info.tobuf(format=kind)), lambda name: wanted))
