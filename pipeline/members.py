@@ -29,6 +29,9 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
 }
 """The known fields and the kinds of file that each may be. Any other field takes any file that is not a pickle."""
 
+LONGEST_SUFFIX = 14
+"""Letters; with a key of 64, a field of 20 and two dots it makes the 100 bytes that a plain tar has for a name."""
+
 _PICKLES = ("pkl", "pickle", "pyd", "pt", "pth", "joblib")
 _HOW_DEPTH = "depth is a single-channel 16-bit PNG in millimetres, 0 = no reading; convert it before packing"
 
@@ -58,6 +61,8 @@ def member_name(field: str, path: str) -> str:
     allowed = SUFFIXES.get(field)
     if suffix in _PICKLES:
         raise ValueError(f"{field}: .{suffix} files can run code when they are opened and are never packed")
+    if len(suffix) > LONGEST_SUFFIX:
+        raise ValueError(f"{field}: a suffix of {len(suffix)} letters; at most {LONGEST_SUFFIX} go into a tar's names")
     if not suffix or (allowed and suffix not in allowed):
         wanted = " or ".join(f".{kind}" for kind in allowed or ["a suffix"])
         raise ValueError(f"{field}: a `.{suffix}` file where {wanted} is wanted; convert it before packing")

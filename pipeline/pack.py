@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
@@ -67,6 +68,7 @@ def pack(
     if not 0 <= max_refused <= 1:
         raise UserError(f"max_refused {max_refused}: a share of the samples from 0 to 1 is wanted, such as 0.05.")
     out = Path(out)
+    _check_names(plan)
     _judge(plan, plan.refused, max_refused)  # a mistyped path shows now, not after hours of work
     jobs = cut(plan, str(out), group_splits.assign(plan.samples, fractions, seed), seed, shard_bytes, min_shards)
     try:
@@ -90,6 +92,15 @@ def pack(
         ) from None
     _report(dataset, out)
     return dataset
+
+
+def _check_names(plan: Plan) -> None:
+    """UserError for names that `dataset.json` cannot hold: those of folders may be bytes that are no text."""
+    for name in (plan.name, *chain.from_iterable(plan.classes.values())):
+        try:
+            name.encode()
+        except UnicodeEncodeError:  # noqa: PERF203
+            raise UserError(f"{name!a}: the name of a class or a data set must be UTF-8; rename it.") from None
 
 
 def _claim(out: Path, plan: Plan, jobs: Sequence[Job], overwrite: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -18,7 +19,8 @@ from modalities import RGB, Text
 from modalities.image_header import image_size
 from modalities.sound_header import knows_its_length, sound_kind
 from pipeline import members
-from pipeline.members import inspect, read_label, summarise
+from pipeline.members import inspect, member_name, read_label, summarise
+from pipeline.shards import write_shard
 
 
 @pytest.mark.parametrize(
@@ -187,3 +189,10 @@ def test_texts_are_opened_as_the_loader_does(data: bytes) -> None:
 def test_readings_in_steps_of_10_are_told_from_few_readings(step: int, levels: int, coarse: bool) -> None:
     depth = (step * np.arange(100, 100 + levels)).astype(np.uint16)[None]
     assert summarise(depth)[2] is coarse
+
+
+def test_the_longest_names_fit_into_a_tar(tmp_path: Path) -> None:
+    longest = member_name("o" * 20, f"a.{'s' * 14}")
+    write_shard(tmp_path / "a.tar", [("k" * 64, {longest: b"x"})])
+    with pytest.raises(ValueError, match="a suffix of 15 letters; at most 14"):
+        member_name("other", f"a.{'s' * 15}")

@@ -324,6 +324,14 @@ def test_too_much_refused_stops_all_and_takes_no_effect(tmp_path: Path) -> None:
     assert pack(plan_of(table), tmp_path / "out", max_refused=0.07).refused == 2
 
 
+def test_class_names_that_are_no_text_are_told_before_anything_is_written(source: Path, tmp_path: Path) -> None:
+    plan = plan_of(source)
+    plan.classes["label"] = ["caf\udce9", *plan.classes["label"][1:]]
+    with pytest.raises(UserError, match=r"'caf\\udce9': the name of a class or a data set must be UTF-8"):
+        pack(plan, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_mistyped_path_is_told_before_anything_is_read(source: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"30 of 30 samples are refused(.|\n)*no such file\n  and 25 more"):
         pack(plan_of(source, fields={"rgb": "fotos/{id}.jpg"}), tmp_path / "out", max_refused=1.0)
