@@ -88,7 +88,8 @@ def _own(path: Path) -> Path:
 def fetch(path: Path, size: int) -> None:
     """Fetch a shard of a known size into its mirror, unless another process already has.
 
-    It goes on where an interrupted one stopped. Raises UserError after several failures in a row.
+    It goes on where an interrupted one stopped. Raises UserError after several failures in a row, ValueError for an
+    object that is shorter.
     """
     with _locked(path):
         with suppress(FileNotFoundError):
@@ -104,12 +105,26 @@ def fetch(path: Path, size: int) -> None:
                 def request(fs: Any, remote: str, failures: int, start: int = done, most: int = length) -> bytes:
                     return _block(fs, remote, start, min(start + max(most >> failures, 1), size))
 
-                data = _patiently(url, request)
+                try:
+                    data = _patiently(url, request)
+                except UserError:
+                    if _ends(url, done):
+                        raise ValueError(f"{url} ends after {done} of {size} bytes") from None
+                    raise
                 file.write(data)
                 file.flush()
                 length = min(2 * len(data), BLOCK)  # a slow line has had to ask for less
         part.replace(path)
     _evict(path)
+
+
+def _ends(url: str, at: int) -> bool:
+    """Whether nothing comes from a byte on, though the one before it does: then it is not for want of a network."""
+    came = []
+    for start in (at - 1, at):
+        with suppress(Exception):  # each file system has errors of its own
+            came += [start] if start >= 0 and _block(*_file_system(url), start, start + 1) else []
+    return came == [at - 1]
 
 
 def _read(fs: Any, path: str, **part: int) -> bytes:

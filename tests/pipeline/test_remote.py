@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import torch
+from shapes_dataset import write_dataset
 
 from modalities import RGB, Depth
 from pipeline import remote, samples
@@ -26,6 +27,7 @@ from pipeline.errors import UserError
 from pipeline.prepare import View
 from pipeline.samples import distrust
 from pipeline.sidecar import Cache, Fingerprint, manifest_path, open_cache
+from pipeline.skipped import Skipped
 from pipeline.source import Policy, open_split
 from pipeline.stream import EvalStream, TrainStream, loader
 
@@ -290,6 +292,28 @@ def test_a_shard_that_is_not_there_is_named(server: str, monkeypatch: pytest.Mon
     missing = replace(source, shards=(source.shards[0].model_copy(update={"file": "test-000009.tar"}),))
     with pytest.raises(UserError, match=rf"{server}/test-000009\.tar is not there"):
         next(loader(EvalStream(missing, VIEWS, batch=8), 0, CPU))
+
+
+def test_a_remote_shard_that_was_cut_short_is_skipped_where_faults_may_be(
+    tmp_path: Path, said: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WCORD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(remote, "FIRST_PAUSE", 0.001)
+    folder = write_dataset(tmp_path / "data", {"train": [16, 16]})
+    cut = folder / "train-000001.tar"
+    cut.write_bytes(cut.read_bytes()[:20_000])
+    about = {"folder": folder, "chance": random.Random(0), "said": said, "wrong": 0.0}
+    running = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (BadServer,), about))
+    Thread(target=running.serve_forever, daemon=True).start()
+    url, rest = f"http://127.0.0.1:{running.server_port}", list[Skipped]()
+    source = open_split(url, "train", "label", policy=Policy(max_faulty=0.5))
+    seen = [key for b in loader(EvalStream(source, VIEWS, batch=8), 0, CPU, rest) for key in b["key"]]
+    assert (len(seen), len(rest)) == (16, 16)
+    assert "train-000001.tar ends after 20000 of " in rest[0].message
+    running.shutdown()
+    running.server_close()
+    with pytest.raises(UserError, match="attempts failed"):
+        remote.fetch(source.folder / "train-000001.tar", source.shards[1].bytes)
 
 
 class Forbidden:
