@@ -36,7 +36,8 @@ def recheck(folder: str | Path, listed: str | Path) -> Report:
             elif one.unpaired:
                 found.notes.append(f"{file}: {one.key}: {one.cause}; nothing else is wrong")
             else:
-                found.notes.append(f"{file}: {one.key or f'sample {one.place}'}: can be read now")
+                # What a joined data set lost is not in this one: the message names its folder.
+                found.notes.append(f"{file}: {one.key or f'sample {one.place}'}: can be read now; then: {one.message}")
     return found
 
 
@@ -45,8 +46,10 @@ def _again(folder: Path, dataset: Dataset, shard: Shard, listed: list[Skipped]) 
     members, classes = frozenset(dataset.fields), dataset.counts()
     places = {one.place: one for one in listed}
     for raw in read_range(folder, [shard], 0, shard.samples, members, tolerant=True):
-        if (one := places.get(raw["__place__"])) is not None:
+        if (one := places.pop(raw["__place__"], None)) is not None:
             yield one, raw.get("__lost__") or _fault(raw, classes)
+    for one in places.values():
+        yield one, f"its shard has no sample {one.place} now; it was packed again, or cut short"
 
 
 def _fault(raw: Sample, classes: Mapping[str, int]) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import re
 import shutil
 import tarfile
 from collections import Counter
@@ -197,7 +198,10 @@ def test_what_was_listed_is_looked_at_again(tmp_path: Path) -> None:
     ]
     mended = recheck(dataset(tmp_path / "data", broken_photo(3)), tmp_path / SKIPPED)
     assert len(mended.faults) == 1
-    assert mended.notes == ["train-000001.tar: s00020: can be read now"]
+    (note,) = mended.notes
+    assert re.match(r"train-000001\.tar: s00020: can be read now; then: .*rgb\.jpg: ", note)
+    (gone,) = recheck(dataset(tmp_path / "data", broken_photo(3), (8, 4)), tmp_path / SKIPPED).faults[1:]
+    assert gone.startswith("train-000001.tar: s00020: its shard has no sample 4 now")
     with pytest.raises(UserError, match="another data set"):
         recheck(dataset(tmp_path / "other", broken_photo(), (48,)), tmp_path / SKIPPED)
 
