@@ -61,7 +61,10 @@ def worker(rank: int, ranks: int, largest: int, folder: str) -> None:
 
 @pytest.fixture(
     scope="module",
-    params=[(2, 2 * BATCH), (2, BATCH - 1), *(pytest.param((4, n), marks=pytest.mark.slow) for n in (BATCH, 1))],
+    params=[
+        (2, 2 * BATCH),
+        *(pytest.param(case, marks=pytest.mark.slow) for case in ((2, BATCH - 1), (4, BATCH), (4, 1))),
+    ],
     ids=lambda param: f"{param[0]} ranks, whole to {param[1]}",
 )
 def ranks(request: pytest.FixtureRequest) -> list[dict[str, Any]]:

@@ -106,7 +106,7 @@ def test_a_step_after_a_checkpoint_is_undone_to_what_the_checkpoint_holds(
     torch.testing.assert_close(saved(train(stopped, resume=True)), whole, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("stop", [1, 4, 7])
+@pytest.mark.parametrize("stop", [4, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 7))])
 def test_the_scale_of_fp16_goes_on_where_it_was(make_config: Any, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
     """Accelerate scales on GPUs only; torch's scaler works on a CPU too. Too large at first, it skips five steps."""
     start = training.start_accelerator
