@@ -13,6 +13,7 @@ import torch
 import torch.distributed.nn  # its default arguments keep the process group for good if it is imported after the group
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from pipeline.ahead import pays, teach_ahead
@@ -33,6 +34,7 @@ from pipeline.prepare import Batch, Sight, labelled
 from pipeline.profile import Profile
 from pipeline.resume import average_buffers, go_on, identity_of, save
 from pipeline.run_folder import RESULTS, WRITTEN, claim, clear, write_config
+from pipeline.runs import read_log
 from pipeline.schedule import Schedule
 from pipeline.sharding import average_gradients, plain_student, prepare_sharding, whole
 from pipeline.skipped import SKIPPED, Ledger, Skipped, counts, in_words
@@ -180,6 +182,8 @@ def _take_steps(training: _Training, done: int, profile: bool, stop: Stop) -> No
     ledger = Ledger(run / SKIPPED, training.source.samples, config.data.max_faulty)
     finite = NonFinite(distillation, run, accelerator.process_index)
     log = Log(config, run, done, schedule, accelerator)
+    if _left_out(training, done):
+        _check_held_out(training, done, log)
     for step in range(done + 1, schedule.steps + 1):
         batch = log.waiting(batches)
         ledger.add(batch.pop("skipped"))
@@ -208,13 +212,15 @@ def _take_steps(training: _Training, done: int, profile: bool, stop: Stop) -> No
         if step % config.train.log_every == 0 or last or stopping:  # what is not in a line by then, no line tells
             ledger.share(accelerator)
             log.write(step, rate, norm, distillation, ledger.counts(), finite.steps)
-        if training.held_out and (step % config.evaluation.every == 0 or last):
-            _check_held_out(training, training.held_out, step, log)
-        due = step % config.train.checkpoint_every == 0 and finite.row == 0
-        if due or last or stopping:
+        stopping = stopping and not last
+        check_due = training.held_out is not None and (step % config.evaluation.every == 0 or last)
+        if check_due and not stopping:  # who asks to stop may not wait for it
+            _check_held_out(training, step, log)
+        checkpoint_due = step % config.train.checkpoint_every == 0 and finite.row == 0
+        if checkpoint_due or last or stopping:
             ledger.share(accelerator)
             save(run, step, distillation, optimizer, training.identity, config, accelerator)
-        if stopping and not last:
+        if stopping:
             accelerator.wait_for_everyone()
             log.close()
             raise Stopped(
@@ -238,11 +244,21 @@ def _batches(training: _Training, done: int, profile: bool) -> tuple[Iterator[Ba
     return batches, None
 
 
-def _check_held_out(training: _Training, held_out: Source, step: int, log: Log) -> None:
+def _left_out(training: _Training, step: int) -> bool:
+    """Whether the step that the run goes on from lacks its check, since the run was asked to stop there."""
+    if training.held_out is None or step == 0 or step % training.config.evaluation.every:
+        return False
+    found = read_log(training.run / "metrics.jsonl", []).get(step, {})
+    missing = [not any(name.startswith("held_out/") for name in found)]
+    return bool(broadcast_object_list(missing)[0])  # only the first process may see the run folder
+
+
+def _check_held_out(training: _Training, step: int, log: Log) -> None:
     """Log how good the student is now, and keep it if it is the best so far."""
+    assert training.held_out is not None
     average_buffers(training.distillation, training.accelerator)
     student = training.student()
-    metric, value = held_out_score(student, held_out, training.config, training.accelerator)
+    metric, value = held_out_score(student, training.held_out, training.config, training.accelerator)
     log.scalars(step, {f"held_out/{metric}": value})
     if training.accelerator.is_main_process:
         keep_best(student, training.run / BEST, step, metric, value)

@@ -22,12 +22,14 @@ from shapes_dataset import members, write_dataset
 
 from losses import CrossEntropy, Features, LocalTransport, PositionTransport
 from pipeline import config as configs
+from pipeline import train as training
 from pipeline.checkpoint import Checkpoint, DamagedError, list_checkpoints, load_checkpoint, save_checkpoint
 from pipeline.cost import training_cost
 from pipeline.errors import UserError
 from pipeline.model import Distillation, build_model
 from pipeline.network import load_network
 from pipeline.shards import MANIFEST, load_dataset, write_shard
+from pipeline.stopping import Stop, Stopped
 from pipeline.train import train
 
 ROOT = Path(__file__).parents[2]
@@ -344,6 +346,29 @@ def test_the_best_student_is_kept(make_config: Any) -> None:
     best = json.loads((run / "best" / "best.json").read_text())
     assert best["top1"] == max(checked.values()) == checked[best["step"]]
     assert load_network(run / "best").classes == ["disc", "square", "cross"]
+
+
+def test_who_asks_to_stop_does_not_wait_for_a_check_which_is_made_up_for(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("train.steps=8", "evaluation.every=2", "train.learning_rate=0.02")
+    whole = run_config(make_config(), *settings)
+    steps, checks = iter(range(1, 99)), []
+    check = training.held_out_score
+    monkeypatch.setattr(Stop, "asked", lambda self, accelerator: next(steps) == 4)
+    monkeypatch.setattr(training, "held_out_score", lambda *about: checks.append(None) or check(*about))
+    with pytest.raises(Stopped):
+        run_config(make_config("stopped"), *settings)
+    assert len(checks) == 1
+    for _ in range(2):  # the second time nothing is left to do
+        run = run_config(make_config("stopped"), *settings, resume=True)
+        assert len(checks) == 4
+
+    def checked(run: Path) -> list[tuple[float, float]]:
+        return [(row["step"], row["held_out/top1"]) for row in lines(run) if "held_out/top1" in row]
+
+    assert checked(run) == checked(whole)
+    assert (run / "best" / "best.json").read_text() == (whole / "best" / "best.json").read_text()
 
 
 def test_steps_that_are_not_finite_are_not_taken(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
