@@ -92,8 +92,8 @@ def test_the_defaults_do_not_collapse(name: str) -> None:
 @pytest.mark.slow
 def test_the_shipped_students_do_not_collapse(tmp_path: Path) -> None:
     """At the end of short runs on generated scenes; `paper` is shipped as what may."""
-    pack(tabletop.plan(600), tmp_path / "data")
-    settings = [f"data.shards={tmp_path / 'data'}", "data.workers=0", "train.steps=150"]
+    pack(tabletop.plan(800), tmp_path / "data")
+    settings = [f"data.shards={tmp_path / 'data'}", "data.workers=0", "train.steps=250"]
     teacher = train(configs.load("rgb_teacher", [*settings, f"run={tmp_path / 'teacher'}"]))
     for name in ("rgb_to_depth", "compress"):
         run = train(configs.load(name, [*settings, f"run={tmp_path / name}", f"teacher.run={teacher}"]))
