@@ -17,12 +17,9 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.scaling import gloo_bytes_a_second
-from benchmarks.throughput import CORES, cost_per_sample, measured, run_training
+from benchmarks.throughput import cost_per_sample, measured, prepare, run_training
 from pipeline import config as configs
 from pipeline.model import build_model
-from pipeline.pack import pack
-from pipeline.recipes import tabletop
-from pipeline.train import train
 
 BATCH = 64
 RUNS = ((1, 64), (1, 256), (2, 128), (2, 512))
@@ -52,11 +49,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        pack(tabletop.plan(2000), folder / "data", workers=CORES)
-        data = f"data.shards={folder / 'data'}"
-        teacher = train(configs.load("rgb_teacher", [data, f"run={folder / 'teacher'}", "train.steps=5"]))
-        overrides = [data, f"teacher.run={teacher}", f"train.steps={options.steps}", "train.log_every=20"]
-        overrides += ["train.checkpoint_every=100000", "evaluation.baselines=[]", "data.workers=0"]
+        overrides = [*prepare(folder, options.steps), "data.workers=0"]
         model = build_model(configs.load("rgb_to_depth", [*overrides, f"run={folder / 'cost'}"]))
         weights = sum(p.numel() for p in model.parameters() if p.requires_grad)
         predict_here = partial(predict, weights=weights, overrides=[*overrides, f"run={folder / 'cost'}"])

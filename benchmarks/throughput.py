@@ -114,6 +114,15 @@ def measured(run: Path) -> tuple[float, float]:
     return len(rows) / seconds, sum(row["data_wait"] for row in rows) / len(rows)
 
 
+def prepare(folder: Path, steps: int) -> list[str]:
+    """Pack data and train a teacher in a folder; the overrides of a run on them that does nothing but take steps."""
+    pack(tabletop.plan(2000), folder / "data", workers=CORES)
+    data = f"data.shards={folder / 'data'}"
+    teacher = train(configs.load("rgb_teacher", [data, f"run={folder / 'teacher'}", "train.steps=5"]))
+    overrides = [data, f"teacher.run={teacher}", f"train.steps={steps}", "train.log_every=20"]
+    return [*overrides, "train.checkpoint_every=100000", "evaluation.baselines=[]"]
+
+
 def run_training(folder: Path, name: str, launcher: list[str], overrides: list[str]) -> Path:
     """Train in a fresh process, or several, and return the run folder."""
     run = folder / name
@@ -131,11 +140,7 @@ def main() -> None:
     speeds: dict[str, list[tuple[float, float]]] = {"one": [], "many": []}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        pack(tabletop.plan(2000), folder / "data", workers=CORES)
-        data = f"data.shards={folder / 'data'}"
-        teacher = train(configs.load("rgb_teacher", [data, f"run={folder / 'teacher'}", "train.steps=5"]))
-        overrides = [data, f"teacher.run={teacher}", f"train.steps={arguments.steps}", "train.log_every=20"]
-        overrides += ["train.checkpoint_every=100000", "evaluation.baselines=[]"]
+        overrides = prepare(folder, arguments.steps)
         # As many samples a process as in the one process, and as the parts are measured with; each reads its own
         # data, for every core has a process already.
         several = [*overrides, f"data.batch_size={64 * CORES}", "data.workers=0"]
