@@ -9,6 +9,9 @@ setup: $(VENV)/.ready
 
 $(VENV)/.ready: $(VENV)/.installed
 	$(RUN)/python -m pip install --quiet --editable '.[dev]'
+# In a folder of their own: an installed torchvision that does not match torch breaks transformers. Only their tests see it.
+	$(RUN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/libraries \
+	  'timm>=1.0.15,<2' 'torchvision>=0.26,<1' 'open_clip_torch>=3.2,<4' ftfy
 	touch $@
 
 # What running takes, without what developing takes.
@@ -21,12 +24,13 @@ demo: $(VENV)/.installed
 	$(RUN)/wcord demo
 
 test: setup
-	$(RUN)/python -m pytest -n auto --dist loadfile
+	$(RUN)/python -m pytest -n auto --dist worksteal
 
 lint: setup
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
+	$(RUN)/lint-imports
 
 docs: setup
 	$(RUN)/python -m mkdocs build --strict

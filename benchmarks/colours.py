@@ -1,8 +1,8 @@
-"""`python -m benchmarks.colours`: would the changes of colour cost less in batches, on the device that trains?
+"""`python -m benchmarks.colours`: would colour jitter be cheaper in batches on the training device?
 
-Photos leave the loader as uint8 and become floats on the device. What is left to move there is `jitter`: an affine map
-of each pixel. Timed are the map in the loader, on one core, beside all that the loader does with a photo, and the same
-map of a batch on the device, as one product of matrices.
+Photos leave the loader as uint8 and are converted to float on the device. Only `jitter`, an affine map of each pixel,
+could move there. This measures the map in the loader, on one core and with everything else that the loader does with a
+photo, and the same map of a batch on the device, as one matrix product.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from benchmarks.losses import medians
 from benchmarks.modalities import GEOMETRY, photo
 from modalities import RGB
 from modalities.rgb import colour_map
-from pipeline.host import keep_freed_memory
+from pipeline.common.host import keep_freed_memory
 
 BATCH, SIZE = 64, 224
 
@@ -36,7 +36,7 @@ def main() -> None:
     expected = cv2.transform(image, colour_map(image, 1.1, 0.9, 1.2))
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    batch = torch.from_numpy(np.stack([image] * BATCH)).to(device)  # [B, H, W, 3], as `RGB.collate` lays it in memory
+    batch = torch.from_numpy(np.stack([image] * BATCH)).to(device)  # [B, H, W, 3], the memory layout of `RGB.collate`
     maps = torch.from_numpy(np.stack([colour_map(image, 1.1, 0.9, 1.2)] * BATCH)).float().to(device)
 
     def on_device() -> torch.Tensor:

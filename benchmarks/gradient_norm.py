@@ -1,22 +1,25 @@
-"""WCoRD whose two terms pull equally hard, whatever their scale: fixed weights are held against it in the study."""
+"""WCoRD with gradient-norm balancing of its two terms, which the study compares with fixed weights."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from losses import Dims, Features, WCoRD
+from losses import Dims, Features, LossOutput, WCoRD
 from losses.base import Batch
 from losses.gather import gather
+from losses.wcord import metrics_of_terms
 
 MOMENTUM = 0.9
 
 
 class GradientNormWCoRD(WCoRD):
-    """`global_weight` times the global term, and as much gradient from the local one.
+    """`global_weight` times the global term, and a local term scaled to the same gradient norm, on raw features.
 
-    The gradients are those with respect to the student's pooled features `[B, D]`, their norms' ratio a running mean
-    over steps, in the manner of GradNorm (Chen et al. 2018, arXiv 1711.02257) without its task rates.
+    The gradients are those with respect to the student's pooled features `[B, D]`. The ratio of their norms is a
+    running mean over steps, as in GradNorm (Chen et al. 2018, arXiv 1711.02257) without its task rates.
     """
 
     ratio: Tensor
@@ -25,14 +28,17 @@ class GradientNormWCoRD(WCoRD):
         super().__init__(student, teacher, global_weight=global_weight, relational=relational)
         self.register_buffer("ratio", torch.zeros(()))
 
-    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
-        dual = self.global_contrast(student, teacher, batch)
-        primal = self.local_transport(student, teacher, batch)
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> LossOutput:
+        dual = self.global_contrast.with_metrics(student, teacher, batch)
+        primal = self.local_transport.with_metrics(student, teacher, batch)
         if self.training:
-            ratio = _norm(dual, student.pooled) / _norm(primal, student.pooled)
+            ratio = _norm(dual.loss, student.pooled) / _norm(primal.loss, student.pooled)
             self.ratio = torch.where(self.ratio > 0, torch.lerp(ratio, self.ratio, MOMENTUM), ratio)
-        self._terms = {"global": dual.detach(), "local": primal.detach(), "local_weight": self.ratio}
-        return self.global_weight * (dual + self.ratio * primal)
+        values = {"global": dual.loss.detach(), "local": primal.loss.detach()}
+        return LossOutput(
+            self.global_weight * (dual.loss + self.ratio * primal.loss),
+            partial(metrics_of_terms, values, [dual.metrics, primal.metrics]),
+        )
 
 
 def _norm(term: Tensor, features: Tensor) -> Tensor:

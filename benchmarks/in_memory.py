@@ -1,4 +1,4 @@
-"""A set of small photos in memory against the same set streamed: samples a second, pixels and accuracy.
+"""A data set of small photos in memory and streamed: samples per second, equality of pixels, and accuracy.
 
 python -m benchmarks.in_memory --cifar PATH        folder with {train,test}/<class>/*.jpg
 """
@@ -18,15 +18,15 @@ import torch
 
 from modalities import RGB
 from pipeline import config as configs
-from pipeline.draw import Draw
+from pipeline.data.augmentation import Augmentation
+from pipeline.data.dataset import MANIFEST
+from pipeline.data.in_memory import InMemory
+from pipeline.data.source import Source, open_split
+from pipeline.data.stream import TrainStream, loader
+from pipeline.data.views import View
 from pipeline.evaluate import evaluate
-from pipeline.in_memory import InMemory
-from pipeline.pack import pack
-from pipeline.prepare import View
-from pipeline.recipes import manifest
-from pipeline.shards import MANIFEST
-from pipeline.source import Source, open_split
-from pipeline.stream import TrainStream, loader
+from pipeline.packing.pack import pack
+from pipeline.packing.recipes import manifest
 from pipeline.train import train
 
 FOLDER = Path("runs/bench_in_memory")
@@ -36,7 +36,7 @@ CONFIG = Path(__file__).parent / "configs" / "in_memory.yaml"
 
 
 def pack_part(source: Path, out: Path, each: int) -> None:
-    """The first photos of every class: so many to train on, half as many to test."""
+    """Pack the first photos of every class: `each` for training, half as many for testing."""
     rows = [
         {"rgb": str(file), "class": folder.name, "split": split}
         for split, count in (("train", each), ("test", each // 2))
@@ -51,12 +51,12 @@ def pack_part(source: Path, out: Path, each: int) -> None:
 
 def streamed(source: Source, workers: int) -> Iterator[Any]:
     views = {"student": View(RGB(jitter=0.0), 32)}
-    return loader(TrainStream(source, views, batch=BATCH, flip=True, pad=PAD), workers, DEVICE)
+    return loader(TrainStream(source, views, Augmentation(flip=True, pad=PAD), batch=BATCH), workers, DEVICE)
 
 
 def held(source: Source) -> Iterator[Any]:
     views = {"student": View(RGB(jitter=0.0), 32)}
-    return iter(InMemory(source, views, Draw(0, flip=True, pad=PAD), batch=BATCH, device=DEVICE))
+    return iter(InMemory(source, views, Augmentation(flip=True, pad=PAD), batch=BATCH, device=DEVICE))
 
 
 def epoch(batches: Iterator[Any], steps: int) -> dict[str, torch.Tensor]:
@@ -66,7 +66,7 @@ def epoch(batches: Iterator[Any], steps: int) -> dict[str, torch.Tensor]:
 
 
 def samples_per_second(batches: Iterator[Any], steps: int) -> float:
-    """Over an epoch, after one in which files are hashed, buffers filled and photos decoded."""
+    """Samples per second over an epoch, after a warm-up epoch that hashes files, fills buffers and decodes photos."""
     for _ in islice(batches, steps):
         pass
     if DEVICE.type == "cuda":
@@ -96,7 +96,7 @@ def loading(source: Source) -> None:
 
 
 def training(data: Path, epochs: int) -> None:
-    """Three seeds of both, one after the other, so that the machine's other work falls on both."""
+    """Train both with three seeds, interleaved, so that other load on the machine affects both."""
     top1: dict[bool, list[float]] = {False: [], True: []}
     speed: dict[bool, list[float]] = {False: [], True: []}
     for seed in range(SEEDS):

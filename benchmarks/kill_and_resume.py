@@ -1,4 +1,4 @@
-"""Kill a run without warning at random steps, resume it each time, and compare its weights with a run left alone.
+"""Kill a run at random steps, resume it each time, and compare its weights with an uninterrupted run.
 
 python -m benchmarks.kill_and_resume --kills 20 --processes 1 2
 """
@@ -43,7 +43,7 @@ def start(command: list[str]) -> subprocess.Popen[str]:
 
 
 def kill_all(process: subprocess.Popen[str]) -> None:
-    """Launcher, ranks and loader workers, without warning."""
+    """Kill launcher, ranks and loader workers with SIGKILL."""
     launcher = psutil.Process(process.pid)
     for one in [launcher, *launcher.children(recursive=True)]:
         with suppress(psutil.NoSuchProcess):
@@ -51,19 +51,19 @@ def kill_all(process: subprocess.Popen[str]) -> None:
 
 
 def run(command: list[str], kill_at: int | None = None) -> str:
-    """Run to the end, or until the line of that step appears and everything is killed; what it printed."""
+    """Run to the end, or kill everything at the line of step `kill_at`; return the output."""
     process = start(command)
     assert process.stdout is not None
-    said = ""
+    output = ""
     for line in process.stdout:
-        said += line
+        output += line
         if kill_at is not None and line.startswith(f"step {kill_at}/"):
             kill_all(process)
             break
     code = process.wait()
     if kill_at is None and code != 0:
-        raise SystemExit(said)
-    return said
+        raise SystemExit(output)
+    return output
 
 
 def weights(name: str) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""The paired stream against a bare webdataset loop that decodes and augments alike; memory over many samples.
+"""The paired stream against a plain webdataset loop with the same decoding and augmentation; memory over many samples.
 
 python -m benchmarks.loader
 python -m benchmarks.loader --memory 1000000
@@ -26,12 +26,14 @@ from torch.utils.data import DataLoader
 
 from modalities import RGB, Depth
 from modalities.base import Geometry
-from pipeline.pack import pack
-from pipeline.prepare import View
-from pipeline.recipes import tabletop
-from pipeline.shards import MANIFEST, Dataset, write_shard
-from pipeline.source import open_split
-from pipeline.stream import TrainStream, loader
+from pipeline.data.augmentation import Augmentation
+from pipeline.data.dataset import MANIFEST, Dataset
+from pipeline.data.manifest import write_shard
+from pipeline.data.source import open_split
+from pipeline.data.stream import TrainStream, loader
+from pipeline.data.views import View
+from pipeline.packing.pack import pack
+from pipeline.packing.recipes import tabletop
 
 FOLDER = Path("runs/bench_loader")
 SCENES, BATCH, SHUFFLE, CROP = 2000, 64, 1000, (0.6, 1.0)
@@ -43,7 +45,7 @@ def views() -> dict[str, View]:
 
 
 def bare(folder: Path, workers: int) -> Iterator[Any]:
-    """Without order, resume, labels or checks; numbers come from one generator a worker."""
+    """A plain loop without order, resume, labels or checks; one random generator per worker."""
     own = views()
 
     def prepare(sample: dict[str, Any]) -> list[Any]:
@@ -67,11 +69,19 @@ def _stack(samples: list[Any]) -> list[torch.Tensor]:
 
 def ours(folder: Path, workers: int) -> Iterator[Any]:
     source = open_split(folder, "train", "label")
-    return loader(TrainStream(source, views(), batch=BATCH, shuffle=SHUFFLE, crop=CROP, flip=True), workers, CPU)
+    augmentation = Augmentation(crop=CROP, flip=True)
+    return loader(TrainStream(source, views(), augmentation, batch=BATCH, shuffle=SHUFFLE), workers, CPU)
+
+
+def ours_of_others(folder: Path, workers: int) -> Iterator[Any]:
+    """The same shards by their pattern, as if somebody else had written them."""
+    source = open_split(f"{folder.absolute()}/train-*.tar", "train", "label")
+    augmentation = Augmentation(crop=CROP, flip=True)
+    return loader(TrainStream(source, views(), augmentation, batch=BATCH, shuffle=SHUFFLE), workers, CPU)
 
 
 def samples_per_second(start: Callable[[Path, int], Iterator[Any]], folder: Path, workers: int) -> float:
-    """Over two epochs, after one in which files are cached, hashed and buffers filled."""
+    """Samples per second over two epochs, after a warm-up epoch that caches and hashes files and fills buffers."""
     batches = start(folder, workers)
     for _ in range(SCENES // BATCH):
         next(batches)
@@ -89,14 +99,20 @@ def compare() -> None:
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     for workers in (0, 1, 2):
-        pairs = [[samples_per_second(start, folder, workers) for start in (bare, ours)] for _ in range(3)]
-        a, b = (median(column) for column in zip(*pairs, strict=True))
-        ratio = median(own / other for other, own in pairs)
-        print(f"{workers} workers: webdataset {a:.0f} samples/s, ours {b:.0f}, ratio {ratio:.2f}", flush=True)
+        rounds = [
+            [samples_per_second(start, folder, workers) for start in (bare, ours, ours_of_others)] for _ in range(3)
+        ]
+        plain, packed, foreign = (median(column) for column in zip(*rounds, strict=True))
+        ratios = [median(own[place] / own[0] for own in rounds) for place in (1, 2)]
+        print(
+            f"{workers} workers: webdataset {plain:.0f} samples/s; packed {packed:.0f}, ratio {ratios[0]:.2f}; "
+            f"by pattern {foreign:.0f}, ratio {ratios[1]:.2f}",
+            flush=True,
+        )
 
 
 def write_small(folder: Path, samples: int) -> None:
-    """Photos and depth maps of 4 x 4 pixels, 50,000 a shard."""
+    """Write photos and depth maps of 4 x 4 pixels, 50,000 per shard."""
     folder.mkdir(parents=True)
     members = {
         "rgb.png": cv2.imencode(".png", np.full((4, 4, 3), 100, np.uint8))[1].tobytes(),
@@ -123,10 +139,10 @@ def _write_small(_: int, folder: Path, samples: int) -> None:
 
 
 def memory(samples: int) -> None:
-    """Resident memory of the training process and of its worker, a line for each tenth of the samples."""
+    """Print resident memory of the training process and of its worker after each tenth of the samples."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "data"
-        # Not here: what writing leaves in the heap would be shared with the worker at first, and page by page no more.
+        # In another process: the worker would inherit the heap that writing leaves, and copy it page by page.
         spawn(_write_small, (folder, samples))
         small = {"teacher": View(RGB(), 4), "student": View(Depth(), 4)}
         stream = TrainStream(open_split(folder, "train", "label"), small, batch=250, shuffle=SHUFFLE)

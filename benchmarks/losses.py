@@ -1,6 +1,7 @@
-"""`make bench-losses`: what the losses cost, against their published forms, their peers and the machine's limits.
+"""`make bench-losses`: cost of the losses, compared with published forms, other libraries and hardware limits.
 
-Everything in one run and turn about, for the speed of a shared machine drifts; medians, and ratios of medians.
+All are measured in one run and interleaved, since the speed of a shared machine drifts. Results are medians and ratios
+of medians.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ import torch
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from losses import Dims, Features, GlobalContrast, WCoRD, sinkhorn
+from losses import Dims, Features, GlobalContrast, LocalTransport, WCoRD, sinkhorn
 from losses.row_blocked import transport_cost
 from modalities.encoders.resnet import ResNet
-from pipeline.gradient_cache import in_parts
+from pipeline.models.gradient_cache import in_parts
 
 Work = Callable[[], object]
 
 
 def medians(works: dict[str, Work], seconds: float) -> dict[str, float]:
-    """Median seconds of a call of each work; they take turns, at least 3 and at most 200 times, for so long each."""
+    """Median seconds per call of each work; interleaved, 3 to 200 calls and about `seconds` seconds each."""
     took: dict[str, list[float]] = {name: [] for name in works}
     left = dict.fromkeys(works, seconds)
     for work in works.values():
@@ -43,7 +44,7 @@ def medians(works: dict[str, Work], seconds: float) -> dict[str, float]:
 
 
 def peak_bytes(work: Work) -> int:
-    """The most memory that tensors made by `work` took at a time, from the allocator's own record."""
+    """Peak memory in bytes of tensors that `work` allocates, as recorded by the allocator."""
     work()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         work()
@@ -56,7 +57,7 @@ def peak_bytes(work: Work) -> int:
 
 
 def published_global_term(batch: int, negatives: int, dim: int, rows: int) -> Work:
-    """The published way: `[B, M, d]` gathered from each of two banks, and a product with every anchor."""
+    """The published form: `[B, M, d]` gathered from each of two banks, and a product with every anchor."""
     banks = F.normalize(torch.randn(2, rows, dim), dim=2)
     weights = [torch.randn(256, dim, requires_grad=True) for _ in range(2)]
     h = torch.randn(2, batch, 256)
@@ -114,7 +115,7 @@ def bench_sinkhorn(seconds: float) -> None:
         x, y = (F.normalize(torch.randn(n, 64), dim=1) for _ in range(2))
         cost = 1 - x @ y.T
         uniform, array = np.full(n, 1 / n, np.float32), cost.numpy()
-        source, target = torch.rand(2, n * n)  # written to: memory that never was is read from one page of zeros
+        source, target = torch.rand(2, n * n)  # initialised: untouched memory is read from a single zero page
 
         took = medians(
             {
@@ -163,7 +164,7 @@ def bench_row_blocks(n: int) -> None:
 
 
 def bench_training_step(seconds: float) -> None:
-    """resnet32x4 to resnet8x4 at batch 64: teacher forward, student forward and backward, and the WCoRD loss."""
+    """A step of resnet32x4 to resnet8x4, batch 64: teacher forward, student forward and backward, and WCoRD."""
     batch = 64
     teacher, student = (ResNet(3, depth=depth, width=64, size=32) for depth in (32, 8))
     images = torch.randn(batch, 3, 32, 32)
@@ -177,12 +178,20 @@ def bench_training_step(seconds: float) -> None:
             teacher(images)
         student(images).pooled.sum().backward()
 
+    dims = Dims(student.dim), Dims(teacher.dim)
+    dual, primal = GlobalContrast(*dims), LocalTransport(*dims, relational=0.15)
+
+    def before() -> None:
+        (0.5 * dual(given, known, rows) + 6 * primal(given, known, rows)).backward()
+
     given = Features(torch.randn(batch, student.dim, requires_grad=True))
-    took = medians({"networks": networks, "loss": lambda: loss(given, known, rows).backward()}, seconds)
+    works: dict[str, Work] = {"networks": networks, "loss": lambda: loss(given, known, rows).backward()}
+    took = medians(works | {"before": before}, seconds)
     share = took["loss"] / (took["loss"] + took["networks"])
     print(
         f"WCoRD in a step of resnet32x4 -> resnet8x4, batch {batch}: {1000 * took['loss']:.1f} ms of "
-        f"{1000 * (took['loss'] + took['networks']):.0f} ms, {share:.1%}"
+        f"{1000 * (took['loss'] + took['networks']):.0f} ms, {share:.1%}; "
+        f"{took['loss'] / took['before']:.2f} times the default before the suite"
     )
 
 

@@ -1,11 +1,10 @@
-"""Packs real pairs of photo, depth, sound and text for `wcord bench configs/bench/matrix.yaml`.
+"""Packs real pairs of photos, depth, audio and text for `wcord bench configs/bench/matrix.yaml`.
 
     python -m benchmarks.matrix_data --gestures DIR --signs DIR --spoken DIR --emoji DIR
 
-gestures: RGB-D frames with index.csv, hand_rgb/ and hand_depth/; two sessions before a background of their own are the
-test split. signs: photos of signed digits, DIGIT/*.JPG.
-spoken: recordings/DIGIT_SPEAKER_INDEX.wav, of which index 0 to 4 are the official test split. emoji: index.csv with
-two styles of drawing, names, keywords and categories.
+gestures: RGB-D frames with index.csv, hand_rgb/ and hand_depth/; two sessions with a unique background are the test
+split. signs: photos of signed digits, DIGIT/*.JPG. spoken: recordings/DIGIT_SPEAKER_INDEX.wav; index 0 to 4 are the
+official test split. emoji: index.csv with two styles of drawing, names, keywords and categories.
 """
 
 from __future__ import annotations
@@ -15,8 +14,9 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipeline.pack import pack
-from pipeline.recipes import Plan, manifest
+from pipeline.packing.pack import pack
+from pipeline.packing.recipes import manifest
+from pipeline.packing.recipes.plan import Plan
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 FRACTIONS = {"train": 0.8, "val": 0.0, "test": 0.2}
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def gestures(source: Path, out: Path) -> Plan:
-    """Frames of hands; the text is the gesture's name."""
+    """Frames of hands; the text is the name of the gesture."""
     rows = _hands(source)
     for row in rows:
         row["name"] = row["class"].replace("_", " ")
@@ -51,7 +51,7 @@ def gestures(source: Path, out: Path) -> Plan:
 
 
 def hand_digits(source: Path, spoken: Path, out: Path) -> Plan:
-    """Depth of hands and recordings of digits: each of the ten gestures stands for one digit."""
+    """Depth of hands and recordings of digits: each of the ten gestures represents one digit."""
     rows = _hands(source)
     for row in rows:
         row["class"] = NAMES[int(row["label"])]
@@ -61,8 +61,10 @@ def hand_digits(source: Path, spoken: Path, out: Path) -> Plan:
 
 
 def digits(signs: Path, spoken: Path, out: Path) -> Plan:
-    """Photos of signed digits, each with a recording of the same digit. Photos of one student have consecutive numbers:
-    the last fifth of every digit is the test split."""
+    """Photos of signed digits, each with a recording of the same digit.
+
+    Photos of one student have consecutive numbers: the last fifth of every digit is the test split.
+    """
     rows = []
     for digit, name in enumerate(NAMES):
         files = sorted((signs / str(digit)).iterdir())
@@ -76,13 +78,13 @@ def digits(signs: Path, spoken: Path, out: Path) -> Plan:
 
 
 def digit_names(spoken: Path, out: Path) -> Plan:
-    """Recordings of spoken digits and the digit's name in letters."""
+    """Recordings of spoken digits and the name of the digit as text."""
     table = write_table(out / "digit_names.csv", _spoken(spoken))
     return manifest.plan(table, {"audio": "sound", "text": "class"}, ["class"], split="split")
 
 
 def emoji(source: Path, out: Path) -> Plan:
-    """Two drawings of each emoji that has both, and its captions: name, other names, keywords."""
+    """Two drawings of each emoji, if it has both, and its captions: name, other names, keywords."""
     rows = [row for row in csv.DictReader((source / "index.csv").open()) if row["image_twemoji"]]
     for row in rows:
         row["captions"] = "\n".join(filter(None, (row["name"], row["aliases"], row["keywords"])))
@@ -91,7 +93,9 @@ def emoji(source: Path, out: Path) -> Plan:
 
 
 def _hands(source: Path) -> list[dict[str, str]]:
-    """In a session, `clip`, a person shows all gestures: split by gesture, the test's backgrounds would be known."""
+    """In a session (`clip`), a person shows all gestures. A split by gesture would leak the backgrounds of the test
+    split.
+    """
     rows = list(csv.DictReader((source / "index.csv").open()))
     for row in rows:
         row["split"] = "test" if row["clip"] == "clip05" else "train"

@@ -1,7 +1,7 @@
-"""`make bench-modalities`: what an adapter costs a sample beside the bare decoder of its format, on one core.
+"""`make bench-modalities`: cost per sample of a modality compared with the decoder of its format, on one core.
 
-`by hand` is the peer of the whole adapter: the same result by bare calls of OpenCV, NumPy and soundfile, with nothing
-checked.
+`by hand` corresponds to the whole modality: the same result with plain calls of OpenCV, NumPy and soundfile, without
+checks.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from benchmarks.losses import Work, medians
 from modalities import RGB, Audio, Depth, Geometry, Modality, Text
 from modalities.rgb import LUMA
 from modalities.transformers_loader import import_transformers
-from pipeline.host import keep_freed_memory
+from pipeline.common.host import keep_freed_memory
 
 GEOMETRY = Geometry(0.1, 0.1, 0.9, 0.9, True)
 
 
 def adapter(modality: Modality, data: bytes, size: int) -> Work:
-    """Decode and augment, as a loader does for training."""
+    """Decode and augment, as a loader does in training."""
     rng = np.random.default_rng(0)
     return lambda: modality.augment(modality.decode(data, {}), GEOMETRY, size, rng)
 
 
 def photo(width: int, height: int) -> np.ndarray:
-    """Smooth colours with some grain, as photos have, so that a JPEG has a photo's size."""
+    """Smooth colours with grain, so that the JPEG is about as large as that of a real photo."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 255, (height // 16, width // 16, 3), np.uint8)
     smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).astype(float)
@@ -73,7 +73,7 @@ def audio() -> dict[str, Work]:
 
 
 def text() -> dict[str, Work]:
-    """Beside a byte-pair tokenizer of the tokenizers library, called as it is."""
+    """Compared with a byte-pair tokenizer of the tokenizers library, called directly."""
     captions = ["a small red ball lies on a wooden table", "a ball on a table"]
     data = "\n".join(captions).encode()
     own = Tokenizer(models.BPE(unk_token="[UNK]"))

@@ -1,12 +1,12 @@
-"""`pack` against a bare tar writer that opens the same images, and the memory of `pack` and `check`.
+"""`pack` against a plain tar writer that opens the same images, and the memory of `pack` and `check`.
 
 python -m benchmarks.packing
 python -m benchmarks.packing --memory 50000 100000 200000
 
-The bare writer is the standard library's tarfile (webdataset's TarWriter is made of it): it reads the files, decodes
-each image to see that it is whole, and writes them as they are. `pack` does the same, validation included, hashes the
-shards, and adds a member of metadata to each sample. The memory is that of the process that reads the table,
-plans and packs, or checks: what belongs to it alone (USS), at its highest.
+The plain writer is tarfile of the standard library, on which TarWriter of webdataset is based: it reads the files,
+decodes each image to validate it, and writes the files unchanged. `pack` does the same, hashes the shards, and adds a
+member of metadata to each sample. The memory is the peak unique set size (USS) of the process that reads the table,
+plans and packs, or checks.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ import cv2
 import numpy as np
 import psutil
 
-from pipeline.check import check
-from pipeline.pack import pack
-from pipeline.recipes import Plan, Sample, manifest
+from pipeline.packing.check import check
+from pipeline.packing.pack import pack
+from pipeline.packing.recipes import manifest
+from pipeline.packing.recipes.plan import Plan, SourceSample
 
 PAIRS, SIZE, ROUNDS = 600, 480, 5
 
 
 def write_files(folder: Path) -> Plan:
-    """Photos with noise and smooth depth maps, as files."""
+    """Write noisy photos and smooth depth maps to files."""
     rng = np.random.default_rng(0)
     ramp = np.linspace(500, 4000, SIZE * SIZE).reshape(SIZE, SIZE)
     samples = []
@@ -47,7 +48,7 @@ def write_files(folder: Path) -> Plan:
         cv2.imwrite(str(files["depth.png"]), depth)
         size = sum(path.stat().st_size for path in files.values())
         named = {member: str(path) for member, path in files.items()}
-        samples.append(Sample(f"s{number:06d}", f"s{number:06d}", size, "0", named))
+        samples.append(SourceSample(f"s{number:06d}", f"s{number:06d}", size, "0", named))
     return Plan("bench", "bench", {}, samples)
 
 
@@ -79,7 +80,7 @@ def compare() -> None:
             between = time.perf_counter()
             pack(plan, folder / f"packed{turn}", fractions={"train": 1.0}, max_refused=0)
             speeds.append((megabytes / (between - begun), megabytes / (time.perf_counter() - between)))
-    speeds = speeds[1:]  # the first has read the files into memory
+    speeds = speeds[1:]  # the first round is a warm-up that caches the files
     ratios = [own / other for other, own in speeds]
     a, b = (median(column) for column in zip(*speeds, strict=True))
     print(
@@ -89,7 +90,7 @@ def compare() -> None:
 
 
 def write_table(folder: Path, samples: int) -> Path:
-    """A table of so many samples, each a group of its own; their tiny photos are the same hundred files."""
+    """Write a table of samples in separate groups, which share a hundred tiny photos."""
     for number in range(100):
         (folder / f"{number}.png").write_bytes(cv2.imencode(".png", np.full((4, 4, 3), number, np.uint8))[1].tobytes())
     with (folder / "index.csv").open("w") as file:
@@ -99,7 +100,7 @@ def write_table(folder: Path, samples: int) -> Path:
 
 
 def measure(what: str, samples: int, folder: Path) -> None:
-    """Pack a table of tiny samples, or check what was packed, and say the most memory that it took and the time."""
+    """Pack a table of tiny samples, or check the result, and print peak memory and time."""
     folder.mkdir(exist_ok=True)
     table = write_table(folder, samples) if what == "pack" else None
     process, seen, ended = psutil.Process(), [0], threading.Event()
@@ -132,7 +133,7 @@ def main() -> None:
     elif options.memory:
         for samples in options.memory:
             with tempfile.TemporaryDirectory() as folder:
-                for what in ("pack", "check"):  # each in a process of its own
+                for what in ("pack", "check"):  # each in a separate process
                     command = [
                         sys.executable,
                         "-m",

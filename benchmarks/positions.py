@@ -1,9 +1,9 @@
-"""What transport between the positions of maps adds to WCoRD: layers and anchors, on the study's validation splits.
+"""Gain from transport between positions of feature maps: layers and anchors, on the validation splits of the study.
 
     python -m benchmarks.positions compression --cifar PATH_TO_CIFAR10
 
-One seed, the study's settings, data and teachers (made, unless a study in the same folder has made them). What is
-chosen here is measured elsewhere, on data that it was not chosen by: `wcord bench cifar10_small`.
+One seed, with settings, data and teachers of the study (trained if they are missing). The choice made here is
+evaluated on other data: `wcord bench cifar10_small`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from benchmarks import study
-from benchmarks.study import TASK, Losses, Setting
+from benchmarks.study import Setting
+from benchmarks.study_data import CORES, pack_cifar, pack_gestures
+from benchmarks.study_methods import TASK, Losses
+from pipeline.config import Config
 
 LAYERS, WEIGHTS = (-2, -1), (2.0, 6.0, 20.0)
-POOLED: Losses = {"wcord": {"relational": 0.0}}
+POOLED: Losses = {"global_contrast": {"weight": 0.5}, "local_transport": {"weight": 6.0}}
 ANOTHER = "losses.position_transport:PositionTransport"
-"""The same loss under a second name, for another layer."""
+"""The same loss under a second name, for a second layer."""
 
 
 def positions(weight: float, layer: int, anchor: float = 0.2, epsilon: float = 0.1) -> Losses:
@@ -64,11 +67,11 @@ def main() -> None:
     options = parser.parse_args()
     out: Path = options.out.resolve()
     if options.gestures:
-        study.pack_gestures(options.gestures.resolve(), out / "gestures_data")
+        pack_gestures(options.gestures.resolve(), out / "gestures_data")
     if options.cifar:
-        study.pack_cifar(options.cifar.resolve(), out / "cifar_data")
+        pack_cifar(options.cifar.resolve(), out / "cifar_data")
     settings = [s for s in study.all_settings(out) if s.name in options.settings]
-    with ProcessPoolExecutor(study.CORES, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(CORES, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         study.wait([pool.submit(study.teach, out / s.teacher[0], s.teacher[1], s.teacher[2:]) for s in settings])
         study.wait([job for s in settings for job in study.submit(pool, trials(s, out))])
     print(f"| top-1 % on the validation split | {' | '.join(s.name for s in settings)} |")
@@ -77,7 +80,7 @@ def main() -> None:
         print(f"| {form} | {' | '.join(score(s, out, form) for s in settings)} |")
 
 
-def trials(setting: Setting, out: Path) -> list[study.Config]:
+def trials(setting: Setting, out: Path) -> list[Config]:
     return [
         setting.config(out, folder(setting, out, form), TASK | losses, 0, "val")
         for form, losses in FORMS.items()

@@ -1,10 +1,10 @@
-"""The model of docs/scaling.md against training runs on this machine: a step, predicted and measured.
+"""The cost model of docs/scaling.md against training runs on this machine: predicted and measured time of a step.
 
 python -m benchmarks.predicted
 
-The `rgb_to_depth` experiment, every process with one thread and reading its own data, so that nothing hides behind
-anything else and a step is the sum of its parts. What a sample costs is measured alone at a batch of 64, as many
-processes side by side as the run has, and what the losses of a global batch and an exchange of the gradients cost.
+The `rgb_to_depth` experiment, with one thread per process that reads its own data, so that nothing overlaps and a step
+is the sum of its parts. The cost of a sample is measured separately at a batch of 64, with as many parallel processes
+as the run has; likewise the losses of a global batch and an exchange of the gradients.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from statistics import median
 from benchmarks.scaling import gloo_bytes_a_second
 from benchmarks.throughput import cost_per_sample, measured, prepare, run_training
 from pipeline import config as configs
-from pipeline.model import build_model
+from pipeline.models.build import build_model
 
 BATCH = 64
 RUNS = ((1, 64), (1, 256), (2, 128), (2, 512))
-"""Processes and global batch."""
+"""Number of processes, and global batch."""
 
 
 def cost(processes: int, batch: int, overrides: list[str]) -> dict[str, float]:
-    """CPU seconds a sample of each part at some batch size, `processes` of them side by side: their mean."""
+    """CPU seconds per sample of each part at a batch size: mean over `processes` that run in parallel."""
     with get_context("spawn").Pool(processes) as pool:
         found = pool.map(cost_per_sample, [[*overrides, f"data.batch_size={batch}"]] * processes, chunksize=1)
     return {part: sum(one[part] for one in found) / processes for part in found[0]}
 
 
 def predict(processes: int, n: int, weights: int, overrides: list[str]) -> float:
-    """Seconds of a step of a global batch of n."""
+    """Seconds of a step with a global batch of n."""
     parts = cost(processes, BATCH, overrides)
-    whole = cost(processes, n, overrides)["losses"] * n  # every process computes them of the global batch
+    whole = cost(processes, n, overrides)["losses"] * n  # every process computes them for the global batch
     samples = sum(parts[name] for name in ("reading, decoding, augmentation", "teacher", "student"))
     exchange = 4 * weights / gloo_bytes_a_second(weights) if processes > 1 else 0.0
     return n / processes * samples + whole + parts["optimiser"] * BATCH + exchange

@@ -1,4 +1,4 @@
-"""Relational distillation as a loss of its own: what the study holds the full method against."""
+"""Relational distillation as a separate loss, for comparison in the study."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from losses.relational import relational_divergence
 
 
 class RelationalKL(Loss):
-    """KL between the softmaxed similarities inside the batch of teacher and of student."""
+    """KL divergence between the softmax similarities within the batch of teacher and student."""
 
     def __init__(self, student: Dims, teacher: Dims) -> None:
         super().__init__()

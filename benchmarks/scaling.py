@@ -1,10 +1,10 @@
-"""The model of docs/scaling.md: its constants measured here, and what it predicts for many GPUs.
+"""The cost model of docs/scaling.md: measures its constants here and predicts training on many GPUs.
 
 python -m benchmarks.scaling
 
-Measured: CPU time a sample of the loader; FLOPs a sample of teacher and student (torch's counter, forward, and forward
-with backward); trained parameters; FLOPs and bytes of the losses at a global batch; the speed of gloo on this machine.
-Assumed, for there is no GPU here: the constants below.
+Measured: CPU time per sample of the loader; FLOPs per sample of teacher (forward) and student (forward and backward),
+with torch's counter; trained parameters; FLOPs and bytes of the losses at a global batch; the speed of gloo on this
+machine. Assumed, since there is no GPU here: the constants below.
 """
 
 from __future__ import annotations
@@ -32,19 +32,20 @@ from modalities.encoders.base import Encoder
 from modalities.encoders.cnn5 import CNN5
 from modalities.encoders.resnet import ResNet
 from modalities.transformers_loader import import_transformers
-from pipeline.host import keep_freed_memory
-from pipeline.pack import pack
-from pipeline.prepare import View
-from pipeline.recipes import tabletop
-from pipeline.sidecar import decode, encode
-from pipeline.source import open_split
-from pipeline.stream import TrainStream
+from pipeline.common.host import keep_freed_memory
+from pipeline.data.augmentation import Augmentation
+from pipeline.data.feature_cache import decode, encode
+from pipeline.data.source import open_split
+from pipeline.data.stream import TrainStream
+from pipeline.data.views import View
+from pipeline.packing.pack import pack
+from pipeline.packing.recipes import tabletop
 
-# Published for one A100 SXM: 312 TFLOP/s in bf16, 2.0 TB/s of memory, 600 GB/s of NVLink, both ways together.
+# Published for one A100 SXM: 312 TFLOP/s in bf16, 2.0 TB/s of memory, 600 GB/s of NVLink in both directions together.
 PEAK, MEMORY, LINK = 312e12, 2.0e12, 300e9
-# Published for a machine of eight: one 200 Gbit/s adapter a GPU.
+# Published for a machine of eight: one 200 Gbit/s adapter per GPU.
 NETWORK = 25e9
-# Assumed: what networks and links reach of these, and CPU cores a GPU.
+# Assumed: utilisation of compute and of links, and CPU cores per GPU.
 UTILISATION, LINK_SHARE, CORES = 0.35, 0.7, 12
 GPUS_A_MACHINE, BATCH, QUEUE, DIM, ITERATIONS = 8, 256, 1024, 128, 20
 BILLION = 1e9
@@ -61,7 +62,7 @@ def forward_and_backward(network: Encoder, x: torch.Tensor) -> None:
 
 
 def networks() -> dict[str, float]:
-    """FLOPs a sample of a ViT-B teacher's forward and of two students' forward and backward, and their parameters."""
+    """FLOPs per sample of a ViT-B teacher (forward) and two students (forward and backward), and their parameters."""
     transformers = import_transformers()
     x = torch.rand(2, 3, 224, 224)
     teacher = transformers.ViTModel(transformers.ViTConfig())
@@ -74,7 +75,7 @@ def networks() -> dict[str, float]:
 
 
 def loader_seconds() -> dict[str, float]:
-    """CPU seconds that reading, decoding and augmenting takes: depth at 96 px alone, or a photo at 224 px with it."""
+    """CPU seconds per sample of reading, decoding and augmenting: depth at 96 px, alone or with a photo at 224 px."""
     torch.set_num_threads(1)
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
@@ -82,26 +83,28 @@ def loader_seconds() -> dict[str, float]:
         student = {"student": View(Depth(input="depth+normals"), 96)}
         source, found = open_split(folder, "train", "label"), {}
         for name, views in (("cached", student), ("pair", student | {"teacher": View(RGB(), 224)})):
-            batches = iter(TrainStream(source, views, batch=32, crop=(0.6, 1.0), flip=True))
+            batches = iter(TrainStream(source, views, Augmentation(crop=(0.6, 1.0), flip=True), batch=32))
             found[name] = cpu_seconds(lambda: next(batches)) / 32  # noqa: B023 - called at once
         return found | {"cached": found["cached"] + features_seconds()}
 
 
 def features_seconds() -> float:
-    """CPU seconds that decoding the cached features of a sample takes: a vector of 768, logits of 1,000 classes."""
+    """CPU seconds to decode cached features of a sample: a vector of 768 dimensions and logits of 1,000 classes."""
     data = encode({"pooled": torch.randn(768), "logits": torch.randn(1000)}, Geometry(0.0, 0.0, 1.0, 1.0, False))
     return cpu_seconds(lambda: decode(data), 1.0)
 
 
 def loss_seconds(n: int, ranks: int = 1) -> float:
-    """CPU seconds on one thread of a rank's part of WCoRD of a global batch of n, forward and backward, a vector of 768
-    and of 128."""
+    """CPU seconds, on one thread, of a rank's part of WCoRD with a global batch of n, forward and backward.
+
+    The teacher has 768 dimensions, the student 128.
+    """
     torch.set_num_threads(1)
     loss = WCoRD(Dims(DIM), Dims(768), queue=QUEUE)
     own = n // ranks
     student, teacher = Features(torch.randn(own, DIM, requires_grad=True)), Features(torch.randn(own, 768))
     batch = {"label": torch.full((own,), -1), "group": torch.full((own,), -1)}
-    # Ranks that work together call it equally often.
+    # Ranks must call it equally often.
     return cpu_seconds(lambda: loss(student, teacher, batch).backward(), 2.0 if ranks == 1 else 0.0)
 
 
@@ -112,7 +115,7 @@ def _share(rank: int, folder: str, n: int) -> None:
 
 
 def shared_loss_seconds(n: int) -> float:
-    """CPU seconds of WCoRD of a global batch of n on each of two processes, the mean."""
+    """CPU seconds of WCoRD with a global batch of n on each of two processes, mean."""
     with tempfile.TemporaryDirectory() as folder:
         spawn(_share, (folder, n), nprocs=2)
         return sum(float(Path(folder, f"{rank}").read_text()) for rank in range(2)) / 2
@@ -131,30 +134,31 @@ def _reduce(rank: int, folder: str, size: int) -> None:
 
 
 def gloo_bytes_a_second(size: int = 4 << 20) -> float:
-    """Bytes of a tensor that two processes here sum in a second."""
+    """Bytes per second of an all-reduce between two processes on this machine."""
     with tempfile.TemporaryDirectory() as folder:
         spawn(_reduce, (folder, size), nprocs=2)
         return float(Path(folder, "speed").read_text())
 
 
 def predicted(gpus: int, constants: dict[str, float], student: str, cached: bool) -> dict[str, float]:
-    """Milliseconds of a step of each GPU, in parts, and samples a second of all."""
+    """Milliseconds of the parts of a step on each GPU, and samples per second in total."""
     n = gpus * BATCH
     bandwidth = LINK_SHARE * (LINK if gpus <= GPUS_A_MACHINE else NETWORK)
     seen = 0.0 if cached else constants["teacher"]
-    # Matrices [n, n + queue], read and written. Up to LARGEST_WHOLE every rank computes the losses of the whole global
-    # batch; beyond, each its own samples' rows, once more in the backward.
+    # Matrices [n, n + queue], read and written. Up to LARGEST_WHOLE, every rank computes the losses of the whole global
+    # batch. Beyond, each rank computes the rows of its samples, and again in the backward pass.
     shared = n > LARGEST_WHOLE
     entries = n * (n + QUEUE) / (gpus if shared else 1)
     matrices = 4.0 * entries
     products = 2 * (4 if shared else 3) * entries * (768 + 2 * DIM)
     passes = 2 * ITERATIONS + 30
     gradients = 4 * constants[f"{student}/parameters"]
-    features = 3 * 4 * n * (DIM + 768)  # gathered, and the student's gradient summed
+    features = 3 * 4 * n * (DIM + 768)  # all-gather, and the reduction of the student's gradient
     step = {
         "teacher": seen * BATCH / (PEAK * UTILISATION),
         "student": constants[student] * BATCH / (PEAK * UTILISATION),
-        "losses": products / (PEAK / 16 * UTILISATION) + passes * matrices / MEMORY,  # in fp32, a sixteenth of bf16
+        "losses": products / (PEAK / 16 * UTILISATION)
+        + passes * matrices / MEMORY,  # in fp32, a sixteenth of the bf16 rate
         "communication": (gpus > 1) * (2 * gradients + features) / bandwidth,
         "loader": constants["cached" if cached else "pair"] * BATCH / CORES,
     }

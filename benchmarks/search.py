@@ -1,10 +1,10 @@
-"""Search among many embeddings: time a query and recall@10 of the index, beside exact search in the same minutes.
+"""Search in many embeddings: time per query and recall@10 of the index, compared with exact search.
 
     python -m benchmarks.search --vectors 1000000
 
-The vectors have 128 dimensions and the structure that embeddings have: 1,000 clusters in a curved surface of 24
-dimensions, and noise in all. `--structure none` draws them evenly on the sphere, where no index can be much better than
-to compare all.
+The vectors have 128 dimensions and a structure like embeddings: 1,000 clusters in a curved surface of 24 dimensions,
+with noise. `--structure none` draws them uniformly on the sphere, where no index can be much faster than exhaustive
+search.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 import faiss
 import numpy as np
 
-from pipeline.index import NEIGHBOURS, Index, recall, unit
+from pipeline.inference.faiss_index import NEIGHBOURS, Index, recall, unit
 
 DIM, LATENT, CLUSTERS, QUERIES = 128, 24, 1000, 200
 
 
 def draw(count: int, seed: int, structure: bool) -> np.ndarray:
-    """Unit vectors `[count, 128]`; those of another seed are of the same surface."""
+    """Draw unit vectors `[count, 128]`; all seeds share the same surface."""
     rng, shape = np.random.default_rng(seed), np.random.default_rng(0)
     if not structure:
         return unit(rng.standard_normal((count, DIM), np.float32))

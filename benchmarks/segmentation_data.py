@@ -12,8 +12,9 @@ import csv
 from pathlib import Path
 
 from benchmarks.matrix_data import FRACTIONS, write_table
-from pipeline.pack import pack
-from pipeline.recipes import Plan, add_masks, manifest, tabletop
+from pipeline.packing.pack import pack
+from pipeline.packing.recipes import manifest, tabletop
+from pipeline.packing.recipes.plan import Plan, add_masks
 
 
 def main() -> None:
@@ -28,7 +29,7 @@ def main() -> None:
 
 
 def hands(source: Path, out: Path) -> Plan:
-    """The frames that have a mask, 255 on the hand."""
+    """The frames with a mask, which is 255 on the hand."""
     rows = [row for row in csv.DictReader((source / "index.csv").open()) if row["mask"]]
     fields = {"rgb": f"{source}/rgb/{{id}}.jpg", "depth": f"{source}/depth/{{id}}.png", "mask": f"{source}/{{mask}}"}
     plan = manifest.plan(write_table(out / "hands.csv", rows), fields, ["class"], group="{subject}/{class}/{clip}")

@@ -1,4 +1,4 @@
-"""Draw the study's table in docs/method.md as a figure.
+"""Draw the table of the study in docs/method.md as a figure.
 
 python -m benchmarks.study_chart docs/method.md docs/images/study.png
 """
@@ -15,7 +15,7 @@ OURS, OTHERS = "#1f6feb", "#6e7781"
 
 
 def read_table(page: str) -> tuple[list[str], dict[str, list[tuple[float, float] | None]]]:
-    """Settings, and method -> mean and standard deviation in each of them, None where it does not apply."""
+    """Settings, and method -> mean and standard deviation in each of them; None if it does not apply."""
     rows = [line.strip().strip("|").split("|") for line in page.splitlines() if line.startswith("| ")]
     start = next(number for number, row in enumerate(rows) if row[0].strip() == "top-1 %")
     settings = [cell.strip() for cell in rows[start][1:]]
@@ -29,7 +29,7 @@ def read_table(page: str) -> tuple[list[str], dict[str, list[tuple[float, float]
 
 
 def draw(settings: list[str], methods: dict[str, list[tuple[float, float] | None]], path: Path) -> None:
-    """A panel a setting: each method's mean, with a standard deviation to both sides."""
+    """Draw one panel per setting with the mean of each method and error bars of one standard deviation."""
     figure = Figure(figsize=(3.6 * len(settings), 0.3 * len(methods) + 1), layout="constrained")
     panels = figure.subplots(1, len(settings), sharey=True)
     for place, (panel, setting) in enumerate(zip(panels, settings, strict=True)):

@@ -1,4 +1,4 @@
-"""The demo's experiment with several seeds: depth students with 5 % of the labels on generated tabletop scenes.
+"""The experiment of the demo with several seeds: depth students with 5 % of the labels on generated tabletop scenes.
 
 python -m benchmarks.tabletop
 """
@@ -10,13 +10,14 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from benchmarks.study import CORES, print_table, teach, wait
+from benchmarks.study import print_table, teach, wait
+from benchmarks.study_data import CORES
 from benchmarks.together import train_together
 from pipeline import config as configs
+from pipeline.cli.demo import SCENES
 from pipeline.config import Config
-from pipeline.demo import SCENES
-from pipeline.pack import pack
-from pipeline.recipes import tabletop
+from pipeline.packing.pack import pack
+from pipeline.packing.recipes import tabletop
 
 POSITIONS = "losses={cross_entropy: {}, wcord: {}, position_transport: {weight: 20, layer: -2}}"
 STUDENTS: dict[str, tuple[str, ...]] = {

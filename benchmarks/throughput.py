@@ -1,9 +1,9 @@
-"""`make bench`: the samples a second of a real training run, against the limit that this machine sets.
+"""`make bench`: samples per second of a real training run, compared with the limit of this machine.
 
-The limit is the number of cores over the CPU time that one sample needs in all that training consists of (reading,
-decoding and augmentation; teacher; student; losses; optimiser), each measured alone on one thread, with the same part
-running on every core: cores that share a cache or a clock slow each other down. A ratio of 1 means that nothing is
-lost to waiting, copying and scheduling. The training run is the shipped `rgb_to_depth` experiment.
+The limit is the number of cores divided by the CPU time of one sample in all parts of training (reading, decoding and
+augmentation; teacher; student; losses; optimiser). Each part is measured separately on one thread, with the same part
+running on every core, since cores that share a cache or a clock slow each other down. A ratio of 1 means that no time
+is lost to waiting, copying and scheduling. The training run is the shipped `rgb_to_depth` experiment.
 """
 
 from __future__ import annotations
@@ -24,22 +24,25 @@ import torch
 
 from losses import Features
 from pipeline import config as configs
-from pipeline.host import keep_freed_memory
-from pipeline.model import Distillation, build_model
-from pipeline.pack import pack
-from pipeline.recipes import tabletop
-from pipeline.source import open_split
-from pipeline.stream import TrainStream
-from pipeline.train import build_optimizer, train
+from pipeline.common.host import keep_freed_memory
+from pipeline.data.augmentation import Augmentation
+from pipeline.data.source import OpenDataset
+from pipeline.data.stream import TrainStream
+from pipeline.models.build import build_model
+from pipeline.models.distillation import Distillation
+from pipeline.packing.pack import pack
+from pipeline.packing.recipes import tabletop
+from pipeline.train import train
+from pipeline.train.optimizer import build_optimizer
 
 ENVIRONMENT: dict[str, dict[str, str]] = {"one": {}, "many": {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}}
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_seconds(work: Callable[[], object], seconds: float = 5.0) -> float:
-    """CPU seconds that one call of `work` takes, the mean of as many calls as fit in `seconds`, after a warm-up.
+    """Mean CPU seconds per call of `work`, over as many calls as fit in `seconds`, after a warm-up.
 
-    The mean, because some calls of the stream pay for others: the first of an epoch fills the shuffle buffer.
+    It is the mean, since some calls of the stream do work for others: the first of an epoch fills the shuffle buffer.
     """
     work()
     calls, begun, until = 0, time.process_time(), time.perf_counter() + seconds
@@ -50,26 +53,26 @@ def cpu_seconds(work: Callable[[], object], seconds: float = 5.0) -> float:
 
 
 def cost_per_sample(overrides: list[str]) -> dict[str, float]:
-    """CPU seconds a sample, of each part alone on one thread."""
+    """CPU seconds per sample of each part, measured separately on one thread."""
     torch.set_num_threads(1)
     keep_freed_memory()
     config = configs.load("rgb_to_depth", overrides)
     model = build_model(config)
     size = config.data.batch_size
-    source = open_split(config.data.shards, "train", config.data.label, config.data.labels, config.seed)
-    stream = TrainStream(source, model.views, batch=size, crop=config.data.crop, flip=config.data.flip)
+    source = OpenDataset.from_config(config).split("train", config.data.label_fraction, config.seed)
+    stream = TrainStream(source, model.views, Augmentation.from_config(config), batch=size)
     batches = iter(stream)
     batch = next(batches)
     assert isinstance(batch, dict)
     optimizer = build_optimizer(model, config)
 
     def learn() -> None:
-        model(batch)[0].backward()
+        model(batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
     assert model.teacher is not None
-    learn()  # every parameter has a gradient once, and the optimiser its state
+    learn()  # allocates gradients and the state of the optimiser
     cost = {
         "reading, decoding, augmentation": cpu_seconds(lambda: next(batches)),
         "teacher": cpu_seconds(lambda: model.teach(batch)),
@@ -86,7 +89,7 @@ def student_alone(model: Distillation, batch: dict[str, torch.Tensor]) -> None:
 
 
 def losses_alone(model: Distillation, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
-    """The losses forward and backward, from features that are given."""
+    """Forward and backward pass of the losses on given features."""
     with torch.no_grad():
         student, teacher = model.student(batch["student"]), model.teacher(batch["teacher"])  # type: ignore[misc]
     pooled, logits = student.pooled.requires_grad_(), student.logits.requires_grad_()
@@ -107,7 +110,7 @@ def optimise_alone(model: Distillation, optimizer: torch.optim.Optimizer) -> Non
 
 
 def measured(run: Path) -> tuple[float, float]:
-    """Samples a second and share of time waiting for data of a run, without its first log line (start-up)."""
+    """Samples per second and fraction of time spent waiting for data, without the first log line (start-up)."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rows = [row for row in rows if "samples_per_second" in row][1:]
     seconds = sum(1 / row["samples_per_second"] for row in rows)
@@ -115,7 +118,7 @@ def measured(run: Path) -> tuple[float, float]:
 
 
 def prepare(folder: Path, steps: int) -> list[str]:
-    """Pack data and train a teacher in a folder; the overrides of a run on them that does nothing but take steps."""
+    """Pack data and train a teacher; return the overrides of a run on them that only takes steps."""
     pack(tabletop.plan(2000), folder / "data", workers=CORES)
     data = f"data.shards={folder / 'data'}"
     teacher = train(configs.load("rgb_teacher", [data, f"run={folder / 'teacher'}", "train.steps=5"]))
@@ -124,7 +127,7 @@ def prepare(folder: Path, steps: int) -> list[str]:
 
 
 def run_training(folder: Path, name: str, launcher: list[str], overrides: list[str]) -> Path:
-    """Train in a fresh process, or several, and return the run folder."""
+    """Train in one or several new processes, and return the run folder."""
     run = folder / name
     command = [sys.executable, *launcher, "-m", "pipeline", "train", "rgb_to_depth", *overrides, f"run={run}"]
     subprocess.run([*command, "--overwrite"], env=os.environ | ENVIRONMENT[name], stdout=subprocess.DEVNULL, check=True)
@@ -134,15 +137,15 @@ def run_training(folder: Path, name: str, launcher: list[str], overrides: list[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=3, help="each measures the parts, then the runs")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds, each of which measures the parts, then the runs")
     arguments = parser.parse_args()
     costs: list[dict[str, float]] = []
     speeds: dict[str, list[tuple[float, float]]] = {"one": [], "many": []}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         overrides = prepare(folder, arguments.steps)
-        # As many samples a process as in the one process, and as the parts are measured with; each reads its own
-        # data, for every core has a process already.
+        # The batch per process is that of the single process and of the parts. Each process reads its own data,
+        # since there is one process per core already.
         several = [*overrides, f"data.batch_size={64 * CORES}", "data.workers=0"]
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(CORES)]
         for _ in range(arguments.rounds):
@@ -155,7 +158,7 @@ def main() -> None:
 
 
 def report(costs: list[dict[str, float]], speeds: dict[str, list[tuple[float, float]]]) -> None:
-    """Medians over the rounds; each ratio is of one round, for the speed of a shared machine drifts."""
+    """Print medians over the rounds. Ratios are computed per round, since the speed of a shared machine drifts."""
     parts = {part: median(cost[part] for cost in costs) for part in costs[0]}
     total = sum(parts.values())
     print(f"\n{'part, alone on one thread':34s} CPU ms a sample")
@@ -168,7 +171,7 @@ def report(costs: list[dict[str, float]], speeds: dict[str, list[tuple[float, fl
         speed, waiting = (median(figures) for figures in zip(*speeds[name], strict=True))
         print(
             f"{title:34s} {speed:6.0f} samples/s = {median(ratios):.2f} of the limit "
-            f"({min(ratios):.2f} to {max(ratios):.2f}); waiting for data {waiting:.1%}"
+            f"({min(ratios):.2f} to {max(ratios):.2f}); data wait {100 * waiting:.1f} %"
         )
 
 

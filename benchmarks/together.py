@@ -1,50 +1,61 @@
-"""Several students of one teacher trained side by side, as `wcord train` would train each of them alone.
+"""Trains several students of one teacher in parallel, with the same result as `wcord train` for each of them.
 
-They share what is the same for all: every batch is read, decoded and augmented once, and seen by the teacher once. So
-a comparison of ten losses costs little more than their ten students' own passes.
+Common work is shared: each batch is read, decoded and augmented once and run through the teacher once. A comparison of
+ten losses therefore costs little more than the passes of the ten students.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from losses.base import Features
+from pipeline.common.files import write_atomic
 from pipeline.config import Config
-from pipeline.evaluate import Results
-from pipeline.model import Distillation, build_model, build_teacher
-from pipeline.network import Joint, Network, save_network
-from pipeline.probes import accuracy, classify_frozen
-from pipeline.resume import assert_finite_weights
-from pipeline.run_folder import write_config
-from pipeline.schedule import Schedule
-from pipeline.shards import write_atomic
-from pipeline.source import open_split
-from pipeline.stream import EvalStream, TrainStream, loader
-from pipeline.train import build_optimizer
+from pipeline.data.augmentation import Augmentation
+from pipeline.data.source import OpenDataset, open_split
+from pipeline.data.stream import EvalStream, TrainStream, loader
+from pipeline.evaluate.evaluate_run import Results
+from pipeline.evaluate.probes import accuracy, classify_frozen
+from pipeline.models.build import build_model, build_teacher
+from pipeline.models.distillation import Distillation, DistillationOutput
+from pipeline.models.network import Joint, Network, save_network
+from pipeline.runs.folder import write_config
+from pipeline.train.guard import Guard
+from pipeline.train.optimizer import build_optimizer
+from pipeline.train.resume import assert_finite_weights
+from pipeline.train.schedule import Schedule
 
 CPU = torch.device("cpu")
 
 
 class Known(nn.Module):
-    """A teacher whose features of the batch are known already."""
+    """A teacher that returns precomputed features of the batch."""
 
     def forward(self, features: Features) -> Features:
         return features
 
 
-def train_together(configs: Sequence[Config], probe: bool = True) -> None:
-    """Train configs that differ in nothing but losses, run and whether there is a teacher, and measure each.
+Measure = Callable[[Sequence[Network | Joint], Config], list[Results]]
 
-    Each run folder gets config, student and `results.json` (the student's accuracies, with `probe` also those on
-    frozen features, and its effective rank); runs that have results are left out. No checkpoints: an interrupted
-    call starts again.
+
+def train_together(configs: Sequence[Config], measure: Measure | None = None) -> None:
+    """Train and evaluate configs that differ only in losses, run, and whether there is a teacher.
+
+    Each run folder gets `results.json`, config and student. Finished runs are skipped. There are no checkpoints: an
+    interrupted call starts again.
+
+    Args:
+        configs: The configs.
+        measure: Computes the results of the students, to which their effective rank is added. By default accuracies of
+            the heads and on frozen features.
     """
     torch.set_num_threads(1)
     configs = [config for config in configs if not (Path(config.run) / "results.json").exists()]
@@ -58,30 +69,30 @@ def train_together(configs: Sequence[Config], probe: bool = True) -> None:
     for model in models:
         if model.teacher is not None:
             model.teacher = Known()  # type: ignore[assignment]
-    data, seed = taught.data, taught.seed
-    stream = TrainStream(
-        open_split(data.shards, "train", data.label, data.labels, seed),
-        views,
-        batch=data.batch_size,
-        seed=seed,
-        shuffle=data.shuffle,
-        crop=data.crop,
-        flip=data.flip,
-        pad=data.pad,
-    )
-    schedules = [Schedule(config.train, stream.steps_per_epoch) for config in configs]
+    data, dataset = taught.data, OpenDataset.from_config(taught)
+    source, augmentation = dataset.split("train", data.label_fraction, taught.seed), Augmentation.from_config(taught)
+    stream = TrainStream(source, views, augmentation, batch=data.batch_size, shuffle=data.shuffle)
+    schedules = [Schedule(config.train, stream.steps_per_epoch, config.losses) for config in configs]
+    guards = [
+        Guard(model, config, schedule.steps) for model, config, schedule in zip(models, configs, schedules, strict=True)
+    ]
+    outputs: list[DistillationOutput] = []
     for step, batch in zip(range(1, schedules[0].steps + 1), loader(stream, data.workers, CPU), strict=False):
         if teacher is not None:
             with torch.no_grad():
                 batch["teacher"] = teacher.eval()(batch["teacher"])
-        for model, optimizer, config, schedule in zip(models, optimizers, configs, schedules, strict=True):
-            _step(model, optimizer, config, batch, step, schedule.learning_rate(step))
+        outputs = [
+            _step(model, optimizer, config, batch, step, schedule, guard)
+            for model, optimizer, config, schedule, guard in zip(
+                models, optimizers, configs, schedules, guards, strict=True
+            )
+        ]
     for model, config in zip(models, configs, strict=True):
         assert_finite_weights(model, schedules[0].steps)
-        write_config(config, Path(config.run))
+        write_config(config, Path(config.run), "data")
         save_network(model.student, Path(config.run) / "student")
-    ranks = [float(model.metrics()["student/effective_rank"]) for model in models]
-    measured = _measure([model.student for model in models], taught, probe)
+    ranks = [float(output.metrics()["student/effective_rank"]) for output in outputs]
+    measured = (measure or probed)([model.student for model in models], taught)
     for config, rank, results in zip(configs, ranks, measured, strict=True):
         results["student/effective_rank"] = rank
         write_atomic(Path(config.run) / "results.json", json.dumps(results, indent=1).encode())
@@ -91,37 +102,43 @@ def _step(
     model: Distillation,
     optimizer: torch.optim.Optimizer,
     config: Config,
-    batch: Mapping[str, Tensor],
+    batch: dict[str, Any],
     step: int,
-    rate: float,
-) -> None:
+    schedule: Schedule,
+    guard: Guard,
+) -> DistillationOutput:
     torch.manual_seed(hash((config.seed, step, 0)))
     for group in optimizer.param_groups:
-        group["lr"] = rate
-    loss, _ = model(batch)
+        group["lr"] = schedule.learning_rate(step)
+    guard.begin(schedule.weights(step))
+    output: DistillationOutput = model(batch, traced=guard.is_due(step))
+    for warning in guard.check(step, batch, output):
+        print(f"{config.run}: warning: {warning}", flush=True)
+    loss, output = output.loss, output.detached()
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), config.train.clip or math.inf)
     optimizer.step()
     optimizer.zero_grad()
+    return output
 
 
-def _measure(students: Sequence[Network | Joint], config: Config, probe: bool) -> list[Results]:
-    pooled, predicted, label = _embed(students, config, config.evaluation.split)
+def probed(students: Sequence[Network | Joint], config: Config) -> list[Results]:
+    """Accuracy of the heads of the students, and of classifiers on their frozen features."""
+    pooled, predicted, label = _run_split(students, config, config.evaluation.split)
     found = [{f"student/{k}": v for k, v in accuracy(one, label).items()} for one in predicted]
-    if probe:
-        seen, _, seen_label = _embed(students, config, "train")
-        for results, train, test in zip(found, seen, pooled, strict=True):
-            scores = classify_frozen(train, seen_label, test, label, config.evaluation.neighbours)
-            results.update({f"student/{k}": v for k, v in scores.items()})
+    seen, _, seen_label = _run_split(students, config, "train")
+    for results, train, test in zip(found, seen, pooled, strict=True):
+        scores = classify_frozen(train, seen_label, test, label, config.evaluation.neighbours)
+        results.update({f"student/{k}": v for k, v in scores.items()})
     return found
 
 
 @torch.no_grad()
-def _embed(
+def _run_split(
     students: Sequence[Network | Joint], config: Config, split: str
 ) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
-    """Features and predictions of every student, and the labels, of a whole split."""
-    source = open_split(config.data.shards, split, config.data.label)
+    """Features and predictions of every student and the labels of a whole split."""
+    source = open_split(config.data.address, split, config.data.label)
     pooled: list[list[Tensor]] = [[] for _ in students]
     predicted: list[list[Tensor]] = [[] for _ in students]
     label: list[Tensor] = []

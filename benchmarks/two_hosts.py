@@ -1,4 +1,4 @@
-"""Two hosts, made of network namespaces: a run over both, the link cut in the middle, and the same run resumed.
+"""Two hosts, simulated by network namespaces: a run on both, a run whose link is cut, and the same run resumed.
 
 python -m benchmarks.two_hosts (Linux, as root)
 """
@@ -28,7 +28,7 @@ def ip(*arguments: str) -> None:
 
 @contextmanager
 def network() -> Iterator[None]:
-    """Two namespaces, each with one end of a cable."""
+    """Two namespaces, connected by a virtual cable."""
     first, second = HOSTS
     try:
         for host in HOSTS:
@@ -45,7 +45,7 @@ def network() -> Iterator[None]:
 
 
 class Host:
-    """`accelerate launch` on one of the hosts; `said` is what it printed so far."""
+    """`accelerate launch` on one of the hosts; `output` is what it has printed so far."""
 
     def __init__(self, rank: int, path: Path, name: str, *flags: str) -> None:
         launch = ["accelerate.commands.launch", "--multi_gpu", "--num_machines", "2", "--num_processes", "2"]
@@ -60,13 +60,13 @@ class Host:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        self.said = ""
+        self.output = ""
         Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            self.said += line
+            self.output += line
 
 
 def both(path: Path, name: str, *flags: str) -> list[Host]:
@@ -75,7 +75,7 @@ def both(path: Path, name: str, *flags: str) -> list[Host]:
 
 def finish(hosts: list[Host]) -> None:
     if any(host.process.wait(300) for host in hosts):
-        raise SystemExit("\n".join(host.said[-3000:] for host in hosts))
+        raise SystemExit("\n".join(host.output[-3000:] for host in hosts))
 
 
 def main() -> None:
@@ -84,14 +84,15 @@ def main() -> None:
         finish(both(path, "whole"))
         print("two hosts trained together", flush=True)
         hosts = both(path, "cut")
-        while f"step {CUT_AT}/" not in hosts[0].said:
+        while f"step {CUT_AT}/" not in hosts[0].output:
             time.sleep(0.05)
         ip("-n", "wcord-a", "link", "set", "cable", "down")
         cut = time.perf_counter()
         codes = [host.process.wait(300) for host in hosts]
         took = time.perf_counter() - cut
         reasons = [
-            next((line for line in h.said.splitlines() if "imed out" in line or "onnection" in line), "") for h in hosts
+            next((line for line in h.output.splitlines() if "imed out" in line or "onnection" in line), "")
+            for h in hosts
         ]
         print(f"cable cut at step {CUT_AT}: both ended {took:.0f} s later (train.timeout: {TIMEOUT} s), codes {codes}")
         for host, reason in zip(HOSTS, reasons, strict=True):

@@ -1,7 +1,7 @@
-"""The mathematics of distillation: tensors in, scalars out. `LOSSES` holds the names that configs use."""
+"""Losses for knowledge distillation: tensors in, scalars out. `LOSSES` maps the names in configs to classes."""
 
 from losses.at import AT
-from losses.base import Batch, Dims, Features, Loss
+from losses.base import Batch, Dims, Features, Loss, LossOutput
 from losses.cc import CC
 from losses.cosine import Cosine
 from losses.crd import CRD
@@ -18,6 +18,7 @@ from losses.logit_standardisation import LogitStandardisedKD
 from losses.nst import NST
 from losses.pkt import PKT
 from losses.position_transport import PositionTransport
+from losses.registry import find
 from losses.rkd import RKD
 from losses.siglip import SigLIP
 from losses.sinkhorn import sinkhorn
@@ -79,10 +80,28 @@ __all__ = [
     "LocalTransport",
     "LogitStandardisedKD",
     "Loss",
+    "LossOutput",
     "PositionTransport",
     "SigLIP",
     "WCoRD",
     "WKDFeature",
     "WKDLogit",
+    "get",
     "sinkhorn",
 ]
+
+
+def get(name: str) -> type[Loss]:
+    """Find a loss class.
+
+    Args:
+        name: A name in `LOSSES`, or `package.module:Class`.
+
+    Returns:
+        The class, a subclass of `Loss`.
+
+    Raises:
+        ValueError: The name is unknown or cannot be imported. The message lists the known names and suggests the
+            closest.
+    """
+    return find(name, LOSSES, Loss, "loss")

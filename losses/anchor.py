@@ -1,4 +1,4 @@
-"""The prior that anchors a plan to the true pairs."""
+"""The prior that anchors a transport plan to the true pairs."""
 
 from __future__ import annotations
 
@@ -7,5 +7,13 @@ from torch import Tensor
 
 
 def anchored_log_prior(marginal: Tensor, anchor: float) -> Tensor:
-    """`log((1 - a) diag(m) + a m m')` `[n, n]` for marginals m `[n]`; a in [0, 1]: 0 holds the pairs, 1 knows none."""
+    """Compute the log of the anchored prior, `log((1 - a) diag(m) + a m m')`.
+
+    Args:
+        marginal: Marginal m, `[n]`.
+        anchor: a in [0, 1]: 0 keeps each sample at its own pair, 1 has no information about pairs.
+
+    Returns:
+        `[n, n]`.
+    """
     return ((1 - anchor) * torch.diag(marginal) + anchor * torch.outer(marginal, marginal)).log()

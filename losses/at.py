@@ -14,14 +14,22 @@ from losses.maps import paired_channels, paired_maps, same_size
 
 
 class AT(Loss):
-    """`sum_l mean((a(m_S^l) - a(m_T^l))^2)`, `a(m)` the L2-normalised map of the channels' mean square; needs maps.
+    """Attention transfer: match the spatial attention maps of the networks.
 
-    The mean goes over samples and positions. If the sides differ in their number of maps, the last ones are paired; if
-    in size, the larger map is average-pooled. first: of the pairs that is compared; published with 1, which leaves out
-    the stem of a ResNet. Raises ValueError if a side has no maps, or not that many.
+    `loss = sum_l mean((a(m_S^l) - a(m_T^l))^2)`, where `a(m)` is the mean square over channels, flattened and
+    L2-normalised per sample. The mean is over samples and positions. Requires feature maps, but no labels. If the
+    networks have different numbers of maps, the deepest ones are paired. If sizes differ, the larger map is
+    average-pooled.
+
+    Args:
+        first: Index of the first pair that is compared. The paper uses 1, which skips the stem of a ResNet.
+
+    Raises:
+        ValueError: A network has no maps, or `first` leaves none.
     """
 
     needs_maps: ClassVar[bool] = True
+    per_sample = True
 
     def __init__(self, student: Dims, teacher: Dims, *, first: Annotated[int, Ge(0)] = 0) -> None:
         super().__init__()
@@ -34,5 +42,5 @@ class AT(Loss):
 
 
 def _attention(x: Tensor) -> Tensor:
-    """`[B, C, H, W] -> [B, H W]`: where the map has its energy."""
+    """Spatial attention of a map, `[B, C, H, W] -> [B, H W]`."""
     return F.normalize(x.square().mean(1).flatten(1), dim=1)

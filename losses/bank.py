@@ -1,4 +1,4 @@
-"""A memory bank: one unit vector for each sample of the training set, and the draw of negatives from it."""
+"""A memory bank with one unit vector per training sample, and the sampling of negatives from it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,22 @@ from torch.nn import functional as F
 from losses.finite import all_finite
 
 CHUNK = 1 << 24
-"""Numbers of the largest intermediate tensor, 64 MiB in fp32."""
+"""Number of elements of the largest intermediate tensor: 64 MiB in fp32."""
 
 DENSE = 100
-"""Multiplying by the whole bank is as fast as fetching rows up to banks of about this many times the rows fetched."""
+"""If the bank has at most this many times the rows that are read, multiplying by the whole bank is as fast."""
 
 
 class Bank(nn.Module):
-    """`rows [N, dim]`, drawn from U(-1, 1) / sqrt(dim / 3); a visit blends a row with its new vector.
+    """A memory bank `rows [N, dim]`. Updates blend a row with the new vector of its sample.
 
-    A constant for autograd. `[B, K, dim]` gathered rows are never held: either all N rows are multiplied at once and
-    K of the products are picked, or a few samples at a time fetch their K rows.
+    The bank is constant for autograd. Gathered rows `[B, K, dim]` are never materialised: either all N rows are
+    multiplied at once and K of the products are selected, or the K rows are read for a few samples at a time.
+
+    Args:
+        samples: N, the size of the training set.
+        dim: Size of a row. Rows are initialised from U(-1, 1) / sqrt(dim / 3).
+        momentum: Weight of the old row in an update.
     """
 
     rows: Tensor
@@ -32,7 +37,15 @@ class Bank(nn.Module):
 
     @torch.no_grad()
     def similarity(self, x: Tensor, index: Tensor) -> Tensor:
-        """`<x_i, rows[index_ij]>`: `[B, dim]`, `[B, K] -> [B, K]`."""
+        """Inner products with selected rows, `<x_i, rows[index_ij]>`.
+
+        Args:
+            x: `[B, dim]`.
+            index: Rows, `[B, K]`.
+
+        Returns:
+            `[B, K]`.
+        """
         rows = self.rows.to(x.dtype)
         parts = zip(*self._chunks(x, index), strict=True)
         if self._dense(index):
@@ -41,7 +54,15 @@ class Bank(nn.Module):
 
     @torch.no_grad()
     def combine(self, weight: Tensor, index: Tensor) -> Tensor:
-        """`sum_j weight_ij rows[index_ij]`: `[B, K]`, `[B, K] -> [B, dim]`; the gradient of `similarity`."""
+        """Weighted sums of selected rows, `sum_j weight_ij rows[index_ij]`: the gradient of `similarity`.
+
+        Args:
+            weight: `[B, K]`.
+            index: Rows, `[B, K]`.
+
+        Returns:
+            `[B, dim]`.
+        """
         rows = self.rows.to(weight.dtype)
         if not self._dense(index):
             return F.embedding_bag(index, rows, per_sample_weights=weight, mode="sum")
@@ -50,9 +71,11 @@ class Bank(nn.Module):
 
     @torch.no_grad()
     def update(self, x: Tensor, index: Tensor) -> None:
-        """Blend the rows at `index [B]` with `x [B, dim]` and normalise; of an index given twice the last counts.
+        """Blend rows with new vectors and normalise them. Vectors that are not finite are skipped.
 
-        An x that is not all finite is left out.
+        Args:
+            x: New vectors, `[B, dim]`.
+            index: Their rows, `[B]`. If an index occurs twice, the last vector is used.
         """
         last = last_occurrence(index, len(self.rows))
         before = self.rows[index]
@@ -69,29 +92,48 @@ class Bank(nn.Module):
 
 
 def last_occurrence(index: Tensor, samples: int) -> Tensor:
-    """For each position of `index [B]`, of numbers below `samples`, the last one that holds the same value: writes then
-    agree in any order."""
+    """For each position of `index`, find the last position with the same value.
+
+    Writes through it do not depend on their order.
+
+    Args:
+        index: `[B]`, values below `samples`.
+        samples: Size of the training set.
+
+    Returns:
+        Positions, int64 `[B]`.
+    """
     last = index.new_zeros(samples)
     return last.scatter_reduce_(0, index, torch.arange(len(index), device=index.device), "amax")[index]
 
 
 def draw_negatives(index: Tensor, labels: Tensor, count: int, key: Tensor) -> Tensor:
-    """`count` indices for each sample `index [B]` of a set with `labels [N]` (-1 unknown): `[B, count]`.
+    """Draw negatives for each sample.
 
-    Samples that share a known label are left out, the sample itself always. (If all share one label, only itself.)
-    Each of the n others comes with the same probability count / n: they are laid end to end from a random start and
-    cut into `count` pieces, one is drawn from each. None comes twice if n >= count. key `[B]`: random int64.
+    Samples with the same known label are excluded, and so is the sample itself. If all samples have the same label,
+    only the sample itself is excluded. Each of the n remaining samples has the same probability count / n: they are
+    placed end to end from a random start and divided into `count` segments, and one is drawn from each segment. If n >=
+    count, there are no duplicates.
+
+    Args:
+        index: The samples, `[B]`.
+        labels: Labels of the training set, `[N]`, -1 for unknown.
+        count: Number of negatives per sample.
+        key: Random int64, `[B]`.
+
+    Returns:
+        Indices of the negatives, `[B, count]`.
     """
     label = labels[index]
     in_order, order = labels.sort(stable=True)
     place = torch.empty_like(order).scatter_(0, order, torch.arange(len(labels), device=labels.device))
     first, stop = torch.searchsorted(in_order, label), torch.searchsorted(in_order, label, right=True)
     by_label = (label >= 0) & (stop - first < len(labels))
-    first = torch.where(by_label, first, place[index])[:, None]  # of the places left out
+    first = torch.where(by_label, first, place[index])[:, None]  # first excluded position in label order
     left_out = torch.where(by_label, stop - first[:, 0], 1)[:, None]
 
     n = len(labels) - left_out
-    bits = random_bits(key, count + 1)  # [B, count + 1] of 31 bits
+    bits = random_bits(key, count + 1)  # [B, count + 1], 31 bits each
     cut = torch.arange(count + 1, device=index.device) * n // count
     low, width = cut[:, :-1], cut.diff(dim=1)
     chosen = low + (bits[:, :-1] * width >> 31) + (bits[:, -1:] * n >> 31)
@@ -101,16 +143,24 @@ def draw_negatives(index: Tensor, labels: Tensor, count: int, key: Tensor) -> Te
 
 
 def random_bits(key: Tensor, count: int) -> Tensor:
-    """31 random bits as int64 `[B, count]`, a function of `key [B]` and the column: a counter-based generator.
+    """Draw 31 random bits with a counter-based generator: a function of the key and the column.
 
-    torch's own generators would have to draw the numbers of all ranks on each, wait for the device, and cannot be
-    compiled. Counters are spread by the golden ratio and mixed twice, as SplitMix64 does (Steele et al. 2014).
+    The generators of torch would have to draw the numbers of all ranks on each rank, synchronise with the device, and
+    cannot be compiled. Counters are multiplied by the golden ratio and mixed twice, as in SplitMix64 (Steele et al.
+    2014).
+
+    Args:
+        key: int64 `[B]`.
+        count: Number of columns.
+
+    Returns:
+        int64 `[B, count]`, in [0, 2^31).
     """
     counter = torch.arange(1, count + 1, device=key.device) * -0x61C8864680B583EB
     return mix(key[:, None] + counter) >> 32 & 0x7FFFFFFF
 
 
 def mix(x: Tensor) -> Tensor:
-    """A bijection of int64 in which each bit of the input flips about half of the output's upper bits."""
+    """A bijection of int64 in which each input bit flips about half of the upper output bits."""
     x = (x ^ (x >> 30 & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
     return (x ^ (x >> 27 & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15

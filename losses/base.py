@@ -1,98 +1,217 @@
-"""What every loss reads and how every loss is built: `Features`, `Dims` and the `Loss` contract."""
+"""The interface of losses: `Features`, `Dims`, `Loss` and `LossOutput`."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import warnings
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-Batch = Mapping[str, Any]
-"""What the stream yields. Losses read `label [B]` and `group [B]`, both int64, -1 where unknown, and `index [B]`,
-int64, each sample's place in the training set. Where the task is a mask, `mask [B, H, W]` has the class of each pixel,
-int64, -1 where unknown, and all labels are -1. LocalTransport also reads `weight [B]`, float, of those who call it
-themselves: the stream gives none."""
+Batch = dict[str, Any]
+"""A batch of B samples from the data stream.
+
+Losses read `label [B]` and `group [B]`, int64, -1 for unknown, and `index [B]`, int64, the index of each sample in the
+training set. In segmentation, `mask [B, H, W]` has the class of each pixel, int64, -1 for unknown, and all labels are
+-1. LocalTransport also reads `weight [B]`, float, if the caller sets it; the data stream does not.
+"""
 
 
 @dataclass
 class Features:
-    """What an encoder returns and every loss reads.
+    """The output of an encoder and the input of every loss.
 
-    pooled: `[B, D]`, one vector a sample.
-    maps: `[B, C, H, W]` feature maps, shallow to deep (or tokens `[B, N, C]`); may be empty.
-    logits: `[B, K]` class scores, `[B, K, H, W]` where each pixel has a class, or None where the network has no head.
+    Attributes:
+        pooled: `[B, D]`, one vector per sample.
+        maps: Feature maps `[B, C, H, W]`, or tokens `[B, N, C]`, from shallow to deep; may be empty.
+        logits: Class scores `[B, K]`, or `[B, K, H, W]` in segmentation; None if the network has no head.
     """
 
     pooled: Tensor
     maps: list[Tensor] = field(default_factory=list)
     logits: Tensor | None = None
 
+    @property
+    def map_channels(self) -> tuple[int, ...]:
+        """C of each map."""
+        return tuple(m.shape[1] if m.ndim == 4 else m.shape[2] for m in self.maps)
+
 
 @dataclass(frozen=True)
 class Dims:
-    """The sizes of a network's `Features`, known before any data flows.
+    """The sizes of the `Features` of a network, known before any data is read.
 
-    pooled: D of `pooled`. maps: C of each map. classes: K of `logits`, None without a head.
-    dense: the logits are of pixels, `[B, K, H, W]`.
+    Attributes:
+        pooled: D of `pooled`.
+        maps: C of each map.
+        classes: K of `logits`; None without a head.
+        dense: Whether the logits are per pixel, `[B, K, H, W]`.
+        sizes: `(H, W)` of each map, `(N,)` of tokens, None if the size varies between batches; empty if it was not
+            requested.
     """
 
     pooled: int
     maps: tuple[int, ...] = ()
     classes: int | None = None
     dense: bool = False
+    sizes: tuple[tuple[int, ...] | None, ...] = ()
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """At least fp32: half types become fp32, float64 stays (so that gradients can be checked in it)."""
+    """Convert to at least fp32: half types become fp32, and float64 is kept for gradient checks."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def known(batch: Batch, name: str, samples: Tensor) -> Tensor:
-    """`label`, `group` or `index [B]` of samples `[B, ...]`, int64; -1, which is unknown, where the batch has none."""
+    """Get an int64 column of a batch, or -1 (unknown) for all samples if the batch does not have it.
+
+    Args:
+        batch: The batch.
+        name: `label`, `group` or `index`.
+        samples: A tensor `[B, ...]` with the number of samples and the device.
+
+    Returns:
+        `[B]`, int64.
+    """
     found: Tensor = batch[name] if name in batch else samples.new_full((len(samples),), -1, dtype=torch.int64)
     return found
 
 
 def check_choice(name: str, value: object, choices: Collection[str]) -> None:
-    """ValueError if a keyword's value is none of its choices; a config's is checked by its annotation."""
+    """Check the value of a keyword. Configs are checked earlier, by the annotation.
+
+    Raises:
+        ValueError: The value is not one of the choices.
+    """
     if value not in choices:
-        raise ValueError(f"{name}: {value!r} is none of {', '.join(choices)}")
+        raise ValueError(f"{name}: {value!r} is not one of {', '.join(choices)}")
+
+
+Metrics = Callable[[], Mapping[str, Tensor]]
+"""A function that returns metrics by name: detached scalar tensors.
+
+It is called only when metrics are logged, on all ranks at once. It must not keep a graph: detach its inputs.
+"""
+
+
+class LossOutput(NamedTuple):
+    """The output of a loss: the scalar and its metrics.
+
+    Attributes:
+        loss: The loss, a scalar, fp32.
+        metrics: Computes the metrics of this batch. By default there are none.
+        parts: For a loss of several terms, the weighted terms of the sum by the keyword of their weight (any name
+            except `weight`). The collapse guard measures and lowers each separately. Empty for a loss of one term.
+    """
+
+    loss: Tensor
+    metrics: Metrics = dict
+    parts: Mapping[str, Tensor] = {}
+
+    @classmethod
+    def sum_of(cls, parts: Mapping[str, Tensor], metrics: Metrics = dict) -> LossOutput:
+        """Make the output of a loss that is the sum of its parts."""
+        return cls(torch.stack([*parts.values()]).sum(), metrics, parts)
 
 
 class Loss(nn.Module):
-    """A term of the objective: `loss(student, teacher, batch) -> scalar`, fp32.
+    """A term of the objective. `loss(student, teacher, batch)` returns a scalar, fp32, for `backward`.
 
-    Its mean over the ranks, which DDP takes of the gradients, is the loss of the global batch: one that compares
-    samples gathers them, one that does not may look at its own.
+    The mean over ranks, which DDP computes for the gradients, is the loss of the global batch. A loss that compares
+    samples must therefore gather them; other losses use the local samples.
 
-    A loss is built as `LossClass(student_dims, teacher_dims, **own_keywords)`; a config names the keywords and
-    their annotations are what it is validated against. Projections and critics are ordinary parameters;
-    queues and banks are registered buffers, so that checkpoints hold them. One that reads `maps` sets `needs_maps`: the
-    pipeline hands them to no other. One that keeps something of each sample sets `needs_index` and has a keyword
-    `samples`, which the pipeline fills with the size of the training set. One that also reads logits of pixels sets
-    `reads_pixels`.
+    A loss is built as `LossClass(student_dims, teacher_dims, **keywords)`. Configs set the keywords and are validated
+    against their annotations. Projections and critics are parameters; queues and banks are registered buffers, so that
+    they are saved in checkpoints.
+
+    Class attributes tell the pipeline what a loss needs:
+
+    - `needs_teacher`, `needs_teacher_logits`, `needs_student_logits`: the teacher, and logits.
+    - `needs_maps`: `Features.maps`. Other losses do not receive maps.
+    - `needs_sizes`: `Dims.sizes`, the sizes of the maps.
+    - `needs_index`: `batch["index"]`, for a loss that stores something per sample. Its keyword `samples` is set to the
+      size of the training set.
+    - `reads_pixels`: the loss also supports logits of pixels.
+    - `per_sample`: the loss is a mean of independent samples, without statistics or queues. Only such losses support
+      gradient accumulation. The default is False, which is always safe.
+    - `never_decayed`: names of parameters without weight decay, such as a temperature.
     """
 
     needs_teacher: ClassVar[bool] = True
     needs_teacher_logits: ClassVar[bool] = False
     needs_student_logits: ClassVar[bool] = False
     needs_maps: ClassVar[bool] = False
+    needs_sizes: ClassVar[bool] = False
     reads_pixels: ClassVar[bool] = False
+    never_decayed: ClassVar[tuple[str, ...]] = ()
     needs_index: ClassVar[bool] = False
+    per_sample: bool = False
 
-    _last: tuple[Tensor, ...] = ()
-    """What a loss keeps of its last forward for `metrics`, detached."""
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "metrics" in vars(cls):
+            warnings.warn(
+                f"{cls.__qualname__}.metrics() will no longer be called from version 0.4: return "
+                "LossOutput(loss, metrics) from forward",
+                FutureWarning,
+                stacklevel=2,
+            )
 
-    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
-        """The loss of a batch, a scalar, fp32.
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor | LossOutput:
+        """Compute the loss of a batch. This is the only method that a loss must define.
 
-        student, teacher: their features in full precision, the teacher's without gradient. batch: see `Batch`.
+        Args:
+            student: Features of the student, in full precision.
+            teacher: Features of the teacher, in full precision and without gradient.
+            batch: See `Batch`.
+
+        Returns:
+            A scalar, or a `LossOutput` with metrics.
         """
         raise NotImplementedError
 
-    def metrics(self) -> dict[str, Tensor]:
-        """What is worth plotting of the last forward, as detached scalar tensors; nothing before the first. All ranks
-        ask for it together."""
+    def __call__(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        """Compute the scalar loss."""
+        return self.with_metrics(student, teacher, batch).loss
+
+    def with_metrics(self, student: Features, teacher: Features, batch: Batch) -> LossOutput:
+        """Compute the loss together with its metrics.
+
+        Raises:
+            TypeError: `forward` returns neither a tensor nor a `LossOutput`.
+        """
+        found = super().__call__(student, teacher, batch)
+        if isinstance(found, Tensor):
+            return LossOutput(found, getattr(self, "metrics", dict))  # a method `metrics`, as before 0.2
+        if not isinstance(found, LossOutput):
+            raise TypeError(
+                f"{type(self).__name__}.forward returned a {type(found).__name__}: return a scalar tensor, or "
+                "LossOutput(loss, metrics)"
+            )
+        return found
+
+    def averaged(self, batch: Batch) -> Tensor:
+        """Count the samples that the mean of a `per_sample` loss is over, e.g. only labelled ones.
+
+        Args:
+            batch: See `Batch`, with `key`.
+
+        Returns:
+            An integer scalar, on the device of the batch; by default the number of samples.
+        """
+        tensors = [value for value in batch.values() if isinstance(value, Tensor)]
+        return torch.tensor(len(batch["key"]), device=tensors[0].device if tensors else None)
+
+    @classmethod
+    def suspects(cls, settings: Mapping[str, Any]) -> dict[str, str]:
+        """List settings that are known to cause a collapse of the student.
+
+        Args:
+            settings: Keywords of the loss as in the config, including defaults.
+
+        Returns:
+            Keyword -> suggested value, the most likely cause first. Empty if only the weight can be the cause.
+        """
         return {}

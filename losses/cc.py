@@ -1,4 +1,4 @@
-"""Correlation congruence (Peng et al. 2019, arXiv 1904.01802), in the form that the field's benchmark uses."""
+"""Correlation congruence (Peng et al. 2019, arXiv 1904.01802), as implemented in the CRD benchmark."""
 
 from __future__ import annotations
 
@@ -13,21 +13,25 @@ from losses.gather import gather
 
 
 class CC(Loss):
-    """`mean_i <delta_i, delta_i+1>`, `delta_i = |s_i - t_i|`: neighbours in the global batch must not err alike.
+    """Correlation congruence: consecutive samples of the global batch should not have correlated errors.
 
-    dim: both `pooled` are embedded by a trained linear layer of this size; None compares them as they are. Needs no
-    labels; published with dim 128 and the weight 0.02. Nothing keeps two trained embeddings from shrinking together,
-    so the value alone does not tell how well the student follows. A batch of one has no neighbours and gives 0.
+    `loss = mean_i <delta_i, delta_i+1>` with `delta_i = |s_i - t_i|`. Requires no labels. Published with dim 128 and
+    weight 0.02. Both embeddings are trained and can shrink together, so the value alone does not show how well the
+    student matches the teacher. A batch of one sample gives 0.
 
-    Raises ValueError without embedding if the two `pooled` differ in size.
+    Args:
+        dim: Both `pooled` features are embedded by a trained linear layer of this size. Null compares them directly.
+
+    Raises:
+        ValueError: There is no embedding, and the two `pooled` features differ in size.
     """
 
     def __init__(self, student: Dims, teacher: Dims, *, dim: Annotated[int, Gt(0)] | None = 128) -> None:
         super().__init__()
         if dim is None and student.pooled != teacher.pooled:
             raise ValueError(
-                f"CC without an embedding compares features of the same size; the student has {student.pooled}, the "
-                f"teacher {teacher.pooled}. Set dim, 128 for example, to embed both."
+                f"CC without an embedding requires features of the same size; the student has {student.pooled}, the "
+                f"teacher {teacher.pooled}. Set dim, e.g. 128, to embed both."
             )
         self.student_embedding = nn.Linear(student.pooled, dim) if dim else nn.Identity()
         self.teacher_embedding = nn.Linear(teacher.pooled, dim) if dim else nn.Identity()

@@ -1,31 +1,38 @@
-"""Feature regression by direction: the plain answer that any contrast between samples has to beat."""
+"""Feature regression by cosine similarity: the baseline for every contrastive loss."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from losses.base import Batch, Dims, Features, Loss, full_precision
+from losses.base import Batch, Dims, Features, Loss, LossOutput, full_precision
 from losses.diagnostics import pair_metrics
 from losses.gather import gather
 from losses.standardise import Standardise
 
 
 class Cosine(Loss):
-    """`1 - cos(W s + b, t)` of each sample's `pooled`, the mean over the batch, in [0, 2]; needs no labels.
+    """Feature regression: the cosine distance between projected student and teacher features.
 
-    Hints of Romero et al. 2015 (arXiv 1412.6550) at the last layer, without their scale. Only the student is
-    projected, to the teacher's size, so the target cannot drift. standardise: the teacher's features by their running
-    mean and deviation (`losses.standardise`); raw, their common mean and largest dimensions fill most of the cosine.
+    `loss = 1 - cos(W s + b, t)` of `pooled`, averaged over the batch, in [0, 2]. Requires no labels. This is the hint
+    loss of Romero et al. 2015 (arXiv 1412.6550) at the last layer, without the scale. Only the student is projected, to
+    the size of the teacher, so that the target cannot drift.
+
+    Args:
+        standardise: Standardise the teacher's features by running mean and standard deviation (`losses.standardise`).
+            Otherwise, their common mean and largest dimensions dominate the cosine.
     """
 
     def __init__(self, student: Dims, teacher: Dims, *, standardise: bool = True) -> None:
         super().__init__()
         self.projection = nn.Linear(student.pooled, teacher.pooled)
         self.standardise = Standardise(teacher.pooled) if standardise else None
+        self.per_sample = not standardise
 
-    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> LossOutput:
         s, t = full_precision(student.pooled), full_precision(teacher.pooled)
         if self.standardise is not None:
             if self.training:
@@ -33,11 +40,8 @@ class Cosine(Loss):
             t = self.standardise(t)
         with torch.autocast(s.device.type, enabled=False):
             s = self.projection(s)
-        self._last = s.detach(), t.detach()
-        return (1 - F.cosine_similarity(s, t, dim=1)).mean()
+        return LossOutput((1 - F.cosine_similarity(s, t, dim=1)).mean(), partial(_metrics, s.detach(), t.detach()))
 
-    def metrics(self) -> dict[str, Tensor]:
-        if not self._last:
-            return {}
-        s, t = self._last
-        return pair_metrics(gather(s), gather(t))
+
+def _metrics(s: Tensor, t: Tensor) -> dict[str, Tensor]:
+    return pair_metrics(gather(s), gather(t))

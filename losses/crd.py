@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Annotated, ClassVar
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from losses.bank import Bank, draw_negatives, last_occurrence, mix
-from losses.base import Batch, Dims, Features, Loss, full_precision, known
+from losses.base import Batch, Dims, Features, Loss, LossOutput, full_precision, known
 from losses.critic import CosineProjection
 from losses.diagnostics import pair_metrics
 from losses.finite import keep_finite
@@ -21,17 +22,26 @@ EPS = 1e-7
 
 
 class CRD(Loss):
-    """`-E_i[log h_ii + sum_j log(1 - h_ij)]`, `h = p / (p + M / N)`, `p = exp(<s_i, t_j> / tau) / Z`, plus its mirror.
+    """Contrastive representation distillation with a memory bank.
 
-    Each student embedding is told from M negatives in a bank of the teacher's N embeddings, each teacher embedding
-    from M of the student's bank. Negatives are of other classes where labels are known, and never the sample itself.
-    Z is fixed on the first batch, at N times the mean of the exponential.
+    `loss = -E_i[log h_ii + sum_j log(1 - h_ij)]` with `h = p / (p + M / N)` and `p = exp(<s_i, t_j> / tau) / Z`, plus
+    the same with the roles exchanged. Each student embedding is contrasted with M negatives from a bank of the N
+    teacher embeddings, and each teacher embedding with M from the bank of the student. Negatives have other labels if
+    labels are known, and never include the sample itself. Z is set on the first batch to N times the mean of the
+    exponential.
 
-    dim: size of the L2-normalised embeddings. negatives: M. temperature: tau. momentum: the share that a row of a bank
-    keeps when its sample comes by. samples: N, the size of the training set; the pipeline fills it in.
+    Reads `batch["index"]`, `[B]`, the index of each sample in the training set. If `batch["contrast_index"]`, `[B, 1 +
+    M]`, is given, it replaces the random draw; its first column is the sample itself.
 
-    Reads batch["index"] `[B]`, each sample's place in the training set. A batch["contrast_index"] `[B, 1 + M]`, the
-    sample itself in its first column, replaces the draw. Raises ValueError without `samples` or without an index.
+    Args:
+        dim: Size of the L2-normalised embeddings.
+        negatives: M, the number of negatives per sample.
+        temperature: tau.
+        momentum: Weight of the old row when a sample updates its row of a bank.
+        samples: N, the size of the training set. Set by the pipeline.
+
+    Raises:
+        ValueError: `samples` or `batch["index"]` is missing.
     """
 
     needs_index: ClassVar[bool] = True
@@ -54,7 +64,7 @@ class CRD(Loss):
         super().__init__()
         if samples is None or samples < 2:
             raise ValueError(
-                f"CRD keeps a bank of the training set: samples must be its size, at least 2, not {samples}."
+                f"CRD keeps a bank of the training set: samples must be the size of the set, at least 2, not {samples}."
             )
         self.negatives, self.temperature = negatives, temperature
         self.student_projection = CosineProjection(student.pooled, dim)
@@ -62,15 +72,13 @@ class CRD(Loss):
         self.student_bank = Bank(samples, dim, momentum)
         self.teacher_bank = Bank(samples, dim, momentum)
         self.register_buffer("labels", torch.full((samples,), -1))
-        self.register_buffer(
-            "log_z", torch.full((2,), -math.inf)
-        )  # of student and teacher anchors; -inf: not fixed yet
+        self.register_buffer("log_z", torch.full((2,), -math.inf))  # of student and teacher anchors; -inf: not set yet
         self.register_buffer("seed", torch.randint(2**62, ()))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> LossOutput:
         if "index" not in batch:
-            raise ValueError('CRD needs batch["index"], the place of each sample in the training set.')
+            raise ValueError('CRD needs batch["index"], the index of each sample in the training set.')
         s = self.student_projection(full_precision(student.pooled))
         t = self.teacher_projection(full_precision(teacher.pooled))
         own = torch.stack([batch["index"], known(batch, "label", s)], 1)
@@ -80,7 +88,7 @@ class CRD(Loss):
         if contrast is None:
             contrast = self._draw(batch["index"], labels)
 
-        # A sample's loss needs only the banks, so each rank computes its own samples' and DDP averages the gradients.
+        # The loss of a sample needs only the banks: each rank computes its local samples, DDP averages gradients.
         with torch.autocast(s.device.type, enabled=False):
             x_student = self.teacher_bank.similarity(s.detach(), contrast) / self.temperature  # [B, 1 + M]
             x_teacher = self.student_bank.similarity(t.detach(), contrast) / self.temperature
@@ -93,17 +101,16 @@ class CRD(Loss):
             loss = self._anchored(s, x_student - log_z[0], self.teacher_bank, contrast)
             loss = loss + self._anchored(t, x_teacher - log_z[1], self.student_bank, contrast)
 
-        self._last = s_all, t_all
         if self.training:
             self.student_bank.update(s_all, index)
             self.teacher_bank.update(t_all, index)
             self.labels.copy_(labels)
             keep_finite((self.log_z, log_z))
             self.steps += 1
-        return loss
+        return LossOutput(loss, partial(pair_metrics, s_all, t_all))
 
     def _draw(self, index: Tensor, labels: Tensor) -> Tensor:
-        """The sample itself and its negatives `[B, 1 + M]`: a function of seed, step and place in the global batch."""
+        """Each sample and its negatives, `[B, 1 + M]`: a function of seed, step and position in the global batch."""
         start = rank() * len(index)
         place = torch.arange(start, start + len(index), device=index.device)
         key = mix(mix(self.seed + self.steps) + place)
@@ -112,10 +119,11 @@ class CRD(Loss):
     def _anchored(self, anchor: Tensor, log_p: Tensor, bank: Bank, contrast: Tensor) -> Tensor:
         """The loss of anchors `[B, dim]` with `log_p [B, 1 + M]`, the positive first.
 
-        As `log h = -softplus(-u)` and `log(1 - h) = -softplus(u) - log(1 + EPS N / M)`, with u the logit of h, the
-        gradient is sigmoid(u) (less 1 for the positive) times the bank's rows. Taken here, it leaves autograd neither
-        rows to hold nor a bank that must not change before the backward; `inner` carries it, and adds nothing. (An
-        autograd.Function would not do: compiled, it is computed in the backward, from the bank of after the step.)
+        Since `log h = -softplus(-u)` and `log(1 - h) = -softplus(u) - log(1 + EPS N / M)`, where u is the logit of h,
+        the gradient is sigmoid(u) (minus 1 for the positive) times the rows of the bank. It is computed here, so that
+        autograd neither stores rows nor requires the bank to be unchanged until the backward. `inner` carries the
+        gradient and adds nothing to the value. (An autograd.Function does not work: compiled, it runs in the backward,
+        after the bank has been updated.)
         """
         count, negatives = len(log_p), log_p.shape[1] - 1
         ratio = negatives / len(self.labels)
@@ -126,8 +134,3 @@ class CRD(Loss):
         gradient = bank.combine(weight, contrast) / (count * self.temperature)
         inner = (anchor * gradient).sum()
         return loss + (inner - inner.detach())
-
-    def metrics(self) -> dict[str, Tensor]:
-        if not self._last:
-            return {}
-        return pair_metrics(*self._last)

@@ -1,4 +1,4 @@
-"""A projection that is 1-Lipschitz, for critics of the Wasserstein dual."""
+"""Projections of critics: 1-Lipschitz into the unit ball, only spectrally normalised, or L2-normalised."""
 
 from __future__ import annotations
 
@@ -16,13 +16,31 @@ from losses.finite import keep_finite
 POWER_ITERATIONS = 8
 
 
-class LipschitzProjection(nn.Module):
-    """`W clip(x / r + b)`: r the input's running mean norm, clipped to the unit ball, W spectrally normalised.
+def spectral_linear(features: int, dim: int, bias: bool = False) -> nn.Module:
+    """Make a linear layer of spectral norm 1 (Miyato et al. 2018, arXiv 1802.05957), initialised orthogonally.
 
-    With r held fixed, every step is 1-Lipschitz in `x / r` and the result lies in the unit ball, hence `<p(x), q(y)>`
-    of two such projections is 1-Lipschitz in each argument. An L2-normalisation instead of the clip would not be: it
-    magnifies short vectors. While W moves, POWER_ITERATIONS a step follow its norm to within 10 per cent.
-    centred: inputs that have no common mean need no b. `[B, D] -> [B, dim]`, fp32.
+    Args:
+        features: Input size.
+        dim: Output size.
+        bias: Whether it has a bias.
+    """
+    linear = nn.Linear(features, dim, bias=bias)
+    nn.init.orthogonal_(linear.weight)
+    return spectral_norm(linear, n_power_iterations=POWER_ITERATIONS)
+
+
+class LipschitzProjection(nn.Module):
+    """A 1-Lipschitz projection into the unit ball, `W clip(x / r + b)`. `[B, D] -> [B, dim]`, fp32.
+
+    r is the running mean norm of the input, clip projects onto the unit ball, and W is spectrally normalised. For fixed
+    r, every operation is 1-Lipschitz in `x / r` and the result is in the unit ball. Therefore `<p(x), q(y)>` of two
+    such projections is 1-Lipschitz in each argument. L2 normalisation instead of the clip would not be, since it
+    magnifies short vectors. While W changes, POWER_ITERATIONS per step estimate its norm to within 10 %.
+
+    Args:
+        features: D.
+        dim: Output size.
+        centred: The inputs have zero mean, and b is omitted.
     """
 
     norm: Tensor
@@ -30,59 +48,132 @@ class LipschitzProjection(nn.Module):
 
     def __init__(self, features: int, dim: int, centred: bool = False) -> None:
         super().__init__()
-        linear = nn.Linear(features, dim, bias=False)
-        nn.init.orthogonal_(linear.weight)
-        self.linear = spectral_norm(linear, n_power_iterations=POWER_ITERATIONS)
+        self.linear = spectral_linear(features, dim)
         self.shift = None if centred else nn.Parameter(torch.zeros(features))
         self.register_buffer("norm", torch.zeros(()))
         self.register_buffer("batches", torch.zeros(()))
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
-        """Average the norm of gathered inputs `[B, D]`: plainly over the first 100 batches, exponentially after; those
-        that are not finite are left out."""
+        """Update the running mean norm: plain average over the first 100 batches, exponential afterwards.
+
+        Batches that are not finite are skipped.
+
+        Args:
+            x: Gathered inputs, `[B, D]`.
+        """
         batches = self.batches + 1
         norm = self.norm + (full_precision(x).norm(dim=1).mean() - self.norm) / batches.clamp(max=100)
         keep_finite((self.batches, batches), (self.norm, norm))
 
     @property
     def weight(self) -> Tensor:
-        """W; while training, every look at it goes on with the power iteration, so look once a step."""
+        """W, `[dim, D]`. Each access in training continues the power iteration: read it once per step."""
         return cast(Tensor, self.linear.weight)
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        """weight: W, if it was looked at already."""
+        """Project inputs.
+
+        Args:
+            x: `[B, D]`.
+            weight: W, if it has been read already.
+        """
         with torch.autocast(x.device.type, enabled=False):
-            x = full_precision(x) / self._scale
-            if self.shift is not None:
-                x = x + self.shift
-            return functional.linear(
-                x / x.norm(dim=1, keepdim=True).clamp(min=1), self.weight if weight is None else weight
-            )
+            return functional.linear(self._clipped(x), self.weight if weight is None else weight)
 
     def products(self, x: Tensor, norm: Tensor, weight: Tensor) -> Callable[[Tensor], Tensor]:
-        """Anchors `[A, dim]` to `<anchor, p(x)>` `[A, B]`, of centred inputs `[B, D]` of norm `[B]`.
+        """Make a function from anchors `[A, dim]` to the products `<anchor, p(x)>`, `[A, B]`.
 
-        Whatever the number of inputs, none of them is projected: `<a, W x> = <W'a, x>`.
+        Inputs are not projected, whatever their number: `<a, W x> = <W'a, x>`.
+
+        Args:
+            x: Inputs, `[B, D]`.
+            norm: Their norms, `[B]`.
+            weight: W.
         """
+        if self.shift is not None:
+            clipped = self._clipped(x)
+            return lambda anchors: (anchors @ weight) @ clipped.T
         scale = torch.maximum(norm, self._scale)
         return lambda anchors: (anchors @ weight) @ x.T / scale
 
+    def _clipped(self, x: Tensor) -> Tensor:
+        x = full_precision(x) / self._scale
+        if self.shift is not None:
+            x = x + self.shift
+        return x / x.norm(dim=1, keepdim=True).clamp(min=1)
+
     @property
     def _scale(self) -> Tensor:
-        """r, or 1 while no input was longer than nothing: divided by less, the gradients of such a network explode."""
+        """r, or 1 as long as all inputs were 0: dividing by less would make the gradients of such a network explode."""
         return torch.where(self.norm > 1e-6, self.norm, 1.0)
 
 
+class SpectralProjection(nn.Module):
+    """A spectrally normalised linear layer, `W x + b`. `[B, D] -> [B, dim]`, fp32.
+
+    This is the literal "Lipschitz by spectral normalisation". It is 1-Lipschitz but unbounded, so that `<p(x), q(y)>`
+    is Lipschitz in x with the constant `|q(y)|`.
+
+    Args:
+        features: D.
+        dim: Output size.
+        centred: The inputs have zero mean, and b is omitted.
+    """
+
+    def __init__(self, features: int, dim: int, centred: bool = False) -> None:
+        super().__init__()
+        self.linear = spectral_linear(features, dim, bias=not centred)
+
+    def update(self, x: Tensor) -> None:
+        """Do nothing: there are no running statistics."""
+
+    @property
+    def weight(self) -> Tensor:
+        """W, `[dim, D]`. Each access in training continues the power iteration: read it once per step."""
+        return cast(Tensor, self.linear.weight)
+
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Project inputs.
+
+        Args:
+            x: `[B, D]`.
+            weight: W, if it has been read already.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            return functional.linear(full_precision(x), self.weight if weight is None else weight, self._bias)
+
+    def products(self, x: Tensor, norm: Tensor, weight: Tensor) -> Callable[[Tensor], Tensor]:
+        """Make a function from anchors `[A, dim]` to the products `<anchor, p(x)>`, `[A, B]`.
+
+        Args:
+            x: Inputs, `[B, D]`. They are not projected.
+            norm: Not used.
+            weight: W.
+        """
+        bias = weight.new_zeros(len(weight)) if self._bias is None else self._bias
+        return lambda anchors: (anchors @ weight) @ x.T + (anchors @ bias)[:, None]
+
+    @property
+    def _bias(self) -> Tensor | None:
+        return cast("Tensor | None", self.linear.bias)
+
+
 class CosineProjection(nn.Module):
-    """`W x / |W x|`: the L2-normalised projection of CRD and InfoNCE. `[B, D] -> [B, dim]`, fp32."""
+    """The L2-normalised linear projection of CRD and InfoNCE, `W x / |W x|`. `[B, D] -> [B, dim]`, fp32.
+
+    Args:
+        features: D.
+        dim: Output size.
+        centred: The inputs have zero mean, and the bias is omitted.
+    """
 
     def __init__(self, features: int, dim: int, centred: bool = False) -> None:
         super().__init__()
         self.linear = nn.Linear(features, dim, bias=not centred)
 
     def update(self, x: Tensor) -> None:
-        """Nothing to keep: the normalisation is the sample's own."""
+        """Do nothing: there are no running statistics."""
 
     @property
     def weight(self) -> Tensor:
@@ -94,6 +185,20 @@ class CosineProjection(nn.Module):
             return functional.normalize(self.linear(full_precision(x)), dim=1)
 
     def products(self, x: Tensor, norm: Tensor, weight: Tensor) -> Callable[[Tensor], Tensor]:
-        """Anchors `[A, dim]` to `<anchor, p(x)>` `[A, B]`, of inputs `[B, D]`."""
+        """Make a function from anchors `[A, dim]` to the products `<anchor, p(x)>`, `[A, B]`.
+
+        Args:
+            x: Inputs, `[B, D]`.
+            norm: Not used.
+            weight: Not used.
+        """
         projected = self(x)
         return lambda anchors: anchors @ projected.T
+
+
+CRITICS: dict[str, type[LipschitzProjection] | type[SpectralProjection] | type[CosineProjection]] = {
+    "lipschitz": LipschitzProjection,
+    "spectral": SpectralProjection,
+    "cosine": CosineProjection,
+}
+"""Name in configs -> class."""

@@ -1,4 +1,4 @@
-"""The task itself: cross-entropy on the samples, or the pixels, that have a label."""
+"""Supervised cross-entropy of labelled samples or pixels."""
 
 from __future__ import annotations
 
@@ -14,21 +14,30 @@ from losses.logits import target
 
 
 class CrossEntropy(Loss):
-    """Softmax cross-entropy of the student's logits, the mean over the labelled samples (or pixels) of the global
-    batch.
+    """Supervised softmax cross-entropy of the student's logits.
 
-    Those whose label is -1 are skipped; a batch without any label gives 0 with a gradient of 0.
+    The mean is over the labelled samples (or pixels) of the global batch. The label -1 is skipped. A batch without
+    labels gives 0 with a gradient of 0.
+
+    Args:
+        label_smoothing: Probability that is distributed over all classes.
     """
 
     needs_teacher = False
     needs_student_logits = True
     reads_pixels = True
+    per_sample = True
 
     def __init__(
         self, student: Dims, teacher: Dims | None, *, label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
     ) -> None:
         super().__init__()
         self.label_smoothing = label_smoothing
+
+    def averaged(self, batch: Batch) -> Tensor:
+        """Count the labelled samples or pixels."""
+        label: Tensor = batch["mask" if "mask" in batch else "label"]
+        return (label >= 0).sum()
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
         assert student.logits is not None
@@ -40,6 +49,6 @@ class CrossEntropy(Loss):
             reduction="sum",
             label_smoothing=self.label_smoothing,
         )
-        # DDP averages over ranks, so each rank divides by the mean count: labels may lie unevenly on the ranks.
+        # DDP averages over ranks, so each rank divides by the mean count: labels may be unevenly distributed.
         labelled = sum_over_ranks((label >= 0).sum()).clamp(min=1)
         return total * ranks() / labelled

@@ -1,4 +1,4 @@
-"""Numbers that show at once when an embedding collapses."""
+"""Metrics that reveal the collapse of an embedding."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from losses.unit import unit
 
 @torch.no_grad()
 def effective_rank(x: Tensor) -> Tensor:
-    """`exp(entropy)` of the eigenvalues of the covariance of `[B, D]` (Roy and Vetterli 2007): 1 to min(B - 1, D).
+    """Effective rank: `exp(entropy)` of the eigenvalues of the covariance (Roy and Vetterli 2007).
 
-    nan where x is not finite.
+    Args:
+        x: `[B, D]`.
+
+    Returns:
+        A scalar from 1 to min(B - 1, D); nan if x is not finite.
     """
     x = x.cpu().double()  # not every device has float64
     if not x.isfinite().all():
@@ -26,16 +30,24 @@ def effective_rank(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def relative_std(x: Tensor) -> Tensor:
-    """How much `[B, D]` vectors differ: root mean variance over root mean square, 0 (all equal) to 1 (centred)."""
+    """Root mean variance divided by root mean square: 0 if all vectors are equal, 1 if they are centred.
+
+    Args:
+        x: `[B, D]`.
+    """
     x = x.cpu().double()
     return ((x - x.mean(0)).square().sum(1).mean() / x.square().sum(1).mean().clamp(min=1e-300)).sqrt().float()
 
 
 @torch.no_grad()
 def similarity_gap(s: Tensor, t: Tensor) -> Tensor:
-    """Mean cosine of the pairs `(s_i, t_i)` less that of all others, `[B, D]` each: 0 if nothing tells them apart.
+    """Mean cosine of the pairs `(s_i, t_i)` minus that of all other combinations.
 
-    Of all others without `[B, B]`: they are what the sums have beyond the pairs.
+    It is 0 if pairs cannot be distinguished from others. No `[B, B]` matrix is computed.
+
+    Args:
+        s: `[B, D]`.
+        t: `[B, D]`.
     """
     n = len(s)
     s, t = unit(s.cpu().double()), unit(t.cpu().double())
@@ -45,7 +57,12 @@ def similarity_gap(s: Tensor, t: Tensor) -> Tensor:
 
 
 def pair_metrics(s: Tensor, t: Tensor) -> dict[str, Tensor]:
-    """What shows a collapse of a student's embeddings beside the teacher's in the same space, `[B, D]` each."""
+    """Metrics that reveal a collapse of student embeddings.
+
+    Args:
+        s: Embeddings of the student, `[B, D]`.
+        t: Embeddings of the teacher in the same space, `[B, D]`.
+    """
     return {
         "similarity_gap": similarity_gap(s, t),
         "projected_std": relative_std(s),

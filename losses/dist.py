@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
@@ -11,15 +12,26 @@ from losses.base import Batch, Dims, Features, Loss
 from losses.gather import gather
 from losses.logits import paired_classes, paired_logits
 
+CONSTANT = 1e-3
+"""Probabilities whose deviation from their mean is below this fraction of their norm count as constant."""
+
 
 class DIST(Loss):
-    """`T^2 * (beta * mean_i[1 - r(S_i., T_i.)] + gamma * mean_k[1 - r(S_.k, T_.k)])`, r Pearson's correlation.
+    """Distillation of relations: match the correlations of predictions between and within classes.
 
-    S and T are the `[N, K]` probabilities at temperature T of the global batch: beta weighs each sample's relation
-    between its classes, gamma each class's relation between the samples. Needs no labels. The defaults are those
-    published for CIFAR-100. With N = 1 the second term is the constant 1.
+    `loss = T^2 * (beta * mean_i[1 - r(S_i., T_i.)] + gamma * mean_k[1 - r(S_.k, T_.k)])`, where r is Pearson's
+    correlation, and S and T are the probabilities `[N, K]` of the global batch at temperature T. Requires no labels.
+    The defaults are those published for CIFAR-100. With N = 1, the second term is the constant 1. The gradient of a
+    correlation grows without bound as the student's probabilities become constant; below `CONSTANT`, the denominator is
+    therefore held fixed.
 
-    Raises ValueError if teacher and student do not have logits of the same, at least two, classes.
+    Args:
+        beta: Weight of the relations between the classes of a sample.
+        gamma: Weight of the relations between the samples of a class.
+        temperature: T, for student and teacher.
+
+    Raises:
+        ValueError: Teacher and student do not have logits of the same classes, at least two.
     """
 
     needs_teacher_logits = True
@@ -45,7 +57,8 @@ class DIST(Loss):
         return (self.beta * inter_class + self.gamma * intra_class) * self.temperature**2
 
 
-def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's correlation of each row of `a` with the same row of `b`; 0 where one of them is constant."""
-    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
-    return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-8)
+def _correlation(student: Tensor, teacher: Tensor) -> Tensor:
+    """Pearson's correlation of each row with the same row of the other matrix; 0 if one of them is constant."""
+    s, t = (x - x.mean(1, keepdim=True) for x in (student, teacher))
+    deviation = torch.maximum(s.norm(dim=1), CONSTANT * student.norm(dim=1).detach())
+    return (s * t).sum(1) / (deviation * t.norm(dim=1) + 1e-8)

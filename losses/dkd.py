@@ -14,18 +14,25 @@ from losses.logits import paired_classes, paired_logits
 
 
 class DKD(Loss):
-    """`T^2 * (alpha * KL(b_T || b_S) + beta * KL(q_T || q_S))`, the mean over the batch.
+    """Decoupled knowledge distillation: separate terms for the target class and the other classes.
 
-    b are the probabilities of target class and rest, q those of the other classes among themselves; KD is the same
-    with alpha 1 and beta the teacher's probability of the rest. A sample without a label (-1) takes the teacher's
-    argmax as its target class. The paper raises this term's weight linearly over the first 20 epochs, and sets beta
-    by the confidence of the teacher, 2 to 8 on CIFAR-100.
+    `loss = T^2 * (alpha * KL(b_T || b_S) + beta * KL(q_T || q_S))`, averaged over the batch. b are the probabilities of
+    the target class and the rest, q those of the other classes, renormalised. KD is the same with alpha 1 and beta the
+    teacher's probability of the rest. If a sample has no label (-1), the teacher's argmax is the target class. The
+    paper increases the weight linearly over the first 20 epochs: in a config, `schedule: {warmup: 20 epochs}`.
 
-    Raises ValueError if teacher and student do not have logits of the same, at least two, classes.
+    Args:
+        alpha: Weight of the target class against the rest.
+        beta: Weight of the other classes. The paper uses 2 to 8 on CIFAR-100, depending on the teacher's confidence.
+        temperature: T, for student and teacher.
+
+    Raises:
+        ValueError: Teacher and student do not have logits of the same classes, at least two.
     """
 
     needs_teacher_logits = True
     needs_student_logits = True
+    per_sample = True
 
     def __init__(
         self,
@@ -45,17 +52,17 @@ class DKD(Loss):
         label = known(batch, "label", s)
         target = torch.where(label >= 0, label, t.argmax(1))[:, None]  # [B, 1]
         class_ = torch.arange(s.shape[1] - 1, device=s.device)
-        others = class_ + (class_ >= target)  # [B, K - 1]: every class but the target
+        others = class_ + (class_ >= target)  # [B, K - 1], all classes except the target
         s_others, t_others = s.gather(1, others), t.gather(1, others)
         target_term = _divergence(_binary(s.gather(1, target), s_others), _binary(t.gather(1, target), t_others))
         return (self.alpha * target_term + self.beta * _divergence(s_others, t_others)) * self.temperature**2
 
 
 def _binary(target: Tensor, others: Tensor) -> Tensor:
-    """`[B, 2]` logits of target against rest: the rest's logit is the logsumexp of its classes."""
+    """Logits `[B, 2]` of the target and the rest; the latter is the logsumexp of the other classes."""
     return torch.cat([target, others.logsumexp(1, keepdim=True)], dim=1)
 
 
 def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """`KL(softmax(teacher) || softmax(student))`, the mean over rows."""
+    """`KL(softmax(teacher) || softmax(student))`, averaged over rows."""
     return F.kl_div(F.log_softmax(student, 1), F.log_softmax(teacher, 1), log_target=True, reduction="batchmean")

@@ -1,4 +1,4 @@
-"""A feature bank: each training sample's last features, by its place in the set, of which every step draws some."""
+"""A feature bank: the last features of each training sample, some of which are drawn in every step."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ from losses.finite import all_finite
 
 
 class FeatureBank(nn.Module):
-    """One row a sample of several row-aligned tensors (features, labels, groups).
+    """Row-aligned tensors (features, labels, groups) with one row per training sample.
 
-    Rows are buffers, so that checkpoints hold them; `filled [samples]` tells which of them hold a sample already. Write
-    the gathered batch, so that all ranks hold the same bank; they draw the same rows of it.
+    Rows are buffers, so that they are saved in checkpoints. `filled [samples]` marks rows that have been written. Write
+    the gathered batch, so that all ranks have the same bank; they then also draw the same rows.
+
+    Args:
+        samples: Size of the training set.
+        drawn: Number of rows per draw, at most `samples`.
+        columns: Name -> (width, dtype); width 0 for scalars.
     """
 
     filled: Tensor
@@ -21,7 +26,6 @@ class FeatureBank(nn.Module):
     steps: Tensor
 
     def __init__(self, samples: int, drawn: int, **columns: tuple[int, torch.dtype]) -> None:
-        """drawn: rows a draw, all of them if there are fewer. columns: name -> (width, dtype), width 0 for scalars."""
         super().__init__()
         self.samples, self.drawn = samples, min(drawn, samples)
         self.columns = tuple(columns)
@@ -32,24 +36,44 @@ class FeatureBank(nn.Module):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def draw(self) -> Tensor:
-        """Rows `[drawn]`, none of them twice and each as likely as any other: a function of the seed and the step.
+        """Draw distinct rows with equal probability: a function of the seed and the step.
 
-        The rows are laid end to end from a random one on and cut into pieces, one is drawn from each.
+        The rows are placed end to end from a random start and divided into segments; one is drawn from each segment.
+
+        Returns:
+            Row indices, `[drawn]`.
         """
         bits = random_bits(mix(self.seed + self.steps)[None], self.drawn + 1)[0]
         cut = torch.arange(self.drawn + 1, device=bits.device) * self.samples // self.drawn
         return (cut[:-1] + (bits[:-1] * cut.diff() >> 31) + (bits[-1] * self.samples >> 31)) % self.samples
 
+    def all(self) -> Tensor:
+        """All row indices, `[samples]`, in order."""
+        return torch.arange(self.samples, device=self.seed.device)
+
+    def keys(self, samples: int) -> Tensor:
+        """Make a random key for each sample of the global batch, for separate draws.
+
+        Args:
+            samples: Size of the global batch.
+
+        Returns:
+            int64 `[samples]`, a function of the seed, the step and the position.
+        """
+        return mix(mix(self.seed + self.steps) + torch.arange(samples, device=self.seed.device))
+
     def read(self, name: str, rows: Tensor) -> Tensor:
-        """A copy of those rows of a column."""
+        """Copy rows of a column."""
         column: Tensor = getattr(self, name)
         return column[rows]
 
     @torch.no_grad()
     def write(self, index: Tensor, **rows: Tensor) -> None:
-        """Replace the rows at `index [B]`, at least 0, in every column; of an index given twice the last counts.
+        """Replace rows in every column. If a value is not finite, no row is replaced, but the step still counts.
 
-        Rows that are not all finite are left out, all of them; the next draw is another one all the same.
+        Args:
+            index: Rows, `[B]`, at least 0. If an index occurs twice, the last row is used.
+            rows: Column -> values, `[B, ...]`.
         """
         last, finite = last_occurrence(index, self.samples), all_finite(*rows.values())
         for name in self.columns:

@@ -1,4 +1,4 @@
-"""What a loss keeps from step to step stays finite: one bad batch would otherwise spoil every step after it."""
+"""Keep the state of a loss finite: a single bad batch would otherwise spoil all later steps."""
 
 from __future__ import annotations
 
@@ -8,13 +8,21 @@ from torch import Tensor
 
 @torch.no_grad()
 def all_finite(*values: Tensor) -> Tensor:
-    """Whether all numbers of all tensors are finite, as a bool scalar on their device: nothing waits for it."""
+    """Check that all values of all tensors are finite.
+
+    Returns:
+        A bool scalar on the device of the tensors. There is no synchronisation with the device.
+    """
     return torch.stack([value.isfinite().all() for value in values]).all()
 
 
 @torch.no_grad()
 def keep_finite(*updates: tuple[Tensor, Tensor]) -> None:
-    """Write to each `(buffer, new)` its new values, or to none of them if a new value is not finite."""
+    """Update buffers, unless a new value is not finite.
+
+    Args:
+        updates: Pairs of a buffer and its new value. Either all or none are written.
+    """
     finite = all_finite(*(new for _, new in updates))
     for buffer, new in updates:
         buffer.copy_(torch.where(finite, new.to(buffer.dtype), buffer))

@@ -1,4 +1,4 @@
-"""The global batch: tensors of all ranks, with gradient."""
+"""Gather tensors from all ranks into the global batch, with gradient."""
 
 from __future__ import annotations
 
@@ -40,20 +40,26 @@ def _all_gather(local: Tensor) -> Tensor:
 
 
 def ranks() -> int:
-    """The number of processes that train together, 1 without a process group."""
+    """The number of processes of the training; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's number, 0 without a process group."""
+    """The rank of this process; 0 without a process group."""
     return dist.get_rank() if ranks() > 1 else 0
 
 
 def gather(local: Tensor) -> Tensor:
-    """`[B, ...]` of every rank, equal B, as `[ranks * B, ...]` in rank order; the identity on one rank.
+    """Concatenate a tensor of all ranks in rank order, with gradient. The identity on a single rank.
 
-    Every rank then computes the same loss of the global batch. The backward sums the ranks' gradients; with DDP's
-    average over ranks, parameters get exactly the gradient of one process that held the whole batch.
+    Every rank then computes the same loss of the global batch. The backward sums the gradients of the ranks. Together
+    with the average of DDP, parameters get exactly the gradient of a single process with the whole batch.
+
+    Args:
+        local: `[B, ...]`, with the same B on every rank.
+
+    Returns:
+        `[ranks * B, ...]`.
     """
     if ranks() == 1:
         return local
@@ -62,16 +68,22 @@ def gather(local: Tensor) -> Tensor:
 
 
 def sum_of_shares(share: Tensor) -> Tensor:
-    """The sum over ranks, on every rank, of what each of them computed of a loss of the global batch.
+    """Sum the parts of a global loss that each rank has computed, with gradient.
 
-    In the backward a share has the gradient of the sum, times the number of ranks: DDP's average takes it back.
+    In the backward, each part gets the gradient of the sum times the number of ranks, which the average of DDP cancels.
+
+    Args:
+        share: The part of this rank.
+
+    Returns:
+        The sum, on every rank.
     """
     total: Tensor = share if ranks() == 1 else _SumOfShares.apply(share)
     return total
 
 
 def least_over_ranks(local: Tensor) -> Tensor:
-    """The smallest of a tensor over ranks, elementwise, without gradient."""
+    """Elementwise minimum over ranks, without gradient."""
     least = local.detach().clone()
     if ranks() > 1:
         dist.all_reduce(least, dist.ReduceOp.MIN)
@@ -79,7 +91,7 @@ def least_over_ranks(local: Tensor) -> Tensor:
 
 
 def sum_over_ranks(local: Tensor) -> Tensor:
-    """The sum of a tensor over ranks, without gradient."""
+    """Sum over ranks, without gradient."""
     total = local.detach().clone()
     if ranks() > 1:
         dist.all_reduce(total)

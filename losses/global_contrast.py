@@ -1,24 +1,27 @@
-"""WCoRD's global term: the dual form of a Wasserstein dependency measure between teacher and student.
+"""The global term of WCoRD: the dual form of a Wasserstein dependency measure between teacher and student.
 
 Chen et al. 2021, arXiv 2012.08674 (GCKT); the log link after Ozair et al. 2019, arXiv 1903.11780.
 
-With a 1-Lipschitz critic `g(t, s) = <p(t), q(s)>` the paper maximises  E_joint[g] - E_product[g]  over critic and
-student. Taken literally (`link: linear`) that only rewards a cross-covariance, and embeddings lose their rank. Inside
-a log-softmax the same critic has to tell every pair from its negatives (`link: log_softmax`, the default).
+With a 1-Lipschitz critic `g(t, s) = <p(t), q(s)>`, the paper maximises E_joint[g] - E_product[g] over critic and
+student. Taken literally (`link: linear`), this only rewards a cross-covariance, and embeddings lose rank. Inside a
+log-softmax, the same critic must distinguish each pair from its negatives (`link: log_softmax`, the default).
 """
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from losses.base import Batch, Dims, Features, Loss, check_choice, full_precision, known
-from losses.critic import CosineProjection, LipschitzProjection
+from losses.bank import draw_negatives
+from losses.base import Batch, Dims, Features, Loss, LossOutput, check_choice, full_precision, known
+from losses.critic import CRITICS
 from losses.diagnostics import pair_metrics
 from losses.feature_bank import FeatureBank
 from losses.gather import gather
@@ -27,31 +30,50 @@ from losses.rows import sum_by_rows
 from losses.standardise import Standardise
 from losses.temperature import bounded_temperature
 
+SAMPLED = 256
+"""Number of samples of a batch whose negatives are counted for the log."""
+
 
 class GlobalContrast(Loss):
-    """`-E_i[log softmax_j(g(t_j, s_i) / tau + log w_ij)]_i`, and the same with the roles exchanged, averaged.
+    """WCoRD's global term: contrast each pair with negatives by a Lipschitz critic.
 
-    Negatives are the global batch, a queue of past samples and rows drawn from a bank of all. Their weights `w_ij` in
-    [0, 1] deal with false ones.
+    `loss = -E_i[log softmax_j(g(t_j, s_i) / tau + log w_ij)]_i`, averaged with the same with the roles exchanged.
+    Negatives are the global batch, a queue of past samples and rows drawn from a bank of all training samples. Their
+    weights `w_ij` in [0, 1] reduce false negatives. A sample updates its row of the bank, which stores D_T + dim
+    numbers per sample.
 
-    link: `log_softmax` is the formula above; `linear` is the literal dual, `E_neg[g] - E_pos[g]`; `bounded` is the same
-    dual of CRD's probability h in place of g, and `log_bounded` CRD's own `-E_pos[log h] - E_neg[log(1 - h)]`.
-    weighting: whether E_neg of the last three is a mean over the negatives or their sum (M times as much, as in CRD;
-    degenerate with `linear`).
+    Args:
+        student: Dims of the student.
+        teacher: Dims of the teacher.
+        dim: Size of the projections.
+        critic: `lipschitz` (spectrally normalised, input divided by its running norm and clipped to the unit ball),
+            `spectral` (only spectrally normalised, unbounded) or `cosine` (L2-normalised projections as in InfoNCE and
+            CRD, not Lipschitz).
+        link: `log_softmax` is the formula above. `linear` is the literal dual, `E_neg[g] - E_pos[g]`. `bounded` is the
+            same dual with CRD's probability h instead of g. `log_bounded` is the loss of CRD, `-E_pos[log h] -
+            E_neg[log(1 - h)]`.
+        weighting: For the last three links, whether E_neg is the mean over the M negatives or their sum (M times as
+            large, as in CRD; degenerate with `linear`).
+        temperature: Initial value of tau, in [0.01, 1]. The linear link has none.
+        learn_temperature: Whether tau is learnt, within these bounds.
+        queue: Number of past samples in the queue; 0 for none.
+        bank: Number of rows of the bank that are drawn per step for the whole batch; 0 for none.
+        negatives: Number of rows of the bank that each sample draws separately, as in CRD. If `exclude` contains label,
+            they have other labels. They are the only negatives: queue and batch are not used. 0 for none.
+        samples: Size of the training set, required by a bank. Set by the pipeline.
+        exclude: Samples with the same known label or group are not negatives of each other. If `batch["index"]` is
+            given, the earlier features of a sample are not its negatives, either.
+        discount: Weight negatives by `clamp((0.5 - cos(t_i, t_j)) / 0.5, 1e-4, 1)`, where t are standardised teacher
+            features.
+        standardise: Standardise the teacher's features by running statistics before the critic.
 
-    dim: size of the projections. critic: `lipschitz` (spectrally normalised, clipped to the unit ball) or `cosine`
-    (L2-normalised projections, not Lipschitz; what InfoNCE and CRD use). temperature: start value of tau, which is
-    learnt within [0.01, 1] unless `learn_temperature` is false; the linear link has none. queue: slots, 0 for in-batch
-    negatives only. bank: how many rows a step draws, the same for the whole batch, of a bank that keeps every training
-    sample's last features (D_T + dim numbers a sample); 0 for none. samples: the size of the training set; the pipeline
-    fills it in. exclude: samples that share a known label or group are no negatives of each other; where batch["index"]
-    tells a sample's place in the training set, its own past is none either. discount: weigh negatives by
-    `clamp((0.5 - cos(t_i, t_j)) / 0.5, 1e-4, 1)`, t the standardised teacher features.
-
-    Raises ValueError for a bank without `samples`, or for a batch without an index while there is one.
+    Raises:
+        ValueError: A value is invalid; `bank` or `negatives` is set without `samples`, or both are set; `discount` is
+            set without `standardise`; or there is a bank, but the batch has no index.
     """
 
     needs_index: ClassVar[bool] = True
+    never_decayed = ("log_temperature",)
     log_normaliser: Tensor
 
     def __init__(
@@ -60,38 +82,48 @@ class GlobalContrast(Loss):
         teacher: Dims,
         *,
         dim: Annotated[int, Gt(0)] = 128,
-        critic: Literal["lipschitz", "cosine"] = "lipschitz",
+        critic: Literal["lipschitz", "spectral", "cosine"] = "lipschitz",
         link: Literal["log_softmax", "linear", "bounded", "log_bounded"] = "log_softmax",
         weighting: Literal["mean", "sum"] = "mean",
         temperature: Annotated[float, Ge(0.01), Le(1)] = 0.07,
         learn_temperature: bool = True,
         queue: Annotated[int, Ge(0)] = 1024,
         bank: Annotated[int, Ge(0)] = 0,
+        negatives: Annotated[int, Ge(0)] = 0,
         samples: Annotated[int, Ge(1)] | None = None,
         exclude: tuple[Literal["label", "group"], ...] = ("label", "group"),
         discount: bool = True,
+        standardise: bool = True,
     ) -> None:
         super().__init__()
         check_choice("link", link, ("log_softmax", "linear", "bounded", "log_bounded"))
-        check_choice("critic", critic, ("lipschitz", "cosine"))
+        check_choice("critic", critic, CRITICS)
         check_choice("weighting", weighting, ("mean", "sum"))
         for name in exclude:
             check_choice("exclude", name, ("label", "group"))
         if not 0.01 <= temperature <= 1:
             raise ValueError(f"temperature: {temperature} is not within [0.01, 1]")
-        if bank and samples is None:
-            raise ValueError("a bank keeps a row of each training sample: samples must be their number")
-        projection = LipschitzProjection if critic == "lipschitz" else CosineProjection
-        self.student_projection = projection(student.pooled, dim)
-        self.teacher_projection = projection(teacher.pooled, dim, centred=True)
-        self.standardise = Standardise(teacher.pooled)
+        if (bank or negatives) and samples is None:
+            raise ValueError("a bank stores a row per training sample: set samples to the size of the training set")
+        if negatives and samples == 1:
+            raise ValueError("negatives are other samples: samples must be at least 2")
+        if bank and negatives:
+            raise ValueError(
+                "bank draws rows for the whole batch, negatives for each sample separately: set one of them to 0"
+            )
+        if discount and not standardise:
+            raise ValueError("discount requires standardised features of the teacher: set discount: false")
+        self.student_projection = CRITICS[critic](student.pooled, dim)
+        self.teacher_projection = CRITICS[critic](teacher.pooled, dim, centred=standardise)
+        self.standardise = Standardise(teacher.pooled) if standardise else nn.Identity()
         self.link, self.weighting, self.exclude, self.discount = link, weighting, exclude, discount
+        self.negatives = negatives
         self.log_temperature = nn.Parameter(
             torch.tensor(math.log(temperature)), requires_grad=learn_temperature and link != "linear"
         )
-        self.register_buffer("log_normaliser", torch.tensor(-math.inf))  # not fixed yet
-        # A frozen teacher's features do not age, but for the statistics that they are standardised by, which settle
-        # early: queue and bank keep them, and they are compared under the projection of now.
+        self.register_buffer("log_normaliser", torch.tensor(-math.inf))  # not set yet
+        # Features of a frozen teacher stay valid, except for the statistics of their standardisation, which converge
+        # early. Queue and bank therefore store them, and they are projected by the current weights.
         columns = {
             "teacher": (teacher.pooled, torch.float32),
             "norm": (0, torch.float32),
@@ -99,14 +131,20 @@ class GlobalContrast(Loss):
             "label": (0, torch.int64),
             "group": (0, torch.int64),
         }
-        self.queue = Queue(queue, **columns, index=(0, torch.int64))
-        self.bank = FeatureBank(samples, bank, **columns) if bank and samples else None
+        self.queue = Queue(0 if negatives else queue, **columns, index=(0, torch.int64))
+        self.bank = FeatureBank(samples, bank, **columns) if samples and (bank or negatives) else None
 
-    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+    @classmethod
+    def suspects(cls, settings: Mapping[str, Any]) -> dict[str, str]:
+        keeps_rank = settings.get("link", "log_softmax") in ("log_softmax", "log_bounded")
+        return {} if keeps_rank else {"link": "log_softmax, which contrasts each pair with the others"}
+
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> LossOutput:
         h_student, h_teacher = gather(full_precision(student.pooled)), gather(full_precision(teacher.pooled))
         own = self._known(batch, student.pooled)
         if self.training:
-            self.standardise.update(h_teacher)
+            if isinstance(self.standardise, Standardise):
+                self.standardise.update(h_teacher)
             self.student_projection.update(h_student)
             self.teacher_projection.update(self.standardise(h_teacher))
 
@@ -116,19 +154,20 @@ class GlobalContrast(Loss):
             w = self.teacher_projection.weight
             t = self.teacher_projection(h, w)
             own |= {"teacher": h, "norm": h.norm(dim=1)}
-            # The global batch with the pairs on the diagonal, then the past; copies, since it changes after this step.
+            # The global batch with the pairs on the diagonal, then the past. Copies: the past changes after this step.
             past = self._past()
             columns = {name: torch.cat([x, *(y.to(x.dtype) for y in past[name])]) for name, x in own.items()}
             columns["filled"] = torch.cat([torch.ones_like(own["index"], dtype=torch.bool), *past["filled"]])
-            # The temperature divides the anchors, not the products: its gradient would take several passes over them.
+            # Dividing the anchors by the temperature instead of the products saves passes over the products.
             tau = 1 if self.link == "linear" else self.temperature
+            keys = self.bank.keys(len(s)) if self.bank is not None and self.negatives else None
             products = self.teacher_projection.products(columns["teacher"], columns["norm"], w)
 
             def compared(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
                 g_student = products(s[rows] / tau)
-                # The student's side of the past has aged, and has no gradient.
+                # Past features of the student are outdated and have no gradient.
                 g_teacher = torch.cat([t[rows] / tau @ x.to(t.dtype).T for x in (s, *past["student"])], 1)
-                return g_student, g_teacher, self._log_weight(columns, rows)
+                return g_student, g_teacher, self._log_weight(columns, rows, keys)
 
             if self.link == "log_softmax":
                 total = sum_by_rows(lambda rows: both_ways(*compared(rows), rows.start), len(s), len(columns["norm"]))
@@ -138,29 +177,29 @@ class GlobalContrast(Loss):
                 g_student, g_teacher, log_weight = compared(slice(0, len(s)))
                 loss = (link(g_student, log_weight) + link(g_teacher, log_weight)) / 2
 
-        self._last = s.detach(), t.detach()
+        counted = {name: columns[name] for name in ("filled", "index", "label", *self.exclude)}
         if self.training:
             self._remember(own | {"student": s})
-        return loss
+        return LossOutput(loss, partial(self._metrics, s.detach(), t.detach(), counted, keys))
 
     def _known(self, batch: Batch, samples: Tensor) -> dict[str, Tensor]:
-        """Label, group and index of the global batch, -1 where unknown."""
+        """Label, group and index of the global batch, -1 for unknown."""
         if self.bank is not None and "index" not in batch:
-            raise ValueError('a bank needs batch["index"], the place of each sample in the training set')
+            raise ValueError('a bank requires batch["index"], the index of each sample in the training set')
         names = ("label", "group", "index")
         found = gather(torch.stack([known(batch, name, samples) for name in names], 1))
         return dict(zip(names, found.unbind(1), strict=True))
 
     def _past(self) -> dict[str, list[Tensor]]:
-        """The columns of past samples, and which of their rows are `filled`: of the queue, and of what the bank gives.
+        """The columns of past samples in the queue and of rows of the bank, and which are `filled`.
 
-        Autograd saves the student's, which are therefore copies.
+        The student's features are copies, since autograd saves them.
         """
         names = (*self.queue.columns, "filled")
         past = {name: [self.queue.column(name)] for name in names}
         past["student"] = [self.queue.read("student")]
         if self.bank is not None:
-            drawn = self.bank.draw()
+            drawn = self.bank.all() if self.negatives else self.bank.draw()
             for name in names:
                 past[name].append(drawn if name == "index" else self.bank.read(name, drawn))
         return past
@@ -173,21 +212,18 @@ class GlobalContrast(Loss):
 
     @property
     def temperature(self) -> Tensor:
-        """tau, a scalar within [0.01, 1]."""
+        """tau, a scalar in [0.01, 1]."""
         return bounded_temperature(self.log_temperature)
 
     @torch.no_grad()
-    def _log_weight(self, columns: dict[str, Tensor], rows: slice) -> Tensor:
-        """`log w_ij [rows, N + Q]` of some samples of the batch: 0 for the pair itself, -inf for what is no negative.
+    def _log_weight(self, columns: dict[str, Tensor], rows: slice, keys: Tensor | None = None) -> Tensor:
+        """Compute `log w_ij [rows, N + Q]` of some samples of the batch: 0 for the pair itself, -inf for non-negatives.
 
-        columns: of batch and past `[N + Q, ...]`; label, group and index -1 where unknown.
+        columns: of batch and past `[N + Q, ...]`; label, group and index are -1 for unknown. keys: `[N]`, for separate
+        draws of the samples.
         """
         everything, norms = columns["teacher"], columns["norm"].clamp(min=1e-12)
-        none = ~columns["filled"]
-        for name in ("index", *self.exclude):
-            value = columns[name]
-            known = value.masked_fill(value < 0, -2)  # -1 is unknown, and equals nothing
-            none = none | (known[rows, None] == value)
+        none = self._no_negatives(columns, rows, keys)
         if self.discount:
             similarity = (everything[rows] / norms[rows, None] @ everything.T).div_(norms)
             log_weight = similarity.sub_(0.5).mul_(-2).clamp_(1e-4, 1).log_()
@@ -197,12 +233,33 @@ class GlobalContrast(Loss):
         log_weight.diagonal(rows.start).zero_()
         return log_weight
 
+    def _no_negatives(self, columns: dict[str, Tensor], rows: slice, keys: Tensor | None = None) -> Tensor:
+        """Which columns are not negatives of some samples, bool `[rows, N + Q]`. The pairs are not excluded."""
+        none = ~columns["filled"]
+        for name in ("index", *self.exclude):
+            value = columns[name]
+            known = value.masked_fill(value < 0, -2)  # unknown (-1) must not equal anything
+            none = none | (known[rows, None] == value)
+        if keys is not None:
+            none = none | ~self._drawn(columns, rows, keys)
+        return none
+
+    def _drawn(self, columns: dict[str, Tensor], rows: slice, keys: Tensor) -> Tensor:
+        """Which columns `[rows, N + Q]` the samples draw separately: rows of the bank, and none of the batch."""
+        n = len(keys)
+        index, label = columns["index"][:n], columns["label"]
+        labels = label[n:].index_put((index,), label[:n]) if "label" in self.exclude else torch.full_like(label[n:], -1)
+        drawn = n + draw_negatives(index[rows], labels, self.negatives, keys[rows])
+        return torch.zeros(len(drawn), len(label), dtype=torch.bool, device=label.device).scatter_(1, drawn, True)
+
     def _linear(self, g: Tensor, log_weight: Tensor) -> Tensor:
         return self._negatives(g, log_weight) - g.diagonal().mean()
 
     def _bounded(self, x: Tensor, log_weight: Tensor) -> Tensor:
-        """CRD's probability `h = e^(g / tau) / (e^(g / tau) + M Z)` that a pair is true, Z the mean of e^(g / tau)
-        over the negatives of the first batch that has any."""
+        """The dual with CRD's probability `h = e^(g / tau) / (e^(g / tau) + M Z)` that a pair is true.
+
+        Z is the mean of e^(g / tau) over the negatives of the first batch that has any.
+        """
         negatives = log_weight.exp().fill_diagonal_(0)
         count = negatives.sum(1).mean().clamp(min=1)  # M
         log_normaliser = self._log_normaliser(x.detach(), log_weight)
@@ -214,27 +271,39 @@ class GlobalContrast(Loss):
         return -self._negatives(F.logsigmoid(-x), log_weight) - F.logsigmoid(x).diagonal().mean()
 
     def _log_normaliser(self, x: Tensor, log_weight: Tensor) -> Tensor:
-        """log Z: what it was fixed to, or what this batch fixes it to; -inf while there were no negatives."""
+        """The log of Z: the stored value, or that of this batch; -inf if there are no negatives yet."""
         log_weight = log_weight.clone().fill_diagonal_(-math.inf)
         first = (x + log_weight).flatten().logsumexp(0) - log_weight.flatten().logsumexp(0)
         first = first.masked_fill(~first.isfinite(), -math.inf)
         return torch.where(self.log_normaliser.isinf(), first.to(self.log_normaliser.dtype), self.log_normaliser)
 
     def _negatives(self, value: Tensor, log_weight: Tensor) -> Tensor:
-        """The weighted mean over the negatives, or its M-fold."""
+        """The weighted mean over the negatives, or M times the mean."""
         weight = log_weight.exp().fill_diagonal_(0)
         if self.weighting == "sum":
             return (value * weight).sum() / len(value)
         return (value * weight).sum() / weight.sum().clamp(min=1e-6)
 
-    def metrics(self) -> dict[str, Tensor]:
-        if not self._last:
-            return {}
-        return pair_metrics(*self._last) | {"temperature": self.temperature.detach()}
+    def _metrics(self, s: Tensor, t: Tensor, columns: dict[str, Tensor], keys: Tensor | None) -> dict[str, Tensor]:
+        negatives = self._count_negatives(columns, slice(0, min(len(s), SAMPLED)), keys)
+        return pair_metrics(s, t) | {"temperature": self.temperature.detach(), "negatives": negatives}
+
+    def _count_negatives(self, columns: dict[str, Tensor], rows: slice, keys: Tensor | None) -> Tensor:
+        """The mean number of negatives per sample, over some samples of the batch."""
+        none = self._no_negatives(columns, rows, keys)
+        none.diagonal().fill_(True)
+        return (~none).sum(1).float().mean()
 
 
 def both_ways(g_student: Tensor, g_teacher: Tensor, log_weight: Tensor, start: int) -> Tensor:
-    """`-sum_i log softmax_j(g_ij + log w_ij)` at j = i, of anchors i from `start` on; the mean of both directions."""
+    """Cross-entropy in both directions, `-sum_i log softmax_j(g_ij + log w_ij)` at j = i, averaged.
+
+    Args:
+        g_student: Products with student anchors, `[rows, N + Q]`.
+        g_teacher: Products with teacher anchors, `[rows, N + Q]`.
+        log_weight: `log w_ij`, `[rows, N + Q]`.
+        start: Index of the first anchor in the global batch.
+    """
     target = torch.arange(start, start + len(log_weight), device=log_weight.device)
     one, other = (F.cross_entropy(g + log_weight, target, reduction="sum") for g in (g_student, g_teacher))
     return (one + other) / 2

@@ -1,7 +1,8 @@
 """The gradient of a transport plan by the implicit function theorem (Luise et al. 2018, arXiv 1805.11897).
 
-Unrolling keeps every iteration's intermediates and differentiates what has converged only roughly. At the optimum the
-plan's dependence on the cost follows from its marginals alone: one linear system, whatever the number of iterations.
+Unrolling stores the intermediates of every iteration, and differentiates an approximate solution. At the optimum, the
+derivative of the plan with respect to the cost depends on the plan and its marginals only: one linear system, whatever
+the number of iterations.
 """
 
 from __future__ import annotations
@@ -12,14 +13,21 @@ import torch
 from torch import Tensor
 
 RIDGE = 1e-10
-"""Relative. Where the plan falls into blocks, the potentials are free by a constant in each of them: any will do."""
+"""Relative. If the plan is block diagonal, potentials are only determined up to a constant per block."""
 
 
 def implicit(plan: Tensor, cost: Tensor, epsilon: float | Tensor) -> Tensor:
-    """The plan as it is, with the gradient to `cost` that it has if its marginals are exact and held.
+    """Return the plan with the gradient with respect to `cost` for exact, fixed marginals.
 
-    plan: `[n, m]`, the entropic optimum for `cost [n, m]` at `epsilon` (above 0, the cost's unit); rows and columns
-    without mass take no part. The backward solves an `[m, m]` system in float64, for fp32 plans too.
+    The backward solves an `[m, m]` system in float64, for fp32 plans, too.
+
+    Args:
+        plan: The entropic optimum for `cost` and `epsilon`, `[n, m]`. Rows and columns without mass are ignored.
+        cost: `[n, m]`.
+        epsilon: Entropic regularisation, above 0, in units of the cost.
+
+    Returns:
+        `[n, m]`.
     """
     found: Tensor = _Implicit.apply(cost, plan.detach(), epsilon)
     return found
@@ -34,7 +42,9 @@ class _Implicit(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        """With P = exp(f + g - C / epsilon) and fixed marginals r, c: upstream E gives
+        """Solve for the gradient of the cost.
+
+        With P = exp(f + g - C / epsilon), fixed marginals r and c, and upstream gradient E:
 
         dE/dC = -P (E - a - b) / epsilon,  r a + P b = (P E) 1,  P'a + c b = (P E)'1.
         """
@@ -43,7 +53,7 @@ class _Implicit(torch.autograd.Function):
         row, column, pe = p.sum(1), p.sum(0), p * e
         row = torch.where(row > 0, row, 1)
         right_row, right_column = pe.sum(1), pe.sum(0)
-        # a is eliminated. b is known up to a constant, which the rank-one term takes away.
+        # a is eliminated. b is determined up to a constant, which the rank-one term removes.
         system = (
             torch.diag(torch.where(column > 0, column, 1) * (1 + RIDGE))
             - p.T @ (p / row[:, None])

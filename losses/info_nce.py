@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -10,7 +11,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from losses.base import Batch, Dims, Features, Loss, full_precision
+from losses.base import Batch, Dims, Features, Loss, LossOutput, full_precision
 from losses.critic import CosineProjection
 from losses.diagnostics import pair_metrics
 from losses.gather import gather
@@ -18,10 +19,14 @@ from losses.temperature import bounded_temperature
 
 
 class InfoNCE(Loss):
-    """Cross-entropy of telling each pair from the others of the global batch, averaged over both directions.
+    """InfoNCE: classify the matching pair among the samples of the global batch, in both directions.
 
-    dim: size of the L2-normalised projections. temperature: start value, learnt within [0.01, 1].
+    Args:
+        dim: Size of the L2-normalised projections.
+        temperature: Initial value; learnt within [0.01, 1].
     """
+
+    never_decayed = ("log_temperature",)
 
     def __init__(
         self,
@@ -36,16 +41,15 @@ class InfoNCE(Loss):
         self.teacher_projection = CosineProjection(teacher.pooled, dim)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
 
-    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> LossOutput:
         s = gather(self.student_projection(full_precision(student.pooled)))
         t = gather(self.teacher_projection(full_precision(teacher.pooled)))
-        self._last = s.detach(), t.detach()
         with torch.autocast(s.device.type, enabled=False):
             logits = s @ t.T / bounded_temperature(self.log_temperature)
             target = torch.arange(len(s), device=s.device)
-            return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+            loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        return LossOutput(loss, partial(self._metrics, s.detach(), t.detach()))
 
-    def metrics(self) -> dict[str, Tensor]:
-        if not self._last:
-            return {}
-        return pair_metrics(*self._last) | {"temperature": self.log_temperature.detach().exp()}
+    def _metrics(self, s: Tensor, t: Tensor) -> dict[str, Tensor]:
+        own = {"temperature": self.log_temperature.detach().exp(), "negatives": s.new_tensor(len(s) - 1)}
+        return pair_metrics(s, t) | own

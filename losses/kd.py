@@ -13,15 +13,22 @@ from losses.logits import paired_classes, paired_logits
 
 
 class KD(Loss):
-    """`T^2 * KL(softmax(teacher / T) || softmax(student / T))`, the mean over the batch (or its pixels);
-    needs no labels.
+    """Knowledge distillation: KL divergence between softened class probabilities.
 
-    Raises ValueError if teacher and student do not have logits of the same number of classes.
+    `loss = T^2 * KL(softmax(teacher / T) || softmax(student / T))`, averaged over the batch (or its pixels). Requires
+    no labels.
+
+    Args:
+        temperature: T.
+
+    Raises:
+        ValueError: Teacher and student do not have logits of the same number of classes.
     """
 
     needs_teacher_logits = True
     needs_student_logits = True
     reads_pixels = True
+    per_sample = True
 
     def __init__(self, student: Dims, teacher: Dims, *, temperature: Annotated[float, Gt(0)] = 4.0) -> None:
         super().__init__()

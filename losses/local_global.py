@@ -1,7 +1,7 @@
-"""Contrast between what one side sees at a place and what the other sees of the whole, for sets of few samples.
+"""Contrast between local features of one network and global features of the other, for small data sets.
 
-The positions of a feature map are many anchors where there are few samples: Deep InfoMax (Hjelm et al. 2019, arXiv
-1808.06670), between teacher and student as in CRD's transfer to NYU-Depth (Tian et al. 2020, arXiv 1910.10699).
+If there are few samples, the positions of a feature map still give many anchors: Deep InfoMax (Hjelm et al. 2019, arXiv
+1808.06670), here between teacher and student, as in CRD's transfer to NYU-Depth (Tian et al. 2020, arXiv 1910.10699).
 """
 
 from __future__ import annotations
@@ -22,17 +22,24 @@ from losses.temperature import bounded_temperature
 
 
 class LocalGlobal(Loss):
-    """`-E_ix[log softmax_j(<s_ix, t_j> / tau)]_i` and the same with the roles exchanged, averaged.
+    """Contrast each position of a student's map with the global features of the teacher, and vice versa.
 
-    s_ix is the student's deepest map at position x of sample i, t_j the teacher's pooled feature of sample j, both by
-    L2-normalised projections. Negatives are the other samples of the global batch but for those of the same known
-    group: frames of one clip show one scene.
+    `loss = -E_ix[log softmax_j(<s_ix, t_j> / tau)]_i`, averaged with the same with the roles exchanged. s_ix is the
+    student's deepest map at position x of sample i, and t_j the teacher's pooled feature of sample j, both after
+    L2-normalised projections. Negatives are the other samples of the global batch, except those of the same known
+    group, since the frames of a clip show one scene.
 
-    dim: size of the projections. side: positions a side; larger maps are average-pooled. temperature: start value of
-    tau, learnt within [0.01, 1]. Raises ValueError if a side has no maps.
+    Args:
+        dim: Size of the projections.
+        side: Maximum number of positions per side; larger maps are average-pooled.
+        temperature: Initial value of tau; learnt within [0.01, 1].
+
+    Raises:
+        ValueError: A network has no maps.
     """
 
     needs_maps: ClassVar[bool] = True
+    never_decayed = ("log_temperature",)
 
     def __init__(
         self,
@@ -65,17 +72,17 @@ class LocalGlobal(Loss):
             return (of_student + of_teacher) / 2
 
     def _contrast(self, local: Tensor, whole: Tensor, own: Tensor, same: Tensor) -> Tensor:
-        """Local `[b n, dim]` of this rank's samples against whole `[B, dim]` of all: the mean over its own anchors."""
+        """Mean loss of local anchors `[b n, dim]` of this rank against global features `[B, dim]` of all ranks."""
         logits = (local @ whole.T).unflatten(0, (len(own), -1)) / bounded_temperature(self.log_temperature)  # [b, n, B]
         logits = logits.masked_fill(same[:, None], -math.inf)
         return F.cross_entropy(logits.mT, own[:, None].expand(-1, logits.shape[1]))
 
     def _own(self, group: Tensor) -> Tensor:
-        """Where this rank's samples `[b]` stand in the global batch."""
+        """Positions of the samples of this rank in the global batch, `[b]`."""
         here = torch.arange(len(group), device=group.device)
         return here + rank() * len(here)
 
     def _same_group(self, group: Tensor, own: Tensor) -> Tensor:
-        """`[b, B]`: which samples are no negatives of this rank's ones."""
+        """Which samples are not negatives of those of this rank, bool `[b, B]`."""
         same = (group[:, None] == gather(group)) & (group >= 0)[:, None]
         return same.scatter(1, own[:, None], False)

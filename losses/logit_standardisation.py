@@ -14,12 +14,16 @@ from losses.logits import paired_classes, paired_logits
 
 
 class LogitStandardisedKD(KD):
-    """KD of `z(x) = (x - mean(x)) / std(x)`, every sample's logits by their own mean and (unbiased) deviation.
+    """KD of standardised logits: `z(x) = (x - mean(x)) / std(x)` per sample, with the unbiased deviation.
 
-    The student then has to match the order and relative size of the teacher's logits, but neither their shift nor
-    their scale. temperature: the paper's base temperature; published with the weight 9. Needs no labels.
+    The student then has to match the order and relative size of the teacher's logits, but not their shift and scale.
+    Requires no labels. Published with weight 9.
 
-    Raises ValueError if teacher and student do not have logits of the same, at least two, classes.
+    Args:
+        temperature: The base temperature of the paper.
+
+    Raises:
+        ValueError: Teacher and student do not have logits of the same classes, at least two.
     """
 
     def __init__(self, student: Dims, teacher: Dims, *, temperature: Annotated[float, Gt(0)] = 2.0) -> None:
@@ -32,5 +36,5 @@ class LogitStandardisedKD(KD):
 
 
 def _standardise(x: Tensor) -> Tensor:
-    # A head that starts at zero has no deviation: the floor bounds its first gradients.
+    # The deviation of a head that is initialised with zeros is 0: the minimum bounds its first gradients.
     return (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True).clamp(min=1e-3)

@@ -1,4 +1,4 @@
-"""What losses on logits share: the check that both sides have them, the pair itself, and what they should say."""
+"""Helpers of losses on logits: checks, pairing and targets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,20 @@ from losses.base import Batch, Dims, Features, full_precision, known
 
 
 def paired_classes(loss: str, student: Dims, teacher: Dims, least: int = 1) -> int:
-    """How many classes both sides have logits of; ValueError if they differ, or are fewer than `least`."""
+    """Check that both networks have logits of the same classes.
+
+    Args:
+        loss: Name of the loss, for the message.
+        student: Dims of the student.
+        teacher: Dims of the teacher.
+        least: Minimum number of classes.
+
+    Returns:
+        The number of classes.
+
+    Raises:
+        ValueError: The numbers differ, or are below `least`.
+    """
     if student.classes is None or student.classes != teacher.classes or student.classes < least:
         number = f", {least} or more," if least > 1 else ""
         raise ValueError(
@@ -20,7 +33,11 @@ def paired_classes(loss: str, student: Dims, teacher: Dims, least: int = 1) -> i
 
 
 def paired_logits(student: Features, teacher: Features) -> tuple[Tensor, Tensor]:
-    """Both sides' logits `[B, K]`, at least fp32; those of pixels as `[B H W, K]`, at the student's size."""
+    """Get the logits of both networks in at least fp32.
+
+    Returns:
+        `[B, K]` each. For logits of pixels, `[B H W, K]` each, at the resolution of the student.
+    """
     assert student.logits is not None
     assert teacher.logits is not None
     s, t = full_precision(student.logits), full_precision(teacher.logits)
@@ -32,7 +49,11 @@ def paired_logits(student: Features, teacher: Features) -> tuple[Tensor, Tensor]
 
 
 def target(student: Features, batch: Batch) -> Tensor:
-    """The classes that the student's logits should say, -1 where unknown: `label [B]`, or `mask [B, H, W]`."""
+    """Get the target classes of the student's logits.
+
+    Returns:
+        int64, -1 for unknown: `label [B]`, or `mask [B, H, W]` for logits of pixels.
+    """
     assert student.logits is not None
     label: Tensor = known(batch, "label", student.logits) if student.logits.ndim == 2 else batch["mask"]
     return label

@@ -14,15 +14,21 @@ from losses.maps import paired_channels, paired_maps, same_size
 
 
 class NST(Loss):
-    """`sum_l MMD^2(channels of m_S^l, channels of m_T^l)`, kernel `<x, y>^2`, the mean over samples; needs maps.
+    """Neuron selectivity transfer: match the distributions of channel activations.
 
-    A channel is its L2-normalised vector over the positions, and the two sets of channels are compared as samples of
-    two distributions. If the sides differ in their number of maps, the last ones are paired; if in size, the larger
-    map is average-pooled. first: of the pairs that is compared; published with 1, which leaves out the stem of a
-    ResNet. Raises ValueError if a side has no maps, or not that many.
+    `loss = sum_l MMD^2(channels of m_S^l, channels of m_T^l)` with kernel `<x, y>^2`, averaged over samples. A channel
+    is the L2-normalised vector of its values over positions. Requires feature maps. If the networks have different
+    numbers of maps, the deepest ones are paired. If sizes differ, the larger map is average-pooled.
+
+    Args:
+        first: Index of the first pair that is compared. The paper uses 1, which skips the stem of a ResNet.
+
+    Raises:
+        ValueError: A network has no maps, or `first` leaves none.
     """
 
     needs_maps: ClassVar[bool] = True
+    per_sample = True
 
     def __init__(self, student: Dims, teacher: Dims, *, first: Annotated[int, Ge(0)] = 0) -> None:
         super().__init__()
@@ -39,7 +45,7 @@ def _discrepancy(student: Tensor, teacher: Tensor) -> Tensor:
     s, t = (F.normalize(x.flatten(2), dim=2) for x in (student, teacher))  # [B, C, H W]
     with torch.autocast(s.device.type, enabled=False):
         if s.shape[2] <= max(s.shape[1], t.shape[1]):
-            # <x, y>^2 = <xx', yy'>: the same number from matrices of positions, which are the smaller ones here.
+            # <x, y>^2 = <xx', yy'>: the same value from matrices over positions, which are smaller here.
             difference = _second_moment(s) - _second_moment(t)
             return difference.square().sum((1, 2)).mean()
         return _mean_kernel(s, s) + _mean_kernel(t, t) - 2 * _mean_kernel(s, t)

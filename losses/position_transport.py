@@ -1,20 +1,22 @@
-"""WCoRD's local term between the positions of feature maps: transport inside each sample instead of inside the batch.
+"""WCoRD's local term between the positions of feature maps: transport within each sample instead of within the batch.
 
-Which part of the student's map belongs to which part of the teacher's is known where both see one picture, but for
-what lies between two cells or moved between two sensors. So the plan of each sample is anchored at its own positions,
-as that of `LocalTransport` is at its samples:  min_P <P, C> + epsilon KL(P || P0),  P0 = (1 - a) I/n + a 11'/n^2.
+If both networks see the same picture, it is known which part of the student's map belongs to which part of the
+teacher's, except for what lies between two cells or is shifted between two sensors. The plan of each sample is
+therefore anchored at its positions, as that of `LocalTransport` is at its samples: min_P <P, C> + epsilon KL(P || P0),
+P0 = (1 - a) I/n + a 11'/n^2.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le
-from torch import Tensor, nn
+from torch import nn
 
 from losses.anchor import anchored_log_prior
-from losses.base import Batch, Dims, Features, Loss
+from losses.base import Batch, Dims, Features, Loss, LossOutput
 from losses.gather import gather
 from losses.maps import channels_of, grid_shape, pair_up, positions
 from losses.sinkhorn import marginal_error, sinkhorn
@@ -23,14 +25,21 @@ from losses.unit import unit
 
 
 class PositionTransport(Loss):
-    """`E_i[sum_xy P_ixy (1 - cos(s_ix, t_iy))]`: s a map of the student's by a 1x1 projection, t the teacher's.
+    """Transport between the positions of a student's and a teacher's feature map.
 
-    Channels of the teacher are standardised. The gradient is that of the fixed plan, as of the entropic optimum.
+    `loss = E_i[sum_xy P_ixy (1 - cos(s_ix, t_iy))]`, where s is a 1x1 projection of a map of the student, and t a map
+    of the teacher with standardised channels. The plan is constant in the backward, as in the gradient of the entropic
+    optimum.
 
-    layer: index into the paired maps, negative from the deepest. side: positions a side; larger maps are
-    average-pooled, both to the same. epsilon, iterations: of `sinkhorn`. anchor: a above, in [0, 1]; 0 is regression of
-    the map, 1 does not know which position is which.
-    Raises ValueError if a side has no maps, or not that many.
+    Args:
+        layer: Index of the pair of maps; negative from the deepest.
+        side: Maximum number of positions per side; larger maps are average-pooled, both to the same size.
+        epsilon: Entropic regularisation, in units of the cost.
+        iterations: Number of Sinkhorn iterations.
+        anchor: a above, in [0, 1]. 0 is regression of the map; 1 has no information about positions.
+
+    Raises:
+        ValueError: A network has no maps, or there is no such layer.
     """
 
     needs_maps: ClassVar[bool] = True
@@ -50,11 +59,11 @@ class PositionTransport(Loss):
         super().__init__()
         student_channels, teacher_channels = channels_of("PositionTransport", student, teacher, layer)
         self.layer, self.side, self.epsilon, self.iterations, self.anchor = layer, side, epsilon, iterations, anchor
-        self.compiled = False  # the iterations, by torch.compile; the pipeline sets it
+        self.compiled = False  # whether torch.compile fuses the iterations; set by the pipeline
         self.projection = nn.Linear(student_channels, teacher_channels)
         self.standardise = Standardise(teacher_channels)
 
-    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> LossOutput:
         s_map, t_map = pair_up(student.maps, teacher.maps)[self.layer]
         shape = grid_shape(self.side, s_map, t_map)
         s, t = positions(s_map, shape), positions(t_map, shape)  # [B, n, C]
@@ -66,11 +75,5 @@ class PositionTransport(Loss):
             prior = anchored_log_prior(cost.new_full(cost.shape[-1:], 1 / cost.shape[-1]), self.anchor)
             plan = sinkhorn(cost.detach(), self.epsilon, self.iterations, prior, compiled=self.compiled)
             loss = (plan * cost).sum((1, 2)).mean()
-        self._last = plan.diagonal(dim1=1, dim2=2).sum(1).mean(), marginal_error(plan).mean()
-        return loss
-
-    def metrics(self) -> dict[str, Tensor]:
-        if not self._last:
-            return {}
-        diagonal, error = self._last
-        return {"plan_diagonal": diagonal, "marginal_error": error}
+        diagonal, error = plan.diagonal(dim1=1, dim2=2).sum(1).mean(), marginal_error(plan).mean()
+        return LossOutput(loss, partial(dict, plan_diagonal=diagonal, marginal_error=error))

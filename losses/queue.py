@@ -1,4 +1,4 @@
-"""A first-in first-out queue of past features: negatives beyond the batch, without an index into the data set."""
+"""A FIFO queue of past features: negatives beyond the batch, without an index into the training set."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from losses.finite import all_finite
 
 
 class Queue(nn.Module):
-    """The last `length` rows of several row-aligned tensors (features, labels, groups) of past global batches.
+    """The last rows of row-aligned tensors (features, labels, groups) of past global batches.
 
-    Slots are buffers, so that checkpoints hold them; `filled [length]` tells which of them hold a sample already.
-    Push the gathered batch, so that all ranks hold the same queue.
+    Slots are buffers, so that they are saved in checkpoints. `filled [length]` marks slots that have been written. Push
+    the gathered batch, so that all ranks have the same queue.
+
+    Args:
+        length: Number of slots.
+        columns: Name -> (width, dtype); width 0 for scalars.
     """
 
     filled: Tensor
     head: Tensor
 
     def __init__(self, length: int, **columns: tuple[int, torch.dtype]) -> None:
-        """columns: name -> (width, dtype); width 0 makes a column of scalars."""
         super().__init__()
         self.length = length
         self.columns = tuple(columns)
@@ -30,19 +33,23 @@ class Queue(nn.Module):
         self.register_buffer("head", torch.zeros((), dtype=torch.int64))
 
     def column(self, name: str) -> Tensor:
-        """A column itself, for what autograd does not save: later pushes change it."""
+        """A column itself, for use without autograd: later pushes change it."""
         column: Tensor = getattr(self, name)
         return column
 
     def read(self, name: str) -> Tensor:
-        """A copy of a column, for what autograd saves."""
+        """A copy of a column, for use with autograd."""
         return self.column(name).clone()
 
     @torch.no_grad()
     def push(self, **rows: Tensor) -> None:
-        """Append `[B, ...]` rows to every column, over the oldest ones; of more rows than slots the last are kept.
+        """Append rows to every column, replacing the oldest ones.
 
-        Rows that are not all finite are left out, all of them: their step is not taken either.
+        If there are more rows than slots, the last rows are kept. If a value is not finite, no row is added: the
+        training step is skipped, too.
+
+        Args:
+            rows: Column -> values, `[B, ...]`.
         """
         count = next(iter(rows.values())).shape[0]
         kept = min(count, self.length)

@@ -1,4 +1,4 @@
-"""Relations between samples: the Gromov part of a transport between feature spaces that cannot be compared directly."""
+"""Relations between samples: the Gromov part of transport between feature spaces that are not directly comparable."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from losses.rows import sum_by_rows
 from losses.unit import unit
 
 TEMPERATURE = 0.1
+"""Temperature of the softmax over similarities."""
 
 LEAST_LOG = -1e4
-"""Of the sample itself, and of a neighbour without weight: its share is 0, and unlike with -inf so is its term."""
+"""Log weight of the sample itself and of neighbours of weight 0. Unlike with -inf, their terms are 0, not nan."""
 
 
 def relational_divergence(
@@ -21,20 +22,27 @@ def relational_divergence(
     temperature: float = TEMPERATURE,
     weight: Tensor | None = None,
 ) -> Tensor:
-    """`mean_i KL(r_i(teacher) || r_i(student))`, `r_i` the softmax over j != i of `cos(x_i, x_j) / temperature`,
-    cosines of features that are centred by the batch's mean.
+    """Divergence between the similarity structures of student and teacher (Park et al. 2019; Passalis and Tefas 2018).
 
-    student: `[B, D_S]`, teacher: `[B, D_T]`, of the global batch and equal on all ranks. plan: `[B, B]` transport plan
-    that carries the teacher's similarities to the students before the softmax, `(B P) S_T (B P)'`; without one the
-    pairs are taken as they are. The relational form after Park et al. 2019 (arXiv 1904.05068) and Passalis and Tefas
-    2018 (arXiv 1803.10837).
-    weight: `[B]` of the samples, of sum 1, in both means and as what the softmax counts a neighbour for; uniform
-    without. A sample of weight 0 takes no part.
+    `mean_i KL(r_i(teacher) || r_i(student))`, where `r_i` is the softmax over j != i of `cos(x_i, x_j) / temperature`
+    of features that are centred by the mean of the batch. arXiv 1904.05068 and 1803.10837.
+
+    Args:
+        student: `[B, D_S]`, of the global batch, equal on all ranks.
+        teacher: `[B, D_T]`, of the global batch, equal on all ranks.
+        plan: Transport plan `[B, B]` that maps the similarities of the teacher to the students before the softmax, `(B
+            P) S_T (B P)'`. None uses the pairs as given.
+        temperature: Temperature of the softmax.
+        weight: Weights of the samples, `[B]`, sum 1, in both means and for neighbours in the softmax. None means
+            uniform. Samples of weight 0 are ignored.
+
+    Returns:
+        A scalar; 0 for fewer than 3 samples.
     """
     n = len(student)
-    if n < 3:  # with at most one neighbour every relation is trivially the same
+    if n < 3:  # with at most one neighbour, all relations are the same
         return student.sum() * 0
-    log_prior = None  # uniform: the softmax takes no notice of it
+    log_prior = None  # uniform weights do not change the softmax
     if weight is None:
         weight = student.new_full((n,), 1 / n)
     else:
@@ -42,13 +50,13 @@ def relational_divergence(
         log_prior = weight.log().clamp(min=LEAST_LOG)
     carried = directions(teacher, weight)
     if plan is not None:
-        # S_T is a product of them: B^2 D operations instead of B^3.
+        # S_T is a product of directions: B^2 D operations instead of B^3.
         carried = plan / weight.masked_fill(weight == 0, 1)[:, None] @ carried
     return divergence_of_directions(directions(student, weight), carried, weight, temperature, log_prior)
 
 
 def directions(x: Tensor, weight: Tensor) -> Tensor:
-    """`[B, D]` centred by the mean under `weight [B]` and L2-normalised."""
+    """Centre `x [B, D]` by its mean under `weight [B]`, and L2-normalise the rows."""
     return unit(x - weight @ x)
 
 
@@ -59,9 +67,16 @@ def divergence_of_directions(
     temperature: float = TEMPERATURE,
     log_prior: Tensor | None = None,
 ) -> Tensor:
-    """`relational_divergence` of what has been centred, normalised and carried; log_prior: `[B]`, of the neighbours.
+    """`relational_divergence` of features that are already centred, normalised and transported.
 
-    Beyond `rows.LARGEST_WHOLE` samples no `[B, B]` is held.
+    For more than `rows.LARGEST_WHOLE` samples, no `[B, B]` matrix is stored.
+
+    Args:
+        student: Unit vectors, `[B, D_S]`.
+        teacher: Unit vectors or their transported means, `[B, D_T]`.
+        weight: Weights of the samples, `[B]`.
+        temperature: Temperature of the softmax.
+        log_prior: Log weights of the neighbours, `[B]`.
     """
 
     def of_rows(rows: slice) -> Tensor:
@@ -72,7 +87,7 @@ def divergence_of_directions(
 
 
 def _log_shares(x: Tensor, rows: slice, temperature: float, log_prior: Tensor | None) -> Tensor:
-    """How those samples' relations are shared among all others, `[rows, B]`: nothing is the sample's own."""
+    """Log softmax over the relations of some samples to all others, `[rows, B]`; the sample itself is excluded."""
     relations = x[rows] @ x.T / temperature
     if log_prior is not None:
         relations = relations + log_prior

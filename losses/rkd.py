@@ -14,11 +14,16 @@ from losses.gather import gather
 
 
 class RKD(Loss):
-    """`distance * mean_ij[h(d_ij^S - d_ij^T)] + angle * mean_ijk[h(a_ijk^S - a_ijk^T)]`, h smooth L1 (Huber).
+    """Relational knowledge distillation: match distances and angles between samples.
 
-    d are distances within the global batch of N samples over their mean, a the cosines of the angle at i between j
-    and k. Needs `pooled` of any two sizes, no labels and no projection; published with the weight 1. Memory and time
-    grow with N^3: at N = 256 the angles of one network take 64 MiB.
+    `loss = distance * mean_ij[h(d_ij^S - d_ij^T)] + angle * mean_ijk[h(a_ijk^S - a_ijk^T)]` with smooth L1 (Huber) h. d
+    are distances within the global batch of N samples, divided by their mean; a are the cosines of the angles at i
+    between j and k. The two `pooled` features may differ in size. Requires neither labels nor a projection. Published
+    with weight 1. Memory and time grow with N^3: for N = 256, the angles of one network take 64 MiB.
+
+    Args:
+        distance: Weight of the distances.
+        angle: Weight of the angles.
     """
 
     def __init__(
@@ -43,10 +48,10 @@ class RKD(Loss):
 
 
 def _relations(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Distances `[N, N]` over their mean, and cosines of angles `[N, N, N]`, the first index at the vertex."""
+    """Distances `[N, N]` divided by their mean, and cosines of angles `[N, N, N]`, with the vertex as first index."""
     difference = x[None] - x[:, None]  # [N, N, D]
     distance = difference.norm(dim=2)
     mean = distance.sum() / (distance > 0).sum().clamp(min=1)
-    # A sample has no direction to its duplicates: over an infinite distance, unit vector and gradient are 0, not NaN.
+    # The direction to a duplicate is undefined: an infinite distance makes unit vector and gradient 0 instead of NaN.
     unit = difference / distance.masked_fill(distance <= 1e-6 * mean, torch.inf)[:, :, None]
     return distance / mean.clamp(min=1e-12), unit @ unit.transpose(1, 2)

@@ -1,6 +1,6 @@
-"""Transport between large batches, row block by row block: memory grows with the batch, not with its square.
+"""Transport between large batches in blocks of rows: memory grows linearly with the batch.
 
-Every rank takes the rows of its own samples; what they need of each other is the column sums, one vector an iteration.
+Each rank computes the rows of its local samples. Ranks only exchange column sums, one vector per iteration.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from losses.gather import gather, least_over_ranks, ranks, sum_over_ranks
 from losses.rows import own_rows, row_blocks
 
 SMALLEST_SUM = 1e-30
-"""Column sums below it are taken again by logarithms; fp32 loses what is under e^-87 of a row's largest entry."""
+"""Smaller column sums are recomputed in the log domain. fp32 loses entries below e^-87 of the row maximum."""
 
 
 def transport_cost(
@@ -28,14 +28,21 @@ def transport_cost(
     diagonal_odds: float = 1.0,
     carried: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """`sum_ij P_ij (1 - <x_i, y_j>)`, the plan's diagonal mass, its marginal error, and `P carried`; P as `sinkhorn`
-    finds it.
+    """Compute the cost of the plan of `sinkhorn` without storing the plan, `sum_ij P_ij (1 - <x_i, y_j>)`.
 
-    x: `[n, d]`, y: `[m, d]`, L2-normalised, of the global batch and equal on all ranks; computed in fp32 or float64.
-    diagonal_odds: how much likelier the prior holds a true pair than any other, at least 1; the anchored prior
-    `(1 - a) I/n + a/n^2` has 1 + n (1 - a) / a.
-    carried: `[m, D]`, what the plan brings to the rows of x, `[n, D]`; None brings nothing.
-    The gradient is that of the cost with P held fixed (the envelope theorem); the others have none.
+    The gradient is that of the cost for fixed P (envelope theorem). The other outputs have no gradient.
+
+    Args:
+        x: `[n, d]`, L2-normalised, of the global batch, equal on all ranks. Computed in fp32 or float64.
+        y: `[m, d]`, as x.
+        epsilon: Entropic regularisation, in units of the cost.
+        iterations: Number of Sinkhorn iterations.
+        diagonal_odds: Prior odds of a true pair against any other, at least 1. For the anchored prior `(1 - a) I/n +
+            a/n^2`, they are 1 + n (1 - a) / a.
+        carried: Features `[m, D]` to multiply by the plan, or None.
+
+    Returns:
+        The cost; the mass on the diagonal of the plan; its marginal error; and `P carried`, `[n, D]`, or None.
     """
     cost, diagonal, error, brought = _TransportCost.apply(
         full_precision(x), full_precision(y), epsilon, iterations, diagonal_odds, carried
@@ -80,12 +87,12 @@ class _TransportCost(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         gradient_x, gradient_y = ctx.saved_tensors
-        scale = ranks() * gradients[0]  # as `sum_of_shares` has it
+        scale = ranks() * gradients[0]  # as in `sum_of_shares`
         return scale * gradient_x, scale * gradient_y, None, None, None, None
 
 
 class _Problem:
-    """Blocks of `log K + g`; the cost's constant 1 is left to the potentials."""
+    """The kernel in blocks of rows, as `log K + g`. The constant 1 of the cost is absorbed by the potentials."""
 
     def __init__(self, x: Tensor, y: Tensor, epsilon: float, log_odds: float) -> None:
         self.x, self.y, self.epsilon, self.log_odds = x, y, epsilon, log_odds
@@ -98,11 +105,14 @@ class _Problem:
             yield rows, block
 
     def potentials(self, iterations: int) -> tuple[Tensor, Tensor]:
-        """Of the rows and of the columns, in units of epsilon. Iterations of one pass each, and only if a column sum
-        underflowed all of them again with two: to look at the sums is to wait for the device, so it is done once."""
+        """Potentials of rows and columns in units of epsilon.
+
+        Each iteration is one pass over the kernel. Only if a column sum underflowed, all iterations are repeated with
+        two passes. Reading the sums synchronises with the device, so this is checked once.
+        """
         f, g, least = self._iterate(iterations, by_logarithms=False)
-        fine = least_over_ranks((least > SMALLEST_SUM).float())  # nan, to which a sum of 0 leads, is not
-        if not fine:  # of all ranks, which must choose alike
+        fine = least_over_ranks((least > SMALLEST_SUM).float())  # False for nan, which results from a sum of 0
+        if not fine:  # minimum over ranks, which must all take the same branch
             f, g, _ = self._iterate(iterations, by_logarithms=True)
         return f, g
 
@@ -117,7 +127,7 @@ class _Problem:
         return f, g, least
 
     def _sums(self, g: Tensor) -> tuple[Tensor, Tensor]:
-        """Potentials of this rank's rows, and the column sums of all under them."""
+        """Potentials of the rows of this rank, and the column sums of all ranks under these."""
         n = len(self.x)
         f, column = torch.zeros_like(self.x[:, 0]), torch.zeros_like(g)
         for rows, block in self.blocks(g):

@@ -1,4 +1,4 @@
-"""Sums over the rows of matrices between large batches: each rank takes its samples' rows, and holds some at a time."""
+"""Sums over rows of matrices between large batches: each rank computes its local rows, in blocks."""
 
 from __future__ import annotations
 
@@ -11,32 +11,44 @@ from torch.utils.checkpoint import checkpoint
 from losses.gather import rank, ranks, sum_of_shares
 
 LARGEST_WHOLE = 4096
-"""Global batches beyond it hold no matrix of all their pairs, where a loss can do without."""
+"""For larger global batches, losses avoid storing a matrix of all pairs if possible."""
 
 BLOCK_ELEMENTS = 1 << 23
-"""Entries of such a matrix that exist at a time."""
+"""Number of elements of such a matrix in memory at once."""
 
 
 def own_rows(rows: int) -> slice:
-    """Those of this rank's samples, of the rows of the global batch; ValueError if ranks cannot have equally many."""
+    """The rows of this rank among those of the global batch.
+
+    Raises:
+        ValueError: The number of rows is not divisible by the number of ranks.
+    """
     share, left = divmod(rows, ranks())
     if left:
-        raise ValueError(f"{rows} rows are not the global batch of {ranks()} ranks: each must give equally many")
+        raise ValueError(f"{rows} rows cannot be the global batch of {ranks()} ranks: each must have the same number")
     return slice(rank() * share, (rank() + 1) * share)
 
 
 def row_blocks(rows: int, columns: int) -> Iterator[slice]:
-    """This rank's rows of a `[rows, columns]` matrix, as many at a time as BLOCK_ELEMENTS allows."""
+    """Iterate over the rows of this rank of a `[rows, columns]` matrix in blocks of about BLOCK_ELEMENTS elements."""
     own, step = own_rows(rows), max(BLOCK_ELEMENTS // columns, 1)
     for start in range(own.start, own.stop, step):
         yield slice(start, min(start + step, own.stop))
 
 
 def sum_by_rows(term: Callable[[slice], Tensor], rows: int, columns: int) -> Tensor:
-    """`term(all rows)` for a term that is a sum over the rows of a `[rows, columns]` matrix of the global batch.
+    """Evaluate a term that is a sum over the rows of a matrix of the global batch.
 
-    Beyond LARGEST_WHOLE rows every rank sums its own, block by block, each computed again in the backward: what the
-    term reads must not have changed by then.
+    For more than LARGEST_WHOLE rows, each rank sums its local rows block by block, and recomputes each block in the
+    backward. The inputs of the term must not change until then.
+
+    Args:
+        term: Function from a slice of rows to their sum.
+        rows: Number of rows of the matrix.
+        columns: Number of columns of the matrix.
+
+    Returns:
+        `term(all rows)`, a scalar.
     """
     if rows <= LARGEST_WHOLE:
         return term(slice(0, rows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -10,7 +11,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from losses.base import Batch, Dims, Features, Loss, full_precision
+from losses.base import Batch, Dims, Features, Loss, LossOutput, full_precision
 from losses.critic import CosineProjection
 from losses.diagnostics import pair_metrics
 from losses.gather import gather
@@ -18,12 +19,18 @@ from losses.temperature import bounded_temperature
 
 
 class SigLIP(Loss):
-    """`-1/N sum_ij log sigmoid(z_ij (scale * <s_i, t_j> + bias))`, z = 1 for the pairs and -1 for all others.
+    """SigLIP: binary classification of each combination of the global batch as matching or not.
 
-    Every pair of the global batch of N samples is a decision of its own, without a softmax. dim: size of the
-    L2-normalised projections of both `pooled`. scale: start value of the inverse temperature, learnt within [1, 100].
-    bias: start value of the learnt bias; -10 expects nearly all pairs to be negative. Needs no labels.
+    `loss = -1/N sum_ij log sigmoid(z_ij (scale * <s_i, t_j> + bias))`, z = 1 for pairs and -1 otherwise. There is no
+    softmax over the N samples. Requires no labels.
+
+    Args:
+        dim: Size of the L2-normalised projections.
+        scale: Initial value of the inverse temperature; learnt within [1, 100].
+        bias: Initial value of the learnt bias. With -10, nearly all combinations are predicted as negative at first.
     """
+
+    never_decayed = ("log_temperature", "bias")
 
     def __init__(
         self,
@@ -40,18 +47,16 @@ class SigLIP(Loss):
         self.log_temperature = nn.Parameter(torch.tensor(-math.log(scale)))
         self.bias = nn.Parameter(torch.tensor(float(bias)))
 
-    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> LossOutput:
         s = gather(self.student_projection(full_precision(student.pooled)))
         t = gather(self.teacher_projection(full_precision(teacher.pooled)))
-        self._last = s.detach(), t.detach()
         with torch.autocast(s.device.type, enabled=False):
             # [N, N], the pairs on the diagonal
             logits = s @ t.T / bounded_temperature(self.log_temperature) + self.bias
         sign = 2 * torch.eye(len(s), device=s.device, dtype=s.dtype) - 1
-        return -F.logsigmoid(sign * logits).sum() / len(s)
+        loss = -F.logsigmoid(sign * logits).sum() / len(s)
+        return LossOutput(loss, partial(self._metrics, s.detach(), t.detach()))
 
-    def metrics(self) -> dict[str, Tensor]:
-        if not self._last:
-            return {}
+    def _metrics(self, s: Tensor, t: Tensor) -> dict[str, Tensor]:
         learnt = {"scale": (-self.log_temperature.detach()).exp(), "bias": self.bias.detach()}
-        return pair_metrics(*self._last) | learnt
+        return pair_metrics(s, t) | learnt | {"negatives": s.new_tensor(len(s) - 1)}

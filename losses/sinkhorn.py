@@ -1,4 +1,9 @@
-"""Entropic optimal transport by Sinkhorn's iterations (Cuturi 2013; Peyre and Cuturi 2019, sections 4.2 and 4.4)."""
+"""Entropic optimal transport by Sinkhorn iterations (Cuturi 2013; Peyre and Cuturi 2019, sections 4.2 and 4.4).
+
+There are three implementations of the same iteration: products with the kernel on the CPU without gradient and with
+uniform marginals, which is fastest (`_by_kernel`); the log domain in all other cases (`_by_logarithms`); and the log
+domain compiled by torch.compile for GPUs (`_fused`).
+"""
 
 from __future__ import annotations
 
@@ -14,16 +19,16 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 LARGEST_SCALING = math.exp(30)
-"""fp32 loses entries of the kernel below e^-87; with scalings up to e^30 each way, what is lost stays below e^-27."""
+"""fp32 loses kernel entries below e^-87. With scalings up to e^30 on each side, lost entries are below e^-27."""
 
 LONGEST_STRIDE = 8
-"""Iterations between two looks at the scalings."""
+"""Maximum number of iterations between two checks of the scalings."""
 
 LARGE_BYTES = 1 << 22
-"""Kernels beyond this do not stay in the caches from one iteration to the next."""
+"""Larger kernels do not stay in the CPU caches between iterations."""
 
 BLOCK_BYTES = 3 << 19
-"""Rows of the kernel that stay in a core's cache between the two products of an iteration."""
+"""Size of a block of rows that stays in the cache of a core between the two products of an iteration."""
 
 
 def sinkhorn(
@@ -36,23 +41,32 @@ def sinkhorn(
     marginal_penalty: float | None = None,
     compiled: bool = False,
 ) -> Tensor:
-    """The plan that minimises `<P, cost> + epsilon * KL(P || prior)` under marginals that are uniform or given.
+    """Compute the plan that minimises `<P, cost> + epsilon * KL(P || prior)` under uniform or given marginals.
 
-    cost: `[..., n, m]`, any float dtype; computed in fp32 (float64 stays float64), also inside autocast.
-    epsilon: above 0, in the cost's own unit. iterations: how many row and column updates; fixed, so that nothing
-    waits for the device. log_prior: `[n, m]`, log of the reference plan, -inf where no mass may go; 1/(n m) without.
-    log_row, log_column: logs of the marginals `[..., n]` and `[..., m]`, -inf for rows that take no part; log 1/n and
-    log 1/m without. marginal_penalty: instead of holding the marginals, pay so much a unit of KL(marginal of P ||
-    marginal), above 0 (Chizat et al. 2018). compiled: iterations in the log domain, fused by torch.compile, for GPUs,
-    where each would be a dozen kernels. Gradients flow through the iterations if the cost asks for them.
-    Returns `[..., n, m]`. Its column sums are exact unless penalised; `marginal_error` tells how far its rows are.
-    Raises ValueError for numbers out of these ranges, epsilon as a tensor apart, and for a cost without an entry.
+    Args:
+        cost: `[..., n, m]`, any float dtype. Computed in fp32 (float64 is kept), also inside autocast. Gradients flow
+            through the iterations if it requires them.
+        epsilon: Entropic regularisation, above 0, in units of the cost.
+        iterations: Number of row and column updates. It is fixed, so that there is no synchronisation with the device.
+        log_prior: Log of the reference plan, `[n, m]`, -inf for forbidden entries; by default log 1/(n m).
+        log_row: Log of the row marginal, `[..., n]`, -inf for excluded rows; by default log 1/n.
+        log_column: Log of the column marginal, `[..., m]`, -inf for excluded columns; by default log 1/m.
+        marginal_penalty: Instead of fixing the marginals, penalise KL(marginal of P || marginal) by this weight, above
+            0 (Chizat et al. 2018).
+        compiled: Fuse the iterations in the log domain by torch.compile. For GPUs, where each would launch a dozen
+            kernels.
+
+    Returns:
+        `[..., n, m]`. Column sums are exact unless penalised; `marginal_error` measures the error of the rows.
+
+    Raises:
+        ValueError: The cost is empty, or a number is out of range. An epsilon that is a tensor is not checked.
     """
     _check(cost, epsilon, iterations, marginal_penalty)
     with torch.autocast(cost.device.type, enabled=False):
         n, m = cost.shape[-2:]
         if marginal_penalty is not None and log_prior is None:
-            log_prior = cost.new_full((), -math.log(n * m))  # held marginals take no notice of its mass
+            log_prior = cost.new_full((), -math.log(n * m))  # with fixed marginals, the mass of the prior is irrelevant
         log_kernel = _log_kernel(cost, epsilon, log_prior)
         free = log_row is None and log_column is None and marginal_penalty is None
         traced = compiled or torch.compiler.is_compiling()
@@ -71,7 +85,7 @@ def sinkhorn(
 def _check(cost: Tensor, epsilon: float | Tensor, iterations: int, marginal_penalty: float | None) -> None:
     if cost.ndim < 2 or 0 in cost.shape:
         raise ValueError(f"sinkhorn: the cost must be [..., n, m] with n and m at least 1, not {list(cost.shape)}")
-    if not isinstance(epsilon, Tensor) and not epsilon > 0:  # to look at a tensor would be to wait for the device
+    if not isinstance(epsilon, Tensor) and not epsilon > 0:  # reading a tensor would synchronise with the device
         raise ValueError(f"sinkhorn: epsilon must be above 0, in the cost's unit, not {epsilon}")
     if iterations < 1:
         raise ValueError(f"sinkhorn: iterations must be at least 1, not {iterations}")
@@ -80,13 +94,13 @@ def _check(cost: Tensor, epsilon: float | Tensor, iterations: int, marginal_pena
 
 
 def _log_kernel(cost: Tensor, epsilon: float | Tensor, log_prior: Tensor | None) -> Tensor:
-    """A tensor of its own, at least fp32."""
+    """The log kernel as a new tensor, at least fp32."""
     log_kernel = cost.to(torch.promote_types(cost.dtype, torch.float32)) / -epsilon
     return log_kernel if log_prior is None else log_kernel + log_prior.to(log_kernel.dtype)
 
 
 def _without(log_kernel: Tensor, marginal: Tensor) -> tuple[Tensor, Tensor]:
-    """The kernel without the rows or columns of marginal -inf, and the marginal, finite."""
+    """The kernel without rows or columns whose marginal is -inf, and the marginal, made finite."""
     none = marginal == -math.inf
     return log_kernel.masked_fill(none, -math.inf), marginal.masked_fill(none, 0.0)
 
@@ -94,8 +108,10 @@ def _without(log_kernel: Tensor, marginal: Tensor) -> tuple[Tensor, Tensor]:
 def _by_logarithms(
     log_kernel: Tensor, row: Tensor, column: Tensor, iterations: int, damping: float | Tensor = 1.0
 ) -> Tensor:
-    """The plan, stable for every kernel. Where cost / epsilon is large, fp32 leaves nothing of a marginal beside the
-    potentials, so they are absorbed into the kernel, soon at first; the last update is a softmax, which needs none.
+    """Compute the plan in the log domain, stable for every kernel.
+
+    If cost / epsilon is large, fp32 loses the marginals when they are added to the potentials. Potentials are therefore
+    absorbed into the kernel, often at the beginning. The last update is a softmax, which needs no potentials.
     """
     f, g = torch.zeros_like(log_kernel[..., :1]), torch.zeros_like(log_kernel[..., :1, :])
     done, stride = 0, 1
@@ -120,8 +136,10 @@ def _potentials(
     f: Tensor | float,
     g: Tensor | float,
 ) -> tuple[Tensor, Tensor]:
-    """What so many iterations add to potentials `f [..., n, 1]`, `g [..., 1, m]`, in units of epsilon, that log K holds
-    already:  f = damping * (row - logsumexp_j(log K + g)),  g = damping * (column - logsumexp_i(log K + f)).
+    """What a number of iterations adds to the potentials `f [..., n, 1]`, `g [..., 1, m]`, in units of epsilon.
+
+    They are already part of log K:  f = damping * (row - logsumexp_j(log K + g)), g = damping * (column -
+    logsumexp_i(log K + f)).
     """
     held_f, held_g = (1 - damping) * f, (1 - damping) * g
     own_g = torch.zeros_like(log_kernel[..., :1, :])
@@ -132,7 +150,7 @@ def _potentials(
 
 
 def _columns_of(log_kernel: Tensor, column: Tensor) -> Tensor:
-    """The plan whose columns have the mass `exp(column)`, shared out as the kernel says."""
+    """The plan with column sums `exp(column)`, each distributed in proportion to the kernel."""
     empty = log_kernel.detach().amax(-2, keepdim=True) == -math.inf
     return torch.softmax(log_kernel.masked_fill(empty, 0.0), -2) * column.exp().masked_fill(empty, 0.0)
 
@@ -143,8 +161,8 @@ def _fused() -> Callable[..., Tensor]:
 
 
 def _logsumexp(x: Tensor, dim: int) -> Tensor:
-    """0 where all of a row is -inf: such a row's marginal is -inf too, and the two would make nan."""
-    if x.requires_grad:  # masked before as well, or the gradient would be nan
+    """logsumexp, but 0 if all entries are -inf: the marginal of such a row is -inf, too, and both would make nan."""
+    if x.requires_grad:  # also masked before, else the gradient is nan
         empty = x.detach().amax(dim, keepdim=True) == -math.inf
         return torch.logsumexp(x.masked_fill(empty, 0.0), dim, keepdim=True).masked_fill(empty, 0.0)
     total = torch.logsumexp(x, dim, keepdim=True)
@@ -152,13 +170,13 @@ def _logsumexp(x: Tensor, dim: int) -> Tensor:
 
 
 def _by_kernel(kernel: Tensor, log_kernel: Callable[[], Tensor], iterations: int) -> Tensor:
-    """The same plan under uniform marginals with products instead of exponentials (Schmitzer 2019, arXiv 1610.06519).
+    """Compute the same plan for uniform marginals by products (Schmitzer 2019, arXiv 1610.06519).
 
-    With potentials absorbed into it, K is of moderate size, and an iteration is  u = 1 / K v,  v = 1 / K'u: the
-    marginals differ by a factor only, which is left for the end. Where u or v have left their range, the iterations
-    since they were last looked at are taken again: one by logarithms, which is absorbed, then by products.
+    With absorbed potentials, K has moderate values, and an iteration is  u = 1 / K v,  v = 1 / K'u. The marginals only
+    change a factor, which is applied at the end. If u or v leaves its range, the iterations since the last check are
+    repeated: one in the log domain, which is absorbed, and the others by products.
 
-    kernel: log K, which becomes the plan in its place; log_kernel: makes log K once more, which is seldom needed.
+    kernel: log K, overwritten by the plan. log_kernel: recomputes log K, which is rarely needed.
     """
     m = kernel.shape[-1]
     row, column = torch.zeros_like(kernel[..., :1]), torch.zeros_like(kernel[..., :1, :])
@@ -184,7 +202,7 @@ def _by_kernel(kernel: Tensor, log_kernel: Callable[[], Tensor], iterations: int
 
 
 def _scalings(kernel: Tensor, v: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """`[..., n, 1]`, `[..., 1, m]` after so many iterations."""
+    """Scalings `[..., n, 1]` and `[..., 1, m]` after a number of iterations."""
     if kernel.ndim == 2 and kernel.nbytes > LARGE_BYTES:
         return _scalings_of_large(kernel.numpy(), v[0].numpy(), iterations)
     for _ in range(iterations):
@@ -194,11 +212,11 @@ def _scalings(kernel: Tensor, v: Tensor, iterations: int) -> tuple[Tensor, Tenso
 
 
 def _scalings_of_large(kernel: np.ndarray, v: np.ndarray, iterations: int) -> tuple[Tensor, Tensor]:
-    """The same, reading the kernel from memory once an iteration: every thread takes its rows block by block, and a
-    block is still in its core's cache for the second product.
+    """The same, reading the kernel from memory once per iteration.
 
-    By NumPy, whose products let other threads run and are the faster ones for a block; its own threads would split the
-    second product by columns, across what the cores have in their caches.
+    Each thread processes its rows in blocks, and a block is still in the cache of the core for the second product.
+    NumPy releases the GIL and is faster for a block; its own threads would divide the second product by columns, across
+    the caches of the cores.
     """
     threads = torch.get_num_threads()
     u, columns = np.empty(len(kernel), kernel.dtype), np.empty((threads, len(v)), kernel.dtype)
@@ -208,13 +226,13 @@ def _scalings_of_large(kernel: np.ndarray, v: np.ndarray, iterations: int) -> tu
     with _blas().limit(limits=1), ThreadPoolExecutor(threads) as pool:
         for _ in range(iterations):
             list(pool.map(_one_pass, parts, repeat(v), columns))
-            with np.errstate(all="ignore"):  # what leaves the range is seen, and taken again
+            with np.errstate(all="ignore"):  # values out of range are detected and recomputed
                 v = np.reciprocal(columns.sum(0))
     return torch.from_numpy(u)[:, None], torch.from_numpy(v)[None]
 
 
 def _one_pass(blocks: list[tuple[np.ndarray, np.ndarray]], v: np.ndarray, column: np.ndarray) -> None:
-    """u = 1 / K v of some rows, and what they give to `column`, K'u."""
+    """Compute u = 1 / K v of some rows. Their part of K'u is written to `column`."""
     column.fill(0)
     with np.errstate(all="ignore"):
         for block, u in blocks:
@@ -233,6 +251,13 @@ def _moderate(scaling: Tensor) -> bool:
 
 
 def marginal_error(plan: Tensor, row: Tensor | None = None) -> Tensor:
-    """The mass that a plan `[..., n, m]` puts into wrong rows, `sum_i |sum_j P_ij - r_i|`, in [0, 2]; r is 1/n or
-    `row [..., n]`."""
+    """The mass in wrong rows, `sum_i |sum_j P_ij - r_i|`, in [0, 2].
+
+    Args:
+        plan: `[..., n, m]`.
+        row: Row marginal r, `[..., n]`; by default 1/n.
+
+    Returns:
+        `[...]`.
+    """
     return (plan.sum(-1) - (1 / plan.shape[-2] if row is None else row)).abs().sum(-1)

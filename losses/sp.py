@@ -15,10 +15,14 @@ from losses.unit import unit
 
 
 class SP(Loss):
-    """`|G_S - G_T|_F^2 / B^2`, G the batch's Gram matrix of flattened last maps with L2-normalised rows; needs maps.
+    """Similarity-preserving distillation: match the similarities between samples.
 
-    B is the global batch. The maps may differ in channels and size. One sample alone gives 0.
-    Raises ValueError if a side has no maps.
+    `loss = |G_S - G_T|_F^2 / B^2`, where G is the Gram matrix of the flattened deepest maps of the global batch of B
+    samples, with L2-normalised rows. Requires feature maps, which may differ in channels and size. A single sample
+    gives 0.
+
+    Raises:
+        ValueError: A network has no maps.
     """
 
     needs_maps: ClassVar[bool] = True

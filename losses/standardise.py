@@ -1,4 +1,7 @@
-"""Teacher features on a common scale: zero mean and unit variance a dimension, by running statistics."""
+"""Standardise features to zero mean and unit variance per dimension.
+
+Teacher features are standardised by running statistics, student features by those of the batch.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from losses.base import full_precision
+from losses.batch_norm import moments
 from losses.finite import keep_finite
 
 
 class Standardise(nn.Module):
-    """`(x - mean) / std` of `[B, D]` features, with statistics averaged over the training batches seen so far.
+    """Standardise features `[B, D]` by running statistics, `(x - mean) / std`, in fp32.
 
-    A plain average over the first `window` batches, an exponential one after that: right from the first batch on.
-    Give it the gathered batch, so that all ranks hold the same statistics; one that is not finite is left out. fp32.
+    Statistics are a plain average over the first `window` training batches, and an exponential one afterwards; they are
+    thus valid from the first batch. Update with the gathered batch, so that all ranks have the same statistics.
+
+    Args:
+        dim: D.
+        window: Number of batches.
     """
 
     mean: Tensor
@@ -29,9 +37,11 @@ class Standardise(nn.Module):
 
     @torch.no_grad()
     def update(self, x: Tensor, weight: Tensor | None = None) -> None:
-        """Move mean and variance towards those of `x [N, D]`; the first batches count alike.
+        """Update mean and variance. Batches that are not finite are skipped.
 
-        weight: `[N]`, of sum 1, each sample's share in both; uniform without.
+        Args:
+            x: The gathered batch, `[N, D]`.
+            weight: Weights of the samples, `[N]`, sum 1. None means uniform.
         """
         x = full_precision(x)
         weight = x.new_full((len(x),), 1 / len(x)) if weight is None else weight.to(x.dtype)
@@ -47,6 +57,31 @@ class Standardise(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        # The floor keeps dimensions that never vary (dead units) at zero instead of noise.
+        # The minimum keeps constant dimensions (dead units) at zero instead of amplifying noise.
         scale = self.variance.sqrt().clamp(min=1e-3 * self.variance.mean().sqrt() + 1e-6)
         return (full_precision(x) - self.mean) / scale
+
+
+LEAST_SHARE = 0.01
+"""Minimum variance relative to the mean square of all dimensions: smaller variance is not amplified further."""
+SMALLEST_SQUARE = 1e-12
+
+
+def standardised(x: Tensor) -> Tensor:
+    """Standardise by the batch: `(x - mean) / sqrt(variance + 0.01 mean square)` per dimension of the global batch.
+
+    Unlike a teacher, a student changes during training. The statistics of the batch are therefore used, and gradients
+    flow through them. The mean square is over all dimensions and includes the mean: features whose common mean grows
+    become smaller here, instead of unchanged.
+
+    Args:
+        x: Features of the samples of this rank, `[B, D]`, fp32 or float64, with the same B on every rank.
+
+    Returns:
+        `[B, D]`. Independent of the scale of x; 0 for a batch of one sample.
+    """
+    mean, variance = moments(x)
+    mean_square = (variance + mean.square()).mean()
+    # A smaller divisor would make the gradients of features that are all 0 explode.
+    floor = torch.where(mean_square > SMALLEST_SQUARE, LEAST_SHARE * mean_square, 1.0)
+    return (x - mean) / (variance + floor).sqrt()

@@ -1,4 +1,4 @@
-"""The temperature of a contrast, learnt within bounds."""
+"""The temperature of a contrastive loss, learnt within bounds."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ LEAST, LARGEST = 0.01, 1.0
 
 
 def bounded_temperature(log_temperature: Tensor) -> Tensor:
-    """`exp` of a parameter that is kept within [log 0.01, log 1].
+    """Compute `exp(log_temperature)` after clamping the parameter to [log 0.01, log 1] in place.
 
-    The parameter itself is put back: a clamp of the value would have no gradient beyond a bound, and what an optimiser
-    carried there could never return.
+    Clamping the value instead would give no gradient out of bounds, and a parameter that an optimiser had moved there
+    could never return.
     """
     with torch.no_grad():
         log_temperature.clamp_(math.log(LEAST), math.log(LARGEST))

@@ -1,4 +1,4 @@
-"""Directions of feature vectors."""
+"""L2 normalisation of feature vectors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from torch import Tensor
 
 
 def unit(x: Tensor) -> Tensor:
-    """`x / |x|` of each row of `[..., D]`. A row of zeros stays so, without gradient: that of `F.normalize` is 1e12."""
+    """L2-normalise the rows of x, `[..., D]`.
+
+    Rows of zeros remain zero, with zero gradient, whereas `F.normalize` has a gradient of 1e12 there.
+    """
     norm = x.norm(dim=-1, keepdim=True)
     return x / norm.masked_fill(norm <= 1e-12, torch.inf)

@@ -17,17 +17,23 @@ START_VARIANCE, LEAST_VARIANCE = 5.0, 1e-5
 
 
 class VID(Loss):
-    """`sum_l mean[(t_l - mu_l(s_l))^2 / v_l + log v_l] / 2`: -log likelihood of the teacher, up to a constant.
+    """Variational information distillation: negative log likelihood of the teacher's features given the student's.
 
-    mu_l is a trained regressor (three 1x1 convolutions with ReLU), v_l a trained variance for each teacher channel.
-    The l are the maps, in pairs (the larger map of a pair is pooled to the smaller one; tokens that differ in number
-    are averaged); if the sides differ in their number of maps, the last ones are paired; if one has none, it is
-    `pooled` alone. first: of the pairs that is compared; published with 1, which leaves out the stem of a ResNet.
-    Needs no labels; published with the weight 1. A likelihood: it falls below 0 once the student predicts the teacher
-    well. Raises ValueError if there are not that many pairs.
+    `loss = sum_l mean[(t_l - mu_l(s_l))^2 / v_l + log v_l] / 2`, up to a constant. mu_l is a trained regressor (three
+    1x1 convolutions with ReLU), and v_l a trained variance per teacher channel. The l are pairs of maps; the larger map
+    of a pair is pooled to the smaller size, and tokens that differ in number are averaged. If the networks have
+    different numbers of maps, the deepest ones are paired. If one has no maps, `pooled` is used instead. Requires no
+    labels. Published with weight 1. The value becomes negative once the student predicts the teacher well.
+
+    Args:
+        first: Index of the first pair that is compared. The paper uses 1, which skips the stem of a ResNet.
+
+    Raises:
+        ValueError: `first` leaves no pairs.
     """
 
     needs_maps: ClassVar[bool] = True
+    per_sample = True
 
     def __init__(self, student: Dims, teacher: Dims, *, first: Annotated[int, Ge(0)] = 0) -> None:
         super().__init__()
@@ -47,7 +53,7 @@ class VID(Loss):
 
 
 class _Gaussian(nn.Module):
-    """`-log N(t; mu(s), v)` of `[..., C]`, the mean over all entries. A linear layer is a 1x1 convolution here."""
+    """`-log N(t; mu(s), v)` of `[..., C]`, averaged over all entries. A linear layer acts as a 1x1 convolution."""
 
     def __init__(self, student: int, teacher: int) -> None:
         super().__init__()
@@ -58,7 +64,7 @@ class _Gaussian(nn.Module):
             nn.ReLU(),
             nn.Linear(teacher, teacher, bias=False),
         )
-        start = math.log(math.expm1(START_VARIANCE - LEAST_VARIANCE))  # softplus of it is the start
+        start = math.log(math.expm1(START_VARIANCE - LEAST_VARIANCE))  # its softplus is START_VARIANCE
         self.softplus_variance = nn.Parameter(torch.full((teacher,), start))
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -69,8 +75,8 @@ class _Gaussian(nn.Module):
 
 
 def _same_positions(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """A pair of maps as `[B, N, C]` with one N."""
-    s, t = full_precision(s), full_precision(t)  # before they are averaged
+    """Convert a pair of maps to `[B, N, C]` with the same N."""
+    s, t = full_precision(s), full_precision(t)  # before averaging
     if s.ndim == t.ndim == 4 and s.shape[2:] != t.shape[2:]:
         size = min(s.shape[2], t.shape[2]), min(s.shape[3], t.shape[3])
         s, t = F.adaptive_avg_pool2d(s, size), F.adaptive_avg_pool2d(t, size)

@@ -1,37 +1,56 @@
-"""WKD-L: the Wasserstein distance between class probabilities (Lv, Yang and Li 2024, arXiv 2412.08139)."""
+"""WKD-L: Wasserstein distance between class probabilities (Lv, Yang and Li 2024, arXiv 2412.08139)."""
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.nn import functional as F
 
-from losses.base import Batch, Dims, Features, Loss, full_precision, known
+from losses.base import Batch, Dims, Features, Loss, LossOutput, full_precision, known
 from losses.finite import keep_finite
 from losses.gather import gather
 from losses.logits import paired_classes, paired_logits
 
 
 class WKDLogit(Loss):
-    """`mean_i (-p_T(y) log p_S(y) + transport * <P, C>)`, P the entropic plan between the classes other than y.
+    """WKD-L: transport of class probabilities under a cost that reflects the similarity of classes.
 
-    P moves the student's probabilities at `temperature` to the teacher's, both renormalised without y; C is
-    `ClassCost`. The gradient flows through P's iterations, since C holds nothing of the student. Being entropic and cut
-    short, `<P, C>` is not 0 where both sides agree, and where the costs are many times epsilon, 10 iterations leave
-    much of the mass unmoved and the value too small (metric `marginal_error`, in [0, 2]).
-    y is the label, or the teacher's most probable class where there is none.
+    `loss = mean_i (-p_T(y) log p_S(y) + transport * <P, C>)`, where P is the entropic plan between the classes other
+    than y. P moves the student's probabilities at `temperature` to the teacher's, both renormalised without y, under
+    the class cost `C = 1 - exp(-sharpen * C_0)`. Gradients flow through the iterations of P, since C does not depend on
+    the student. y is the label, or the teacher's most probable class if there is no label.
 
-    transport: weight beside the target's term, published as 600, and 200 when joined with `WKDFeature`. epsilon: in
-    units of C, which lies in [0, 1]; from 0.03 on, exp(-1 / epsilon) and its square stay within fp32. iterations: how
-    often both marginals are met. Raises ValueError for a smaller epsilon, and unless both sides have logits of the same
-    classes, two or more.
+    `<P, C>` is entropic and not fully converged: it is not 0 if both networks agree, and if costs are many times
+    epsilon, 10 iterations leave much of the mass unmoved and the value is too small (metric `marginal_error`, in [0,
+    2]). Published with a cosine decay of the weight of the transport from epoch 150 of 240.
+
+    Args:
+        temperature: Temperature of both networks in the transport. The term of the target class has none.
+        transport: Weight relative to the term of the target class. The paper uses 600, and 200 together with
+            `WKDFeature`.
+        epsilon: Entropic regularisation in units of C, which is in [0, 1]. From 0.03, exp(-1 / epsilon) and its square
+            are in the range of fp32.
+        iterations: Number of Sinkhorn iterations.
+        sharpen: 1 as in the paper; 0 uses `C = C_0`.
+        cost_file: C_0 as a NumPy file (`.npy`) of `[K, K]`, with the K classes in the order of the student: symmetric,
+            in [0, 1], 0 on the diagonal. The paper uses `1 - CKA` of the features of two classes over the training set.
+            Null uses `ClassCost`, which is estimated during training.
+
+    Raises:
+        ValueError: `epsilon` is too small; `cost_file` cannot be read or is not such a matrix; or the networks do not
+            have logits of the same classes, at least two.
     """
 
     needs_teacher_logits = True
     needs_student_logits = True
+
+    fixed: Tensor
 
     def __init__(
         self,
@@ -42,61 +61,91 @@ class WKDLogit(Loss):
         transport: Annotated[float, Ge(0)] = 600.0,
         epsilon: Annotated[float, Ge(0.03)] = 0.05,
         iterations: Annotated[int, Gt(0)] = 10,
+        sharpen: Annotated[float, Ge(0)] = 1.0,
+        cost_file: str | None = None,
     ) -> None:
         super().__init__()
         if not epsilon >= 0.03:
-            raise ValueError(f"epsilon: {epsilon} is below 0.03, where fp32 loses the kernel")
+            raise ValueError(f"epsilon: {epsilon} is below 0.03, where the kernel underflows in fp32")
         classes = paired_classes("WKDLogit", student, teacher, least=2)
         self.temperature, self.transport = temperature, transport
-        self.epsilon, self.iterations = epsilon, iterations
-        self.cost = ClassCost(classes, teacher.pooled)
+        self.epsilon, self.iterations, self.sharpen = epsilon, iterations, sharpen
+        self.running = ClassCost(classes, teacher.pooled) if cost_file is None else None
+        self.register_buffer("fixed", None if cost_file is None else _read_cost(cost_file, classes))
 
-    def forward(self, student: Features, teacher: Features, batch: Batch) -> Tensor:
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> LossOutput:
         z_student, z_teacher = paired_logits(student, teacher)
         label = known(batch, "label", z_student)
         target = torch.where(label >= 0, label, z_teacher.argmax(1))
-        if self.training:
-            self.cost.update(gather(full_precision(teacher.pooled)), gather(target))
+        if self.training and self.running is not None:
+            self.running.update(gather(full_precision(teacher.pooled)), gather(target))
         y = target[:, None]
         confidence = F.softmax(z_teacher, 1).gather(1, y) * F.log_softmax(z_student, 1).gather(1, y)
-        distance = self._transport(self._others(z_student, y), self._others(z_teacher, y), y)
-        return self.transport * distance.mean() - confidence.mean()
+        distance, error = self._transport(self._others(z_student, y), self._others(z_teacher, y), y)
+        return LossOutput(self.transport * distance.mean() - confidence.mean(), partial(self._metrics, error))
+
+    def class_cost(self) -> Tensor:
+        """C, `[K, K]`: read from the file or estimated so far, and sharpened."""
+        cost = self.fixed if self.running is None else self.running()
+        return -torch.expm1(-self.sharpen * cost) if self.sharpen else cost
 
     def _others(self, logits: Tensor, y: Tensor) -> Tensor:
-        """`[B, K]`: the softened probabilities of the classes other than y, exactly 0 at y."""
+        """Softened probabilities of the classes other than y, `[B, K]`, exactly 0 at y."""
         return F.softmax((logits / self.temperature).scatter(1, y, -torch.inf), 1)
 
-    def _transport(self, student: Tensor, teacher: Tensor, y: Tensor) -> Tensor:
-        """`<P, C>` of every sample, `[B]`: Sinkhorn's iterations, the student's marginal met last.
+    def _transport(self, student: Tensor, teacher: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """`<P, C>` of each sample, `[B]`, by Sinkhorn iterations, and the error of the teacher's marginal, a scalar.
 
-        All samples share one cost, bounded by 1, so that the kernel neither underflows nor needs `[B, K, K]`: an
-        iteration is two products of matrices. A class of probability 0 takes no part.
+        The marginal of the student is exact, since it is updated last. All samples share one cost, which is at most 1.
+        Therefore the kernel does not underflow, no `[B, K, K]` tensor is needed, and an iteration is two matrix
+        products. Classes of probability 0 are ignored.
         """
         with torch.autocast(student.device.type, enabled=False):
-            cost = self.cost().to(student)
+            cost = self.class_cost().to(student)
             kernel = torch.exp(-cost / self.epsilon)  # symmetric
             u = torch.ones_like(student).scatter(1, y, 0)
             for _ in range(self.iterations):
                 v = teacher / (u @ kernel)
                 u = student / (v @ kernel)
             moved = v * (u @ kernel)
-            self._last = ((moved - teacher).detach().abs().sum(1).mean(),)
-            return (v * (u @ (kernel * cost))).sum(1)
+            error = (moved - teacher).detach().abs().sum(1).mean()
+            return (v * (u @ (kernel * cost))).sum(1), error
 
-    def metrics(self) -> dict[str, Tensor]:
-        if not self._last:
-            return {}
-        (error,) = self._last
-        return {"marginal_error": error, "classes_seen": (self.cost.count > 0).sum()}
+    def _metrics(self, error: Tensor) -> dict[str, Tensor]:
+        seen = {} if self.running is None else {"classes_seen": (self.running.count > 0).sum()}
+        return {"marginal_error": error} | seen
+
+
+def _read_cost(file: str, classes: int) -> Tensor:
+    """Read a class cost from a file, `[K, K]`, fp32."""
+    try:
+        with Path(file).open("rb") as opened:
+            cost = torch.from_numpy(np.lib.format.read_array(opened, allow_pickle=False).astype(np.float32))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cost_file: {file}: cannot be read as a NumPy file (.npy) of numbers ({error})") from error
+    if cost.shape != (classes, classes):
+        raise ValueError(f"cost_file: {file}: its shape is {list(cost.shape)}, not {[classes, classes]}")
+    if not (torch.allclose(cost, cost.T, atol=1e-5) and cost.min() >= -1e-5 and cost.max() <= 1 + 1e-5):
+        raise ValueError(
+            f"cost_file: {file}: not symmetric, or not in [0, 1]; it must be 1 - CKA of all pairs of classes"
+        )
+    if not cost.diagonal().abs().max() <= 1e-5:
+        raise ValueError(f"cost_file: {file}: its diagonal is not 0; the cost of a class to itself must be 0")
+    return ((cost + cost.T) / 2).clamp(0, 1).fill_diagonal_(0)
 
 
 class ClassCost(torch.nn.Module):
-    """`C_ij = 1 - CKA_ij`, in [0, 1], CKA the centred kernel alignment of two classes in the teacher's feature space.
+    """Running estimate of the class cost `C_ij = 1 - CKA_ij`, in [0, 1].
 
-    The paper computes it once from all the training set's features. Here running means of the classes stand for them:
-    with the linear kernel `m m'` between feature dimensions, m a class's mean, CKA is the squared correlation of two
-    means over the dimensions. Spread inside the classes is left out, and no pass over the data is needed. Classes not
-    seen yet are taken as unlike all others: cost 1, the distance is then total variation.
+    CKA is the centred kernel alignment of two classes in the feature space of the teacher. The paper computes it once
+    from the features of the training set. Here, running means of the classes replace them: for the linear kernel `m m'`
+    between feature dimensions, where m is the mean of a class, CKA is the squared correlation of two means over
+    dimensions. Variation within classes is ignored, and no pass over the data is needed. Classes that have not been
+    seen are dissimilar to all others: cost 1, and the distance is then total variation.
+
+    Args:
+        classes: K.
+        dim: Size of the teacher's features.
     """
 
     mean: Tensor
@@ -109,10 +158,14 @@ class ClassCost(torch.nn.Module):
 
     @torch.no_grad()
     def update(self, features: Tensor, target: Tensor) -> None:
-        """Average plainly over all samples so far: the teacher is frozen. Takes the gathered batch, and leaves out one
-        that is not finite."""
+        """Update the plain average over all samples so far (the teacher is frozen). Skips batches that are not finite.
+
+        Args:
+            features: Features of the gathered batch, `[N, D]`.
+            target: Classes, int64 `[N]`.
+        """
         with torch.autocast(features.device.type, enabled=False):
-            # A product instead of index_add, which is not deterministic on CUDA.
+            # A matrix product, since index_add is not deterministic on CUDA.
             member = F.one_hot(target, len(self.count)).to(self.mean)
             number = member.sum(0)
             count = self.count + number
@@ -121,6 +174,6 @@ class ClassCost(torch.nn.Module):
 
     @torch.no_grad()
     def forward(self) -> Tensor:
-        centred = F.normalize(self.mean - self.mean.mean(1, keepdim=True), dim=1)  # 0 for classes not seen
+        centred = F.normalize(self.mean - self.mean.mean(1, keepdim=True), dim=1)  # 0 for unseen classes
         alignment = (centred @ centred.T).square().clamp(max=1)
         return (1 - alignment).fill_diagonal_(0)

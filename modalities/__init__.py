@@ -1,14 +1,15 @@
-"""What the program knows about kinds of data, a file each."""
+"""The supported modalities, one file each."""
 
 from __future__ import annotations
 
 from importlib.metadata import entry_points
 
+from losses.registry import find, import_class
 from modalities.audio import Audio
 from modalities.base import Encoder, Features, Geometry, Modality
 from modalities.depth import Depth
-from modalities.encoders import find, import_class
 from modalities.lab import Chroma, Luminance
+from modalities.points import Points
 from modalities.rgb import RGB
 from modalities.text import Text
 
@@ -23,6 +24,7 @@ __all__ = [
     "Geometry",
     "Luminance",
     "Modality",
+    "Points",
     "Text",
     "get",
 ]
@@ -32,15 +34,29 @@ MODALITIES: dict[str, type[Modality]] = {
     "luminance": Luminance,
     "chroma": Chroma,
     "depth": Depth,
+    "points": Points,
     "audio": Audio,
     "text": Text,
 }
 
 
 def get(name: str) -> type[Modality]:
-    """The modality of that name: built in, a package's entry point `wcord.modalities`, or `package.module:Class`.
+    """Look up a modality class by name.
 
-    Raises ValueError for a name that is none of these, naming the known ones and a near miss.
+    Args:
+        name: A built-in name such as `depth`, the name of an entry point in the group `wcord.modalities`, or
+            `package.module:Class`.
+
+    Returns:
+        The subclass of `Modality`, not an instance.
+
+    Raises:
+        ValueError: The name is unknown. The message lists the known names and suggests the closest one.
+
+    Example:
+        ```python
+        depth = wcord.modalities.get("depth")(near=0.2, far=5.0)
+        ```
     """
     if name in MODALITIES:
         return MODALITIES[name]

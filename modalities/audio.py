@@ -1,4 +1,4 @@
-"""Sound: any sample rate and number of channels, as one channel at a rate of the config's choice."""
+"""Audio: any sample rate and number of channels, mixed down to mono and resampled to the rate in the config."""
 
 from __future__ import annotations
 
@@ -24,23 +24,27 @@ from modalities.sound_header import knows_its_length
 from modalities.torchaudio_loader import import_soundfile, import_torchaudio
 
 MOST_VALUES = 100_000_000
-"""Samples times channels that a file may unpack to, before or after resampling: 50 minutes of stereo at 16 kHz."""
+"""Upper limit on samples x channels of a file, before and after resampling: 50 minutes of stereo at 16 kHz."""
 MOST_FILTER = 16_000_000
-"""Values of a resampling filter: a rate that shares no factor with the wanted one asks for gigabytes."""
+"""Upper limit on the size of a resampling filter. Rates without a common factor would need gigabytes."""
 
 
 PLAYED = 16_000
-"""Samples a second (Hz) of what a person hears in a report; MP3 knows few rates."""
+"""Sample rate (Hz) of the audio in a report. MP3 supports only a few rates."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Audio(Modality):
     """Waveforms, float32 in [-1, 1].
 
-    rate: samples a second (Hz) that everything is resampled to. seconds: the longest excerpt, drawn at random in
-    training, from the middle otherwise; shorter sounds are padded to the longest of their batch. gain: in training,
-    loudness changes by up to so many dB. snr: white noise lies over every sound, so many dB below it, as over a bad
-    line: drawn anew in training, the same for the same sound otherwise; None: none.
+    Args:
+        rate: Sample rate in Hz. All audio is resampled to it.
+        seconds: Maximum length of an excerpt in seconds. Training draws its position at random, evaluation takes the
+            centre. Shorter excerpts are padded to the longest of their batch.
+        gain: Maximum random change of loudness in training, in dB.
+        snr: Signal-to-noise ratio in dB of white noise that is added to every excerpt. Training draws new noise each
+            time; evaluation uses the same noise for the same excerpt. None adds no noise.
+        field: Name of the shard field if it is not `audio`.
     """
 
     name: ClassVar[str] = "audio"
@@ -54,14 +58,14 @@ class Audio(Modality):
     field: str | None = None
 
     def decode(self, data: bytes, meta: Mapping[str, Any]) -> np.ndarray:
-        """float32 `[samples]` at `rate`, the mean of the channels."""
+        """Decode an audio file to mono, float32 `[samples]` at `rate`: the mean over the channels."""
         mono, source_rate = read_sound(data, self.rate)
         if source_rate != self.rate:
             mono = _resampler(source_rate, self.rate)(torch.from_numpy(mono)).numpy()
         return mono
 
     def augment(self, value: np.ndarray, geometry: Geometry, size: int, rng: np.random.Generator | None) -> Tensor:
-        """float32 `[samples]`, at most `seconds * rate` of them."""
+        """Cut an excerpt, add noise and change the gain: float32 `[samples]`, at most `seconds * rate` samples."""
         length = min(max(round(self.seconds * self.rate), 1), len(value))
         spare = len(value) - length
         start = spare // 2 if rng is None else int(rng.integers(spare + 1))
@@ -74,18 +78,18 @@ class Audio(Modality):
         return torch.from_numpy(excerpt * np.float32(factor))
 
     def collate(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
-        """`waveform [B, longest]`, padded with 0, and `length [B]` in samples, int64."""
+        """Pad to `waveform [B, T]`, float32, with zeros; `length [B]`, int64, is the length of each in samples."""
         lengths = torch.tensor([len(value) for value in values])
         return {"waveform": pad_sequence(list(values), batch_first=True), "length": lengths}
 
     def encoder(self, spec: Mapping[str, Any]) -> Encoder:
-        import_soundfile()  # without it nothing could be read: better said before anything starts
+        import_soundfile()  # fail early: decoding needs it
         return build(self.encoders, spec, self.rate)
 
     def picture(self, value: np.ndarray) -> np.ndarray:
-        """The mel spectrogram over 60 dB, low notes at the bottom."""
+        """Render the mel spectrogram with a range of 60 dB, low frequencies at the bottom."""
         mel = _mel(self.rate)
-        # It mirrors half a window at each end, which takes a sample more than that.
+        # Reflection padding of half a window needs at least one sample more than that.
         padded = np.pad(value, (0, max(mel.n_fft // 2 + 1 - len(value), 0)))
         power = mel(torch.from_numpy(padded))
         decibel = 10 * power.clamp(min=1e-10).log10()
@@ -94,7 +98,7 @@ class Audio(Modality):
         return cv2.cvtColor(cv2.resize(coloured, (144, 96)), cv2.COLOR_BGR2RGB)
 
     def caption(self, value: np.ndarray) -> Caption:
-        """The excerpt that evaluation hears, as a mono MP3 of 16 kHz, and how long the whole is."""
+        """The duration as text, and the excerpt that evaluation uses as a mono MP3 at 16 kHz."""
         excerpt = self.augment(value, Geometry(), 0, None)
         if self.rate != PLAYED:
             excerpt = _resampler(self.rate, PLAYED)(excerpt)
@@ -104,9 +108,17 @@ class Audio(Modality):
 
 
 def read_sound(data: bytes, rate: int) -> tuple[np.ndarray, int]:
-    """The mean of the channels, float32 `[samples]`, and the file's own samples a second.
+    """Read an audio file without resampling it.
 
-    Raises ValueError for what cannot be read to its end or heard, and for what is too much to become sound of `rate`.
+    Args:
+        data: The bytes of a WAV, FLAC, OGG or MP3 file.
+        rate: Target sample rate in Hz. It only limits how much memory the resampled audio may need.
+
+    Returns:
+        The mean over the channels, float32 `[samples]`, and the sample rate of the file in Hz.
+
+    Raises:
+        ValueError: The file is damaged, truncated, silent, too long, or not finite, or its rate cannot be resampled.
     """
     soundfile = import_soundfile()
     try:
@@ -114,28 +126,30 @@ def read_sound(data: bytes, rate: int) -> tuple[np.ndarray, int]:
             exact = knows_its_length(data)
             grown = max(1, rate / file.samplerate)
             if file.frames * file.channels * grown > MOST_VALUES:
-                raise ValueError(f"{file.frames / file.samplerate:.0f} s of sound in one sample; cut it")
+                raise ValueError(f"{file.frames / file.samplerate:.0f} s of audio in one sample is too long; split it")
             shared = math.gcd(file.samplerate, rate)
             if file.samplerate // shared * (rate // shared) > MOST_FILTER:
-                raise ValueError(f"sound of {file.samplerate} Hz, too odd a rate to become {rate} Hz; resample it")
+                raise ValueError(
+                    f"cannot resample from {file.samplerate} Hz to {rate} Hz: the filter is too large; convert it first"
+                )
             sound, source_rate = file.read(dtype="float32", always_2d=True), file.samplerate
             if exact and len(sound) < file.frames:
-                raise ValueError(f"the sound is damaged: {len(sound)} of {file.frames} samples are there; copy it")
+                raise ValueError(f"damaged audio: {len(sound)} of {file.frames} samples are readable; copy it again")
     except soundfile.LibsndfileError as error:
-        raise ValueError(f"{len(data)} bytes are not a readable sound file: {error.error_string}") from None
+        raise ValueError(f"cannot read an audio file from {len(data)} bytes: {error.error_string}") from None
     if not len(sound):
-        raise ValueError("the sound has no samples")
+        raise ValueError("the audio has no samples")
     mono: np.ndarray = sound[:, 0] if sound.shape[1] == 1 else sound.mean(1)
     if not np.isfinite(mono).all():
-        raise ValueError("the sound has samples that are not finite (NaN or infinity); export it again")
+        raise ValueError("the audio has NaN or infinite samples; export it again")
     if not mono.any():
-        raise ValueError("the sound is silent from beginning to end")
+        raise ValueError("the audio is completely silent")
     return mono, source_rate
 
 
 @lru_cache(maxsize=8)
 def _resampler(source: int, target: int) -> Any:
-    """Its filter is computed once for each pair of rates."""
+    """Cached per pair of rates, since computing the filter is slow."""
     return import_torchaudio().transforms.Resample(source, target)
 
 

@@ -1,4 +1,4 @@
-"""The one class that someone who adds a modality writes: bytes to tensors, encoders, and a picture for people."""
+"""The contract of a modality: decode bytes, augment, collate, build encoders, and render a picture for reports."""
 
 from __future__ import annotations
 
@@ -19,11 +19,18 @@ from modalities.geometry import Geometry
 __all__ = ["Caption", "Encoder", "Features", "Geometry", "Modality"]
 
 
+FEW_READINGS = 0.2
+"""Median coverage below which users are warned."""
+
+
 @dataclass(frozen=True)
 class Caption:
-    """What a person reads and hears beside a picture.
+    """Text and audio shown next to a picture in a report.
 
-    text: one line. colours: CSS colours from low to high, where the picture's mean the quantity in `text`. sound: MP3.
+    Args:
+        text: One line of text.
+        colours: CSS colours from low to high if the colours of the picture encode the quantity in `text`.
+        sound: The bytes of an MP3 file; empty if there is none.
     """
 
     text: str = ""
@@ -32,67 +39,119 @@ class Caption:
 
 
 class Modality(ABC):
-    """What the program knows about one kind of data.
+    """Everything the program needs to know about one kind of data. Subclass it to add a modality.
 
-    A config names it (`modality: depth`, or `{name: depth, near: 0.2}` with the constructor's own keywords, which
-    are validated against their annotations). An instance is small and picklable: it travels to loader workers.
+    A config names it: `modality: depth`, or `{name: depth, near: 0.2}` with keywords of the constructor, which are
+    validated against their annotations. An instance must be small and picklable, since it is sent to the loader
+    workers.
+
+    Example:
+        ```python
+        @dataclass(frozen=True, kw_only=True)
+        class Thermal(Modality):
+            name: ClassVar[str] = "thermal"
+            fields: ClassVar[tuple[str, ...]] = ("thermal.png",)
+            ...  # decode, augment, encoder, picture
+        ```
     """
 
     name: ClassVar[str]
+    """The name in configs, e.g. `depth`."""
     fields: ClassVar[tuple[str, ...]]
-    """Shard members it can read, in order of preference; a sample needs one of them, e.g. `("rgb.jpg", "rgb.png")`."""
+    """Shard members that it reads, in order of preference, e.g. `("rgb.jpg", "rgb.png")`. A sample needs one of them.
+    """
     field: str | None = None
-    """Another field than `fields` name, in the same formats; a keyword of modalities that let a config choose it."""
+    """Field to read instead of that in `fields`, in the same formats. Declare it as a keyword to let configs set it."""
+    revision: ClassVar[int] = 1
+    """Increase it when `decode` or `augment` return other values than before: cached features of an earlier
+    revision are then refused."""
     encoders: ClassVar[Mapping[str, type[Encoder]]] = {}
-    """Encoders by the name that a config gives; their keyword-only parameters are what it is validated against."""
+    """Encoder classes by their name in configs. Configs are validated against their keyword-only parameters."""
 
     @property
     def members(self) -> tuple[str, ...]:
-        """The members that this instance reads: `fields`, or `field` with their suffixes."""
+        """The shard members that this instance reads: `fields`, or their suffixes with `field` as the name."""
         if self.field is None:
             return self.fields
         return tuple(f"{self.field}.{member.partition('.')[2]}" for member in self.fields)
 
     @abstractmethod
     def decode(self, data: bytes, meta: Mapping[str, Any]) -> Any:
-        """Turn the bytes of one member into a value; `meta` is the sample's `meta.json`, `{}` without one.
+        """Decode one shard member.
 
-        Raises ValueError, with what was wrong and what was expected, for bytes that are not of this modality.
+        Args:
+            data: The bytes of the member.
+            meta: The contents of the sample's `meta.json`; `{}` if it has none.
+
+        Returns:
+            Any value that `augment` and `picture` accept.
+
+        Raises:
+            ValueError: The bytes are not valid for this modality. The message says what is wrong and what is expected.
         """
 
     @abstractmethod
     def augment(self, value: Any, geometry: Geometry, size: int, rng: np.random.Generator | None) -> Tensor:
-        """Replay the sample's geometry, then the modality's own photometric changes, into a tensor for the encoder.
+        """Apply the geometry of the sample and the modality's own photometric augmentation.
 
-        geometry: drawn once for the whole sample, the same for every modality and mask.
-        size: the encoder's input size in pixels (`[C, size, size]`); modalities without one ignore it.
-        rng: None in evaluation: then nothing may be random.
-        Images are uint8 in 0..255, which the encoder scales to [0, 1]; token ids are int64; everything else is float32.
+        Args:
+            value: What `decode` returned. It must not be modified.
+            geometry: Crop and flip, drawn once per sample and shared by all modalities and masks.
+            size: Input size of the encoder in pixels. Modalities that are not images ignore it.
+            rng: Source of randomness; None in evaluation, which must be deterministic.
+
+        Returns:
+            The input of the encoder, for images `[C, size, size]`: uint8 in 0..255 for photos (the encoder scales it
+            to [0, 1]), int64 for token ids, float32 for everything else.
         """
 
     def collate(self, values: Sequence[Tensor]) -> Any:
-        """Make a batch of `augment`'s tensors; the default stacks them to `[B, ...]`."""
+        """Make a batch of the tensors that `augment` returned; by default stack them to `[B, ...]`.
+
+        Args:
+            values: B tensors. Override this method if their shapes differ.
+
+        Returns:
+            The input of the encoder: a tensor, or a dictionary of tensors.
+        """
         return torch.stack(list(values))
+
+    def coverage(self, batch: Any) -> Tensor | None:
+        """The fraction of each input that holds a reading; None by default, for data without missing parts.
+
+        Args:
+            batch: What `collate` returned for B samples.
+
+        Returns:
+            float `[B]` in [0, 1], or None.
+        """
+        return None
 
     @abstractmethod
     def encoder(self, spec: Mapping[str, Any]) -> Encoder:
-        """Build the encoder that a config describes, e.g. `{"name": "cnn5", "width": 32}`.
+        """Build the encoder that a config describes.
 
-        Raises ValueError for a name or a setting that this modality does not offer, naming those it does.
+        Args:
+            spec: The name and settings, e.g. `{"name": "cnn5", "width": 32}`.
+
+        Raises:
+            ValueError: The modality does not have that encoder or setting. The message lists the valid ones.
         """
 
     def portable(self, spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-        """The spec that rebuilds this modality from what is in `folder`: a student is taken away in one.
+        """Return a spec that rebuilds this modality from files in `folder`, for an exported student.
 
-        spec: what it was built from. A modality that reads files or a hub writes what it needs into a sub-folder and
-        names it `./sub-folder`.
+        Args:
+            spec: The spec that this instance was built from.
+            folder: Folder of the student. A modality that reads files or a model hub copies what it needs into a
+                sub-folder and names it `./sub-folder` in the spec.
         """
         return dict(spec)
 
     @abstractmethod
     def picture(self, value: Any) -> np.ndarray:
-        """Show a decoded value to a person: uint8 RGB `[H, W, 3]`."""
+        """Render a decoded value for a report: uint8 RGB `[H, W, 3]`."""
 
     def caption(self, value: Any) -> Caption:
-        """What stands beside the picture of a decoded value; by default nothing."""
+        """The caption of `picture`; empty by default."""
         return Caption()

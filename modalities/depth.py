@@ -1,4 +1,4 @@
-"""Depth maps: metres per pixel, with pixels that the sensor could not read."""
+"""Depth maps: metres per pixel, with a mask of pixels without a reading."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from modalities.base import Caption, Modality
+from modalities.colour_map import turbo, turbo_css
 from modalities.depth_map import DepthMap, gravity, hha, intrinsics, normals, transform, vertices
 from modalities.encoders import IMAGE_ENCODERS, Encoder, build
 from modalities.encoders.pointnet import PointNet
@@ -23,34 +24,55 @@ from modalities.image_header import image_size
 from modalities.numpy_file import read_array
 
 TALLEST = 2.5
-"""Metres above the lowest surface that the height of `hha` is scaled to."""
+"""Height in metres above the lowest surface that `hha` maps to 1."""
+
+VALIDITY = {"depth": 1, "depth+normals": 1, "inverse": 1}
+"""Kind of input -> channel of validity; the last of four for all others."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Depth(Modality):
     """Depth maps from 16-bit PNG, or from `.npy` in metres.
 
-    scale: metres per unit of the PNG; 0.001 is millimetres. baseline: metres between two cameras; the PNG then holds
-    disparity, `scale` pixels a unit, and depth is fx * baseline / disparity.
-    input: what the encoder sees, float32, 0 where there is no reading. With validity, 0 or 1, as the last channel:
-    `depth`: depth in [-1, 1], validity second; `depth+normals`: then also the unit surface normal (x right, y down, z
-    away from the camera; it faces the camera); `normals`: that alone; `inverse`: 1 / depth in [-1, 1], 1 at `near`;
-    `vertex`: the point's x, y, z, scaled as depth is; `hha`: inverse depth, height above the lowest surface over 2.5 m,
-    angle to gravity in [-1, 1] (from `meta["gravity"]`, or as floors and walls suggest). Without validity: `image`:
-    depth in [0, 1] three times, for networks made for 3 channels. `points`: up to `points` of the vertices, drawn anew
-    in training, for the encoder `pointnet`.
-    near, far: the metres that become -1 and 1; what is beyond is clipped.
-    centre: -1 to 1 is instead `span` metres around the crop's median depth, so that distance from the camera drops out.
-    jitter: in training, all depth of a sample is multiplied by a factor drawn from 1 - jitter to 1 + jitter; 0: not.
-    dropout: in training, the mean fraction of pixels that lose their reading, singly and in a rectangle; 0: none.
-    quantisation: in training, readings are rounded to steps of up to that many metres at 1 m, which grow with the
-    square of the distance, as a stereo camera's do; 0: not. ragged: in training, each reading is taken up to that many
-    pixels beside its place, which leaves planes as they are and frays edges; 0: not.
-    field: of the shards, where it is not `depth`.
+    The input of the encoder is float32, and 0 where a pixel has no reading. The kinds of `input` are:
+
+    - `depth`: depth in [-1, 1]; the second channel is validity (0 or 1).
+    - `depth+normals`: the same, followed by the unit surface normal (x right, y down, z away from the camera; it
+      points towards the camera).
+    - `normals`: the surface normal and validity.
+    - `inverse`: 1 / depth in [-1, 1], 1 at `near`, and validity.
+    - `vertex`: x, y, z of the point, scaled like depth, and validity.
+    - `hha`: inverse depth, height above the lowest surface / 2.5 m, angle to gravity in [-1, 1], and validity. Gravity
+      is read from `meta["gravity"]` or else estimated from floors and walls.
+    - `image`: depth in [0, 1], repeated to 3 channels for networks that need RGB input; no validity.
+    - `points`: up to `points` of the vertices, sampled anew in training, for the encoder `pointnet`.
+
+    Args:
+        input: What the encoder receives; see above.
+        scale: Metres per unit of the PNG; 0.001 means millimetres.
+        baseline: Distance between two cameras in metres. If set, the PNG holds disparity in units of `scale` pixels,
+            and depth is fx * baseline / disparity.
+        near: Depth in metres that maps to -1. Smaller values are clipped.
+        far: Depth in metres that maps to 1. Larger values are clipped.
+        centre: Map `span` metres around the median depth of the crop to [-1, 1] instead, so that the distance from the
+            camera is removed.
+        span: Metres from the median to 1, for `centre`.
+        points: Maximum number of points, for `input: points`.
+        jitter: In training, the depth of a sample is multiplied by a factor from [1 - jitter, 1 + jitter].
+        dropout: In training, mean fraction of pixels that lose their reading, as single pixels and as one rectangle.
+        quantisation: In training, depth is rounded to steps of up to this many metres at 1 m. The steps grow with the
+            square of the depth, as those of stereo cameras do. 0 disables it.
+        ragged: In training, each pixel takes its reading from up to this many pixels away. This keeps planes intact
+            and frays edges. 0 disables it.
+        field: Name of the shard field if it is not `depth`.
+
+    Raises:
+        ValueError: `near` is not smaller than `far`, or is 0 for an input that needs 1 / depth.
     """
 
     name: ClassVar[str] = "depth"
     fields: ClassVar[tuple[str, ...]] = ("depth.png", "depth.npy")
+    revision: ClassVar[int] = 2  # 2: sparse maps keep their readings when they shrink
     encoders: ClassVar[Mapping[str, type[Encoder]]] = {**IMAGE_ENCODERS, "pointnet": PointNet}
 
     input: Literal["depth", "depth+normals", "normals", "inverse", "vertex", "hha", "image", "points"] = "depth"
@@ -71,18 +93,25 @@ class Depth(Modality):
         if self.near >= self.far:
             raise ValueError(f"near: {self.near} must be smaller than far: {self.far}")
         if self.input in ("inverse", "hha") and self.near == 0:
-            raise ValueError(f"near: must be above 0 for input: {self.input}, which is 1 / depth")
+            raise ValueError(f"near: must be above 0 for input: {self.input}, which uses 1 / depth")
 
     @property
     def channels(self) -> int:
-        """Channels C of what `augment` makes with this `input`."""
+        """Number of channels C that `augment` returns for this `input`."""
         return {"depth": 2, "inverse": 2, "depth+normals": 5, "image": 3, "points": 3}.get(self.input, 4)
 
     def decode(self, data: bytes, meta: Mapping[str, Any]) -> DepthMap:
-        """Metres, validity, intrinsics and gravity.
+        """Decode depth, validity, intrinsics and gravity.
 
-        `meta["intrinsics"]` has fx, fy, cx, cy in pixels and, if they are of an image of another resolution, its width
-        and height. Without it the horizontal field of view is taken to be 60 degrees, but disparity is a ValueError.
+        Args:
+            data: A 16-bit PNG, or a `.npy` file in metres.
+            meta: `meta["intrinsics"]` has fx, fy, cx, cy in pixels, and the width and height of the image that they
+                belong to if its resolution differs. Without intrinsics, the horizontal field of view is assumed to be
+                60 degrees.
+
+        Raises:
+            ValueError: The file cannot be read, has no reading at all, or holds disparity and `meta` has no
+                intrinsics.
         """
         if data.startswith(b"\x93NUMPY"):
             metres = read_metres(data)
@@ -92,19 +121,19 @@ class Depth(Modality):
             raw = read_png(data)
             metres, valid = raw * np.float32(self.scale), raw > 0
         if not valid.any():
-            raise ValueError("a depth map without a single reading")
+            raise ValueError("the depth map has no valid pixel")
         camera = intrinsics(meta, *metres.shape)
         if self.baseline is not None:
             if meta.get("intrinsics") is None:
                 raise ValueError(
-                    "disparity (`baseline` is set) becomes metres by the focal length, and the sample has no "
-                    "intrinsics in meta.json; pack it with `--intrinsics fx,fy,cx,cy`"
+                    "cannot convert disparity to metres (`baseline` is set): meta.json has no intrinsics; "
+                    "pack the data set with `--intrinsics fx,fy,cx,cy`"
                 )
             metres = np.divide(camera[0] * self.baseline, metres, out=np.zeros_like(metres), where=valid)
         return DepthMap(metres, valid, camera, gravity(meta))
 
     def augment(self, value: DepthMap, geometry: Geometry, size: int, rng: np.random.Generator | None) -> Tensor:
-        """float32 `[channels, size, size]`; of points `[at most points, 3]`."""
+        """Crop, flip and augment: float32 `[channels, size, size]`; for points, `[N, 3]` with N at most `points`."""
         depth = transform(value, geometry, size)
         kept = depth.valid
         if rng is not None:
@@ -125,7 +154,7 @@ class Depth(Modality):
         return torch.from_numpy(seen)
 
     def fill(self, seen: np.ndarray, depth: DepthMap, kept: np.ndarray) -> None:
-        """Write the channels into `seen [C, size, size]`; normals see all readings, kept or not."""
+        """Write the channels into `seen [C, size, size]`. Normals use all readings, also those that dropout removes."""
         match self.input:
             case "depth":
                 seen[0], seen[1] = self.scaled(depth.metres, kept), kept
@@ -148,7 +177,7 @@ class Depth(Modality):
                 np.subtract(angle / np.float32(math.pi / 2), 1, out=seen[2])
 
     def sample(self, depth: DepthMap, kept: np.ndarray, rng: np.random.Generator | None) -> Tensor:
-        """Points `[N, 3]`, evenly over the readings without rng; one at 0 where there is no reading."""
+        """Sample points `[N, 3]`, evenly spaced if `rng` is None; a single point at 0 if there is no reading."""
         readings = np.flatnonzero(kept)
         count = min(len(readings), self.points)
         if count == 0:
@@ -158,20 +187,20 @@ class Depth(Modality):
         return torch.from_numpy(self.scaled_vertices(depth, kept).reshape(3, -1).T[chosen])
 
     def middle_and_half(self, metres: np.ndarray, valid: np.ndarray) -> tuple[np.float32, np.float32]:
-        """The metres that become 0, and those from there to 1."""
+        """The depth in metres that maps to 0, and the distance in metres from there to 1."""
         if self.centre:
             return np.float32(np.median(metres[valid]) if valid.any() else 0), np.float32(self.span)
         return np.float32((self.near + self.far) / 2), np.float32((self.far - self.near) / 2)
 
     def scaled(self, metres: np.ndarray, valid: np.ndarray) -> np.ndarray:
-        """Metres to [-1, 1]."""
+        """Scale metres to [-1, 1]."""
         middle, half = self.middle_and_half(metres, valid)
         found = metres - middle
         found /= half
         return np.clip(found, -1, 1, out=found)
 
     def scaled_vertices(self, depth: DepthMap, valid: np.ndarray) -> np.ndarray:
-        """Points `[3, size, size]` in [-1, 1]."""
+        """The 3D points `[3, size, size]`, scaled to [-1, 1]."""
         middle, half = self.middle_and_half(depth.metres, valid)
         points = vertices(depth)
         points[2] -= middle
@@ -179,25 +208,33 @@ class Depth(Modality):
         return np.clip(points, -1, 1, out=points)
 
     def inverse(self, depth: DepthMap) -> np.ndarray:
-        """1 / depth to [-1, 1]: -1 at far and beyond, 1 at near and before."""
+        """Scale 1 / depth to [-1, 1]: -1 at `far` and beyond, 1 at `near` and closer."""
         nearest, farthest = np.float32(1 / self.near), np.float32(1 / self.far)
         scale = 2 / (nearest - farthest)
         return np.maximum(scale / np.maximum(depth.metres, np.float32(self.near)) - (farthest * scale + 1), -1)
 
     def collate(self, values: Sequence[Tensor]) -> Any:
-        """`[B, C, size, size]`; of points `points [B, N, 3]` and `mask [B, N]`, True where there is one."""
+        """Stack to `[B, C, size, size]`; pad points to `points [B, N, 3]` with `mask [B, N]`, True for real points."""
         if self.input != "points":
             return torch.stack(list(values))
         mask = pad_sequence([torch.ones(len(value), dtype=torch.bool) for value in values], batch_first=True)
         return {"points": pad_sequence(list(values), batch_first=True), "mask": mask}
 
+    def coverage(self, batch: Any) -> Tensor | None:
+        """The fraction of pixels with a reading; None for `points`, which are sampled from the readings."""
+        if self.input == "points":
+            return None
+        # `image` has no validity, but 0 only at `near` and where there is no reading.
+        valid = batch[:, 0] != 0 if self.input == "image" else batch[:, VALIDITY.get(self.input, 3)]
+        return valid.float().mean((1, 2))
+
     def encoder(self, spec: Mapping[str, Any]) -> Encoder:
         if (spec.get("name") == "pointnet") != (self.input == "points"):
-            raise ValueError(f"encoder {spec.get('name')}: pointnet reads `input: points`, the others read images")
+            raise ValueError(f"encoder {spec.get('name')}: pointnet needs `input: points`, other encoders need images")
         return build(self.encoders, spec, self.channels)
 
     def picture(self, value: DepthMap) -> np.ndarray:
-        """Near is blue, far is red, no reading is black; the range is the 2nd to 98th percentile."""
+        """Render near as blue, far as red, missing as black; the range is the 2nd to 98th percentile."""
         if not value.valid.any():
             return np.zeros((*value.valid.shape, 3), np.uint8)
         near, far = shown_range(value)
@@ -205,37 +242,35 @@ class Depth(Modality):
         return turbo(shade) * value.valid[..., None]
 
     def caption(self, value: DepthMap) -> Caption:
-        """The metres at both ends of the picture's colours."""
+        """The depth in metres at both ends of the colour scale of `picture`."""
         if not value.valid.any():
             return Caption("no reading")
         near, far = shown_range(value)
-        colours = tuple(
-            "#{:02x}{:02x}{:02x}".format(*c) for c in turbo(np.linspace(0, 255, 6).astype(np.uint8)[None])[0]
-        )
-        return Caption(f"{near:.2f} to {far:.2f} m", colours)
+        return Caption(f"{near:.2f} to {far:.2f} m", turbo_css())
 
 
 def shown_range(depth: DepthMap) -> tuple[float, float]:
-    """Metres of the nearest and the farthest colour, where there is a reading."""
+    """Depth in metres of the nearest and the farthest colour of `picture`."""
     near, far = np.percentile(depth.metres[depth.valid], (2, 98))
     return float(near), float(far)
 
 
-def turbo(shade: np.ndarray) -> np.ndarray:
-    """uint8 `[H, W]` to RGB `[H, W, 3]`, from blue to red."""
-    return cv2.cvtColor(cv2.applyColorMap(shade, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
-
-
 def dropped(size: int, fraction: float, rng: np.random.Generator) -> np.ndarray:
-    """A mask `[size, size]` of lost readings, on average that fraction: half as single pixels, half a rectangle."""
+    """Draw a mask `[size, size]` of dropped readings: half single pixels, half one rectangle.
+
+    Args:
+        size: Side of the mask in pixels.
+        fraction: Mean fraction of True, in [0, 1).
+        rng: Source of randomness.
+    """
     rate, area = rng.uniform(0, fraction, 2)
     side = math.sqrt(area)
-    aspect = min(max(math.exp(rng.uniform(-0.5, 0.5)), side), 1 / side)  # so that the rectangle fits
+    aspect = min(max(math.exp(rng.uniform(-0.5, 0.5)), side), 1 / side)  # keeps the rectangle inside the mask
     width, height = side * aspect, side / aspect
     left, top = rng.random(2) * (1 - width, 1 - height)
     x0, x1, y0, y1 = (round(edge * size) for edge in (left, left + width, top, top + height))
-    # The pixels come last: a view of another size has drawn the same rectangle by then. Throwing so many at random, a
-    # pixel more than once, loses each of them with probability `rate`, as drawing a number for each would.
+    # The pixels are drawn last, so that views of different sizes get the same rectangle. A Poisson number of draws
+    # with replacement drops each pixel with probability `rate`, like one draw per pixel, but faster.
     mask = np.zeros((size, size), bool)
     mask.ravel()[rng.integers(size * size, size=rng.poisson(-math.log1p(-rate) * size * size))] = True
     mask[y0:y1, x0:x1] = True
@@ -243,7 +278,7 @@ def dropped(size: int, fraction: float, rng: np.random.Generator) -> np.ndarray:
 
 
 def quantised(metres: np.ndarray, step: float) -> np.ndarray:
-    """Metres rounded to whole steps of 1 / metres: `step` metres at 1 m, four times as much at 2 m."""
+    """Round 1 / depth to whole steps: `step` metres at 1 m, four times as much at 2 m."""
     if step == 0:
         return metres
     disparity = np.divide(1, metres, out=np.zeros_like(metres), where=metres > 0)
@@ -252,7 +287,7 @@ def quantised(metres: np.ndarray, step: float) -> np.ndarray:
 
 
 def frayed(depth: DepthMap, pixels: int, rng: np.random.Generator) -> DepthMap:
-    """Each pixel with the reading of one up to `pixels` beside it (the random shifts of Barron and Malik, 2013)."""
+    """Replace each reading by one up to `pixels` away: the random shifts of Barron and Malik (2013)."""
     height, width = depth.metres.shape
     shift = rng.integers(-pixels, pixels + 1, (2, height, width))
     rows = np.clip(np.arange(height)[:, None] + shift[0], 0, height - 1)
@@ -261,24 +296,32 @@ def frayed(depth: DepthMap, pixels: int, rng: np.random.Generator) -> DepthMap:
 
 
 def read_png(data: bytes) -> np.ndarray:
-    """uint16 `[H, W]`; ValueError for anything else."""
-    image_size(data)  # refuses what would unpack to gigabytes
+    """Decode a 16-bit PNG to uint16 `[H, W]`.
+
+    Raises:
+        ValueError: It is not a complete PNG with one channel of 16 bits.
+    """
+    image_size(data)  # rejects decompression bombs
     try:
         raw = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         raw = None
     if raw is None:
-        raise ValueError(f"{len(data)} bytes are not a readable PNG; depth needs a whole 16-bit PNG")
+        raise ValueError(f"cannot read a PNG from {len(data)} bytes; depth needs a complete 16-bit PNG")
     if raw.ndim != 2:
-        raise ValueError(f"PNG with {raw.shape[2]} channels: depth needs one channel of 16 bit")
+        raise ValueError(f"PNG with {raw.shape[2]} channels: depth needs one channel of 16 bits")
     if raw.dtype != np.uint16:
-        raise ValueError("8-bit PNG: depth needs 16 bit in millimetres; convert it to 16 bit")
+        raise ValueError("8-bit PNG: depth needs 16 bits; convert it to a 16-bit PNG in millimetres")
     return raw
 
 
 def read_metres(data: bytes) -> np.ndarray:
-    """float `[H, W]` of a `.npy`; ValueError for anything else, pickles included."""
+    """Read float `[H, W]` in metres from a `.npy` file.
+
+    Raises:
+        ValueError: It is not a two-dimensional float array. Pickles are rejected.
+    """
     metres = read_array(data)
     if metres.ndim != 2 or metres.dtype.kind != "f":
-        raise ValueError(f"an array of {metres.dtype} {list(metres.shape)}: depth.npy holds metres, float [H, W]")
+        raise ValueError(f"depth.npy must be float [H, W] in metres, but it is {metres.dtype} {list(metres.shape)}")
     return metres

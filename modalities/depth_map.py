@@ -1,4 +1,4 @@
-"""A depth map and what follows from it: where its points lie, how its surfaces face, which way is down."""
+"""Geometry of a depth map: 3D points, surface normals, and the direction of gravity."""
 
 from __future__ import annotations
 
@@ -12,23 +12,30 @@ import numpy as np
 from modalities.geometry import Geometry
 
 SURFACES = 4000
-"""Pixels, evenly of all, that gravity and the lowest surface are estimated from."""
+"""Number of evenly spaced pixels that gravity and the lowest surface are estimated from."""
 
 ROWS = 96
-"""Normals are found so many rows at a time, whose numbers stay in a core's cache."""
+"""Normals are computed for this many rows at a time, so that the working set stays in the cache of a core."""
 
 SQUARABLE = np.float32(1e-6), np.float32(1e6)
-"""Metres whose inverse has a square in float32, no reading being 0."""
+"""Range of depth in metres for which the square of 1 / depth fits in float32. A missing reading (0) is clipped too."""
 
-FIELD_OF_VIEW = math.radians(60)  # horizontal; assumed where meta.json has no intrinsics, near most depth cameras'
+HALF, ANY = np.float32(0.499), np.float32(1e-5)
+"""Least fraction of valid source pixels of a valid pixel, in dense and in sparse maps."""
+
+FIELD_OF_VIEW = math.radians(60)  # horizontal, used if meta.json has no intrinsics; typical of depth cameras
 
 
 @dataclass(frozen=True)
 class DepthMap:
-    """metres float32 `[H, W]`, 0 where not valid bool `[H, W]`; intrinsics fx, fy, cx, cy in its pixels.
+    """A depth map with its camera. Pixel centres are integers: column u at depth z lies at x = (u - cx) / fx * z.
 
-    Pixel centres are whole numbers: the point at metres z in column u lies at x = (u - cx) / fx * z.
-    gravity: where things fall to, a unit vector (x right, y down, z away from the camera); None if nobody measured it.
+    Args:
+        metres: Depth, float32 `[H, W]`; 0 where not valid.
+        valid: bool `[H, W]`, True where the sensor has a reading.
+        intrinsics: fx, fy, cx, cy in pixels of this map.
+        gravity: Unit vector of the direction in which objects fall (x right, y down, z away from the camera); None if
+            it was not measured.
     """
 
     metres: np.ndarray
@@ -38,14 +45,18 @@ class DepthMap:
 
 
 def transform(depth: DepthMap, geometry: Geometry, size: int) -> DepthMap:
-    """Crop, flip and scale depth and intrinsics to `[size, size]`.
+    """Crop, flip and scale the depth map and its intrinsics to `[size, size]`.
 
-    A pixel's metres are the mean over its valid sources; it is valid if they are at least half of them.
+    The depth of a pixel is the mean over its valid source pixels. In a dense map it is valid if at least half of them
+    are, so that the borders of holes stay where they are. In a sparse map, such as projected LiDAR, it is valid if any
+    of them is: half of them never are. A map is sparse if its readings share their pixels mostly with holes (see
+    `least_weight`).
     """
     weight = geometry.resize(depth.valid.astype(np.float32), size)
     total = geometry.resize(depth.metres, size)
-    valid = weight > 0.499  # half, but for rounding
-    metres = np.divide(total, np.maximum(weight, np.float32(0.499), out=weight), out=total)
+    least = least_weight(weight)
+    valid = weight > least
+    metres = np.divide(total, np.maximum(weight, least, out=weight), out=total)
     metres *= valid
     gravity = depth.gravity
     if gravity is not None and geometry.flip:
@@ -53,8 +64,34 @@ def transform(depth: DepthMap, geometry: Geometry, size: int) -> DepthMap:
     return DepthMap(metres, valid, geometry.intrinsics(depth.intrinsics, depth.metres.shape, size), gravity)
 
 
+def least_weight(weight: np.ndarray) -> np.float32:
+    """The weight that a pixel must exceed to be valid.
+
+    Args:
+        weight: Fraction of the source pixels of each pixel that are valid, float32 `[size, size]`.
+
+    Returns:
+        0.5 (with room for rounding errors) if the mean reading is in a pixel of which at least half is valid: a dense
+        map, whatever its holes. Else nearly 0: a sparse map.
+    """
+    readings = float(weight.sum())
+    return HALF if float((weight * weight).sum()) >= 0.5 * readings else ANY
+
+
 def intrinsics(meta: Mapping[str, Any], height: int, width: int) -> tuple[float, float, float, float]:
-    """fx, fy, cx, cy in pixels of a map of that size; ValueError for intrinsics that are none."""
+    """Read the camera intrinsics for a map of the given size.
+
+    Args:
+        meta: The contents of `meta.json`.
+        height: Height of the map in pixels.
+        width: Width of the map in pixels.
+
+    Returns:
+        fx, fy, cx, cy in pixels of the map. Without intrinsics in `meta`, a horizontal field of view of 60 degrees.
+
+    Raises:
+        ValueError: The intrinsics in `meta` are incomplete or not positive.
+    """
     given = meta.get("intrinsics")
     if given is None:
         focal = width / 2 / math.tan(FIELD_OF_VIEW / 2)
@@ -73,7 +110,11 @@ def intrinsics(meta: Mapping[str, Any], height: int, width: int) -> tuple[float,
 
 
 def gravity(meta: Mapping[str, Any]) -> tuple[float, float, float] | None:
-    """`meta["gravity"]` as a unit vector, None without it; ValueError for one that is none."""
+    """Read `meta["gravity"]` as a unit vector; None if it is missing.
+
+    Raises:
+        ValueError: It is not three finite numbers, or all are 0.
+    """
     given = meta.get("gravity")
     if given is None:
         return None
@@ -88,11 +129,18 @@ def gravity(meta: Mapping[str, Any]) -> tuple[float, float, float] | None:
 
 
 def normals(depth: DepthMap, out: np.ndarray | None = None) -> np.ndarray:
-    """Unit normals float32 `[3, H, W]` (x right, y down, z away from the camera, which they face), from each pixel's
-    right and lower neighbour; 0 where one of the three is not valid. out: written and returned, where it is given.
+    """Compute unit surface normals from the right and the lower neighbour of each pixel.
 
-    The cross product of the two differences, over the product of the three depths: with w = 1 / z, a = w - w_right and
-    b = w - w_lower it is (fx a, fy b, (cx - u) a + (cy - v) b - w) at column u and row v.
+    The normal is the cross product of the two differences, divided by the product of the three depths. With w = 1 / z,
+    a = w - w_right and b = w - w_lower, this is (fx a, fy b, (cx - u) a + (cy - v) b - w) at column u and row v.
+
+    Args:
+        depth: The depth map, `[H, W]`.
+        out: Array to write to and return, float32 `[3, H, W]`; None allocates one.
+
+    Returns:
+        float32 `[3, H, W]` (x right, y down, z away from the camera), pointing towards the camera; 0 where one of the
+        three pixels is not valid.
     """
     height, width = depth.metres.shape
     found = np.empty((3, height, width), np.float32) if out is None else out
@@ -105,17 +153,17 @@ def normals(depth: DepthMap, out: np.ndarray | None = None) -> np.ndarray:
 
 
 def _normals(depth: DepthMap, top: int, known: np.ndarray, found: np.ndarray) -> None:
-    """Those of the rows from `top` on, written into `found [3, rows, W]`; in place: the time goes into memory."""
+    """Write the normals of the rows from `top` on into `found [3, rows, W]`, in place: memory is the bottleneck."""
     fx, fy, cx, cy = (np.float32(number) for number in depth.intrinsics)
     rows, width = known.shape
     count = known.size
-    inverse = np.ones((rows + 1, width), np.float32)  # with the row below, of which the last has none
+    inverse = np.ones((rows + 1, width), np.float32)  # one row more: the lower neighbours
     metres = depth.metres[top : top + rows + 1]
     np.clip(metres, *SQUARABLE, out=inverse[: len(metres)])
     np.divide(1, inverse, out=inverse)
     here, everything = inverse[:rows], inverse.ravel()
     a, b, c = found
-    # As one row: what is right of the last column is masked, too.
+    # Flattened: the wrong right neighbour of the last column is masked by `known`.
     np.subtract(everything[:count], everything[1 : count + 1], out=a.reshape(-1))
     np.subtract(everything[:count], everything[width:], out=b.reshape(-1))
     np.multiply(a, cx - np.arange(width, dtype=np.float32), out=c)
@@ -131,13 +179,13 @@ def _normals(depth: DepthMap, top: int, known: np.ndarray, found: np.ndarray) ->
 
 
 def vertices(depth: DepthMap) -> np.ndarray:
-    """Points in metres, float32 `[3, H, W]` (x right, y down, z away from the camera); 0 where not valid."""
+    """3D points in metres, float32 `[3, H, W]` (x right, y down, z away from the camera); 0 where not valid."""
     x, y = rays(depth)
     return np.stack([x * depth.metres, y * depth.metres, depth.metres])
 
 
 def rays(depth: DepthMap) -> tuple[np.ndarray, np.ndarray]:
-    """x `[W]` and y `[H, 1]`, float32: the pixel's ray is (x, y, 1)."""
+    """The viewing rays (x, y, 1) of all pixels: x `[W]` and y `[H, 1]`, float32."""
     fx, fy, cx, cy = (np.float32(number) for number in depth.intrinsics)
     height, width = depth.metres.shape
     x = (np.arange(width, dtype=np.float32) - cx) / fx
@@ -145,11 +193,17 @@ def rays(depth: DepthMap) -> tuple[np.ndarray, np.ndarray]:
 
 
 def down(normal: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """The direction of gravity, a unit vector `[3]`, as most surfaces suggest: floors face against it, walls across.
+    """Estimate the direction of gravity from surface normals: floors are perpendicular to it, walls are parallel.
 
-    normal: unit normals `[N, 3]`, a few thousand of them. start: a first guess, such as (0, 1, 0) for a camera that is
-    held upright. Five rounds with the surfaces within 45 degrees of what is expected, five within 15 (Gupta, Arbelaez
-    and Malik 2013).
+    Five iterations use the surfaces within 45 degrees of the expected direction, five those within 15 degrees (Gupta,
+    Arbelaez and Malik 2013).
+
+    Args:
+        normal: Unit normals `[N, 3]`; a few thousand are enough.
+        start: Initial guess, e.g. (0, 1, 0) for an upright camera.
+
+    Returns:
+        A unit vector `[3]`.
     """
     gravity = start
     for degrees in (45,) * 5 + (15,) * 5:
@@ -162,8 +216,12 @@ def down(normal: np.ndarray, start: np.ndarray) -> np.ndarray:
 
 
 def hha(depth: DepthMap) -> tuple[np.ndarray, np.ndarray]:
-    """Height above the lowest surface in metres, `[H, W]`, and angle to gravity in radians, 0 (ceiling) to pi (floor),
-    after Gupta et al. 2014, arXiv 1407.5736; 0 and pi / 2 where not known."""
+    """Compute height above the lowest surface and angle to gravity (Gupta et al. 2014, arXiv 1407.5736).
+
+    Returns:
+        Height in metres `[H, W]`, 0 where unknown, and angle in radians `[H, W]` from 0 (ceiling) to pi (floor), pi /
+        2 where unknown.
+    """
     normal = normals(depth)
     few = slice(None, None, max(depth.metres.size // SURFACES, 1))
     gravity = np.array(depth.gravity or (0, 1, 0), np.float32)

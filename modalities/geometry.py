@@ -1,9 +1,9 @@
-"""One geometry a sample: a crop and a flip, drawn once and replayed by every image-like modality and by masks."""
+"""Crop and flip of a sample, drawn once and applied to every image-like modality and to masks."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -11,10 +11,17 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Geometry:
-    """A crop box in fractions of the source's width and height, then a horizontal flip.
+    """A crop box in fractions of the width and height of the source, then a horizontal flip.
 
-    Fractions, not pixels, so that an RGB photo and a depth map of other resolution see the same part of the scene.
-    A box may reach out of [0, 1]: what lies there is 0 (black, no reading).
+    Fractions instead of pixels let an RGB image and a depth map of different resolution show the same part of the
+    scene. A box may extend beyond [0, 1]; the outside is 0 (black, no reading).
+
+    Args:
+        left: Left edge of the box.
+        top: Top edge of the box.
+        right: Right edge of the box.
+        bottom: Bottom edge of the box.
+        flip: Mirror the crop horizontally.
     """
 
     left: float = 0.0
@@ -25,23 +32,34 @@ class Geometry:
 
     @staticmethod
     def draw(rng: np.random.Generator, area: tuple[float, float], flip: bool) -> Geometry:
-        """Draw a crop that covers a fraction of the source's area between `area[0]` and `area[1]`."""
+        """Draw a random crop and flip.
+
+        Args:
+            rng: Source of randomness.
+            area: Minimum and maximum area of the crop, as a fraction of the source.
+            flip: Whether to mirror half of the samples.
+        """
         side = float(np.sqrt(rng.uniform(*area)))
-        # Neither side may pass the source's, or the crop would lose area there.
+        # A side longer than the source would be clipped and reduce the area.
         aspect = float(np.clip(np.exp(rng.uniform(-0.15, 0.15)), side, 1 / side))
         width, height = min(side * aspect, 1.0), min(side / aspect, 1.0)
         left, top = rng.uniform(0, 1 - width), rng.uniform(0, 1 - height)
         flipped = bool(flip and rng.random() < 0.5)
         return Geometry(left, top, left + width, top + height, flipped)
 
+    def centre(self, share: float) -> Geometry:
+        """The central part of the box whose sides have this share of its sides."""
+        x, y = (self.right - self.left) * (1 - share) / 2, (self.bottom - self.top) * (1 - share) / 2
+        return replace(self, left=self.left + x, top=self.top + y, right=self.right - x, bottom=self.bottom - y)
+
     def box(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """The crop in whole pixels of a source of that size, at least one: x0, y0, x1, y1, ends excluded."""
+        """The crop in whole pixels of a source of that size: x0, y0, x1, y1, ends excluded; at least one pixel."""
         x0, y0 = min(round(self.left * width), width - 1), min(round(self.top * height), height - 1)
         x1, y1 = max(round(self.right * width), x0 + 1), max(round(self.bottom * height), y0 + 1)
         return x0, y0, x1, y1
 
     def crop(self, image: np.ndarray) -> np.ndarray:
-        """Cut the box out of `image [H, W, ...]` and flip it, at the source's resolution; inside it, a view."""
+        """Crop and flip `image [H, W, ...]` at its own resolution. Returns a view if the box lies inside the image."""
         box = self._cut(image)
         return box[:, ::-1] if self.flip else box
 
@@ -55,14 +73,24 @@ class Geometry:
         return box
 
     def resize(self, image: np.ndarray, size: int, nearest: bool = False) -> np.ndarray:
-        """Crop, flip, scale to `[size, size, ...]`, averaging where it shrinks; `nearest` for labels and masks."""
+        """Crop, flip and scale an image.
+
+        Args:
+            image: `[H, W, ...]`.
+            size: Side of the result in pixels.
+            nearest: Nearest-neighbour interpolation, for labels and masks. Otherwise linear, with averaging where it
+                shrinks.
+
+        Returns:
+            `[size, size, ...]` of the same dtype.
+        """
         box = self._cut(image)
-        if self.flip:  # faster scaled from memory in order than from a mirrored view
+        if self.flip:  # resizing a contiguous copy is faster than resizing a mirrored view
             box = cv2.flip(box, 1)
-        if nearest:  # _EXACT takes the pixel at the centre; plain INTER_NEAREST is shifted up and left
+        if nearest:  # plain INTER_NEAREST is shifted up and left
             return cv2.resize(box, (size, size), interpolation=cv2.INTER_NEAREST_EXACT)
-        # Linear interpolation spans two pixels: blur over what it would skip. Unlike INTER_AREA, whose fractional edges
-        # put steps into slopes and thus into the normals of depth, this keeps a ramp a ramp at any ratio.
+        # Linear interpolation reads two pixels, so blur before downsampling. Unlike INTER_AREA, whose fractional edges
+        # add steps to slopes and thus to the normals of depth, this keeps a linear ramp linear at any ratio.
         height, width = (2 * math.ceil(side / size / 2) - 1 for side in box.shape[:2])
         if height > 1 or width > 1:
             box = cv2.blur(box, (width, height), borderType=cv2.BORDER_REPLICATE)
@@ -71,7 +99,16 @@ class Geometry:
     def intrinsics(
         self, source: tuple[float, float, float, float], shape: tuple[int, ...], size: int
     ) -> tuple[float, float, float, float]:
-        """fx, fy, cx, cy of `resize`'s result, from those of a source of `shape [H, W]`; pixel centres are integers."""
+        """Transform camera intrinsics like `resize` transforms the image; pixel centres are integers.
+
+        Args:
+            source: fx, fy, cx, cy in pixels of the source.
+            shape: Shape of the source, `[H, W]` or `[H, W, C]`.
+            size: Side of the result in pixels.
+
+        Returns:
+            fx, fy, cx, cy in pixels of the result.
+        """
         fx, fy, cx, cy = source
         x0, y0, x1, y1 = self.box(*shape[:2])
         x, y = size / (x1 - x0), size / (y1 - y0)

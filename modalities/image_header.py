@@ -1,4 +1,4 @@
-"""What the first bytes of an image say of it, before anything is unpacked."""
+"""Size and completeness of an image from its header, without decoding it."""
 
 from __future__ import annotations
 
@@ -6,35 +6,41 @@ import struct
 
 MOST_PIXELS = 100_000_000
 
+MOST_SCANS = 100
+"""Scans of a JPEG. Encoders write about ten; thousands in half a megabyte decode for minutes."""
+
 
 def image_size(data: bytes) -> tuple[int, int]:
-    """`(width, height)` from the header of a JPEG, PNG or WebP that is there to its end.
+    """Read `(width, height)` from the header of a complete JPEG, PNG or WebP.
 
-    Raises ValueError for other kinds, for a file cut short (decoders fill the rest with grey, silently), and above
-    `MOST_PIXELS` (a few kilobytes can unpack to gigabytes).
+    Raises:
+        ValueError: The file has another format, is truncated (decoders silently fill the rest with grey), or has more
+            than `MOST_PIXELS` pixels (a few kilobytes can unpack to gigabytes) or `MOST_SCANS` scans.
     """
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         width, height = struct.unpack(">II", data[16:24]) if len(data) >= 24 else (0, 0)
-        whole = data.rfind(b"IEND\xaeB`\x82") > 0  # from behind, where it is
+        whole = data.rfind(b"IEND\xaeB`\x82") > 0  # from the end, which is fast
     elif data.startswith(b"\xff\xd8"):
         (width, height), scan = _jpeg_header(data)
         whole = scan > 0 and data.rfind(b"\xff\xd9", scan) > 0
+        if (scans := data.count(b"\xff\xda", scan)) > MOST_SCANS and scan > 0:
+            raise ValueError(f"the JPEG has {scans} scans; at most {MOST_SCANS} are accepted: save it again")
     elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         width, height = _webp_size(data)
         whole = len(data) >= 8 + int.from_bytes(data[4:8], "little")
     else:
-        raise ValueError(f"neither JPEG, PNG nor WebP (begins with {data[:8]!r})")
+        raise ValueError(f"not a JPEG, PNG or WebP file (it begins with {data[:8]!r})")
     if not whole:
         raise ValueError(f"the image is truncated: its end is missing after {len(data)} bytes; copy it again")
     if not 0 < width * height <= MOST_PIXELS:
-        raise ValueError(f"an image of {width} x {height} pixels; 1 to {MOST_PIXELS} pixels are accepted")
+        raise ValueError(f"the image has {width} x {height} pixels; between 1 and {MOST_PIXELS} are accepted")
     return width, height
 
 
 def _jpeg_header(data: bytes) -> tuple[tuple[int, int], int]:
-    """Walk the segments to the first scan: its size and where the scan begins (0 if there is none).
+    """Walk the segments to the first scan; return the size and the offset of the scan (0 if there is none).
 
-    A thumbnail inside a segment has an end marker of its own, so searching the whole file for one would not do.
+    Searching the whole file for an end marker is not enough, since an embedded thumbnail has one too.
     """
     size, at = (0, 0), 2
     while at + 4 <= len(data) and data[at] == 0xFF:
@@ -52,7 +58,7 @@ def _jpeg_header(data: bytes) -> tuple[tuple[int, int], int]:
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
-    """The size that the first chunk of a WebP gives: lossy, lossless, or extended."""
+    """Read the size from the first chunk of a WebP: lossy, lossless or extended."""
     kind, body = data[12:16], data[20:30].ljust(10, b"\0")
     if kind == b"VP8 ":
         return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF

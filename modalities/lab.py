@@ -1,4 +1,4 @@
-"""Luminance and chrominance: the two halves of a photo in CIE L*a*b*, which are paired without any second sensor."""
+"""Luminance and chrominance of a photo in CIE L*a*b*: two paired modalities from a single sensor."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from modalities.geometry import Geometry
 from modalities.rgb import RGB
 
 WHITE = 100.0
-"""L* of white: luminance is given in units of it."""
+"""L* of white, the unit of luminance."""
 
 CHROMA = 110.0
-"""The unit of chroma: in sRGB a* lies in -86.2..98.3 and b* in -107.9..94.5, so both stay within [-1, 1]."""
+"""The unit of chroma. In sRGB, a* lies in -86.2..98.3 and b* in -107.9..94.5, so both stay within [-1, 1]."""
 
 GREY = 65.0
-"""L* at which chroma is shown to people."""
+"""L* that `Chroma.picture` uses."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Luminance(RGB):
-    """L* of the photo, `L* / 100` in [0, 1]: what a black-and-white film keeps. Keywords are those of `rgb`."""
+    """L* / 100 of a photo, in [0, 1], like a black-and-white photo. It has the same settings as `rgb`."""
 
     name: ClassVar[str] = "luminance"
 
@@ -44,9 +44,9 @@ class Luminance(RGB):
 
 @dataclass(frozen=True, kw_only=True)
 class Chroma(RGB):
-    """a* and b* of the photo (green to red, blue to yellow), each `/ 110`, within [-1, 1]; 0 is grey.
+    """a* / 110 and b* / 110 of a photo (green to red, blue to yellow), within [-1, 1]; grey is 0.
 
-    Keywords are those of `rgb`.
+    It has the same settings as `rgb`.
     """
 
     name: ClassVar[str] = "chroma"
@@ -64,8 +64,11 @@ class Chroma(RGB):
 
 
 def lab(photo: np.ndarray) -> np.ndarray:
-    """uint8 sRGB `[H, W, 3]` to CIE L*a*b* under D65, float32, within 0.4 of the formula: L* in 0..100, a* and b* in
-    -108..99."""
+    """Convert uint8 sRGB `[H, W, 3]` to CIE L*a*b* under D65, float32, accurate to 0.4.
+
+    Returns:
+        `[H, W, 3]`: L* in 0..100, a* and b* in -108..99.
+    """
     return cv2.cvtColor(photo.astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
 
 

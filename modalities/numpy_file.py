@@ -1,4 +1,4 @@
-"""A NumPy array out of the bytes of a `.npy` file."""
+"""Reads an array from the bytes of a `.npy` file."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ import numpy as np
 
 
 def read_array(data: bytes) -> np.ndarray:
-    """The array of a `.npy`; ValueError for anything else: pickles, archives, what is cut short or damaged."""
+    """Read the array of a `.npy` file.
+
+    Raises:
+        ValueError: It is not a complete `.npy` file. Pickles and archives are rejected.
+    """
     try:
         if not data.startswith(b"\x93NUMPY"):
             raise ValueError(f"it begins with {data[:8]!r}")
         array: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
-    except Exception as error:  # NumPy lets through what Python's parser raises for a damaged header, of any type
-        raise ValueError(f"not a whole NumPy array: {error}") from None
+    except Exception as error:  # a damaged header can raise any error of Python's parser
+        raise ValueError(f"not a complete NumPy array: {error}") from None
     return array

@@ -1,4 +1,4 @@
-"""Imports Open3D where only pip has been at work: its wheel needs a libusb that a bare Linux system lacks."""
+"""Imports Open3D on systems without libusb, which its wheel needs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from types import ModuleType
 
 
 def import_open3d() -> ModuleType:
-    """Import `open3d`, with the libusb of the `libusb-package` wheel when that is installed.
+    """Import `open3d`, with the libusb of the `libusb-package` wheel if that is installed.
 
-    Raises ImportError, with what to install, where the system lacks a library that Open3D loads.
+    Raises:
+        ImportError: The system lacks a library that Open3D loads. The message says what to install.
     """
-    # Without libusb-package the system may have the library itself: then the import below says what is missing.
+    # Without libusb-package, the system may have the library. If not, the import below fails with its name.
     with suppress(ImportError, OSError):
         path = importlib.import_module("libusb_package").get_library_path()
         if path is not None:
@@ -22,7 +23,7 @@ def import_open3d() -> ModuleType:
         return importlib.import_module("open3d")
     except (ImportError, OSError) as error:
         raise ImportError(
-            f"Open3D does not load here: {error}. Install it with `pip install open3d-cpu libusb-package` "
+            f"cannot load Open3D: {error}. Install it with `pip install open3d-cpu libusb-package` "
             "(Linux x86-64; `open3d` elsewhere). If a library such as libGL.so.1 is missing, install the system "
             "packages libgl1 libegl1 libx11-6 (Debian and Ubuntu: `apt-get install libgl1 libegl1 libx11-6`)."
         ) from error

@@ -1,4 +1,4 @@
-"""RGB photos."""
+"""RGB images."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, what "grey" means in cv2
 class RGB(Modality):
     """Photos as uint8 RGB.
 
-    jitter: in training, brightness, contrast and saturation are each multiplied by a factor drawn from
-    1 - jitter to 1 + jitter; 0: not at all.
-    field: of the shards, where it is not `rgb`: a second camera, another style of drawing.
+    Args:
+        jitter: In training, brightness, contrast and saturation are each multiplied by a factor from [1 - jitter, 1 +
+            jitter]. 0 disables it.
+        field: Name of the shard field if it is not `rgb`, e.g. a second camera or another style of drawing.
     """
 
     name: ClassVar[str] = "rgb"
@@ -38,20 +39,23 @@ class RGB(Modality):
     field: str | None = None
 
     def decode(self, data: bytes, meta: Mapping[str, Any]) -> np.ndarray:
-        """uint8 `[H, W, 3]`; 16 bits become 8, grey is repeated, transparency is laid on white.
+        """Decode to uint8 `[H, W, 3]`; 16 bits become 8, grey is repeated, transparency is blended with white.
 
-        JPEGs are turned upright by their EXIF orientation; that of PNG and WebP is not followed.
+        JPEGs are rotated according to their EXIF orientation; the orientation of PNG and WebP files is ignored.
+
+        Raises:
+            ValueError: The bytes are not a complete JPEG, PNG or WebP.
         """
-        image_size(data)  # refuses what would unpack to gigabytes, or be filled up with grey
+        image_size(data)  # rejects decompression bombs and truncated files
         is_jpeg = data.startswith(b"\xff\xd8")
-        # Only IMREAD_UNCHANGED shows transparency, and only without it EXIF is followed.
+        # Only IMREAD_UNCHANGED returns transparency, and it ignores EXIF.
         flags = cv2.IMREAD_COLOR if is_jpeg else cv2.IMREAD_UNCHANGED
         try:
             image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         except cv2.error:
             image = None
         if image is None or image.dtype not in (np.uint8, np.uint16):
-            raise ValueError(f"{len(data)} bytes are not a readable photo; a whole JPEG, PNG or WebP is expected")
+            raise ValueError(f"cannot read an image from {len(data)} bytes; expected a complete JPEG, PNG or WebP")
         if image.dtype == np.uint16:
             image = cv2.convertScaleAbs(image, alpha=255 / 65535)
         if image.ndim == 2:
@@ -62,18 +66,18 @@ class RGB(Modality):
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
     def augment(self, value: np.ndarray, geometry: Geometry, size: int, rng: np.random.Generator | None) -> Tensor:
-        """uint8 `[3, size, size]`."""
+        """Crop, flip, scale and jitter: uint8 `[3, size, size]`."""
         return torch.from_numpy(self.view(value, geometry, size, rng)).permute(2, 0, 1)
 
     def view(self, value: np.ndarray, geometry: Geometry, size: int, rng: np.random.Generator | None) -> np.ndarray:
-        """The part of the photo that the geometry says, uint8 `[size, size, 3]`, its light and colour changed."""
+        """The same as uint8 `[size, size, 3]`."""
         image = geometry.resize(value, size)
         if rng is not None and self.jitter > 0:
             image = cv2.transform(image, colour_map(image, *rng.uniform(1 - self.jitter, 1 + self.jitter, 3)))
         return image
 
     def collate(self, values: Sequence[Tensor]) -> Tensor:
-        """`[B, C, size, size]`; a pixel's channels stay side by side in memory, as convolutions want them."""
+        """Stack to `[B, C, size, size]` in channels-last memory format, which is faster for convolutions."""
         return torch.stack([value.permute(1, 2, 0) for value in values]).permute(0, 3, 1, 2)
 
     def encoder(self, spec: Mapping[str, Any]) -> Encoder:
@@ -84,7 +88,7 @@ class RGB(Modality):
 
 
 def colour_map(image: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
-    """The affine map `[3, 4]` of a pixel that scales distance from its grey, from the mean grey, and all of it."""
+    """The affine map `[3, 4]` of a pixel that applies saturation, contrast (around the mean grey) and brightness."""
     mean_grey = float(LUMA @ np.array(cv2.mean(image)[:3]))
     mix = saturation * np.eye(3) + (1 - saturation) * LUMA
     return np.hstack([brightness * contrast * mix, np.full((3, 1), brightness * (1 - contrast) * mean_grey)])

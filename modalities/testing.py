@@ -1,4 +1,4 @@
-"""The conformance check that the author of a modality runs: does the adapter keep the Modality contract?"""
+"""Conformance tests for authors of a modality: does the class follow the Modality contract?"""
 
 from __future__ import annotations
 
@@ -26,10 +26,23 @@ def check_modality(
     specs: Iterable[Mapping[str, Any]] = (),
     size: int = 64,
 ) -> None:
-    """Check an adapter with real samples; AssertionError says what breaks the contract and what to do.
+    """Check a modality with real samples.
 
-    data: the bytes of one or more samples, as a shard holds them; best of several sizes. meta: their meta.json.
-    specs: encoders to build and run, e.g. `[{"name": "cnn5"}]`. size: the input size to ask `augment` for.
+    Args:
+        adapter: An instance of the modality.
+        data: The bytes of one or more samples, as stored in a shard, ideally of different sizes.
+        meta: The `meta.json` of the samples.
+        specs: Encoders to build and run, e.g. `[{"name": "cnn5"}]`.
+        size: Input size in pixels for `augment`.
+
+    Raises:
+        AssertionError: The modality breaks the contract. The message says how, and how to fix it.
+
+    Example:
+        ```python
+        def test_thermal() -> None:
+            check_modality(Thermal(), Path("tests/sample.png").read_bytes(), specs=[{"name": "cnn5"}])
+        ```
     """
     samples = [data] if isinstance(data, bytes) else list(data)
     require(samples, "data: give the bytes of at least one sample")
@@ -39,7 +52,7 @@ def check_modality(
     check_bad_bytes(adapter, samples, meta)
     values = [adapter.decode(sample, meta) for sample in samples]
     again = [adapter.decode(sample, meta) for sample in samples]
-    require(same(values, again), "decode: the same bytes gave two values; what is random belongs into augment")
+    require(same(values, again), "decode: the same bytes gave different values; move randomness to augment")
     for value in values:
         check_augment(adapter, value, size)
         check_flip(adapter, value, size)
@@ -50,13 +63,13 @@ def check_modality(
 
 
 def require(good: Any, message: str) -> None:
-    """An assertion that `python -O` keeps."""
+    """An assertion that `python -O` does not remove."""
     if not good:
         raise AssertionError(message)
 
 
 def check_declaration(cls: type[Modality]) -> None:
-    """What is known of the class before any data: name, fields, encoders, and keywords that check configs."""
+    """Check the class: name, fields, encoders, and annotated keywords, which configs are validated against."""
     name, fields = getattr(cls, "name", None), getattr(cls, "fields", None)
     require(isinstance(name, str), f"{cls.__name__}.name: give the class a name, e.g. `name = 'depth'`")
     require(
@@ -73,27 +86,27 @@ def check_declaration(cls: type[Modality]) -> None:
 
 
 def check_keywords(cls: type, skip: int) -> None:
-    """After the first `skip` parameters, a constructor's own are keywords with annotations."""
+    """Check that all parameters of a constructor after the first `skip` are keyword-only and annotated."""
     for parameter in list(inspect.signature(cls).parameters.values())[skip:]:
         require(
             parameter.kind is parameter.KEYWORD_ONLY and parameter.annotation is not parameter.empty,
-            f"{cls.__name__}({parameter.name}): make it keyword-only and annotate it: configs are checked by that",
+            f"{cls.__name__}({parameter.name}): make it keyword-only and annotated, since configs are validated by it",
         )
 
 
 def check_pickle(adapter: Modality) -> None:
-    """A copy by pickle is of the same class: adapters travel to loader workers."""
+    """Check that a pickled copy has the same class, since the instance is sent to loader workers."""
     try:
-        copied = pickle.loads(pickle.dumps(adapter))  # noqa: S301 - its own bytes
+        copied = pickle.loads(pickle.dumps(adapter))  # noqa: S301 - pickled one line above
     except Exception as error:
-        raise AssertionError(f"the adapter does not pickle, so no loader worker can have it: {error}") from error
-    require(type(copied) is type(adapter), "the adapter's copy by pickle is of another class")
+        raise AssertionError(f"the modality cannot be pickled and sent to loader workers: {error}") from error
+    require(type(copied) is type(adapter), "a pickled copy of the modality has another class")
 
 
 def check_bad_bytes(adapter: Modality, samples: Sequence[bytes], meta: Mapping[str, Any]) -> None:
-    """Bytes of something else raise ValueError: the stream counts and reports that, and stops at all other errors."""
+    """Check that invalid bytes raise ValueError. The stream skips and counts those samples; other errors stop it."""
     noise = np.random.default_rng(0).bytes(1000)
-    cases = {"no bytes at all": b"", "random bytes": noise, "a sample cut in half": samples[0][: len(samples[0]) // 2]}
+    cases = {"empty bytes": b"", "random bytes": noise, "half a sample": samples[0][: len(samples[0]) // 2]}
     for case, data in cases.items():
         try:
             adapter.decode(data, meta)
@@ -101,30 +114,30 @@ def check_bad_bytes(adapter: Modality, samples: Sequence[bytes], meta: Mapping[s
             continue
         except Exception as error:
             raise AssertionError(f"decode: {case} raised {type(error).__name__}, not ValueError: {error}") from error
-        require(data, "decode: no bytes at all gave a value; raise ValueError")
+        require(data, "decode: empty bytes returned a value; raise ValueError")
 
 
 def check_augment(adapter: Modality, value: Any, size: int) -> None:
-    """Nothing random without rng, the same from the same rng, and the decoded value stays as it is."""
+    """Check that it is deterministic without rng and for a given seed, and does not modify the decoded value."""
     before = copy.deepcopy(value)
     for geometry in GEOMETRIES:
         tensor = adapter.augment(value, geometry, size, None)
         check_tensor(tensor)
         require(
-            same(value, before), "augment: it changed the decoded value, which other views still read; work on a copy"
+            same(value, before), "augment: it modified the decoded value, which other views still read; copy it first"
         )
         require(
             same(tensor, adapter.augment(value, geometry, size, None)),
-            "augment: without rng (in evaluation) two calls gave two results; nothing may be random then",
+            "augment: two calls without rng gave different results; evaluation must be deterministic",
         )
         drawn = [adapter.augment(value, geometry, size, np.random.default_rng(7)) for _ in range(2)]
         check_tensor(drawn[0])
-        require(same(*drawn), "augment: two rngs of one seed gave two results; draw only from the rng that is given")
+        require(same(*drawn), "augment: the same seed gave different results; use only rng")
         require(drawn[0].dtype == tensor.dtype, f"augment: {drawn[0].dtype} with rng, {tensor.dtype} without")
 
 
 def check_tensor(tensor: Any) -> None:
-    """uint8, float32 or int64, and finite."""
+    """Check that a tensor is uint8, float32 or int64, and finite."""
     require(isinstance(tensor, Tensor), f"augment: returned {type(tensor).__name__}; return a torch.Tensor")
     require(
         tensor.dtype in (torch.uint8, torch.float32, torch.int64),
@@ -132,38 +145,36 @@ def check_tensor(tensor: Any) -> None:
     )
     require(
         not tensor.is_floating_point() or bool(tensor.isfinite().all()),
-        "augment: NaN or infinity in the tensor; replace what has no value by 0, and say where in a channel of its own",
+        "augment: NaN or infinity in the tensor; replace missing values by 0 and mark them in an extra channel",
     )
 
 
 def check_flip(adapter: Modality, value: Any, size: int) -> None:
-    """An image-like modality that follows the geometry also follows its flip, or it would not match the others."""
+    """Check that an image-like modality that applies the crop also applies the flip, like the other modalities."""
     plain, flipped, cropped = (adapter.augment(value, g, size, None) for g in (WHOLE, FLIPPED, GEOMETRIES[2]))
     if plain.ndim != 3 or plain.shape[1:] != (size, size) or same(plain, cropped):
         return
-    # Directions, such as normals, also change their sign.
+    # Directions such as normals also change their sign.
     flipped, plain = flipped.float().abs(), plain.float().abs()
     straight, mirrored = (flipped - plain).abs().mean(), (flipped - plain.flip(2)).abs().mean()
-    # A picture that is nearly its own mirror image tells little.
-    require(
-        mirrored <= 2 * straight, "augment: it crops as the geometry says, but does not mirror left and right on flip"
-    )
+    # Tolerant, since an image can be nearly symmetric.
+    require(mirrored <= 2 * straight, "augment: it applies the crop of the geometry, but not the flip")
 
 
 def check_collate(adapter: Modality, values: Sequence[Any], size: int) -> None:
-    """Tensors of all samples and geometries become one batch."""
+    """Check that tensors of all samples and geometries form one batch."""
     tensors = [adapter.augment(value, geometry, size, None) for value in values for geometry in GEOMETRIES]
     try:
         adapter.collate(tensors)
     except Exception as error:
         shapes = sorted({tuple(tensor.shape) for tensor in tensors})
         raise AssertionError(
-            f"collate: {error}. augment gave the shapes {shapes}: make them one shape, or write a collate that pads"
+            f"collate: {error}. augment returned the shapes {shapes}: return one shape, or pad in collate"
         ) from error
 
 
 def check_encoder(adapter: Modality, spec: Mapping[str, Any], values: Sequence[Any]) -> None:
-    """The encoder's Features are of the sizes that it stated before it saw data."""
+    """Check that the Features of an encoder have the sizes that it declares."""
     encoder, who = adapter.encoder(spec), f"encoder {dict(spec)}"
     size = encoder.preprocessing.size
     batch = [adapter.augment(value, geometry, size, None) for value in values for geometry in (WHOLE, FLIPPED)]
@@ -171,22 +182,19 @@ def check_encoder(adapter: Modality, spec: Mapping[str, Any], values: Sequence[A
     require(isinstance(features, Features), f"{who}: forward returned {type(features).__name__}; return Features")
     expected = (len(batch), encoder.dim)
     require(features.pooled.shape == expected, f"{who}: pooled is {tuple(features.pooled.shape)}, not {expected}")
-    channels = tuple(m.shape[1] if m.ndim == 4 else m.shape[-1] for m in features.maps)
     require(
-        channels == encoder.map_channels,
-        f"{who}: its maps have {channels} channels, its map_channels say {encoder.map_channels}",
+        features.map_channels == encoder.map_channels,
+        f"{who}: its maps have {features.map_channels} channels, but map_channels is {encoder.map_channels}",
     )
-    require(all(len(m) == len(batch) for m in features.maps), f"{who}: a map is not of the batch's size")
-    require(features.logits is None, f"{who}: logits must be None; the classifier is the model's, not the encoder's")
+    require(all(len(m) == len(batch) for m in features.maps), f"{who}: a map has the wrong batch size")
+    require(features.logits is None, f"{who}: logits must be None; the classifier is part of the model")
     require(bool(features.pooled.isfinite().all()), f"{who}: pooled has NaN or infinity")
     trainable = any(p.requires_grad for p in encoder.parameters())
-    require(
-        features.pooled.requires_grad or not trainable, f"{who}: no gradient reaches pooled; is something detached?"
-    )
+    require(features.pooled.requires_grad or not trainable, f"{who}: pooled has no gradient; is a tensor detached?")
 
 
 def check_picture(adapter: Modality, value: Any) -> None:
-    """uint8 RGB `[H, W, 3]`, and a caption."""
+    """Check that the picture is uint8 RGB `[H, W, 3]` and has a caption."""
     picture = adapter.picture(value)
     good = isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
     require(good, "picture: return a uint8 RGB array [H, W, 3]")
@@ -194,7 +202,7 @@ def check_picture(adapter: Modality, value: Any) -> None:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equal to the last bit, inside of dataclasses and containers as well."""
+    """Bitwise equality, recursively through dataclasses and containers."""
     if isinstance(a, np.ndarray):
         return isinstance(b, np.ndarray) and a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
     if isinstance(a, Tensor):

@@ -1,4 +1,4 @@
-"""Text: one of a sample's captions, as token ids."""
+"""Text: one caption of a sample, as token ids."""
 
 from __future__ import annotations
 
@@ -22,17 +22,21 @@ from modalities.geometry import Geometry
 from modalities.tokenizer import tokenizer
 
 LONGEST = 1_000_000
-"""Bytes of captions that a sample may have."""
+"""Maximum number of bytes of captions in a sample."""
 MARKS = 30
-"""Combining marks in a row, as in Unicode's stream-safe text: the time to sort them grows with their number squared."""
+"""Maximum number of consecutive combining marks, as in Unicode's stream-safe text: sorting them takes quadratic time.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Text(Modality):
-    """Captions, one a line: in training one of them is drawn for each sample and epoch, otherwise the first is taken.
+    """Captions, one per line. Training draws one for each sample and epoch, evaluation takes the first.
 
-    tokenizer: `bytes` (UTF-8 bytes, nothing to download), or a transformers tokenizer by hub name or local folder, best
-    that of the encoder's own model. length: tokens at most, start and end included; what is longer is cut.
+    Args:
+        tokenizer: `bytes` (UTF-8 bytes, no download), a transformers tokenizer by hub name or local folder, preferably
+            that of the encoder, or `open_clip:ViT-B-32`, that of a model of open_clip.
+        length: Maximum number of tokens including start and end. Longer captions are truncated.
+        field: Name of the shard field if it is not `text`.
     """
 
     name: ClassVar[str] = "text"
@@ -44,30 +48,34 @@ class Text(Modality):
     field: str | None = None
 
     def decode(self, data: bytes, meta: Mapping[str, Any]) -> list[str]:
-        """The captions that are not empty, at least one, in Unicode's composed form."""
+        """Split into non-empty captions, normalised to Unicode NFC.
+
+        Raises:
+            ValueError: The text is empty, too long, not UTF-8 or binary.
+        """
         if len(data) > LONGEST:
             raise ValueError(f"{len(data)} bytes of captions; at most {LONGEST} are accepted")
         try:
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise ValueError(f"text is not UTF-8 (byte {error.start}); convert it before packing") from None
+            raise ValueError(f"the text is not UTF-8 (byte {error.start}); convert it before packing") from None
         if (marks := most_marks(text)) > MARKS:
-            raise ValueError(f"text has {marks} combining marks in a row; at most {MARKS} are accepted")
+            raise ValueError(f"the text has {marks} consecutive combining marks; at most {MARKS} are accepted")
         text = unicodedata.normalize("NFC", text)
         captions = [line for line in map(str.strip, text.splitlines()) if line]
         if not captions:
-            raise ValueError("text is empty: there is no caption in it")
+            raise ValueError("the text is empty: it has no caption")
         if "\0" in text:
-            raise ValueError("text holds zero bytes: it is another kind of file")
+            raise ValueError("the text contains zero bytes: it is a binary file")
         return captions
 
     def augment(self, value: list[str], geometry: Geometry, size: int, rng: np.random.Generator | None) -> Tensor:
-        """int64 `[tokens]`, at most `length` of them."""
+        """Tokenize a caption: int64 `[N]`, at most `length` tokens."""
         caption = value[0 if rng is None else int(rng.integers(len(value)))]
         return torch.tensor(tokenizer(self.tokenizer).encode(caption, self.length), dtype=torch.int64)
 
     def collate(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
-        """`ids [B, longest]`, int64, and `mask [B, longest]`, bool: True where there is a token."""
+        """Pad to `ids [B, N]`, int64, with `mask [B, N]`, bool, True for tokens."""
         padding = tokenizer(self.tokenizer).padding
         mask = pad_sequence([torch.ones(len(value), dtype=torch.bool) for value in values], batch_first=True)
         return {"ids": pad_sequence(list(values), batch_first=True, padding_value=padding), "mask": mask}
@@ -77,19 +85,19 @@ class Text(Modality):
         if encoder.preprocessing.size < self.length:
             raise ValueError(
                 f"encoder {spec['name']} reads at most {encoder.preprocessing.size} tokens, but texts have up to "
-                f"{self.length}; set the modality's `length` to {encoder.preprocessing.size}"
+                f"{self.length}; set `length` of the modality to {encoder.preprocessing.size}"
             )
         return encoder
 
     def portable(self, spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-        """With the tokenizer's files in `folder/tokenizer`; see `Modality.portable`."""
-        if self.tokenizer == "bytes":
+        """Copy the files of the tokenizer to `folder/tokenizer`; see `Modality.portable`."""
+        if self.tokenizer == "bytes" or self.tokenizer.startswith("open_clip:"):  # nothing to copy
             return dict(spec)
         tokenizer(self.tokenizer).save(folder / "tokenizer")
         return {**spec, "tokenizer": "./tokenizer"}
 
     def picture(self, value: list[str]) -> np.ndarray:
-        """The first caption in lines of 18 letters; what the font lacks is a question mark."""
+        """Render the first caption in lines of 18 characters. Characters that the font lacks become question marks."""
         words = value[0].encode("ascii", "replace").decode().split()
         lines = [""]
         for word in words:
@@ -108,7 +116,7 @@ class Text(Modality):
 
 
 def most_marks(text: str) -> int:
-    """The longest run of combining marks."""
+    """Length of the longest run of combining marks."""
     if text.isascii():
         return 0
     runs = groupby(text, lambda letter: unicodedata.combining(letter) > 0)

@@ -1,4 +1,4 @@
-"""Tokenizers by name: the embedded one over bytes, or one of the transformers library."""
+"""Tokenizers by name: the built-in tokenizer over bytes, any of the transformers library, or those of open_clip."""
 
 from __future__ import annotations
 
@@ -6,49 +6,63 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from modalities.encoders.library import closest, quiet, require
 from modalities.transformers_loader import import_transformers
 
 PADDING, START, END, FIRST_BYTE = 0, 1, 2, 3
 
 
 class Tokenizer(Protocol):
-    """padding: the id that fills up a batch. vocabulary: how many ids there are."""
+    """Interface of a tokenizer. `padding` is the id that pads a batch, `vocabulary` the number of ids."""
 
     padding: int
     vocabulary: int
 
     def encode(self, text: str, length: int) -> list[int]:
-        """Ids of a text, at most `length`, with the marks that its models expect."""
+        """Tokenize a text to at most `length` ids, including the special tokens of the model."""
 
     def save(self, folder: Path) -> None:
-        """Write what it needs to be loaded again from that folder."""
+        """Write the files that loading it from that folder needs."""
 
 
 @lru_cache(maxsize=8)
 def tokenizer(name: str) -> Tokenizer:
-    """`bytes`, or a transformers tokenizer by hub name or local folder; each process loads it once.
+    """Load a tokenizer, once per process.
 
-    Raises ValueError for one that cannot be found.
+    Args:
+        name: `bytes`, `open_clip:MODEL`, or a transformers tokenizer by hub name or local folder.
+
+    Raises:
+        ValueError: The tokenizer cannot be read.
     """
+    if name.startswith("open_clip:"):
+        return OpenCLIP(name.removeprefix("open_clip:"))
     return Bytes() if name == "bytes" else Pretrained(name)
 
 
 class Bytes:
-    """UTF-8 bytes between a start and an end mark: nothing to download, and no word that it does not know."""
+    """UTF-8 bytes between a start and an end token: no download, no unknown words."""
 
     padding = PADDING
     vocabulary = FIRST_BYTE + 256
 
     def encode(self, text: str, length: int) -> list[int]:
-        """At most `length` ids: the start mark, a byte each, the end mark."""
+        """Tokenize to at most `length` ids: start, one id per byte, end."""
         return [START, *(FIRST_BYTE + byte for byte in text.encode()[: length - 2]), END]
 
     def save(self, folder: Path) -> None:
-        """It is in the program itself."""
+        """Do nothing: it needs no files."""
 
 
 class Pretrained:
-    """A tokenizer of the transformers library; its own code only, never code from the hub."""
+    """A tokenizer of the transformers library. Code from the hub is never run.
+
+    Args:
+        name: Hub name or local folder.
+
+    Raises:
+        ValueError: The tokenizer cannot be read.
+    """
 
     def __init__(self, name: str) -> None:
         try:
@@ -57,18 +71,49 @@ class Pretrained:
             )
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ValueError(
-                f"tokenizer: cannot read {name!r}; give `bytes`, a hub name, or the folder of a tokenizer's "
-                f"save_pretrained. ({str(error).splitlines()[0][:200]})"
+                f"tokenizer: cannot read {name!r}; use `bytes`, a hub name, or a folder written by save_pretrained. "
+                f"({str(error).splitlines()[0][:200]})"
             ) from error
         own = self.own
         self.padding = next((i for i in (own.pad_token_id, own.eos_token_id) if i is not None), 0)
         self.vocabulary = len(own)
 
     def encode(self, text: str, length: int) -> list[int]:
-        """At most `length` ids, with the special ones of its model."""
+        """Tokenize to at most `length` ids, including the special tokens of the model."""
         ids: list[int] = self.own(text, truncation=True, max_length=length)["input_ids"]
         return ids
 
     def save(self, folder: Path) -> None:
         """Write it with `save_pretrained`."""
         self.own.save_pretrained(folder)
+
+
+class OpenCLIP:
+    """The BPE tokenizer of an open_clip model, whose vocabulary comes with the library.
+
+    Args:
+        model: Name of the model.
+
+    Raises:
+        ValueError: open_clip is not installed, has no such model, or the model has another tokenizer.
+    """
+
+    padding = 0
+
+    def __init__(self, model: str) -> None:
+        library = require("open_clip", "open_clip")
+        if model not in library.list_models():
+            raise ValueError(f"tokenizer: open_clip has no model {model!r}{closest(model, library.list_models())}")
+        with quiet("open_clip"):
+            self.own: Any = library.get_tokenizer(model)
+        if not hasattr(self.own, "sot_token_id"):
+            raise ValueError(f"tokenizer: the tokenizer of {model} is one of transformers; name that one on the hub")
+        self.vocabulary: int = self.own.vocab_size
+
+    def encode(self, text: str, length: int) -> list[int]:
+        """Tokenize to at most `length` ids, as open_clip does, without its padding."""
+        ids: list[int] = self.own(text, context_length=length)[0].tolist()
+        return ids[: ids.index(self.own.eot_token_id) + 1]
+
+    def save(self, folder: Path) -> None:
+        """Do nothing: the vocabulary comes with the library."""

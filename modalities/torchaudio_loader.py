@@ -1,4 +1,4 @@
-"""Imports torchaudio beside a CPU build of torch, where the native library of its wheel does not load."""
+"""Imports torchaudio with a CPU build of torch, where the native library of its wheel does not load."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-EXTRA = "pip install 'wcord[audio]'"
+EXTRA = "pip install torchaudio soundfile"
 
 
 def import_torchaudio() -> ModuleType:
-    """Import `torchaudio`, without its native library where that does not load: transforms do not need it.
+    """Import `torchaudio`, without its native library if that does not load. The transforms do not need it.
 
-    To be called before transformers reads audio, whose import of torchaudio would fail too.
-    Raises ImportError, with the extra to install, where there is no torchaudio.
+    Call it before transformers loads an audio model, which imports torchaudio and would fail.
+
+    Raises:
+        ImportError: torchaudio is not installed. The message names the extra to install.
     """
     try:
         return importlib.import_module("torchaudio")
@@ -29,7 +31,11 @@ def import_torchaudio() -> ModuleType:
 
 
 def import_soundfile() -> ModuleType:
-    """Import `soundfile`; ImportError, with the extra to install, where it is not there."""
+    """Import `soundfile`.
+
+    Raises:
+        ImportError: It is not installed. The message names the extra to install.
+    """
     try:
         return importlib.import_module("soundfile")
     except (ImportError, OSError) as error:
@@ -39,7 +45,7 @@ def import_soundfile() -> ModuleType:
 def _without_native_library() -> ModuleType:
     def missing(function: Callable[..., Any]) -> Callable[..., Any]:
         def fail(*_: Any, **__: Any) -> None:
-            raise RuntimeError(f"{function.__name__} needs torchaudio's native library, which does not load here")
+            raise RuntimeError(f"{function.__name__} needs the native library of torchaudio, which cannot be loaded")
 
         return fail
 

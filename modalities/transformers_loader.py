@@ -1,4 +1,4 @@
-"""Imports transformers so that an installed torchaudio does not break it beside a CPU build of torch."""
+"""Imports transformers so that an installed torchaudio does not break it with a CPU build of torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from modalities.torchaudio_loader import import_torchaudio
 
 
 def import_transformers() -> Any:
-    """Import `transformers`. Its models import torchaudio where that is installed, which then has to load."""
+    """Import `transformers`, after torchaudio, which some of its models import."""
     with suppress(ImportError):
         import_torchaudio()
     return importlib.import_module("transformers")

@@ -1,23 +1,30 @@
-"""Data, training, evaluation and the command line; `pipeline.load(RUN)` gives a finished student."""
+"""Implementation of wcord: data, training, evaluation, export, command line. Users import `wcord`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.host import wait_without_spinning
+from pipeline.common.host import wait_without_spinning
 
 if TYPE_CHECKING:
-    from pipeline.student import Student
+    from pipeline.inference.student import Student
 
-wait_without_spinning()  # here, because it must come before the first import of torch
+wait_without_spinning()  # must be called before torch is first imported
 
 
 def load(run: str | Path) -> Student:
-    """A student by its run folder, by the `student` folder in it, or by what `wcord export` wrote.
+    """Load a student.
 
-    Raises UserError for a folder without a finished network.
+    Args:
+        run: A run folder, the `student` folder in it, or a folder that `wcord export` wrote.
+
+    Returns:
+        The student.
+
+    Raises:
+        UserError: The folder does not contain a finished network.
     """
-    from pipeline.student import load as load_student
+    from pipeline.inference.student import load as load_student
 
     return load_student(run)

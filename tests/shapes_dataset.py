@@ -8,7 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pipeline.shards import MANIFEST, Dataset, write_shard
+from pipeline.data.dataset import MANIFEST, Dataset
+from pipeline.data.manifest import write_shard
 
 CLASSES = ["disc", "square", "cross"]
 

@@ -10,27 +10,34 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from foreign_shards import captioned, img2dataset, shard_writer
+from launching import Started
 
-from pipeline import tabletop
-from pipeline.cli import app
-from pipeline.reference import explain_key
-from pipeline.shards import MANIFEST, load_dataset, sha256
+from pipeline.cli.app import ORDER, app
+from pipeline.common.files import sha256
+from pipeline.config.reference import explain_key
+from pipeline.data.dataset import MANIFEST
+from pipeline.data.manifest import load_dataset
+from pipeline.packing.synthetic import scenes as tabletop
 
 ROOT = Path(__file__).parents[1]
 STEPS = 6
 STORIES = {
     "README": (
         "README.md",
-        "docs/taking-a-student-away.md",
+        "docs/training.md",
+        "docs/exporting.md",
         "docs/long-runs.md",
         "docs/config-reference.md",
         "docs/api.md",
     ),
+    "shards": ("docs/your-own-shards.md",),
     "tutorials": ("docs/tutorial-laptop.md", "docs/tutorial-rented-machine.md"),
 }
 """Pages whose `sh` and `python` blocks run in one folder, in order; YAML under `# name.yaml` becomes a file there."""
@@ -55,6 +62,12 @@ def recordings(folder: Path) -> None:
     (folder / "recordings" / "index.csv").write_text("\n".join(rows))
 
 
+def shards_of_others(folder: Path) -> None:
+    """What somebody has already who comes with shards: of img2dataset, and with classes."""
+    img2dataset(folder / "cc3m", [40, 40, 40, 40])
+    shard_writer(folder / "shards", map(captioned, range(160)), maxcount=16)
+
+
 def damage(folder: Path) -> None:
     """Break one depth map of a packed data set, as a faulty disk would have before the packing."""
     dataset = load_dataset(folder)
@@ -72,7 +85,7 @@ def damage(folder: Path) -> None:
 def programs(folder: Path) -> str:
     """A PATH on which `wcord` is this checkout's, and `python` the one of this test."""
     folder.mkdir()
-    (folder / "wcord").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m pipeline "$@"\n')
+    (folder / "wcord").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m wcord "$@"\n')
     (folder / "wcord").chmod(0o755)
     return os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
 
@@ -94,6 +107,7 @@ def commands(page: str, language: str = "sh") -> list[str]:
 def test_pages_run_from_the_first_command_to_the_last(story: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="pip install 'wcord[export]'")
     recordings(tmp_path)
+    shards_of_others(tmp_path)
     own = {"PATH": programs(tmp_path / "bin"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     environment = os.environ | own | {"ACCELERATE_USE_CPU": "true"}
     for page in STORIES[story]:
@@ -115,6 +129,14 @@ def run(line: str, folder: Path, environment: dict[str, str]) -> None:
     line = re.sub(r" train (\S+)", rf" train \1 train.steps={steps} train.log_every=1", line)
     line = re.sub(r'(config\.load\("\w+", \[)', rf'\1"train.steps={steps}", ', line)
     print(f"$ {line}", flush=True)
+    if loop := re.fullmatch(r"for (\w+) in ([^;]+); do (.*); done", line):
+        for value in loop[2].split():
+            run(loop[3].replace(f"${loop[1]}", value), folder, environment)
+        return
+    if line.startswith("wcord ") and not set(line) & set("|&;<>$*"):  # no shell is needed, and no import of torch
+        ours = Started(shlex.split(line)[1:], environment=environment, folder=folder)
+        assert ours.wait(300) == 0, f"{line}\n{ours.output()}"
+        return
     started = subprocess.Popen(
         ["bash", "-c", line], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -151,12 +173,41 @@ def test_every_command_is_one_that_there_is(page: str) -> None:
         for part in re.findall(r"(?:^|do |-m )(?:wcord|pipeline) ([^;|>]+)", line):
             check_ours(shlex.split(part))
         if found := re.search(r"python -m benchmarks\.(\w+)(.*)", line):
-            source = (ROOT / "benchmarks" / f"{found[1]}.py").read_text()
+            file, package = ROOT / "benchmarks" / f"{found[1]}.py", ROOT / "benchmarks" / found[1] / "__main__.py"
+            source = (package if package.exists() else file).read_text()
             assert all(option in source for option in re.findall(r"--(\w[\w-]*)", found[2])), line
         if found := re.fullmatch(r"make (\w[\w-]*)", line):
             assert f"\n{found[1]}:" in (ROOT / "Makefile").read_text(), line
         if found := re.search(r"--config_file (\S+)", line):
             assert (ROOT / found[1]).is_file(), line
+
+
+def leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """All commands that do something, under their names from the command line."""
+    if not hasattr(command, "commands"):
+        yield " ".join(path), command
+        return
+    for name, inner in command.commands.items():
+        yield from leaves(inner, (*path, name))
+
+
+@pytest.mark.parametrize(("name", "command"), [*leaves(typer.main.get_command(app))])
+def test_every_help_screen_has_an_example_of_its_command(name: str, command: Any) -> None:
+    examples = [line.strip() for line in command.epilog.splitlines()[2:]]
+    assert examples
+    for example in examples:
+        assert example.startswith(f"wcord {name}"), example
+        check_ours(shlex.split(example.split(">")[0])[1:])
+
+
+def test_the_help_lists_all_commands_in_workflow_order_and_uncut() -> None:
+    group: Any = typer.main.get_command(app)
+    context = group.make_context("wcord", [], resilient_parsing=True)
+    assert sorted(group.list_commands(context)) == sorted(ORDER)
+    assert group.list_commands(context) == list(ORDER)
+    for one in (group, *(inner for inner in group.commands.values() if hasattr(inner, "commands"))):
+        shown = " ".join(one.get_help(context).split())
+        assert "..." not in shown.partition("Commands:")[2]
 
 
 def check_ours(words: list[str]) -> None:

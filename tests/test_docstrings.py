@@ -14,12 +14,13 @@ import pytest
 import losses
 import modalities
 import pipeline
+import wcord
 
 
 def modules(package: ModuleType) -> Iterator[ModuleType]:
     yield package
     for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-        if found.name != "pipeline.__main__" and not found.name.startswith("pipeline.portable."):  # scripts
+        if not found.name.endswith("__main__") and not found.name.startswith("pipeline.export.portable."):  # scripts
             yield importlib.import_module(found.name)
 
 
@@ -44,6 +45,6 @@ def words(value: Any) -> str:
     return "" if inspect.isclass(value) and str(own).startswith(f"{value.__name__}(") else own or ""
 
 
-@pytest.mark.parametrize("package", [losses, modalities, pipeline], ids=lambda package: package.__name__)
+@pytest.mark.parametrize("package", [losses, modalities, pipeline, wcord], ids=lambda package: package.__name__)
 def test_every_public_name_says_what_it_is(package: ModuleType) -> None:
     assert [name for module in modules(package) for name, value in public(module) if not words(value)] == []

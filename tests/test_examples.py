@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from pipeline import config as configs
-from pipeline.errors import UserError
+from pipeline.common.errors import UserError
 from pipeline.train import train
 
 ROOT = Path(__file__).parents[1]
@@ -107,10 +107,11 @@ def test_the_check_on_that_page_passes(installed: dict[str, str], tmp_path: Path
 
 
 def test_the_loss_on_its_page_trains(make_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = blocks("adding-a-loss.md", "python")
+    code, calls = blocks("adding-a-loss.md", "python")
     (losses,) = blocks("adding-a-loss.md", "yaml")
     (tmp_path / "whitened.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
+    exec(compile(calls, "adding-a-loss.md", "exec"), {})
     teacher = train(configs.load(make_config("teacher"), ["student.modality=rgb", "train.steps=4"]))
     config = make_config("student", f"teacher: {{run: {teacher}}}", losses.removeprefix("losses:\n"))
     student = train(configs.load(config))

@@ -9,7 +9,7 @@ import pytest
 
 from losses import LOSSES
 from modalities import MODALITIES
-from pipeline.config import ZeroShot
+from pipeline.config.settings import ZeroShot
 
 PAGE = (Path(__file__).parents[1] / "docs" / "modalities-and-losses.md").read_text()
 ENCODERS = {name: encoder for kind in MODALITIES.values() for name, encoder in kind.encoders.items()}

@@ -15,20 +15,23 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
 from shapes_dataset import members, write_dataset
 
-from modalities import RGB, Audio, Depth, Text
+from modalities import RGB, Audio, Depth, Points, Text
 from pipeline import config as configs
-from pipeline.check import check
-from pipeline.checkpoint import list_checkpoints, sealed
-from pipeline.errors import UserError
-from pipeline.members import inspect, read_meta
-from pipeline.remote import ORIGIN, origin
-from pipeline.shards import MANIFEST, load_dataset, sha256
-from pipeline.source import open_split
+from pipeline.common.errors import UserError
+from pipeline.common.files import sha256
+from pipeline.data.dataset import MANIFEST
+from pipeline.data.manifest import load_dataset
+from pipeline.data.member_formats import inspect, read_meta
+from pipeline.data.remote import ORIGIN, origin
+from pipeline.data.source import open_split
+from pipeline.packing.check import check
+from pipeline.runs.checkpoint import list_checkpoints, sealed
 from pipeline.train import train
 
 ROOT = Path(__file__).parents[1]
@@ -87,7 +90,9 @@ def test_a_pickle_in_a_checkpoint_is_never_opened(make_config: Any, tmp_path: Pa
 def test_pickles_in_arrays_and_members_are_never_opened(tmp_path: Path) -> None:
     proof, buffer = tmp_path / "proof", io.BytesIO()
     np.save(buffer, np.array([[Evil(proof)]], dtype=object), allow_pickle=True)
-    for read in (lambda data: inspect("depth.npy", data), lambda data: Depth().decode(data, {})):
+    reads = [lambda data, reader=reader: reader.decode(data, {}) for reader in (Depth(), Points())]
+    reads += [lambda data, member=member: inspect(member, data) for member in ("depth.npy", "points.npy")]
+    for read in reads:
         with pytest.raises(ValueError, match="not a"):
             read(buffer.getvalue())
     with pytest.raises(ValueError, match=r"."):
@@ -95,12 +100,35 @@ def test_pickles_in_arrays_and_members_are_never_opened(tmp_path: Path) -> None:
     assert not proof.exists()
 
 
-@pytest.mark.parametrize("name", ["pipe:touch {proof}", "pipe:curl http://localhost/x.tar", "file:///etc", "data::x"])
-def test_pipes_are_names_of_folders(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("pipe:touch {proof}", "commands are never run"),
+        ("pipe:curl http://localhost/x.tar", "commands are never run"),
+        ("x.tar::pipe:touch {proof}", "not found|commands are never run"),
+        ("{{pipe:touch {proof},pipe:touch {proof} #}}.tar", "not found|commands are never run"),
+        ("pipe:touch {proof} #.tar", "commands are never run"),
+        ("pipe:touch {proof} {{0..1}}", "commands are never run"),
+        ("file:///etc", "not found"),
+        ("data::x", "not found"),
+    ],
+)
+def test_pipes_are_not_run(tmp_path: Path, name: str, message: str) -> None:
     proof = tmp_path / "proof"
-    with pytest.raises(UserError, match="not found"):
+    with pytest.raises(UserError, match=message):
         open_split(name.format(proof=proof), "train", "label")
     assert not proof.exists()
+
+
+def test_an_index_that_was_fetched_names_no_file_of_this_machine(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = json.loads((shapes / MANIFEST).read_text())
+    about["splits"]["train"][0]["url"] = str(shapes / "train-000000.tar")
+    fsspec.filesystem("memory").pipe("/set/dataset.json", json.dumps(about).encode())
+    monkeypatch.setenv("WCORD_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=r"the remote index refers to a local file"):
+        load_dataset("memory://set")
 
 
 def test_a_shard_s_name_may_not_be_a_pipe(shapes: Path, tmp_path: Path) -> None:
@@ -205,4 +233,4 @@ def test_a_network_s_folder_may_not_point_outside(make_config: Any, tmp_path: Pa
     command = [sys.executable, "-m", "pipeline", "evaluate", str(run)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "leads out of the folder" in done.stderr
+    assert "is outside the folder" in done.stderr

@@ -1,4 +1,4 @@
-"""The Slurm script with stand-ins for Slurm: a warning leads to a checkpoint, a requeue, and a run that goes on."""
+"""The Slurm scripts with stand-ins for Slurm: a warned run saves, is requeued and resumes; an array packs one set."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sources import make_source
 
 from pipeline import config as configs
-from pipeline.checkpoint import list_checkpoints
+from pipeline.data.manifest import load_dataset
+from pipeline.runs.checkpoint import list_checkpoints
 
 ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "examples" / "slurm" / "train.sh"
+SCRIPT, PACK = (ROOT / "examples" / "slurm" / name for name in ("train.sh", "pack.sh"))
 STANDS_FOR = {
     "scontrol": 'if [ "$1" = show ]; then echo localhost; else echo "$*" >> "$WORK/requeued"; fi',
     "scancel": 'kill -TERM "$(cat "$WORK/pid")"',
     "srun": 'shift; echo $$ > "$WORK/pid"; exec "$@"',
-    # What it starts instead of two machines: the arguments behind `-m pipeline`.
-    "accelerate": 'while [ "$1" != pipeline ]; do shift; done; shift; exec "$PYTHON" -m pipeline "$@"',
+    # What it starts instead of two machines: the arguments behind `-m wcord`.
+    "accelerate": 'while [ "$1" != wcord ]; do shift; done; shift; exec "$PYTHON" -m wcord "$@"',
 }
 pytestmark = pytest.mark.skipif(not Path("/bin/bash").exists(), reason="needs bash")
 
@@ -58,6 +60,23 @@ def test_a_warning_saves_requeues_and_goes_on(make_config: Any, tmp_path: Path) 
     assert (tmp_path / "requeued").read_text().strip() == "requeue 7"  # ended by itself: not again
 
 
-def test_it_is_bash() -> None:
-    assert subprocess.run(["bash", "-n", str(SCRIPT)], check=False).returncode == 0
-    assert subprocess.run(["bash", str(SCRIPT)], check=False, capture_output=True).returncode == 2
+@pytest.mark.parametrize("first", [1, 0])
+def test_an_array_packs_one_set(tmp_path: Path, first: int) -> None:
+    (tmp_path / "wcord").write_text('#!/bin/bash\nexec "$PYTHON" -m wcord "$@"\n')
+    (tmp_path / "wcord").chmod(0o755)
+    make_source(tmp_path / "source")
+    environment = os.environ | {"PYTHON": sys.executable, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    array = {"SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_MIN": str(first), "SLURM_CPUS_PER_TASK": "1"}
+    command = ["bash", str(PACK), "folders", str(tmp_path / "source"), str(tmp_path / "set"), "--field", "rgb=photos"]
+    for task in (first + 1, first):
+        assert not (tmp_path / "set" / "dataset.json").exists()
+        own = environment | array | {"SLURM_ARRAY_TASK_ID": str(task)}
+        ended = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, check=False)
+        assert ended.returncode == 0, ended.stderr
+    assert load_dataset(tmp_path / "set").fields == {"rgb.jpg": 30, "meta.json": 30}
+
+
+@pytest.mark.parametrize("script", [SCRIPT, PACK])
+def test_it_is_bash(script: Path) -> None:
+    assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
+    assert subprocess.run(["bash", str(script)], check=False, capture_output=True).returncode == 2

@@ -1,22 +1,25 @@
-"""The encoders by modality, and how a config's description becomes one."""
+"""The encoders by modality, and the function that builds one from a config."""
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+from losses.registry import find, near
 from modalities.encoders.base import Encoder, Preprocessing
 from modalities.encoders.cnn5 import CNN5
 from modalities.encoders.log_mel_cnn import LogMelCNN
+from modalities.encoders.module import AudioModule, TextModule, VisionModule
 from modalities.encoders.named import CIFAR, IMAGENET
+from modalities.encoders.open_clip_models import OpenCLIPText, OpenCLIPVision
 from modalities.encoders.pretrained import PretrainedVision
 from modalities.encoders.pretrained_audio import PretrainedAudio
 from modalities.encoders.pretrained_text import PretrainedText
 from modalities.encoders.resnet import ResNet
 from modalities.encoders.text_transformer import TextTransformer
+from modalities.encoders.timm_models import Timm
+from modalities.encoders.torchvision_models import Torchvision
 
 __all__ = [
     "AUDIO_ENCODERS",
@@ -25,19 +28,25 @@ __all__ = [
     "Encoder",
     "Preprocessing",
     "build",
-    "find",
-    "import_class",
 ]
 
 IMAGE_ENCODERS: dict[str, type[Encoder]] = {
-    **{"cnn5": CNN5, "resnet": ResNet, "transformers": PretrainedVision},
+    **{"cnn5": CNN5, "resnet": ResNet, "transformers": PretrainedVision, "module": VisionModule},
+    **{"timm": Timm, "torchvision": Torchvision, "open_clip": OpenCLIPVision},
     **CIFAR,
     **IMAGENET,
 }
-TEXT_ENCODERS: dict[str, type[Encoder]] = {"text_transformer": TextTransformer, "transformers": PretrainedText}
-AUDIO_ENCODERS: dict[str, type[Encoder]] = {"log_mel_cnn": LogMelCNN, "transformers": PretrainedAudio}
-
-Class = TypeVar("Class", bound=type)
+TEXT_ENCODERS: dict[str, type[Encoder]] = {
+    "text_transformer": TextTransformer,
+    "transformers": PretrainedText,
+    "open_clip": OpenCLIPText,
+    "module": TextModule,
+}
+AUDIO_ENCODERS: dict[str, type[Encoder]] = {
+    "log_mel_cnn": LogMelCNN,
+    "transformers": PretrainedAudio,
+    "module": AudioModule,
+}
 
 
 def build(
@@ -47,17 +56,27 @@ def build(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Encoder:
-    """Build what `spec` describes: `{"name": one of encoders or package.module:Class, **its keywords}`.
+    """Build the encoder that `spec` describes.
 
-    input_size: of what the encoder reads: channels of an image, samples a second of a sound, token ids of a text.
-    mean, std: the modality's own, where the encoder takes them and spec has none.
-    Raises ValueError for an unknown name or keyword, naming those there are.
+    Args:
+        encoders: The encoder classes of the modality by name.
+        spec: `{"name": one of encoders or package.module:Class, **its keywords}`, and for each encoder `weights:
+            random`, which states that a frozen teacher of random weights is meant.
+        input_size: First argument of the constructor: channels of an image, sample rate in Hz of audio, or vocabulary
+            size of text.
+        mean: Mean of each channel of the modality, used if the encoder takes it and `spec` does not set it.
+        std: Standard deviation of each channel, used likewise.
+
+    Raises:
+        ValueError: The name or a keyword is unknown. The message lists the valid ones.
     """
     keywords = {name: value for name, value in spec.items() if name != "name"}
     if "name" not in spec:
-        raise ValueError(f"encoder: no name given; there are {', '.join(encoders)}")
+        raise ValueError(f"encoder: no name given; choose one of {', '.join(encoders)}")
     encoder: Callable[..., Encoder] = find(spec["name"], encoders, Encoder, "encoder")
     offered = [p.name for p in inspect.signature(encoder).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    if "weights" not in offered and keywords.get("weights") == "random":
+        del keywords["weights"]
     for name in keywords:
         if name not in offered:
             raise ValueError(f"encoder {spec['name']}: no setting {name!r}{near(name, offered)}")
@@ -65,33 +84,3 @@ def build(
         if default is not None and name in offered and keywords.get(name) is None:
             keywords[name] = default
     return encoder(input_size, **keywords)
-
-
-def find(name: str, known: Mapping[str, Class], base: Class, kind: str) -> Class:
-    """The class of that name in `known`, or `package.module:Class`; ValueError names the known ones and a near miss."""
-    if name in known:
-        return known[name]
-    if ":" in name:
-        return import_class(name, base)
-    raise ValueError(f"{kind}: there is no {name!r}{near(name, known)}; a class of your own is package.module:Class")
-
-
-def import_class(path: str, base: Class) -> Class:
-    """Import `package.module:Class`, which must be a subclass of `base`; ValueError says which part was not found."""
-    module, _, name = path.partition(":")
-    try:
-        found: Any = getattr(importlib.import_module(module), name)
-    except ImportError as error:
-        raise ValueError(f"{path}: cannot import {module} ({error}); is its folder on PYTHONPATH?") from error
-    except AttributeError:
-        raise ValueError(f"{path}: module {module} has no {name!r}") from None
-    if not (inspect.isclass(found) and issubclass(found, base)):
-        raise ValueError(f"{path}: is not a subclass of {base.__module__}.{base.__name__}")
-    return cast(Class, found)
-
-
-def near(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the near miss, if any, and all that there are."""
-    known = list(known)
-    guess = difflib.get_close_matches(name, known, n=1)
-    return (f", did you mean {guess[0]!r}?" if guess else ";") + f" There are: {', '.join(sorted(known)) or 'none'}"

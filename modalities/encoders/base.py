@@ -1,11 +1,11 @@
-"""The Encoder contract: a network that states its sizes before any data flows and normalises its own input."""
+"""The contract of an encoder: it declares its output sizes when it is built, and normalises its own input."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,35 +15,65 @@ from losses import Features
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What an encoder expects: `[C, size, size]`, then `(x - mean) / std` a channel, uint8 scaled to [0, 1] before."""
+    """Input format of an encoder: `(x - mean) / std` per channel; uint8 is first scaled to [0, 1].
+
+    Args:
+        size: Side of the input `[C, size, size]` in pixels; for text, the maximum number of tokens.
+        mean: Mean of each channel.
+        std: Standard deviation of each channel.
+        crop: Side of the central part that a model is evaluated on, as a fraction of the image in (0, 1].
+    """
 
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    crop: float = 1.0
 
     @staticmethod
     def of(
-        channels: int, size: int, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+        channels: int,
+        size: int,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        crop: float = 1.0,
     ) -> Preprocessing:
-        """Fill in mean 0 and std 1; ValueError unless both have one value a channel and std is positive."""
+        """Build it with the defaults mean 0 and std 1.
+
+        Args:
+            channels: Number of channels C.
+            size: Side of the input in pixels.
+            mean: C values; None for 0.
+            std: C positive values; None for 1.
+            crop: See `Preprocessing`.
+
+        Raises:
+            ValueError: `mean` or `std` does not have C values, or a value of `std` is not positive.
+        """
         mean = (0.0,) * channels if mean is None else tuple(mean)
         std = (1.0,) * channels if std is None else tuple(std)
         for name, values in (("mean", mean), ("std", std)):
             if len(values) != channels:
-                raise ValueError(f"{name}: {len(values)} values for {channels} channels; give one a channel")
+                raise ValueError(f"{name}: {len(values)} values for {channels} channels; give one value per channel")
         if min(std) <= 0:
             raise ValueError(f"std: {list(std)}: every value must be greater than 0")
-        return Preprocessing(size, mean, std)
+        return Preprocessing(size, mean, std, crop)
 
 
 class Encoder(nn.Module):
-    """A network from a batch of one modality to `Features` without logits.
+    """A network that maps a batch of one modality to `Features` without logits.
 
-    Subclasses set `dim` (D of `pooled`) and `map_channels` (C of each map) in their constructor and write
-    `forward(x) -> Features`, which starts with `x = self.normalise(x)`. The preprocessing is the encoder's own, so a
-    teacher and a student of the same modality may differ in it.
+    Subclasses set `dim` (D of `pooled`) and `map_channels` (C of each map) in the constructor and implement `forward`,
+    which starts with `x = self.normalise(x)`. Each encoder has its own preprocessing, so a teacher and a student of
+    the same modality may differ in it. Encoders whose input is not an image `[B, C, H, W]` set `reads_pictures =
+    False`.
+
+    Args:
+        preprocessing: The input format.
     """
 
+    reads_pictures: ClassVar[bool] = True
+    channels_last: bool = True
+    """Whether its weights and images may be in channels-last memory format, which is faster for convolutions."""
     dim: int
     map_channels: tuple[int, ...] = ()
     mean: Tensor
@@ -56,23 +86,63 @@ class Encoder(nn.Module):
         self.register_buffer("std", _channels(preprocessing.std), persistent=False)
 
     def normalise(self, x: Tensor) -> Tensor:
-        """Scale `[B, C, H, W]` (uint8 0..255, or float in the modality's units) to what the network was built for."""
+        """Normalise with mean and std of each channel.
+
+        Args:
+            x: `[B, C, H, W]`, or `[B, C, L]` for a series; uint8 in 0..255, or float in units of the modality.
+        """
         x = x.float() / 255 if x.dtype == torch.uint8 else x
-        return (x - self.mean) / self.std
+        mean, std = (self.mean, self.std) if x.ndim == 4 else (self.mean[..., 0], self.std[..., 0])
+        return (x - mean) / std
 
     def forward(self, x: Any) -> Features:
-        """What the modality's `collate` made of B samples to `pooled [B, dim]` and a map for each of `map_channels`."""
+        """Encode a batch.
+
+        Args:
+            x: What `collate` of the modality returned for B samples.
+
+        Returns:
+            `pooled [B, dim]` and one map for each entry of `map_channels`.
+        """
         raise NotImplementedError
 
+    def map_sizes(self) -> tuple[tuple[int, ...] | None, ...]:
+        """Measure the size of each map by running the encoder on a black image.
+
+        Returns:
+            `(H, W)`, or `(N,)` for tokens, for each entry of `map_channels`; None for each if the input is not an
+            image, since other inputs vary in length.
+
+        Raises:
+            ValueError: The encoder does not run on an image.
+        """
+        if not self.reads_pictures:
+            return (None,) * len(self.map_channels)
+        size, training = self.preprocessing.size, self.training
+        black = torch.zeros(1, self.mean.shape[1], size, size, device=self.mean.device)
+        try:
+            with torch.no_grad():
+                maps = self.eval()(black).maps
+        except Exception as error:  # third-party networks may raise anything
+            name = type(self).__name__
+            raise ValueError(
+                f"{name} does not run on an image ({error}); set `reads_pictures = False` if its input is not an image"
+            ) from error
+        finally:
+            self.train(training)
+        return tuple(tuple(m.shape[2:] if m.ndim == 4 else m.shape[1:2]) for m in maps)
+
     def extract_features(self, x: Any) -> Any:
-        """What `forward` takes as well as the modality's batch, where making it from that is more than tensors."""
+        """Run the preprocessing that is not made of tensor operations; `forward` accepts its result as well as `x`."""
         return x
 
     def portable(self, spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-        """The spec that rebuilds this network, weights aside, from what is in `folder`: a student is taken away in one.
+        """Return a spec that rebuilds this network without weights from files in `folder`, for an exported student.
 
-        spec: what it was built from. An encoder that reads files or a hub writes what it needs into a sub-folder and
-        names it `./sub-folder`.
+        Args:
+            spec: The spec that this encoder was built from.
+            folder: Folder of the student. An encoder that reads files or a model hub copies what it needs into a
+                sub-folder and names it `./sub-folder` in the spec.
         """
         return dict(spec)
 

@@ -1,4 +1,4 @@
-"""The small student: five convolutions, a quarter of a million parameters."""
+"""The small image encoder: five convolutions, 0.28 M parameters."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from modalities.encoders.base import Encoder, Preprocessing
 
 
 class CNN5(Encoder):
-    """Five 3x3 convolution-BatchNorm-ReLU layers; their outputs are the maps, the mean of the last one is `pooled`.
+    """Five 3x3 convolutions with BatchNorm and ReLU; their outputs are the maps, the mean of the last is `pooled`.
 
-    width: channels of the first layer; the five have width x (1, 2, 2, 4, 4): 0.28 M parameters at 32.
-    size: input pixels, >= 16; strides 2, 2, 2, 1, 1 leave size / 8, e.g. 8 x 8 of 64.
-    mean, std: of each channel, on the scale that the encoder's input has ([0, 1] for uint8 images); None: 0 and 1.
+    Args:
+        channels: Channels of the input.
+        width: Channels of the first layer; the five layers have width x (1, 2, 2, 4, 4). 0.28 M parameters at 32.
+        size: Input size in pixels, at least 16. The strides 2, 2, 2, 1, 1 reduce it to size / 8, e.g. 64 to 8 x 8.
+        mean: Mean of each channel of the encoder's input ([0, 1] for uint8 images); None for 0.
+        std: Standard deviation of each channel; None for 1.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""The small network for sound: a log-mel spectrogram, made on the device, and five convolutions."""
+"""The small audio encoder: a log-mel spectrogram, computed on the device, and five convolutions."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge, Gt, Le
@@ -13,17 +13,25 @@ from modalities.encoders.base import Encoder, Preprocessing
 from modalities.torchaudio_loader import import_torchaudio
 
 FLOOR = 1e-6
-"""Added to the mel power before the logarithm, so that silence is a number."""
+"""Added to the mel power before the logarithm, so that silence stays finite."""
 
 
 class LogMelCNN(Encoder):
-    """Log-mel spectrogram, five 3x3 convolution-BatchNorm-ReLU layers, mean over bands and valid frames as `pooled`.
+    """Log-mel spectrogram and five 3x3 convolutions with BatchNorm and ReLU; `pooled` is the mean over valid frames.
 
-    rate: samples a second of the waveform. width: channels of the first layer; the five have width x (1, 2, 2, 4, 4).
-    bands: of the mel filters (HTK scale, up to half the rate). window, hop: of the spectrogram, in seconds.
-    masking: in training, up to this share of bands and of frames is hidden (SpecAugment, Park et al. 2019, arXiv
-    1904.08779). mean, std: of the natural logarithm of the mel power.
+    Args:
+        rate: Sample rate of the waveform in Hz.
+        width: Channels of the first layer; the five layers have width x (1, 2, 2, 4, 4).
+        bands: Number of mel bands (HTK scale, up to half the sample rate).
+        window: Window of the spectrogram in seconds.
+        hop: Hop of the spectrogram in seconds.
+        masking: Maximum fraction of bands and of frames that SpecAugment masks in training (Park et al. 2019, arXiv
+            1904.08779).
+        mean: Mean of the natural logarithm of the mel power.
+        std: Standard deviation of the same.
     """
+
+    reads_pictures: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -43,11 +51,11 @@ class LogMelCNN(Encoder):
         self.hop = max(round(hop * rate), 1)
         self.spectrogram = transforms.MelSpectrogram(
             rate,
-            n_fft=max(1 << (samples - 1).bit_length(), 512),  # enough bins for narrow bands at low notes
+            n_fft=max(1 << (samples - 1).bit_length(), 512),  # enough bins for the narrow low-frequency bands
             win_length=samples,
             hop_length=self.hop,
             n_mels=bands,
-            pad_mode="constant",  # a padded sound then looks as it does alone
+            pad_mode="constant",  # makes the result independent of the padding in a batch
         )
         self.masking = masking
         widths = [width, 2 * width, 2 * width, 4 * width, 4 * width]
@@ -61,7 +69,7 @@ class LogMelCNN(Encoder):
         self.dim, self.map_channels = widths[-1], tuple(widths)
 
     def forward(self, x: dict[str, Tensor]) -> Features:
-        """x: `waveform [B, T]` and `length [B]` in samples; maps `[B, C, bands, frames]`."""
+        """Encode `waveform [B, T]` with `length [B]` in samples; the maps are `[B, C, bands, frames]`."""
         out = self.normalise(self.log_mel(x["waveform"])[:, None])
         frames = x["length"] // self.hop + 1
         if self.training and self.masking:
@@ -81,7 +89,7 @@ class LogMelCNN(Encoder):
             return (power + FLOOR).log()
 
     def _hide(self, x: Tensor) -> Tensor:
-        """One run of bands and one of frames of each sample become 0, the mean."""
+        """Set one run of bands and one run of frames of each sample to 0, the mean."""
         for dim in (2, 3):
             size = x.shape[dim]
             width = torch.rand(len(x), 1, device=x.device) * self.masking * size
@@ -93,6 +101,6 @@ class LogMelCNN(Encoder):
 
 
 def _masked(x: Tensor, frames: Tensor) -> Tensor:
-    """0 beyond each sample's frames, which is what a convolution sees beyond the end of one that is alone."""
+    """Zero the frames beyond the length of each sample, so that they look like the padding of a convolution."""
     valid = torch.arange(x.shape[3], device=x.device) < frames[:, None]
     return x * valid[:, None, None, :]

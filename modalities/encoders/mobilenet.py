@@ -1,4 +1,4 @@
-"""MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381) as the CIFAR tables have it: half as wide, ReLU for ReLU6."""
+"""MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381) as used in CIFAR benchmarks: half the width, ReLU, not ReLU6."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from modalities.encoders.base import Preprocessing
 from modalities.encoders.staged import Staged, conv_norm, conv_norm_relu
 
-# Of each stage, and in it of each row of blocks: expansion, channels, blocks, stride of the first.
+# For each stage, rows of blocks: expansion, channels, number of blocks, stride of the first block.
 STAGES = (
     ((1, 8, 1, 1), (6, 12, 2, 1)),
     ((6, 16, 3, 2),),
@@ -20,9 +20,13 @@ STAGES = (
 
 
 class MobileNetV2(Staged):
-    """A 3x3 stem of stride 2 and 17 inverted residual blocks in four stages, size / 16; `pooled` is 1,280 wide.
+    """A 3x3 stem of stride 2 and 17 inverted residual blocks in four stages, size / 16; `pooled` has 1,280 dimensions.
 
-    size, mean, std: see ResNet.
+    Args:
+        channels: Channels of the input.
+        size: See ResNet.
+        mean: See ResNet.
+        std: See ResNet.
     """
 
     def __init__(
@@ -48,7 +52,7 @@ class MobileNetV2(Staged):
 
 
 class InvertedResidual(nn.Module):
-    """1x1 to `expansion` times the channels, 3x3 in each channel, 1x1 back, no ReLU; added where the shape stays."""
+    """1x1 expansion, depthwise 3x3, linear 1x1 projection; residual connection if the shape is unchanged."""
 
     def __init__(self, fan_in: int, fan_out: int, expansion: int, stride: int) -> None:
         super().__init__()

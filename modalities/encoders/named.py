@@ -1,4 +1,4 @@
-"""The networks that the tables of the field know by a name, as encoders of that name."""
+"""Networks that papers refer to by name, as encoders of that name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from modalities.encoders.wide_resnet import WideResNet
 
 
 def named(family: type[Encoder], pixels: int, **settings: Any) -> type[Encoder]:
-    """The network of a family with these settings: a config chooses no more than its input."""
+    """Make an encoder class with fixed settings; a config can only set its input.
+
+    Args:
+        family: The class of the network.
+        pixels: Default input size in pixels.
+        settings: Keywords that are fixed.
+    """
 
     class Named(family):  # type: ignore[valid-type,misc]
         def __init__(
@@ -41,10 +47,10 @@ CIFAR: dict[str, type[Encoder]] = {
     "ShuffleV1": ShuffleV1,
     "ShuffleV2": ShuffleV2,
 }
-"""For 32 pixels (Tian, Krishnan and Isola 2020, arXiv 1910.10699, and those that compare with it)."""
+"""For 32 x 32 pixels: the networks of Tian, Krishnan and Isola (2020, arXiv 1910.10699) and later work."""
 
 IMAGENET: dict[str, type[Encoder]] = {
     "resnet18": named(FourStageResNet, 224, blocks=(2, 2, 2, 2)),
     "resnet34": named(FourStageResNet, 224, blocks=(3, 4, 6, 3)),
 }
-"""For 224 pixels (He et al. 2016)."""
+"""For 224 x 224 pixels (He et al. 2016)."""

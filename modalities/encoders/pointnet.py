@@ -1,8 +1,8 @@
-"""A small network for sets of points (Qi et al. 2017, arXiv 1612.00593): one perceptron for all, then the maximum."""
+"""A small network for point sets (Qi et al. 2017, arXiv 1612.00593): a shared MLP, then max pooling."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge, Gt
@@ -13,10 +13,15 @@ from modalities.encoders.base import Encoder, Preprocessing
 
 
 class PointNet(Encoder):
-    """Three linear layers with LayerNorm and ReLU for each point; the maximum over the points is `pooled`.
+    """Three linear layers with LayerNorm and ReLU, shared by all points; `pooled` is the maximum over the points.
 
-    width: of the first layer; the three have width x (1, 2, 4). size: pixels of the depth map that points are drawn of.
+    Args:
+        channels: Coordinates per point.
+        width: Width of the first layer; the three layers have width x (1, 2, 4).
+        size: Side in pixels of the depth map that the points are sampled from. The modality `points` does not use it.
     """
+
+    reads_pictures: ClassVar[bool] = False
 
     def __init__(self, channels: int, *, width: Annotated[int, Gt(0)] = 64, size: Annotated[int, Ge(16)] = 64) -> None:
         super().__init__(Preprocessing.of(channels, size))
@@ -28,7 +33,7 @@ class PointNet(Encoder):
         self.dim, self.map_channels = widths[-1], tuple(widths)
 
     def forward(self, x: dict[str, Tensor]) -> Features:
-        """x: `points [B, N, 3]` and `mask [B, N]`, True where there is one, at least one a sample; maps `[B, N, C]`."""
+        """Encode `points [B, N, 3]` with `mask [B, N]`, True for real points (at least one each); maps `[B, N, C]`."""
         out, mask, maps = x["points"], x["mask"][..., None], []
         for layer in self.layers:
             out = layer(out)

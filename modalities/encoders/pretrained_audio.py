@@ -1,30 +1,39 @@
-"""Any audio encoder of the transformers library, with the feature extractor that lies beside its weights."""
+"""Any audio encoder of the transformers library, with the feature extractor stored next to its weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from losses import Features
 from modalities.encoders.base import Encoder, Preprocessing
-from modalities.encoders.pretrained import first_line, freeze_unused, read_config, read_network
+from modalities.encoders.library import first_line, measure
+from modalities.encoders.pretrained import read_config, read_network
 from modalities.encoders.text_transformer import pool
 from modalities.transformers_loader import import_transformers
 
 
 class PretrainedAudio(Encoder):
-    """A transformers audio encoder by hub name or local folder: wav2vec2 and HuBERT, Whisper's encoder, AST.
+    """A transformers audio encoder by hub name or local folder: wav2vec2, HuBERT, the encoder of Whisper, or AST.
 
-    rate: samples a second of the waveform, which must be the model's own. model: `facebook/wav2vec2-base`, ...; its
-    code must be in transformers itself. weights: `random` builds the network from its config alone. `pooled` is the
-    mean over the tokens that hear something, or AST's own pooled output; the maps are all hidden states `[B, N, C]`.
-    Parameters that `pooled` does not depend on are frozen: DDP wants a gradient for every other.
-    Raises ValueError for a model that cannot be found, has no feature extractor, or hears another rate.
+    `pooled` is the mean over the tokens that lie inside the audio, or the pooler output of AST. The maps are all
+    hidden states `[B, N, C]`. Parameters that `pooled` does not depend on are frozen, since DDP expects a gradient for
+    all others.
+
+    Args:
+        rate: Sample rate of the waveform in Hz; must be that of the model.
+        model: `facebook/wav2vec2-base`, ... Its code must be part of transformers.
+        weights: `pretrained`, or `random` to build the network from its config alone.
+
+    Raises:
+        ValueError: The model cannot be found, has no feature extractor, or needs another sample rate.
     """
+
+    reads_pictures: ClassVar[bool] = False
 
     def __init__(self, rate: int, *, model: str, weights: Literal["pretrained", "random"] = "pretrained") -> None:
         super().__init__(Preprocessing.of(1, 1))
@@ -32,17 +41,16 @@ class PretrainedAudio(Encoder):
         self.extractor = read_extractor(model, rate)
         self.config = config
         network: Any = read_network(model, config, weights)[0]
-        # Of a model that also writes, such as Whisper, the part that listens.
+        # Only the encoder of encoder-decoder models such as Whisper.
         self.network = network.get_encoder() if getattr(config, "is_encoder_decoder", False) else network
         self.rate = rate
         silence = {"waveform": torch.zeros(1, rate), "length": torch.tensor([rate])}
-        features = freeze_unused(self, silence, f"transformers: {model} does not run on a second of sound")
-        self.dim, self.map_channels = features.pooled.shape[1], tuple(m.shape[2] for m in features.maps)
+        measure(self, silence, f"transformers: {model} does not run on a second of sound")
 
     def extract_features(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What the model's feature extractor makes, in NumPy, of `waveform [B, T]` and `length [B]` in samples."""
+        """Run the feature extractor of the model, in NumPy, on `waveform [B, T]` with `length [B]` in samples."""
         sounds = [sound[:n].cpu().numpy() for sound, n in zip(x["waveform"], x["length"].tolist(), strict=True)]
-        # Whisper and AST hear a fixed length, which is their extractor's default.
+        # Whisper and AST have a fixed input length, the default of their extractor.
         padding = {"padding": True} if "attention_mask" in self.extractor.model_input_names else {}
         found = self.extractor(
             sounds, sampling_rate=self.rate, return_tensors="pt", return_attention_mask=True, **padding
@@ -50,10 +58,10 @@ class PretrainedAudio(Encoder):
         return {name: value.to(x["waveform"].device) for name, value in found.items()}
 
     def forward(self, x: dict[str, Tensor]) -> Features:
-        """x: `waveform [B, T]` and `length [B]` in samples, or what `extract_features` made of them."""
+        """Encode `waveform [B, T]` with `length [B]` in samples, or the result of `extract_features`."""
         inputs = self.extract_features(x) if "waveform" in x else dict(x)
         mask = inputs.get("attention_mask")
-        if not getattr(self.extractor, "return_attention_mask", True):  # what its models were trained without
+        if not getattr(self.extractor, "return_attention_mask", True):  # these models were trained without a mask
             inputs.pop("attention_mask", None)
         out = self.network(**inputs, output_hidden_states=True)
         if out.get("pooler_output") is not None:
@@ -62,11 +70,11 @@ class PretrainedAudio(Encoder):
         return Features(pool(tokens, self._heard(tokens, mask), "mean"), list(out.hidden_states))
 
     def _heard(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        """Which tokens `[B, N]` begin inside the sound, given the mask of samples or frames `[B, T]`."""
+        """Mask `[B, N]` of the tokens that start inside the audio, from the mask `[B, T]` of samples or frames."""
         if mask is None:
             return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         own = getattr(self.network, "_get_feature_vector_attention_mask", None)
-        if own is not None:  # wav2vec2 and its kin, whose convolutions have no padding
+        if own is not None:  # wav2vec2 and similar models, whose convolutions have no padding
             heard: Tensor = own(tokens.shape[1], mask)
             return heard.bool()
         share = mask.sum(1, keepdim=True) / mask.shape[1]
@@ -80,21 +88,29 @@ class PretrainedAudio(Encoder):
 
 
 def read_extractor(model: str, rate: int) -> Any:
-    """The model's feature extractor; ValueError if there is none, or it wants another rate."""
+    """Load the feature extractor of the model.
+
+    Args:
+        model: Hub name or local folder.
+        rate: Sample rate of the modality in Hz.
+
+    Raises:
+        ValueError: There is no feature extractor, or it needs another sample rate.
+    """
     try:
         extractor = import_transformers().AutoFeatureExtractor.from_pretrained(
             model, local_files_only=Path(model).exists(), trust_remote_code=False
         )
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(
-            f"transformers: {model!r} has no feature extractor for sound: preprocessor_config.json is needed. "
+            f"transformers: {model!r} has no feature extractor for audio: preprocessor_config.json is needed. "
             f"({first_line(error)})"
         ) from error
     wanted = getattr(extractor, "sampling_rate", None)
     if wanted is None:
-        raise ValueError(f"transformers: {model} does not hear; give an audio encoder such as wav2vec2")
+        raise ValueError(f"transformers: {model} is not an audio model; use an audio encoder such as wav2vec2")
     if wanted != rate:
         raise ValueError(
-            f"transformers: {model} hears {wanted} Hz, the modality gives {rate}; set its `rate: {wanted}`"
+            f"transformers: {model} needs {wanted} Hz, but the modality has {rate}; set its `rate: {wanted}`"
         )
     return extractor

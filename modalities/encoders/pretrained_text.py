@@ -4,28 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from losses import Features
 from modalities.encoders.base import Encoder, Preprocessing
-from modalities.encoders.pretrained import freeze_unused, read_config, read_network
+from modalities.encoders.library import measure
+from modalities.encoders.pretrained import read_config, read_network
 from modalities.encoders.text_transformer import pool
 
 
 class PretrainedText(Encoder):
-    """A transformers text encoder by hub name or local folder: BERT and its kin, CLIP's and SigLIP's text side.
+    """A transformers text encoder by hub name or local folder: BERT and its variants, the text tower of CLIP or SigLIP.
 
-    vocabulary: token ids of the modality's tokenizer; the model must know as many.
-    model: `sentence-transformers/all-MiniLM-L6-v2`, `runs/bert`, ...; its code must be in transformers itself.
-    weights: `random` builds the network from its config alone. pooling: `mean` over the tokens, the first (`cls`), the
-    `last` one, or `pooler`, the model's own, which CLIP's text side is trained with. The maps are all its hidden
-    states `[B, N, C]`. Parameters that `pooled` does not depend on are frozen: DDP wants a gradient for every other.
-    Raises ValueError for a model that cannot be found, has no safetensors weights or not all of them, does not read
-    text, or knows fewer tokens than the tokenizer.
+    The maps are all hidden states `[B, N, C]`. Parameters that `pooled` does not depend on are frozen, since DDP
+    expects a gradient for all others.
+
+    Args:
+        vocabulary: Vocabulary size of the modality's tokenizer; at most that of the model.
+        model: `sentence-transformers/all-MiniLM-L6-v2`, `runs/bert`, ... Its code must be part of transformers.
+        weights: `pretrained`, or `random` to build the network from its config alone.
+        pooling: `mean` over the tokens, the first token (`cls`), the `last` token, or `pooler`, the pooler output of
+            the model, which the text tower of CLIP is trained with.
+
+    Raises:
+        ValueError: The model cannot be found, has missing weights or none as safetensors, is not a text model, or has
+            a smaller vocabulary than the tokenizer.
     """
+
+    reads_pictures: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -38,23 +47,22 @@ class PretrainedText(Encoder):
         config = read_config(model, part="text_config")
         known = getattr(config, "vocab_size", None)
         if known is None:
-            raise ValueError(f"transformers: {model} does not read text; give a text encoder such as BERT")
+            raise ValueError(f"transformers: {model} is not a text model; use a text encoder such as BERT")
         if known < vocabulary:
             raise ValueError(
-                f"transformers: {model} knows {known} tokens, the tokenizer has {vocabulary}; set the modality's "
-                f"`tokenizer` to the model's own, e.g. {model}"
+                f"transformers: {model} has a vocabulary of {known} tokens, but the tokenizer has {vocabulary}; set "
+                f"`tokenizer` of the modality to that of the model, e.g. {model}"
             )
-        # RoBERTa counts its positions from behind the padding id.
+        # RoBERTa numbers positions from the padding id + 1.
         offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0
         super().__init__(Preprocessing(getattr(config, "max_position_embeddings", 512) - offset, (0.0,), (1.0,)))
         self.config, self.pooling = config, pooling
         self.network, _ = read_network(model, config, weights)
         example = {"ids": torch.zeros(1, 2, dtype=torch.long), "mask": torch.ones(1, 2, dtype=torch.bool)}
-        features = freeze_unused(self, example, f"transformers: {model} does not run on two tokens")
-        self.dim, self.map_channels = features.pooled.shape[1], tuple(m.shape[2] for m in features.maps)
+        measure(self, example, f"transformers: {model} does not run on two tokens")
 
     def forward(self, x: dict[str, Tensor]) -> Features:
-        """x: `ids [B, N]`, int64, and `mask [B, N]`, True where there is a token."""
+        """Encode `ids [B, N]`, int64, with `mask [B, N]`, True for tokens, False for padding."""
         mask = x["mask"]
         out = self.network(input_ids=x["ids"], attention_mask=mask.long(), output_hidden_states=True)
         pooled = out.pooler_output if self.pooling == "pooler" else pool(out.last_hidden_state, mask, self.pooling)

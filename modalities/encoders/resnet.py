@@ -1,4 +1,4 @@
-"""The ResNets of He et al. 2016 (arXiv 1512.03385): of section 4.2 for CIFAR, of table 1 for ImageNet."""
+"""ResNets (He et al. 2016, arXiv 1512.03385): those of section 4.2 for CIFAR and of table 1 for ImageNet."""
 
 from __future__ import annotations
 
@@ -14,11 +14,18 @@ from modalities.encoders.staged import Staged, conv_norm, conv_norm_relu, stack
 class ResNet(Staged):
     """A 3x3 stem and three stages of basic blocks with convolutional shortcuts: four maps.
 
-    depth: 6n + 2 (8, 14, 20, 32, 56, 110): n blocks a stage. width: channels of the first stage; then 2 x, 4 x.
-    stem_width: channels of the stem; None: `width`.
-    size: input pixels, >= 16. stem_stride: 2 or 4 shrinks the input at once; without it photos over 32 px are slow.
-    mean, std: of each channel, on the scale that the encoder's input has ([0, 1] for uint8 images); None: 0 and 1.
-    Raises ValueError for another depth.
+    Args:
+        channels: Channels of the input.
+        depth: 6n + 2 (8, 14, 20, 32, 56, 110), with n blocks per stage.
+        width: Channels of the first stage; the next two have 2 x and 4 x as many.
+        stem_width: Channels of the stem; None for `width`.
+        stem_stride: Stride of the stem. 2 or 4 makes images larger than 32 pixels much faster.
+        size: Input size in pixels, at least 16.
+        mean: Mean of each channel of the encoder's input ([0, 1] for uint8 images); None for 0.
+        std: Standard deviation of each channel; None for 1.
+
+    Raises:
+        ValueError: The depth is not 6n + 2.
     """
 
     def __init__(
@@ -37,7 +44,7 @@ class ResNet(Staged):
             below = max(8, depth - (depth - 2) % 6)
             raise ValueError(f"depth: {depth} is not 6n + 2; the nearest depths are {below} and {below + 6}")
         widths = [stem_width or width, width, 2 * width, 4 * width]
-        # A strided 3x3 kernel would skip pixels at stride 4: the kernel grows so that its windows overlap.
+        # A 3x3 kernel would skip pixels at stride 4: a larger kernel makes the windows overlap.
         stem = conv_norm_relu(channels, widths[0], kernel=max(3, 2 * stem_stride - 1), stride=stem_stride)
         stages = stack(Block, widths, [(depth - 2) // 6] * 3, strides=(1, 2, 2))
         super().__init__(Preprocessing.of(channels, size, mean, std), stem, stages, widths)
@@ -45,10 +52,16 @@ class ResNet(Staged):
 
 
 class FourStageResNet(Staged):
-    """The ResNets of ImageNet, and ResNet50 as the CIFAR tables have it: five maps, `pooled` of 512 or 2,048.
+    """The ResNets for ImageNet, and ResNet50 as used in CIFAR benchmarks: five maps, `pooled` of 512 or 2,048.
 
-    blocks: of each stage; the stages have 64, 128, 256, 512 channels, with `bottleneck` blocks four times that.
-    shrink: a 7x7 stem of stride 2 and max-pooling, as for ImageNet; else 3x3 and stride 1. size, mean, std: see ResNet.
+    Args:
+        channels: Channels of the input.
+        blocks: Number of blocks of each stage. The stages have 64, 128, 256 and 512 channels.
+        bottleneck: Use bottleneck blocks, with four times as many channels.
+        shrink: Use a 7x7 stem of stride 2 with max pooling, as for ImageNet, instead of a 3x3 stem of stride 1.
+        size: See ResNet.
+        mean: See ResNet.
+        std: See ResNet.
     """
 
     def __init__(
@@ -73,7 +86,7 @@ class FourStageResNet(Staged):
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions around a shortcut, which is a 1x1 convolution where the shape changes."""
+    """Two 3x3 convolutions with a residual connection, which is a 1x1 convolution if the shape changes."""
 
     def __init__(self, fan_in: int, fan_out: int, stride: int) -> None:
         super().__init__()
@@ -87,7 +100,7 @@ class Block(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """A 3x3 convolution at a quarter of the channels between two 1x1 ones, around the same shortcut."""
+    """1x1, 3x3 and 1x1 convolution with a residual connection; the 3x3 has a quarter of the channels."""
 
     def __init__(self, fan_in: int, fan_out: int, stride: int) -> None:
         super().__init__()
@@ -102,6 +115,6 @@ class Bottleneck(nn.Module):
 
 
 def shortcut(fan_in: int, fan_out: int, stride: int) -> nn.Module:
-    """Nothing, or a 1x1 convolution where the shape changes."""
+    """The identity, or a 1x1 convolution if the shape changes."""
     same = fan_in == fan_out and stride == 1
     return nn.Identity() if same else conv_norm(fan_in, fan_out, kernel=1, stride=stride)

@@ -16,9 +16,13 @@ V1_WIDTHS, V2_WIDTHS, V2_TOP = (240, 480, 960), (116, 232, 464), 1024
 
 
 class ShuffleV1(Staged):
-    """A 1x1 stem and three stages of grouped blocks (3 groups), each of which halves the size.
+    """A 1x1 stem and three stages of grouped blocks (3 groups). Each stage halves the resolution.
 
-    size, mean, std: see ResNet.
+    Args:
+        channels: Channels of the input.
+        size: See ResNet.
+        mean: See ResNet.
+        std: See ResNet.
     """
 
     def __init__(
@@ -39,9 +43,13 @@ class ShuffleV1(Staged):
 
 
 class ShuffleV2(Staged):
-    """A 1x1 stem and three stages of split blocks, each of which halves the size; `pooled` is 1,024 wide.
+    """A 1x1 stem and three stages of split blocks. Each stage halves the resolution; `pooled` has 1,024 dimensions.
 
-    size, mean, std: see ResNet.
+    Args:
+        channels: Channels of the input.
+        size: See ResNet.
+        mean: See ResNet.
+        std: See ResNet.
     """
 
     def __init__(
@@ -62,7 +70,7 @@ class ShuffleV2(Staged):
 
 
 class Grouped(nn.Module):
-    """Grouped 1x1, shuffle, 3x3 in each channel, grouped 1x1, around a shortcut."""
+    """Grouped 1x1, channel shuffle, depthwise 3x3, grouped 1x1, with a residual connection."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -74,12 +82,12 @@ class Grouped(nn.Module):
 
 
 class GroupedDown(nn.Module):
-    """The same at stride 2; the averaged input keeps its channels beside the new ones."""
+    """The same with stride 2; the average-pooled input is concatenated instead of added."""
 
     def __init__(self, fan_in: int, fan_out: int) -> None:
         super().__init__()
         new = fan_out - fan_in
-        groups = 1 if fan_in == STEM else GROUPS  # the stem has too few channels to be cut up
+        groups = 1 if fan_in == STEM else GROUPS  # the stem has too few channels for groups
         self.body = grouped(fan_in, new, new // 4, stride=2, groups=groups)
         self.shortcut = nn.AvgPool2d(3, stride=2, padding=1)
         self.relu = nn.ReLU()
@@ -89,7 +97,7 @@ class GroupedDown(nn.Module):
 
 
 class Split(nn.Module):
-    """Half of the channels pass by, the other half is convolved, and both are shuffled."""
+    """One half of the channels is unchanged, the other half is convolved; both are shuffled."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -102,7 +110,7 @@ class Split(nn.Module):
 
 
 class SplitDown(nn.Module):
-    """Both halves see all channels, at stride 2."""
+    """Two branches of stride 2 that both read all channels."""
 
     def __init__(self, fan_in: int, fan_out: int) -> None:
         super().__init__()
@@ -117,7 +125,7 @@ class SplitDown(nn.Module):
 
 
 def grouped(fan_in: int, fan_out: int, middle: int, stride: int, groups: int) -> nn.Sequential:
-    """The branch of version 1: `[B, fan_in, H, W]` to `[B, fan_out, H / stride, W / stride]`."""
+    """The residual branch of V1: `[B, fan_in, H, W]` to `[B, fan_out, H / stride, W / stride]`."""
     return nn.Sequential(
         conv_norm_relu(fan_in, middle, kernel=1, groups=groups),
         nn.ChannelShuffle(groups),
@@ -127,7 +135,7 @@ def grouped(fan_in: int, fan_out: int, middle: int, stride: int, groups: int) ->
 
 
 def split(fan_in: int, middle: int, stride: int) -> nn.Sequential:
-    """The branch of version 2: `[B, fan_in, H, W]` to `[B, middle, H / stride, W / stride]`."""
+    """The convolved branch of V2: `[B, fan_in, H, W]` to `[B, middle, H / stride, W / stride]`."""
     return nn.Sequential(
         conv_norm_relu(fan_in, middle, kernel=1),
         conv_norm(middle, middle, kernel=3, stride=stride, groups=middle),

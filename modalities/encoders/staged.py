@@ -1,4 +1,4 @@
-"""What the convolutional networks of the literature have in common: a stem and stages, each of which leaves a map."""
+"""Base class of convolutional networks with a stem and stages, each of which outputs a map."""
 
 from __future__ import annotations
 
@@ -11,9 +11,15 @@ from modalities.encoders.base import Encoder, Preprocessing
 
 
 class Staged(Encoder):
-    """The outputs of stem and stages are the maps, the mean of `top` of the last one is `pooled`.
+    """The outputs of the stem and of the stages are the maps; `pooled` is the spatial mean after `top`.
 
-    channels: of each map, the stem's first. top: what follows the last stage, to `dim` channels; None: nothing.
+    Args:
+        preprocessing: The input format.
+        stem: First layers.
+        stages: Stages, in order.
+        channels: Channels of each map, starting with the stem.
+        top: Layers after the last stage; None for the identity.
+        dim: Channels after `top`; None for those of the last stage.
     """
 
     def __init__(
@@ -38,7 +44,7 @@ class Staged(Encoder):
         return Features(self.top(x).mean((2, 3)), maps)
 
     def initialise(self) -> None:
-        """Normal weights of variance 2 / fan-out (He et al. 2015), biases 0."""
+        """Initialise convolutions with a normal distribution, variance 2 / fan-out (He et al. 2015), biases with 0."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -47,7 +53,7 @@ class Staged(Encoder):
 
 
 def conv_norm(fan_in: int, fan_out: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    """A convolution that keeps the size (but for the stride), and its BatchNorm."""
+    """A convolution with `same` padding and BatchNorm."""
     conv = nn.Conv2d(fan_in, fan_out, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(fan_out))
 
@@ -60,9 +66,13 @@ def conv_norm_relu(fan_in: int, fan_out: int, kernel: int, stride: int = 1, grou
 def stack(
     block: Callable[[int, int, int], nn.Module], widths: Sequence[int], blocks: Sequence[int], strides: Sequence[int]
 ) -> list[nn.Sequential]:
-    """Stages of blocks, each `block(fan_in, fan_out, stride)`; the first of a stage has its stride.
+    """Build stages of blocks. Only the first block of a stage has its stride.
 
-    widths: of the stem and of each stage. blocks, strides: of each stage.
+    Args:
+        block: Constructor of a block: `block(fan_in, fan_out, stride)`.
+        widths: Channels of the stem and of each stage.
+        blocks: Number of blocks of each stage.
+        strides: Stride of each stage.
     """
     return [
         nn.Sequential(block(fan_in, fan_out, stride), *(block(fan_out, fan_out, 1) for _ in range(count - 1)))

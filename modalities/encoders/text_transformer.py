@@ -1,8 +1,8 @@
-"""The small network for text: a transformer encoder."""
+"""The small text encoder: a transformer."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
@@ -17,9 +17,20 @@ Pooling = Literal["mean", "cls", "last"]
 class TextTransformer(Encoder):
     """Token and learnt position embeddings, pre-norm transformer layers (Xiong et al. 2020, arXiv 2002.04745).
 
-    vocabulary: how many token ids there are. length: tokens at most. width: of every layer, a multiple of heads.
-    depth: layers. heads: of the attention. pooling: `mean` over the tokens, the first (`cls`) or the `last` one.
+    Args:
+        vocabulary: Number of token ids.
+        length: Maximum number of tokens.
+        width: Width of every layer, a multiple of `heads`.
+        depth: Number of layers.
+        heads: Number of attention heads.
+        dropout: Dropout rate in every layer.
+        pooling: `mean` over the tokens, the first token (`cls`), or the `last` token.
+
+    Raises:
+        ValueError: `width` is not a multiple of `heads`.
     """
+
+    reads_pictures: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -50,7 +61,7 @@ class TextTransformer(Encoder):
         self.dim, self.map_channels = width, (width,) * depth
 
     def forward(self, x: dict[str, Tensor]) -> Features:
-        """x: `ids [B, N]`, int64, and `mask [B, N]`, True where there is a token; maps `[B, N, C]`."""
+        """Encode `ids [B, N]`, int64, with `mask [B, N]`, True for tokens; the maps are `[B, N, C]`."""
         ids, mask = x["ids"], x["mask"]
         out = self.token(ids) + self.position.weight[: ids.shape[1]]
         maps = []
@@ -61,7 +72,7 @@ class TextTransformer(Encoder):
 
 
 def pool(tokens: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
-    """`[B, N, C]` and a mask `[B, N]` to `[B, C]`."""
+    """Pool tokens `[B, N, C]` with a mask `[B, N]` to `[B, C]`."""
     if pooling == "cls":
         return tokens[:, 0]
     if pooling == "last":

@@ -1,4 +1,4 @@
-"""VGG with BatchNorm (Simonyan and Zisserman 2015, arXiv 1409.1556), with one linear layer in place of three."""
+"""VGG with BatchNorm (Simonyan and Zisserman 2015, arXiv 1409.1556), with one linear layer instead of three."""
 
 from __future__ import annotations
 
@@ -15,9 +15,14 @@ WIDTHS = (64, 128, 256, 512, 512)
 
 
 class VGG(Staged):
-    """Five stages of 3x3 convolutions; max-pooling before the second, third and fourth leaves size / 8.
+    """Five stages of 3x3 convolutions; max pooling before stages two to four reduces the input to size / 8.
 
-    depth: convolutions and the three linear layers that the name counts. size, mean, std: see ResNet.
+    Args:
+        channels: Channels of the input.
+        depth: Number of convolutions plus the three linear layers of the original.
+        size: See ResNet.
+        mean: See ResNet.
+        std: See ResNet.
     """
 
     def __init__(
@@ -40,7 +45,7 @@ class VGG(Staged):
 
 
 def convolutions(fan_in: int, fan_out: int, count: int) -> nn.Sequential:
-    """So many 3x3 convolutions with bias, BatchNorm and ReLU."""
+    """`count` 3x3 convolutions with bias, BatchNorm and ReLU."""
     layers = nn.Sequential()
     for place in range(count):
         conv = nn.Conv2d(fan_in if place == 0 else fan_out, fan_out, 3, padding=1)

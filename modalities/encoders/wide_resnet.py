@@ -12,10 +12,18 @@ from modalities.encoders.staged import Staged, stack
 
 
 class WideResNet(Staged):
-    """A 3x3 stem and three stages of blocks that normalise first; the maps are not activated yet, `pooled` is.
+    """A 3x3 stem and three stages of pre-activation blocks. The maps are before the activation, `pooled` after it.
 
-    depth: 6n + 4 (16, 28, 40): n blocks a stage. widen: the stages have 16, 32, 64 times that many channels.
-    size, mean, std: see ResNet. Raises ValueError for another depth.
+    Args:
+        channels: Channels of the input.
+        depth: 6n + 4 (16, 28, 40), with n blocks per stage.
+        widen: Widening factor: the stages have 16, 32 and 64 times this many channels.
+        size: See ResNet.
+        mean: See ResNet.
+        std: See ResNet.
+
+    Raises:
+        ValueError: The depth is not 6n + 4.
     """
 
     def __init__(
@@ -40,7 +48,7 @@ class WideResNet(Staged):
 
 
 class Block(nn.Module):
-    """BatchNorm, ReLU and a 3x3 convolution, twice; a shortcut that changes the shape starts behind the first ReLU."""
+    """BatchNorm, ReLU and 3x3 convolution, twice. A shortcut that changes the shape starts after the first ReLU."""
 
     def __init__(self, fan_in: int, fan_out: int, stride: int) -> None:
         super().__init__()

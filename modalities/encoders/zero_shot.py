@@ -1,4 +1,4 @@
-"""Class probabilities from the names of the classes: the text tower of CLIP or SigLIP as a head of its vision tower."""
+"""Zero-shot classification: the text tower of CLIP or SigLIP as a head of its vision tower."""
 
 from __future__ import annotations
 
@@ -15,24 +15,29 @@ from modalities.tokenizer import Pretrained
 
 
 class ZeroShot(nn.Module):
-    """A head that nobody trained: the cosine of a photo's embedding to that of a sentence for each class, times the
-    scale and plus the bias that the model was trained with (Radford et al. 2021, arXiv 2103.00020).
+    """Zero-shot classifier head: cosine similarity of an image to the sentence of each class, with scale and bias.
 
-    encoder: the vision tower. model: hub name or local folder that it was read from, which holds the text tower and the
-    tokenizer too. sentences: one for each class; what is longer than the model reads is cut.
-    Raises ValueError for an encoder that is not such a tower with its own weights, or a model without the other one.
+    Scale and bias are those that the model was trained with (Radford et al. 2021, arXiv 2103.00020).
+
+    Args:
+        encoder: The vision tower.
+        model: Hub name or local folder of the same model, which also holds the text tower and the tokenizer.
+        sentences: One for each class. Sentences that are too long for the model are truncated.
+
+    Raises:
+        ValueError: The encoder is not a pretrained vision tower with its pooler, or the model has no text tower.
     """
 
     def __init__(self, encoder: Encoder, model: str, sentences: Sequence[str]) -> None:
         super().__init__()
         if not (isinstance(encoder, PretrainedVision) and encoder.pooler):
-            raise ValueError("needs the encoder `transformers` of CLIP or SigLIP, pretrained, and pooled as they are")
+            raise ValueError("needs the encoder `transformers` with a pretrained CLIP or SigLIP and its pooler")
         config = read_config(model, part=None)
         length = getattr(getattr(config, "text_config", None), "max_position_embeddings", None)
         if length is None or not hasattr(config, "vision_config"):
             raise ValueError(f"{model} has no text tower; CLIP and SigLIP have one")
         both: Any = read_network(model, config, "pretrained")[0]
-        # SigLIP was trained on texts of full length, and CLIP's do not mind.
+        # SigLIP was trained with padding to the full length; CLIP gives the same result with it.
         tokens = Pretrained(model).own(
             list(sentences), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         )
@@ -48,5 +53,5 @@ class ZeroShot(nn.Module):
         self.register_buffer("bias", getattr(both, "logit_bias", torch.zeros(1)).detach())
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """pooled `[B, D]` of the vision tower to logits `[B, K]`."""
+        """Map `pooled [B, D]` of the vision tower to logits `[B, K]`."""
         return F.normalize(self.projection(pooled), dim=1) @ self.classes.T * self.scale + self.bias

@@ -23,7 +23,7 @@ def test_each_student_ends_as_if_alone(make_config: Any, tmp_path: Path) -> None
     given = [("labels", "cross_entropy: {}", "null")]
     given += [(f"m{i}", losses, f"{{run: {teacher}}}") for i, losses in enumerate(METHODS)]
     make = [
-        (name, [f"losses={{{losses}}}", f"teacher={by}", "data.labels=0.5", "train.steps=6"])
+        (name, [f"losses={{{losses}}}", f"teacher={by}", "data.label_fraction=0.5", "train.steps=6"])
         for name, losses, by in given
     ]
     together = [configs.load(path, [*overrides, f"run={tmp_path / name}"]) for name, overrides in make]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,8 +17,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "global bounded": ("global_contrast", {"link": "bounded", "critic": "cosine"}),
     "global log_bounded": ("global_contrast", {"link": "log_bounded", "weighting": "sum", "queue": 16}),
     "global bank": ("global_contrast", {"bank": 16, "queue": 8, "samples": SAMPLES}),
+    "global negatives": ("global_contrast", {"negatives": 16, "samples": SAMPLES}),
+    "global spectral": ("global_contrast", {"critic": "spectral", "link": "linear"}),
+    "global not standardised": ("global_contrast", {"standardise": False, "discount": False}),
     "global without queue": ("global_contrast", {"queue": 0, "discount": False, "exclude": ()}),
     "local shared": ("local_transport", {"space": "shared", "anchor": 1.0}),
+    "local ipot": ("local_transport", {"space": "shared", "anchor": 1.0, "solver": "ipot"}),
+    "local not standardised": ("local_transport", {"standardise": False}),
     "local unrolled": ("local_transport", {"plan_gradient": "unrolled", "cost": "euclidean"}),
     "local implicit": ("local_transport", {"plan_gradient": "implicit", "iterations": 200}),
     "local raw": ("local_transport", {"space": "raw", "plan_gradient": "unrolled", "cost": "squared_euclidean"}),
@@ -31,8 +37,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 NAMES = sorted({*LOSSES, *VARIANTS})
 
 
-def dims(pooled: int, channels: int) -> Dims:
-    return Dims(pooled, (channels, 2 * channels), CLASSES)
+def dims(pooled: int, channels: int, size: int = 4) -> Dims:
+    return Dims(pooled, (channels, 2 * channels), CLASSES, sizes=((size, size),) * 2)
 
 
 def sides(name: str, student: Dims, teacher: Dims) -> tuple[Dims, Dims]:
@@ -46,7 +52,7 @@ def build(name: str, student: Dims, teacher: Dims) -> Loss:
     return LOSSES[kind](student, teacher, **keywords)  # type: ignore[call-arg, arg-type]
 
 
-class Network(torch.nn.Module):
+class ToyNetwork(torch.nn.Module):
     """The least that has pooled features, maps and logits, `[B, 5]` to `Features`."""
 
     def __init__(self, dims: Dims, size: int = 4) -> None:
@@ -73,6 +79,24 @@ def batch(count: int, seed: int = 0, label: int | None = None) -> dict[str, Tens
 def of_maps(*maps: Tensor) -> Features:
     """Features of which a loss reads the maps only."""
     return Features(torch.empty(len(maps[0]), 8), list(maps))
+
+
+def assert_agree(found: Tensor, expected: Tensor, leaves: Sequence[Tensor]) -> None:
+    """Two values in float64, and their gradients with respect to the leaves, to 1e-8."""
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
+    gradients = (torch.autograd.grad(x, leaves) for x in (found, expected))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
+
+
+def batch_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Batch normalisation of `[B, C, ...]`, a channel at a time."""
+    channels = []
+    for c in range(x.shape[1]):
+        mean = x[:, c].sum() / x[:, c].numel()
+        variance = ((x[:, c] - mean) ** 2).sum() / x[:, c].numel()
+        channels.append(weight[c] * (x[:, c] - mean) / torch.sqrt(variance + 1e-5) + bias[c])
+    return torch.stack(channels, 1)
 
 
 def vectors(n: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:

@@ -5,26 +5,30 @@ from __future__ import annotations
 import copy
 import shutil
 import weakref
+from typing import Any
 
 import pytest
 import torch
-from cases import NAMES, Network, batch, build, dims, sides
+from cases import NAMES, ToyNetwork, batch, build, dims, sides
 
-from losses import Features, local_transport, position_transport
-from losses.base import Loss
+from losses import Batch, Dims, Features, LocalTransport, Loss, LossOutput, local_transport, position_transport
 
-STUDENT, TEACHER = dims(12, 6), dims(20, 10)
+STUDENT, TEACHER = dims(12, 6, size=8), dims(20, 10)
 
 
-def made(name: str) -> tuple[Loss, Network, Network]:
+def made(name: str) -> tuple[Loss, ToyNetwork, ToyNetwork]:
     student, teacher = sides(name, STUDENT, TEACHER)
-    return build(name, student, teacher), Network(student, size=8), Network(teacher).requires_grad_(False)
+    return build(name, student, teacher), ToyNetwork(student, size=8), ToyNetwork(teacher).requires_grad_(False)
 
 
-def value(loss: Loss, student: Network, teacher: Network, count: int, **labels: int) -> torch.Tensor:
+def output(loss: Loss, student: ToyNetwork, teacher: ToyNetwork, count: int, **labels: int) -> LossOutput:
     x = torch.randn(count, 5, generator=torch.Generator().manual_seed(count))
-    found: torch.Tensor = loss(student(x), teacher(x), batch(count, **labels))
-    return found
+    return loss.with_metrics(student(x), teacher(x), batch(count, **labels))
+
+
+def value(loss: Loss, student: ToyNetwork, teacher: ToyNetwork, count: int, **labels: int) -> torch.Tensor:
+    x = torch.randn(count, 5, generator=torch.Generator().manual_seed(count))
+    return loss(student(x), teacher(x), batch(count, **labels))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -35,19 +39,38 @@ def test_a_batch_that_tells_nothing_is_one_of_unknown_labels(name: str) -> None:
     torch.testing.assert_close(one(student(x), teacher(x), index), other(student(x), teacher(x), unknown | index))
 
 
+PER_SAMPLE = {"kd", "cross_entropy", "dkd", "logit_standardisation", "at", "nst", "vid"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_declared_per_sample_is_the_mean_of_its_parts(name: str) -> None:
+    """And no other loss of the list is, or it would not be refused with gradient accumulation for nothing."""
+    (loss, student, teacher), (other, *_) = made(name), made(name)
+    x, samples = torch.randn(8, 5), batch(8) | {"label": torch.tensor([-1, 0, -1, -1, 1, 2, 3, 0])}
+    whole = loss(student(x), teacher(x), samples)
+    total, averaged = torch.zeros(()), 0
+    for rows in (slice(0, 4), slice(4, 8)):
+        part = {key: value[rows] for key, value in samples.items()} | {"key": ["sample"] * 4}
+        count = int(other.averaged(part))
+        total, averaged = total + count * other(student(x[rows]), teacher(x[rows]), part), averaged + count
+    assert loss.per_sample == (name in PER_SAMPLE)
+    if loss.per_sample:
+        torch.testing.assert_close(total / averaged, whole)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("count", [1, 2, 9])
 def test_small_batches_and_missing_labels_are_finite(name: str, count: int) -> None:
     loss, student, teacher = made(name)
     for labels in ({}, {"label": -1}, {"label": 2}):
-        total = value(loss, student, teacher, count, **labels)
+        total, metrics, _ = output(loss, student, teacher, count, **labels)
         assert total.shape == ()
         assert total.dtype == torch.float32
         total.backward()
         for module in (student, loss):
             gradients = [p.grad for p in module.parameters() if p.grad is not None]
             assert all(torch.isfinite(g).all() for g in gradients)
-        loss.metrics()
+        metrics()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -60,8 +83,7 @@ def test_a_batch_that_is_not_finite_is_kept_by_no_buffer(name: str, spoilt: str)
     bad[4] = torch.nan
     sides = student(bad if spoilt != "teacher" else x), teacher(bad if spoilt != "student" else x)
     for _ in range(2):  # before there is anything to keep, and after
-        loss(*sides, batch(9))
-        loss.metrics()
+        loss.with_metrics(*sides, batch(9)).metrics()
         value(loss, student, teacher, 9)
     assert all((buffer < torch.inf).all() for buffer in loss.buffers())  # -inf: a normaliser that is not fixed yet
     assert value(loss, student, teacher, 9).isfinite()
@@ -77,22 +99,27 @@ def test_a_batch_that_is_not_finite_is_kept_by_no_buffer(name: str, spoilt: str)
 @pytest.mark.parametrize("name", ["crd", "global_contrast", "local_transport", "info_nce", "siglip", "cosine", "wcord"])
 def test_what_has_pairs_of_vectors_in_one_space_tells_how_far_apart_they_are(name: str) -> None:
     loss, student, teacher = made(name)
-    value(loss, student, teacher, 9)
-    names = {key.rpartition("/")[2] for key in loss.metrics()}
+    names = {key.rpartition("/")[2] for key in output(loss, student, teacher, 9).metrics()}
     assert {"similarity_gap", "projected_std", "effective_rank"} <= names
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_there_is_nothing_to_plot_before_the_first_batch(name: str) -> None:
+def test_metrics_are_scalars_of_their_own_batch_and_the_loss_is_the_sum_of_its_parts(name: str) -> None:
     loss, student, teacher = made(name)
-    assert loss.metrics() == {}
-    value(loss, student, teacher, 9)
-    assert all(metric.shape == () and not metric.requires_grad for metric in loss.metrics().values())
+    total, metrics, parts = output(loss, student, teacher, 9)
+    assert all(metric.shape == () and not metric.requires_grad for metric in metrics().values())
+    assert not parts or torch.equal(total, torch.stack([*parts.values()]).sum())
+    loss.eval()  # what is learnt and counted over the steps stays as it is
+    first = output(loss, student, teacher, 9).metrics
+    before = first()
+    output(loss, student, teacher, 5, label=1)
+    torch.testing.assert_close(dict(first()), dict(before), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_student_learns_and_the_teacher_does_not(name: str) -> None:
     loss, student, teacher = made(name)
+    value(loss, student, teacher, 9)  # a bank is empty before
     value(loss, student, teacher, 9).backward()
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in student.parameters())
     assert all(p.grad is None for p in teacher.parameters())
@@ -124,7 +151,8 @@ def test_compiled_whole(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 @pytest.mark.parametrize("name", ["wcord", "crd", "wkd_logit"])
-def test_compiled_to_machine_code(name: str) -> None:
+def test_compiled_to_machine_code(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LocalTransport.__init__.__kwdefaults__, "iterations", 4)  # each of them is compiled
     for ours, expected in zip(two_steps(name, "inductor"), two_steps(name, None), strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
@@ -165,13 +193,14 @@ def test_gradient_in_float64(name: str, monkeypatch: pytest.MonkeyPatch) -> None
         # Its gradient is, by design, that of the cost under the plan it found: that plan is held.
         expected = torch.autograd.grad(of(*leaves), leaves, allow_unused=True)
         plans: list[torch.Tensor] = []
-        for module in (local_transport, position_transport):
-            found = module.sinkhorn
-            monkeypatch.setattr(module, "sinkhorn", lambda *a, f=found, **k: plans.append(f(*a, **k)) or plans[-1])
+        solvers = ((local_transport, "sinkhorn"), (local_transport, "ipot"), (position_transport, "sinkhorn"))
+        for module, solver in solvers:
+            found = getattr(module, solver)
+            monkeypatch.setattr(module, solver, lambda *a, f=found, **k: plans.append(f(*a, **k)) or plans[-1])
         of(*leaves)
         (plan,) = plans
-        for module in (local_transport, position_transport):
-            monkeypatch.setattr(module, "sinkhorn", lambda *_, **__: plan)
+        for module, solver in solvers:
+            monkeypatch.setattr(module, solver, lambda *_, **__: plan)
         held = torch.autograd.grad(of(*leaves), leaves, allow_unused=True)
         torch.testing.assert_close([g for g in held if g is not None], [g for g in expected if g is not None])
     assert torch.autograd.gradcheck(of, leaves, fast_mode=True)
@@ -181,7 +210,7 @@ def test_gradient_in_float64(name: str, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(("small", "large"), [(8, 4096), (4096, 8)])
 def test_sizes_from_8_to_4096(name: str, small: int, large: int) -> None:
     pair = sides(name, dims(small, 8), dims(large, 16))
-    loss, student, teacher = build(name, *pair), *map(Network, pair)
+    loss, student, teacher = build(name, *pair), *map(ToyNetwork, pair)
     x = torch.randn(6, 5)
     with torch.no_grad():
         known = teacher(x)
@@ -207,8 +236,56 @@ def test_a_loss_keeps_no_graph(name: str) -> None:
     """What it keeps for its metrics would hold the batch's activations, and could not be copied."""
     loss, student, teacher = made(name)
     seen = student(torch.randn(9, 5))
-    loss(seen, teacher(torch.randn(9, 5)), batch(9))
-    copy.deepcopy(loss).metrics()
+    metrics = loss.with_metrics(seen, teacher(torch.randn(9, 5)), batch(9)).metrics
+    copy.deepcopy(loss)
     outputs = [weakref.ref(output) for output in (seen.pooled, *seen.maps, seen.logits)]
     del seen
     assert not any(output() is not None for output in outputs)
+    metrics()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_forward_leaves_nothing_behind_but_buffers(name: str) -> None:
+    loss, student, teacher = made(name)
+
+    before = {where: dict(vars(module)) for where, module in loss.named_modules()}
+    value(loss, student, teacher, 9)
+    for where, module in loss.named_modules():
+        assert vars(module).keys() == before[where].keys()
+        assert all(value is before[where][name] for name, value in vars(module).items())
+
+
+class Plain(Loss):
+    def __init__(self, student: Dims, teacher: Dims) -> None:
+        super().__init__()
+
+    def forward(self, student: Features, teacher: Features, batch: Batch) -> torch.Tensor:
+        return (student.pooled - teacher.pooled).square().mean()
+
+
+FEATURES = Features(torch.ones(2, 3)), Features(torch.zeros(2, 3))
+
+
+def test_a_loss_of_ones_own_may_return_the_scalar_alone() -> None:
+    loss = Plain(Dims(3), Dims(3))
+    assert loss(*FEATURES, {}) == 1
+    assert loss.with_metrics(*FEATURES, {}).metrics() == {}
+
+
+def test_metrics_as_a_method_still_count_and_the_class_is_told_what_to_write() -> None:
+    with pytest.warns(FutureWarning, match=r"return LossOutput\(loss, metrics\)"):
+
+        class Older(Plain):
+            def metrics(self) -> dict[str, torch.Tensor]:
+                return {"one": torch.tensor(1.0)}
+
+    assert Older(Dims(3), Dims(3)).with_metrics(*FEATURES, {}).metrics() == {"one": torch.tensor(1.0)}
+
+
+def test_a_loss_that_returns_something_else_is_named() -> None:
+    class Pair(Plain):
+        def forward(self, *seen: Any) -> Any:
+            return 1.0, {}
+
+    with pytest.raises(TypeError, match=r"Pair\.forward returned a tuple: return a scalar tensor"):
+        Pair(Dims(3), Dims(3))(*FEATURES, {})

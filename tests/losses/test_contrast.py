@@ -7,8 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from losses import Dims, Features, GlobalContrast, InfoNCE, SigLIP
+from losses.bank import draw_negatives
 from losses.base import Loss
-from losses.critic import LipschitzProjection
+from losses.critic import CRITICS, LipschitzProjection, SpectralProjection
 from losses.feature_bank import FeatureBank
 from losses.queue import Queue
 
@@ -65,7 +66,7 @@ def test_global_contrast_without_extras_is_info_nce_on_standardised_teachers() -
 
 
 @pytest.mark.parametrize("link", ["log_softmax", "linear", "bounded", "log_bounded"])
-@pytest.mark.parametrize("critic", ["lipschitz", "cosine"])
+@pytest.mark.parametrize("critic", ["lipschitz", "spectral", "cosine"])
 def test_gradient_in_float64(link: str, critic: str) -> None:
     loss = warm(GlobalContrast(STUDENT, TEACHER, dim=6, link=link, critic=critic, queue=8, temperature=0.5))
     _, teacher = pairs(6, 3)
@@ -241,7 +242,16 @@ def test_a_bank_travels_in_the_state_dict() -> None:
     torch.testing.assert_close(other(*pairs(8, 1), placed(*range(8))), loss(*pairs(8, 1), placed(*range(8))))
 
 
-@pytest.mark.parametrize("keywords", [{}, {"critic": "cosine", "discount": False}, {"bank": 6, "samples": 30}])
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {},
+        {"critic": "cosine", "discount": False},
+        {"bank": 6, "samples": 30},
+        {"negatives": 6, "samples": 30},
+        {"critic": "spectral", "standardise": False, "discount": False},
+    ],
+)
 def test_a_large_batch_is_compared_row_block_by_row_block(
     keywords: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,10 +285,108 @@ def test_a_large_batch_holds_no_matrix_of_its_pairs(largest: int, monkeypatch: p
 
 
 def test_a_bank_needs_the_size_of_the_set_and_an_index() -> None:
-    with pytest.raises(ValueError, match="samples must be their number"):
+    with pytest.raises(ValueError, match="set samples to the size of the training set"):
         GlobalContrast(STUDENT, TEACHER, bank=8)
     with pytest.raises(ValueError, match='batch\\["index"\\]'):
         banked(8, 20)(*pairs(8), batch(8))
+
+
+def own_negatives(**keywords: Any) -> GlobalContrast:
+    """Critic and bank of float64, filled by 30 samples of 3 labels in order."""
+    torch.manual_seed(0)
+    loss = GlobalContrast(STUDENT, TEACHER, dim=6, negatives=5, samples=30, discount=False, **keywords).double()
+    for seed in range(3):
+        loss(*pairs(10, seed), placed(*range(10 * seed, 10 * seed + 10)) | {"label": torch.arange(10) % 3})
+    return loss.eval()
+
+
+@pytest.mark.parametrize("weighting", ["mean", "sum"])
+@pytest.mark.parametrize("exclude", [(), ("label",)])
+def test_negatives_of_its_own_written_out(weighting: Any, exclude: Any) -> None:
+    """Each sample against so many rows of the bank, by CRD's draw; neither queue nor batch takes part."""
+    loss = own_negatives(link="linear", weighting=weighting, exclude=exclude)
+    assert loss.bank is not None
+    (student, teacher), index = pairs(4, 7), torch.tensor([3, 12, 20, 29])
+    s = loss.student_projection(student.pooled)
+    t = loss.teacher_projection(loss.standardise(teacher.pooled))
+    past_s = loss.bank.student.double()
+    past_t = loss.teacher_projection(loss.bank.teacher.double())
+    own = placed(*index.tolist()) | {"label": index % 10 % 3}
+    labels = loss.bank.label if exclude else torch.full((30,), -1)
+    drawn = draw_negatives(index, labels, 5, loss.bank.keys(4))
+    assert not (drawn == index[:, None]).any()
+    assert all(len(row.unique()) == 5 for row in drawn)
+    assert not exclude or not (loss.bank.label[drawn] == own["label"][:, None]).any()
+    scale, expected = 5 if weighting == "sum" else 1, torch.zeros((), dtype=Double)
+    for i in range(4):
+        expected += scale * (past_t[drawn[i]] @ s[i]).mean() / 2 + scale * (past_s[drawn[i]] @ t[i]).mean() / 2
+        expected -= s[i] @ t[i]
+    torch.testing.assert_close(loss(student, teacher, own), expected / 4, rtol=1e-6, atol=1e-7)
+
+
+def test_a_draw_for_each_sample_has_the_expectation_of_one_draw_for_the_batch() -> None:
+    """Where the loss is a sum over anchors, it is linear in their draws; what differs is how anchors vary together."""
+    each = own_negatives(link="linear", exclude=())
+    shared = banked(5, 30, queue=0, link="linear", exclude=(), discount=False)
+    state = each.state_dict()
+    shared.load_state_dict(state)
+    shared.eval()
+    assert each.bank is not None
+    assert shared.bank is not None
+    probe = pairs(1, 7), placed(4)  # of one sample, as the shared form has the batch's others as negatives too
+    found = []
+    for loss in (each, shared):
+        values = []
+        for step in range(300):
+            loss.bank.steps.fill_(step)  # type: ignore[union-attr]
+            values.append(loss(*probe[0], probe[1]))
+        found.append(torch.stack(values).detach())
+    difference, error = found[0].mean() - found[1].mean(), (found[0].var() / 300 + found[1].var() / 300).sqrt()
+    assert difference.abs() < 4 * error
+    assert found[0].std() > 0
+
+
+def test_all_rows_are_negatives_if_there_are_no_more() -> None:
+    few, more = own_negatives(), own_negatives()
+    few.negatives, more.negatives = 29, 500
+    probe = pairs(4, 7), placed(0, 1, 2, 3)
+    torch.testing.assert_close(few(*probe[0], probe[1]), more(*probe[0], probe[1]))
+
+
+@pytest.mark.parametrize("critic", ["lipschitz", "spectral", "cosine"])
+@pytest.mark.parametrize("centred", [True, False])
+def test_products_are_those_of_the_projection(critic: str, centred: bool) -> None:
+    torch.manual_seed(0)
+    projection = CRITICS[critic](12, 8, centred=centred).double()
+    x, anchors = torch.randn(9, 12, dtype=Double) + 0.5, torch.randn(4, 8, dtype=Double)
+    projection.update(x)
+    for parameter in projection.parameters():
+        torch.nn.init.normal_(parameter)
+    projection.eval()
+    found = projection.products(x, x.norm(dim=1), projection.weight)(anchors)
+    torch.testing.assert_close(found, anchors @ projection(x).T)
+
+
+def test_the_spectral_critic_is_its_linear_map_of_norm_one_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    projection = SpectralProjection(12, 8).double()
+    with torch.no_grad():
+        projection.linear.parametrizations.weight.original.mul_(50)
+    for _ in range(50):
+        projection(torch.zeros(1, 12, dtype=Double))
+    projection.eval()
+    weight = projection.weight.detach()
+    assert float(torch.linalg.matrix_norm(weight, 2)) == pytest.approx(1, abs=1e-6)
+    x = 1e3 * torch.randn(5, 12, dtype=Double)
+    torch.testing.assert_close(projection(x), x @ weight.T + projection.linear.bias)  # neither scaled nor clipped
+
+
+def test_without_standardisation_the_critic_sees_the_teacher_as_it_is() -> None:
+    loss = warm(GlobalContrast(STUDENT, TEACHER, dim=8, critic="cosine", queue=0, standardise=False, discount=False))
+    info_nce = InfoNCE(STUDENT, TEACHER, dim=8).double()
+    info_nce.student_projection, info_nce.teacher_projection = loss.student_projection, loss.teacher_projection
+    student, teacher = pairs(9, seed=7)
+    torch.testing.assert_close(loss(student, teacher, batch(9)), info_nce(student, teacher, batch(9)))
 
 
 def test_lipschitz_bound_holds_between_random_and_adversarial_pairs() -> None:
@@ -320,11 +428,15 @@ def test_features_of_zeros_have_a_moderate_gradient() -> None:
 @pytest.mark.parametrize(
     ("keywords", "words"),
     [
-        ({"link": "logsoftmax"}, "link: 'logsoftmax' is none of log_softmax"),
-        ({"critic": "Lipschitz"}, "critic: 'Lipschitz' is none of"),
-        ({"weighting": "M"}, "weighting: 'M' is none of"),
-        ({"exclude": "label"}, "exclude: 'l' is none of label, group"),
+        ({"link": "logsoftmax"}, "link: 'logsoftmax' is not one of log_softmax"),
+        ({"critic": "Lipschitz"}, "critic: 'Lipschitz' is not one of"),
+        ({"weighting": "M"}, "weighting: 'M' is not one of"),
+        ({"exclude": "label"}, "exclude: 'l' is not one of label, group"),
         ({"temperature": 0.0}, "temperature: 0.0 is not within"),
+        ({"negatives": 8}, "set samples to the size of the training set"),
+        ({"negatives": 8, "samples": 1}, "samples must be at least 2"),
+        ({"negatives": 8, "bank": 8, "samples": 20}, "set one of them to 0"),
+        ({"standardise": False}, "set discount: false"),
     ],
 )
 def test_what_no_contrast_can_be_made_of_is_refused(keywords: dict[str, Any], words: str) -> None:
@@ -384,13 +496,23 @@ def test_temperature_comes_back_from_its_bounds(kind: Any, start: float) -> None
     assert loss.log_temperature.grad != 0
 
 
+@pytest.mark.parametrize(
+    ("label", "group", "queue", "negatives"),
+    [(1, None, 32, 0), (None, 1, 32, 0), (2, None, 0, 8), (None, None, 0, 15), (None, None, 32, 15 + 32)],
+)
+def test_the_log_counts_negatives(label: int | None, group: int | None, queue: int, negatives: int) -> None:
+    """Without an index, a sample's own past in the queue counts as another sample."""
+    loss = GlobalContrast(STUDENT, TEACHER, dim=8, queue=queue).double()
+    for seed in range(3):
+        metrics = loss.with_metrics(*pairs(16, seed), batch(16, label, group)).metrics
+    assert metrics()["negatives"] == negatives
+
+
 def test_metrics_show_a_collapse() -> None:
     loss = warm(GlobalContrast(STUDENT, TEACHER, dim=8))
-    loss(*pairs(16), batch(16))
-    healthy = loss.metrics()
+    healthy = loss.with_metrics(*pairs(16), batch(16)).metrics()
     same = Features(torch.ones(16, 12, dtype=Double))
-    loss(same, pairs(16)[1], batch(16))
-    collapsed = loss.metrics()
+    collapsed = loss.with_metrics(same, pairs(16)[1], batch(16)).metrics()
     assert healthy["effective_rank"] > 4
     assert collapsed["similarity_gap"].abs() < 1e-6
     assert F.relu(collapsed["projected_std"]) < 1e-6 < healthy["projected_std"]

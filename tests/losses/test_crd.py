@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from launching import spawn
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,9 +19,9 @@ from torch.nn import functional as F
 from losses import Dims, Features, bank
 from losses.bank import Bank, draw_negatives, last_occurrence, random_bits
 from losses.crd import CRD
+from pipeline.common.errors import UserError
 from pipeline.config import load
-from pipeline.errors import UserError
-from pipeline.model import build_model
+from pipeline.models.build import build_model
 from pipeline.train import train
 
 STUDENT, TEACHER = Dims(12), Dims(20)
@@ -223,13 +223,13 @@ def test_learns_to_tell_the_pairs_apart() -> None:
     values = []
     for step in range(150):
         index = torch.arange(64)[step % 4 :: 4]
-        value = loss(Features(x[index]), Features(2 * x[index] + 1), batch(index))
+        value, metrics, _ = loss.with_metrics(Features(x[index]), Features(2 * x[index] + 1), batch(index))
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
         values.append(value.item())
     assert np.mean(values[-8:]) < 0.5 * np.mean(values[:4])
-    assert loss.metrics()["similarity_gap"] > 0.5
+    assert metrics()["similarity_gap"] > 0.5
 
 
 @pytest.mark.parametrize("dims", [8, 4096])
@@ -270,7 +270,7 @@ def test_saves_no_rows_for_the_backward() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match="samples must be its size"):
+    with pytest.raises(ValueError, match="samples must be the size of the set"):
         CRD(STUDENT, TEACHER)
     with pytest.raises(ValueError, match=r'batch\["index"\]'):
         crd()(*pairs(2), {"label": torch.zeros(2, dtype=torch.int64)})
@@ -279,16 +279,15 @@ def test_refusals() -> None:
 def test_a_run_fills_in_the_samples_and_resumes_to_the_same_bits(make_config: Any) -> None:
     teacher = train(load(make_config("teacher"), ["student.modality=rgb", "train.steps=2"]))
     terms = '  cross_entropy: {}\n  "losses.crd:CRD": {dim: 8, negatives: 20, weight: 0.8}'
-    whole = load(make_config("whole", f"teacher: {{run: {teacher}}}", terms), ["train.keep=9", "train.steps=8"])
+    settings = ["train.keep_checkpoints=9", "train.steps=8"]
+    whole = load(make_config("whole", f"teacher: {{run: {teacher}}}", terms), settings)
     loss = next(loss for loss in build_model(whole).losses.values() if isinstance(loss, CRD))
     assert loss.student_bank.rows.shape == (96, 8)
     run = train(whole)
     cut = Path(shutil.copytree(run, run.with_name("cut")))
     shutil.rmtree(cut / "checkpoints" / "step_00000008")
     shutil.rmtree(cut / "student")
-    train(
-        load(make_config("cut", f"teacher: {{run: {teacher}}}", terms), ["train.keep=9", "train.steps=8"]), resume=True
-    )
+    train(load(make_config("cut", f"teacher: {{run: {teacher}}}", terms), settings), resume=True)
     one, two = (load_file(folder / "checkpoints" / "step_00000008" / "model.safetensors") for folder in (run, cut))
     assert all(torch.equal(one[key], two[key]) for key in one)
     assert int(next(value for key, value in one.items() if key.endswith("steps"))) == 8
@@ -333,7 +332,7 @@ def worker(rank: int, ranks: int, folder: str) -> None:
 def test_ranks_equal_one(ranks: int) -> None:
     one = steps(0, 1)
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(worker, args=(ranks, folder), nprocs=ranks)
+        spawn(worker, (ranks, folder), ranks)
         several = [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
     for found in several:
         assert found["values"] == pytest.approx(one["values"], rel=1e-9)

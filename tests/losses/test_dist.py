@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from cases import logits
+from cases import assert_agree, logits
 
 from losses import Dims, Features
 from losses.dist import DIST
@@ -14,6 +14,27 @@ Double = torch.float64
 
 def dist(student: torch.Tensor, teacher: torch.Tensor, **keywords: float) -> torch.Tensor:
     return DIST(DIMS, DIMS, **keywords)(Features(student, logits=student), Features(teacher, logits=teacher), {})
+
+
+@pytest.mark.parametrize(("n", "classes"), [(5, 7), (2, 3), (16, 100)])
+def test_is_the_published_form_written_out(n: int, classes: int) -> None:
+    student, teacher = logits(n, classes)
+    dims = Dims(0, classes=classes)
+    z = student.clone().requires_grad_()
+    s, t = (torch.exp(x / 4) / torch.exp(x / 4).sum(1, keepdim=True) for x in (z, teacher))
+    inter = intra = torch.zeros((), dtype=Double)
+    for i in range(n):
+        inter = inter + 1 - pearson(s[i], t[i])
+    for k in range(classes):
+        intra = intra + 1 - pearson(s[:, k], t[:, k])
+    found = DIST(dims, dims)(Features(z, logits=z), Features(teacher, logits=teacher), {})
+    assert_agree(found, 16 * (2 * inter / n + 2 * intra / classes), [z])
+
+
+def pearson(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """With the published 1e-8 in its denominator."""
+    a, b = a - a.sum() / len(a), b - b.sum() / len(b)
+    return (a * b).sum() / (torch.sqrt((a**2).sum()) * torch.sqrt((b**2).sum()) + 1e-8)
 
 
 def test_is_the_definition_written_out() -> None:
@@ -55,6 +76,16 @@ def test_constant_predictions_are_finite() -> None:
     assert loss.item() == pytest.approx(64)
     assert student.grad is not None
     assert student.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-9, 1e-6, 1e-4, 1e-2])
+def test_the_gradient_is_bounded_however_constant_the_student_is(spread: float) -> None:
+    """That of the published form reaches 8e6 here."""
+    student, teacher = logits(5)
+    z = (spread * student).requires_grad_()
+    dist(z, teacher).backward()
+    assert z.grad is not None
+    assert 0 < z.grad.abs().max() < 1e3
 
 
 def test_refuses_other_classes() -> None:

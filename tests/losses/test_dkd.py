@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from cases import logits
+from cases import assert_agree, logits
 
 from losses import KD, Dims, Features
 from losses.dkd import DKD
@@ -18,6 +18,22 @@ def dkd(student: torch.Tensor, teacher: torch.Tensor, label: torch.Tensor, **key
     empty = torch.empty(len(student), 0)
     batch = {"label": label}
     return DKD(dims, dims, **keywords)(Features(empty, logits=student), Features(empty, logits=teacher), batch)
+
+
+@pytest.mark.parametrize(("n", "classes"), [(5, 7), (3, 2), (16, 100)])
+def test_value_and_gradient_are_those_of_the_definition(n: int, classes: int) -> None:
+    student, teacher = logits(n, classes)
+    label = torch.arange(n) * 3 % classes
+    z = student.clone().requires_grad_()
+    total = torch.zeros((), dtype=Double)
+    for i in range(n):
+        p_s, p_t = (torch.exp(x[i] / 4) / torch.exp(x[i] / 4).sum() for x in (z, teacher))
+        y, others = int(label[i]), [k for k in range(classes) if k != label[i]]
+        b_s, b_t = (torch.stack([p[y], p[others].sum()]) for p in (p_s, p_t))
+        q_s, q_t = (p[others] / p[others].sum() for p in (p_s, p_t))
+        target, rest = ((t * torch.log(t / s)).sum() for s, t in ((b_s, b_t), (q_s, q_t)))
+        total = total + 16 * (target + 8 * rest)
+    assert_agree(dkd(z, teacher, label), total / n, [z])
 
 
 def test_is_the_definition_written_out() -> None:

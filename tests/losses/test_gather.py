@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
-from cases import NAMES, VARIANTS, Network, batch, build, dims, sides
+from cases import NAMES, VARIANTS, ToyNetwork, batch, build, dims, sides
+from launching import spawn
 
 from losses import rows
 
@@ -23,7 +23,7 @@ def run(name: str, rank: int, ranks: int, dtype: torch.dtype) -> dict[str, Any]:
     """Three steps of one loss on this rank's share of the batch, DDP's averaging written out."""
     pair = sides(name, STUDENT, TEACHER)
     loss = build(name, *pair).to(dtype)
-    student, teacher = Network(pair[0]).to(dtype), Network(pair[1]).to(dtype).requires_grad_(False)
+    student, teacher = ToyNetwork(pair[0]).to(dtype), ToyNetwork(pair[1]).to(dtype).requires_grad_(False)
     values: list[float] = []
     own: list[float] = []
     for step in range(STEPS):
@@ -71,7 +71,7 @@ def ranks(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     """Of so many ranks, which share the rows of matrices of larger batches than that."""
     count, largest = request.param
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(worker, args=(count, largest, folder), nprocs=count)
+        spawn(worker, (count, largest, folder), count)
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(count)]
 
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from cases import Network, dims
+from cases import ToyNetwork, dims
 from torch import Tensor
 
 from losses import Dims, Features, LocalGlobal
@@ -18,7 +18,7 @@ def made(**keywords: int) -> tuple[LocalGlobal, Features, Features]:
     torch.manual_seed(0)
     loss = LocalGlobal(STUDENT, TEACHER, dim=7, **keywords).double()
     x = torch.randn(6, 5, dtype=torch.float64)
-    return loss, Network(STUDENT, size=6).double()(x), Network(TEACHER, size=3).double()(x)
+    return loss, ToyNetwork(STUDENT, size=6).double()(x), ToyNetwork(TEACHER, size=3).double()(x)
 
 
 def batch(*groups: int) -> dict[str, Tensor]:

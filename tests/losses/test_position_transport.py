@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import Network, dims
+from cases import ToyNetwork, dims
 from torch import Tensor
 
 from losses import Dims, Features, PositionTransport, sinkhorn
@@ -17,7 +17,7 @@ def made(size: int = 6, **keywords: float) -> tuple[PositionTransport, Features,
     torch.manual_seed(0)
     loss = PositionTransport(STUDENT, TEACHER, **keywords).double()  # type: ignore[arg-type]
     x = torch.randn(4, 5, dtype=torch.float64)
-    student, teacher = Network(STUDENT, size=size).double()(x), Network(TEACHER, size=3).double()(x)
+    student, teacher = ToyNetwork(STUDENT, size=size).double()(x), ToyNetwork(TEACHER, size=3).double()(x)
     loss(student, teacher, {})  # the standardisation has seen a batch
     return loss.eval(), student, teacher
 
@@ -39,8 +39,9 @@ def test_is_sinkhorn_sample_by_sample_on_the_smaller_grid() -> None:
         float((sinkhorn(cost, 0.1, 20, prior(9, 0.2).log()) * cost).sum())
         for cost in costs(loss, small, teacher.maps[-1])
     ]
-    assert loss(student, teacher, {}).item() == pytest.approx(sum(expected) / 4)
-    assert 0 < float(loss.metrics()["plan_diagonal"]) < 1
+    output = loss.with_metrics(student, teacher, {})
+    assert output.loss.item() == pytest.approx(sum(expected) / 4)
+    assert 0 < float(output.metrics()["plan_diagonal"]) < 1
 
 
 def test_without_spread_it_is_regression_of_the_map() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from launching import spawn
 from torch.nn import functional as F
 
 from losses import row_blocked, rows, sinkhorn
@@ -84,7 +84,7 @@ def _columns_that_no_row_wants(rank: int, ranks: int, folder: str) -> None:
 def test_ranks_that_share_the_rows_fill_such_columns_too(tmp_path: Path) -> None:
     x = unit(8, 0, torch.float32)
     one = transport_cost(x, torch.cat([x[:4], -x[:4]]), 2e-3, 30, carried=x)
-    mp.spawn(_columns_that_no_row_wants, args=(2, str(tmp_path)), nprocs=2)
+    spawn(_columns_that_no_row_wants, (2, str(tmp_path)), 2)
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         torch.testing.assert_close(found, list(one), rtol=1e-5, atol=1e-6)

@@ -36,8 +36,7 @@ def test_is_the_definition_written_out(n: int) -> None:
 
 def test_starts_where_the_paper_does() -> None:
     loss = SigLIP(Dims(5), Dims(8))
-    loss(*(Features(f.pooled.float()) for f in pooled(4)), {})
-    metrics = loss.metrics()
+    metrics = loss.with_metrics(*(Features(f.pooled.float()) for f in pooled(4)), {}).metrics()
     torch.testing.assert_close((metrics["scale"], metrics["bias"]), (torch.tensor(10.0), torch.tensor(-10.0)))
     assert {name for name, p in loss.named_parameters() if p.ndim == 0 and p.requires_grad} == {
         "log_temperature",

@@ -216,13 +216,13 @@ def test_a_compiled_transport_takes_the_fused_iterations(kind: Any, monkeypatch:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 @pytest.mark.parametrize("shape", [(24, 24), (3, 16, 9)])
 def test_fused_iterations_are_the_same(shape: tuple[int, ...]) -> None:
-    """As on a GPU, of batches of one and another size, with the gradient through them."""
+    """As on a GPU, of batches of one and another size, with the gradient through them. Each iteration is compiled."""
     torch.compiler.reset()
     torch.manual_seed(0)
     for size in (shape[-2], 2 * shape[-2]):
         cost = torch.rand(*shape[:-2], size, shape[-1], requires_grad=True)
         prior = torch.eye(size, shape[-1]).mul(9).add(1).log()
-        found = [sinkhorn(cost, 0.05, 20, prior, compiled=compiled) for compiled in (True, False)]
+        found = [sinkhorn(cost, 0.05, 4, prior, compiled=compiled) for compiled in (True, False)]
         torch.testing.assert_close(*found, rtol=1e-4, atol=1e-7)
         gradients = [torch.autograd.grad((plan * cost).sum(), cost)[0] for plan in found]
         torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)

@@ -11,6 +11,7 @@ from losses import Dims, Features, GlobalContrast, LocalTransport, WCoRD, local_
 from losses.implicit import implicit
 from losses.relational import relational_divergence
 from losses.sinkhorn import sinkhorn
+from losses.standardise import standardised
 
 STUDENT, TEACHER = Dims(12), Dims(20)
 BATCH = {"label": torch.full((10,), -1), "group": torch.full((10,), -1)}
@@ -169,15 +170,15 @@ def test_a_large_batch_takes_the_blocked_path_to_the_same_end(
     loss = make(relational=relational)
     student, teacher = features()
     x = student.pooled.requires_grad_()
-    whole = loss(Features(x), teacher, BATCH)
-    expected, metrics = torch.autograd.grad(whole, x), loss.metrics()
+    whole, metrics, _ = loss.with_metrics(Features(x), teacher, BATCH)
+    expected = torch.autograd.grad(whole, x)
     monkeypatch.setattr("losses.rows.LARGEST_WHOLE", 5)
     monkeypatch.setattr("losses.rows.BLOCK_ELEMENTS", 30)
     monkeypatch.setattr(local_transport, "sinkhorn", None)
-    blocked = loss(Features(x), teacher, BATCH)
+    blocked, blocked_metrics, _ = loss.with_metrics(Features(x), teacher, BATCH)
     torch.testing.assert_close(blocked, whole)
     torch.testing.assert_close(torch.autograd.grad(blocked, x), expected)
-    torch.testing.assert_close(loss.metrics(), metrics)
+    torch.testing.assert_close(blocked_metrics(), metrics())
 
 
 def test_a_large_batch_holds_no_relations_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,11 +192,27 @@ def test_a_large_batch_holds_no_relations_of_all_pairs(monkeypatch: pytest.Monke
     assert 0 < max(sizes) < 50 * 50
 
 
+@pytest.mark.parametrize("space", ["teacher", "shared"])
+def test_without_standardisation_the_teacher_is_taken_as_it_is(space: Any) -> None:
+    loss = make(standardise=False, space=space, anchor=0.0)
+    student, teacher = features()
+    s, t = loss.student_projection(student.pooled), loss.teacher_projection(teacher.pooled)
+    torch.testing.assert_close(loss(student, teacher, BATCH), (1 - F.cosine_similarity(s, t)).mean())
+    assert make(anchor=0.0, space=space)(student, teacher, BATCH) != loss(student, teacher, BATCH)
+
+
+def test_ipot_does_not_take_the_path_of_large_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = make(anchor=1.0, solver="ipot")
+    whole = loss(*features(), BATCH)
+    monkeypatch.setattr("losses.rows.LARGEST_WHOLE", 5)
+    assert loss(*features(), BATCH) == whole
+
+
 def test_metrics_count_the_mass_on_the_pairs() -> None:
     loss = make(anchor=0.0)
-    loss(*features(), BATCH)
-    assert loss.metrics()["plan_diagonal"] == pytest.approx(1)
-    assert loss.metrics()["marginal_error"] == pytest.approx(0, abs=1e-6)
+    metrics = loss.with_metrics(*features(), BATCH).metrics()
+    assert metrics["plan_diagonal"] == pytest.approx(1)
+    assert metrics["marginal_error"] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("keywords", [{"anchor": 0.0}, {"epsilon": 0.002}, {"epsilon": 0.01}])
@@ -256,6 +273,7 @@ def test_wcord_is_the_weighted_sum_of_its_terms() -> None:
     loss.eval()
     student, teacher = features()
     total = loss(student, teacher, BATCH)
+    student = Features(standardised(student.pooled))
     parts = loss.global_contrast(student, teacher, BATCH), loss.local_transport(student, teacher, BATCH)
     torch.testing.assert_close(total, 0.3 * parts[0] + 1.7 * parts[1])
 
@@ -300,6 +318,7 @@ def test_implicit_gradient_of_a_plan_with_given_marginals_and_a_masked_row() -> 
         {"anchor": 1.0},
         {"anchor": 0.2},
         {"anchor": 0.0},
+        {"anchor": 1.0, "solver": "ipot", "proximal_steps": 2000},
         {"anchor": 0.2, "relative_epsilon": True},
         {"anchor": 0.2, "marginal_penalty": 0.5},
     ],
@@ -318,9 +337,9 @@ def test_weights_are_the_marginals_and_a_weight_of_zero_is_no_sample(
     assert (gradient[7:] == 0).all()
     assert torch.isfinite(gradient).all()
     weight = torch.arange(1, 11)
-    loss(student, teacher, BATCH | {"weight": weight})
+    metrics = loss.with_metrics(student, teacher, BATCH | {"weight": weight}).metrics()
     if "marginal_penalty" not in keywords:
-        assert loss.metrics()["marginal_error"] < 1e-4
+        assert metrics["marginal_error"] < 1e-4
     loss = make(relational=relational, **keywords)
     same = loss(student, teacher, BATCH | {"weight": torch.full((10,), 3.0)})
     torch.testing.assert_close(same, loss(student, teacher, BATCH))
@@ -350,11 +369,20 @@ def test_what_a_sample_without_weight_holds_is_not_looked_at(
 @pytest.mark.parametrize(
     ("keywords", "words"),
     [
-        ({"cost": "sqeuclidean"}, "cost: 'sqeuclidean' is none of cosine"),
-        ({"space": "projected"}, "space: 'projected' is none of"),
-        ({"plan_gradient": "envelope"}, "plan_gradient: 'envelope' is none of"),
+        ({"cost": "sqeuclidean"}, "cost: 'sqeuclidean' is not one of cosine"),
+        ({"space": "projected"}, "space: 'projected' is not one of"),
+        ({"plan_gradient": "envelope"}, "plan_gradient: 'envelope' is not one of"),
         ({"anchor": 2.0}, "anchor: 2.0 is not within"),
         ({"start_epsilon": -1.0}, "start_epsilon: -1.0 is not above 0"),
+        ({"solver": "IPOT"}, "solver: 'IPOT' is not one of sinkhorn, ipot"),
+        ({"solver": "ipot"}, "set anchor: 1, or solver: sinkhorn"),
+        ({"solver": "ipot", "anchor": 1.0, "plan_gradient": "unrolled"}, "set plan_gradient: detached"),
+        ({"solver": "ipot", "anchor": 1.0, "plan_gradient": "implicit"}, "set plan_gradient: detached"),
+        ({"solver": "ipot", "anchor": 1.0, "marginal_penalty": 1.0}, "set marginal_penalty: null"),
+        (
+            {"solver": "ipot", "anchor": 1.0, "relative_epsilon": True, "start_epsilon": 1.0},
+            "set relative_epsilon: false, start_epsilon: null",
+        ),
     ],
 )
 def test_what_no_transport_can_be_made_of_is_refused(keywords: dict[str, Any], words: str) -> None:
@@ -401,8 +429,10 @@ def test_wcord_takes_weights_in_its_local_term() -> None:
     loss.eval()
     student, teacher = features()
     weighted = BATCH | {"weight": torch.arange(10)}
-    parts = loss.global_contrast(student, teacher, BATCH), loss.local_transport(student, teacher, weighted)
-    torch.testing.assert_close(loss(student, teacher, weighted), 0.5 * parts[0] + 6 * parts[1])
+    own = Features(standardised(student.pooled))
+    parts = loss.global_contrast(own, teacher, BATCH), loss.local_transport(own, teacher, weighted)
+    expected = loss.global_weight * parts[0] + loss.local_weight * parts[1]
+    torch.testing.assert_close(loss(student, teacher, weighted), expected)
 
 
 def test_epsilon_falls_to_its_value_and_its_place_is_kept() -> None:

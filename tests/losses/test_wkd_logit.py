@@ -1,9 +1,13 @@
+from pathlib import Path
+
+import numpy as np
 import ot
 import pytest
 import torch
+from cases import assert_agree
 from torch.nn import functional as F
 
-from losses import Dims, Features, sinkhorn
+from losses import Dims, Features
 from losses.wkd_logit import ClassCost, WKDLogit
 
 K, D = 6, 16
@@ -29,32 +33,97 @@ def make(**keywords: float) -> WKDLogit:
     return loss.eval()
 
 
-def naive(loss: WKDLogit, student: Features, teacher: Features, label: torch.Tensor) -> tuple[float, float]:
-    """The target's term and the transport, one sample at a time, without the target's row and column."""
-    first = second = 0.0
-    cost = loss.cost()
-    for z_s, z_t, y in zip(student.logits, teacher.logits, label.tolist(), strict=True):
+def written_cost(features: torch.Tensor, target: torch.Tensor, sharpen: float) -> torch.Tensor:
+    """`1 - CKA` of the class means by its definition, tr(K H L H) over norms with K = m m', then sharpened."""
+    H = torch.eye(features.shape[1], dtype=Double) - 1 / features.shape[1]
+    means = [features[target == k].sum(0) / (target == k).sum() for k in range(int(target.max()) + 1)]
+    kernels = [H @ torch.outer(m, m) @ H for m in means]
+    cost = [[1 - (a * b).sum() / torch.sqrt((a**2).sum() * (b**2).sum()) for b in kernels] for a in kernels]
+    raw = torch.tensor(cost, dtype=Double)
+    return 1 - torch.exp(-sharpen * raw) if sharpen else raw
+
+
+def written(
+    z_student: torch.Tensor, z_teacher: torch.Tensor, label: torch.Tensor, cost: torch.Tensor, iterations: int = 10
+) -> torch.Tensor:
+    """The published form, one sample at a time, without the target's row and column."""
+    total = torch.zeros((), dtype=Double)
+    for z_s, z_t, y in zip(z_student, z_teacher, label.tolist(), strict=True):
         y = int(z_t.argmax()) if y < 0 else y
-        first -= float(z_t.softmax(0)[y] * z_s.log_softmax(0)[y])
-        others = torch.arange(K) != y
+        p_s, p_t = (torch.exp(z) / torch.exp(z).sum() for z in (z_s, z_t))
+        others = [k for k in range(len(z_s)) if k != y]
+        q_s, q_t = (torch.exp(z[others] / 8) / torch.exp(z[others] / 8).sum() for z in (z_s, z_t))
         c = cost[others][:, others]
-        log_s, log_t = (F.log_softmax(z[others] / loss.temperature, 0) for z in (z_s, z_t))
-        plan = sinkhorn(c, loss.epsilon, loss.iterations, log_row=log_t, log_column=log_s)
-        second += float((plan * c).sum())
-    return first / len(label), second / len(label)
+        kernel = torch.exp(-c / 0.05)
+        u = torch.ones(len(others), dtype=Double) / len(others)
+        for _ in range(iterations):
+            v = q_t / (kernel.T @ u)
+            u = q_s / (kernel @ v)
+        total = total - p_t[y] * torch.log(p_s[y]) + 600 * (u[:, None] * kernel * v * c).sum()
+    return total / len(z_student)
 
 
-@pytest.mark.parametrize("iterations", [1, 10])
-def test_is_the_definition_written_out(iterations: int) -> None:
-    loss = make(iterations=iterations)
+@pytest.mark.parametrize("sharpen", [0.0, 1.0])
+@pytest.mark.parametrize(("samples", "classes", "dim"), [(12, 6, 16), (3, 3, 5), (8, 40, 64)])
+def test_is_the_published_form_written_out(samples: int, classes: int, dim: int, sharpen: float) -> None:
+    dims = Dims(dim, classes=classes)
+    loss = WKDLogit(dims, dims, sharpen=sharpen).double()
+    seen, target = torch.rand(5 * classes, dim, dtype=Double), torch.arange(5 * classes) % classes
+    none = torch.zeros(5 * classes, classes, dtype=Double)
+    loss(Features(seen, logits=none), Features(seen, logits=none), {"label": target})
+    loss.eval()
+    student, teacher = (4 * torch.randn(samples, classes, dtype=Double) for _ in range(2))
+    label = torch.randint(-1, classes, (samples,))
+    z = student.requires_grad_()
+    found = loss(Features(seen, logits=z), Features(seen, logits=teacher), {"label": label})
+    assert_agree(found, written(z, teacher, label, written_cost(seen, target, sharpen)), [z])
+
+
+def test_defaults_are_the_published_ones() -> None:
+    loss = WKDLogit(DIMS, DIMS)
+    assert (loss.sharpen, loss.temperature, loss.transport, loss.epsilon, loss.iterations) == (1, 8, 600, 0.05, 10)
+
+
+def test_a_cost_of_elsewhere_is_sharpened_and_stays(tmp_path: Path) -> None:
+    raw = torch.rand(K, K)
+    raw = ((raw + raw.T) / 2).fill_diagonal_(0)
+    np.save(tmp_path / "cost.npy", raw.double().numpy())
     student, teacher, batch = data()
-    target, transport = naive(loss, student, teacher, batch["label"])
-    assert transport > 0
-    value = loss(student, teacher, batch).item()
-    loss.transport = 0.0
-    alone = loss(student, teacher, batch).item()
-    assert alone == pytest.approx(target, rel=1e-10)
-    assert value - alone == pytest.approx(600 * transport, rel=1e-8)
+    z = student.logits.requires_grad_()
+    for sharpen in (0.0, 0.5, 1.0):
+        loss = WKDLogit(DIMS, DIMS, cost_file=str(tmp_path / "cost.npy"), sharpen=sharpen).double()
+        cost = 1 - torch.exp(-sharpen * raw.double()) if sharpen else raw.double()
+        found, metrics, _ = loss.with_metrics(Features(student.pooled, logits=z), teacher, batch)
+        assert_agree(found, written(z, teacher.logits, batch["label"], cost), [z])
+        torch.testing.assert_close(loss.class_cost(), cost)
+        assert metrics().keys() == {"marginal_error"}
+        assert loss.state_dict().keys() == {"fixed"}
+
+
+@pytest.mark.parametrize(
+    ("cost", "words"),
+    [
+        (np.zeros((K, K - 1)), "its shape is"),
+        (np.triu(np.ones((K, K)), 1), "not symmetric"),
+        (2 * (1 - np.eye(K)), r"not in \[0, 1\]"),
+        (np.full((K, K), np.nan), r"not in \[0, 1\]"),
+        (np.ones((K, K)), "its diagonal is not 0"),
+        (np.array([["a"]]), "cannot be read"),
+    ],
+)
+def test_refuses_a_cost_that_is_none(tmp_path: Path, cost: np.ndarray, words: str) -> None:
+    np.save(tmp_path / "cost.npy", cost)
+    with pytest.raises(ValueError, match=words):
+        WKDLogit(DIMS, DIMS, cost_file=str(tmp_path / "cost.npy"))
+
+
+def test_refuses_a_file_that_is_none_and_opens_no_pickle(tmp_path: Path) -> None:
+    np.save(tmp_path / "pickle.npy", np.array([[None]]), allow_pickle=True)
+    np.savez(tmp_path / "several.npz", np.zeros((K, K)))
+    (tmp_path / "empty.npy").touch()
+    for name in ("pickle.npy", "several.npz", "empty.npy", "missing.npy"):
+        with pytest.raises(ValueError, match=f"{name}: cannot be read as a NumPy file"):
+            WKDLogit(DIMS, DIMS, cost_file=str(tmp_path / name))
 
 
 def test_converges_to_the_exact_distance() -> None:
@@ -63,9 +132,9 @@ def test_converges_to_the_exact_distance() -> None:
     student, teacher, batch = data(4)
     y = torch.where(batch["label"] < 0, teacher.logits.argmax(1), batch["label"])[:, None]
     p_s, p_t = (loss._others(x.logits, y) for x in (student, teacher))
-    found = loss._transport(p_s, p_t, y)
-    assert loss.metrics()["marginal_error"] < 1e-9
-    cost = loss.cost().numpy()
+    found, error = loss._transport(p_s, p_t, y)
+    assert error < 1e-9
+    cost = loss.class_cost().numpy()
     for value, a, b in zip(found, p_s, p_t, strict=True):
         exact = ot.emd2(a.numpy() / a.sum().item(), b.numpy() / b.sum().item(), cost)
         assert exact <= value.item() + 1e-9
@@ -78,10 +147,8 @@ def test_cost_is_the_alignment_of_the_class_means() -> None:
     features, target = torch.rand(90, D, dtype=Double), torch.arange(90) % K
     for part in (slice(0, 7), slice(7, 50), slice(50, 90)):
         cost.update(features[part], target[part])
-    H = torch.eye(D, dtype=Double) - 1 / D
-    kernels = [H @ torch.outer(m, m) @ H for m in (features[target == k].mean(0) for k in range(K))]
-    expected = torch.tensor([[1 - float((a @ b).trace() / (a.norm() * b.norm())) for b in kernels] for a in kernels])
-    torch.testing.assert_close(cost(), expected.double(), atol=1e-6, rtol=1e-6)
+    expected = written_cost(features, target, sharpen=0)
+    torch.testing.assert_close(cost(), expected, atol=1e-10, rtol=1e-8)
     assert expected[0, 1] > 0.1
 
 
@@ -105,7 +172,7 @@ def test_first_batch_and_missing_labels_are_finite() -> None:
         value.backward()
         assert torch.isfinite(value)
         assert torch.isfinite(student.logits.grad).all()
-        assert loss.cost.count.sum() == samples
+        assert loss.running.count.sum() == samples
 
 
 def test_unlabelled_samples_take_the_teachers_class() -> None:

@@ -55,11 +55,11 @@ def test_units_become_metres_and_zero_is_no_reading():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (png(np.full((4, 4), 9, np.uint8)), "^8-bit PNG: depth needs 16 bit in millimetres; convert it to 16 bit$"),
+        (png(np.full((4, 4), 9, np.uint8)), "^8-bit PNG: .* 16 bits; convert it to a 16-bit PNG in millimetres$"),
         (png(np.full((4, 4, 3), 9, np.uint16)), "3 channels"),
         (png(ramp().astype(np.uint16))[:-20], "truncated: its end is missing"),
-        (b"", "neither JPEG, PNG nor WebP"),
-        (b"something else" * 20, "neither JPEG, PNG nor WebP"),
+        (b"", "not a JPEG, PNG or WebP file"),
+        (b"something else" * 20, "not a JPEG, PNG or WebP file"),
     ],
 )
 def test_other_bytes_are_value_errors_in_words(data, message):
@@ -323,3 +323,15 @@ def test_fraying_moves_edges_and_nothing_else() -> None:
     assert len(np.unique(edge, axis=0)) > 4
     still = depth.augment(depth.decode(png(raw), {}), Geometry(), 64, None)[0].numpy()
     assert (still[:, :32] == -0.5).all()
+
+
+@pytest.mark.parametrize("kind", ["depth", "depth+normals", "normals", "inverse", "vertex", "hha", "image"])
+def test_coverage_is_the_share_of_pixels_with_a_reading(kind: str) -> None:
+    depth = Depth(input=kind, near=0.3, dropout=0)  # type: ignore[arg-type]
+    metres = np.full((32, 32), 2, np.float32)
+    metres[:, 8:] = 0
+    value = DepthMap(metres, metres > 0, (30.0, 30.0, 15.5, 15.5))
+    batch = depth.collate([depth.augment(value, Geometry(), 32, None)] * 2)
+    coverage = depth.coverage(batch)
+    assert coverage is not None
+    assert coverage.tolist() == [0.25, 0.25]

@@ -183,9 +183,9 @@ def test_npy_holds_metres_and_what_is_no_number_is_no_reading(kind: str) -> None
 
 @pytest.mark.parametrize(
     ("data", "words"),
-    [(npy(np.ones((4, 4), np.uint16)), r"uint16 \[4, 4\]: depth.npy holds metres"),
+    [(npy(np.ones((4, 4), np.uint16)), r"depth.npy must be float \[H, W\] in metres, but it is uint16 \[4, 4\]"),
      (npy(np.ones((4, 4, 1))), r"float64 \[4, 4, 1\]"),
-     (npy(np.ones((40, 40)))[:200], "not a whole NumPy array")],
+     (npy(np.ones((40, 40)))[:200], "not a complete NumPy array")],
 )  # fmt: skip
 def test_npy_of_other_things_is_refused(data: bytes, words: str) -> None:
     with pytest.raises(ValueError, match=words):
@@ -195,7 +195,7 @@ def test_npy_of_other_things_is_refused(data: bytes, words: str) -> None:
 def test_pickled_arrays_are_never_opened() -> None:
     buffer = io.BytesIO()
     np.save(buffer, np.array([[{}]], object), allow_pickle=True)
-    with pytest.raises(ValueError, match="not a whole NumPy array"):
+    with pytest.raises(ValueError, match="not a complete NumPy array"):
         Depth().decode(buffer.getvalue(), {})
 
 
@@ -211,7 +211,7 @@ def test_disparity_is_depth_by_baseline_and_focal_length() -> None:
 def test_disparity_without_a_focal_length_is_no_depth() -> None:
     data = cv2.imencode(".png", np.full((4, 4), 160, np.uint16))[1].tobytes()
     for meta in ({}, {"intrinsics": None}):
-        with pytest.raises(ValueError, match=r"no intrinsics in meta.json; .*--intrinsics fx,fy,cx,cy"):
+        with pytest.raises(ValueError, match=r"meta.json has no intrinsics; .*--intrinsics fx,fy,cx,cy"):
             Depth(baseline=0.1).decode(data, meta)
 
 
@@ -278,7 +278,36 @@ def test_points_keep_the_contract_and_want_their_own_encoder() -> None:
     check_modality(Depth(input="points", points=64), [data], specs=[{"name": "pointnet", "width": 8}])
     for kind in ("hha", "vertex", "normals"):
         check_modality(Depth(input=kind, near=0.1), [data], specs=[{"name": "cnn5", "width": 4}])  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="pointnet reads `input: points`"):
+    with pytest.raises(ValueError, match="pointnet needs `input: points`"):
         Depth().encoder({"name": "pointnet"})
-    with pytest.raises(ValueError, match="the others read images"):
+    with pytest.raises(ValueError, match="other encoders need images"):
         Depth(input="points").encoder({"name": "cnn5"})
+
+
+@pytest.mark.parametrize("size", [16, 31, 64])
+def test_a_sparse_map_keeps_its_readings(size: int) -> None:
+    """LiDAR: 5 % of the pixels have a reading. A pixel is the mean of the readings that it has."""
+    rng = np.random.default_rng(0)
+    metres = np.full((96, 320), 4.0) + rng.uniform(0, 0.5, (96, 320))
+    metres[rng.random(metres.shape) > 0.05] = 0
+    seen = transform(depth_map(metres), Geometry(), size)
+    assert seen.valid.mean() > 0.15
+    assert np.all((seen.metres[seen.valid] > 3.99) & (seen.metres[seen.valid] < 4.51))
+    assert np.all(seen.metres[~seen.valid] == 0)
+
+
+def test_scan_lines_are_sparse_too() -> None:
+    metres = np.zeros((96, 320))
+    metres[::6, ::2] = 4
+    seen = transform(depth_map(metres), Geometry(), 32)
+    assert seen.valid.any(1).sum() == seen.valid.all(1).sum() == 16  # all lines, each whole
+
+
+@pytest.mark.parametrize("shown", [0.1, 0.3, 0.6, 1.0])
+def test_the_holes_of_a_dense_map_keep_their_borders(shown: float) -> None:
+    """A pixel of a dense map is valid if half of its sources are, however large the holes of the map are."""
+    metres = np.full((96, 96), 2.0)
+    metres[:, round(shown * 96) :] = 0
+    seen = transform(depth_map(metres), Geometry(), 32)
+    weight = Geometry().resize((metres > 0).astype(np.float32), 32)
+    assert np.array_equal(seen.valid, weight > 0.499)

@@ -22,6 +22,7 @@ from modalities.encoders import IMAGE_ENCODERS, Encoder, Preprocessing, build
 from modalities.encoders.cnn5 import CNN5
 from modalities.encoders.pretrained import PretrainedVision
 from modalities.encoders.resnet import ResNet
+from modalities.encoders.text_transformer import TextTransformer
 from modalities.transformers_loader import import_transformers
 
 transformers = import_transformers()
@@ -108,6 +109,26 @@ def test_resnet_maps_are_its_stem_and_its_three_stages():
     assert (encoder.dim, encoder.map_channels) == (16, (4, 4, 8, 16))
 
 
+def test_map_sizes_are_those_of_the_input_size_and_training_goes_on():
+    encoder = ResNet(2, size=40, stem_stride=2)
+    before = {name: x.clone() for name, x in encoder.named_buffers()}
+    assert encoder.map_sizes() == ((20, 20), (20, 20), (10, 10), (5, 5))
+    assert encoder.training
+    torch.testing.assert_close(dict(encoder.named_buffers()), before, rtol=0, atol=0)
+    assert CNN5(2, size=48).eval().map_sizes() == ((24, 24), (12, 12), (6, 6), (6, 6), (6, 6))
+
+
+def test_maps_of_anything_but_pictures_have_no_fixed_size():
+    assert TextTransformer(50, depth=2).map_sizes() == (None, None)
+
+    class Sums(Mean):
+        def forward(self, x):
+            return Features(sum(x.values()))
+
+    with pytest.raises(ValueError, match=r"Sums does not run on an image .*reads_pictures = False"):
+        Sums(3).map_sizes()
+
+
 @pytest.mark.parametrize("stride", [1, 2, 4])
 def test_the_stem_shrinks_without_skipping_pixels(stride):
     encoder = ResNet(3, depth=8, stem_stride=stride)
@@ -152,7 +173,7 @@ def test_an_encoder_of_ones_own_is_named_by_its_module():
     ("spec", "message"),
     [
         ({}, "no name given.*cnn5"),
-        ({"name": "cnn"}, "did you mean 'cnn5'.*cnn5, resnet, .*resnet8x4, transformers"),
+        ({"name": "cnn"}, "did you mean 'cnn5'.*cnn5, .*resnet, .*resnet8x4, .*transformers"),
         ({"name": "cnn5", "widht": 3}, "did you mean 'width'"),
         ({"name": "cnn5", "channels": 3}, "no setting 'channels'"),
         ({"name": "no_such_package.here:Net"}, "cannot import no_such_package.here"),
@@ -266,6 +287,7 @@ def test_vision_models_run_with_the_dims_they_state(models, name, size, maps, re
     assert encoder.preprocessing.size == size
     features = encoder(torch.randint(0, 255, (2, 3, size, size), dtype=torch.uint8))
     assert sizes(features) == (encoder.dim, encoder.map_channels) == (maps[-1], maps)
+    assert encoder.map_sizes() == tuple(tuple(m.shape[2:] if m.ndim == 4 else m.shape[1:2]) for m in features.maps)
     # Ready for DDP: what is trainable gets a gradient, and that is nearly all.
     features.pooled.square().sum().backward()
     assert all((p.grad is not None) == p.requires_grad for p in encoder.parameters())
@@ -341,7 +363,7 @@ def test_scaling_and_normalising_are_the_processors_own(models, tmp_path, change
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size": {"height": 32, "width": 64}}, "no single input size; set `size`"),
+        ({"size": {"height": 32, "width": 64}}, "do not define a single input size; set `size`"),
         ({"do_flip_channel_order": True}, "do_flip_channel_order is not supported"),
     ],
 )
@@ -373,11 +395,18 @@ def test_a_network_rebuilt_from_its_own_folder_gives_the_same_features(models, t
     assert torch.equal(first(x).pooled, again(x).pooled)
 
 
-def test_depth_is_told_of_its_image_input(models):
+def test_depth_adapts_the_first_convolution_and_loads_again(models, tmp_path):
     spec = {"name": "transformers", "model": str(models / "resnet")}
-    with pytest.raises(ValueError, match=r"3 channels, this input has 2.*input: image"):
-        Depth().encoder(spec)
-    assert Depth(input="image").encoder(spec).dim == 16
+    rgb, depth = RGB().encoder(spec), Depth().encoder(spec).eval()
+    assert (depth.preprocessing.mean, depth.preprocessing.std) == ((0.0, 0.0), (1.0, 1.0))
+    wide, narrow = rgb.network.state_dict(), depth.network.state_dict()
+    changed = [name for name in wide if wide[name].shape != narrow[name].shape]
+    assert len(changed) == 1
+    torch.testing.assert_close(narrow[changed[0]], wide[changed[0]][:, :2] * 1.5)
+    again = Depth().encoder(depth.portable(spec, tmp_path) | {"model": str(tmp_path / "encoder")}).eval()
+    again.load_state_dict(depth.state_dict())
+    x = torch.rand(1, 2, 64, 64)
+    torch.testing.assert_close(again(x).pooled, depth(x).pooled, rtol=0, atol=0)
 
 
 def test_models_that_cannot_be_read_are_refused_with_the_cure(models, tmp_path):
@@ -408,3 +437,13 @@ def test_weights_are_whole_and_safetensors_or_refused(models, tmp_path):
 def test_preprocessing_fills_in_zero_and_one():
     assert Preprocessing.of(2, 32) == Preprocessing(32, (0.0, 0.0), (1.0, 1.0))
     assert replace(Preprocessing.of(1, 32), size=16).size == 16
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_series_are_normalised_by_channel(batch: int) -> None:
+    """A batch as large as the number of channels must not be taken for the channels."""
+    mean, std = (1.0, 2.0, 3.0), (1.0, 2.0, 4.0)
+    series = torch.randn(batch, 3, 5)
+    found = CNN5(3, mean=mean, std=std).normalise(series)
+    columns = [(series[:, i] - mean[i]) / std[i] for i in range(3)]
+    torch.testing.assert_close(found, torch.stack(columns, 1), rtol=0, atol=0)

@@ -104,3 +104,11 @@ def test_intrinsics_follow_the_pixels(geometry):
     sign = -1 if geometry.flip else 1
     np.testing.assert_allclose(((i - cx) / fx)[inner], sign * ((u - source[2]) / source[0])[inner], atol=5e-3)
     np.testing.assert_allclose(((j - cy) / fy)[inner], ((v - source[3]) / source[1])[inner], atol=5e-3)
+
+
+def test_the_centre_is_a_share_of_each_side_and_one_changes_nothing():
+    drawn = Geometry(0.1, 0.2, 0.5, 1.0, flip=True)
+    assert drawn.centre(1.0) == drawn
+    inner = drawn.centre(0.5)
+    assert (inner.left, inner.top, inner.right, inner.bottom) == pytest.approx((0.2, 0.4, 0.4, 0.8))
+    assert inner.flip

@@ -193,22 +193,22 @@ class MapsUnstated(Sonar):
         (NoFields, r"NoFields\.fields: 'sonar.bin' must be a tuple"),
         (Positional, r"Positional\(gain\): make it keyword-only"),
         (StrangeEncoder, r"encoders\['level'\] is not a subclass"),
-        (Unpicklable, "does not pickle.*a lock inside"),
-        (KeyErrorOnBadBytes, "no bytes at all raised KeyError, not ValueError"),
-        (AcceptsNothing, "no bytes at all gave a value"),
-        (RandomDecode, "the same bytes gave two values"),
+        (Unpicklable, "cannot be pickled.*a lock inside"),
+        (KeyErrorOnBadBytes, "empty bytes raised KeyError, not ValueError"),
+        (AcceptsNothing, "empty bytes returned a value"),
+        (RandomDecode, "the same bytes gave different values"),
         (RandomEvaluation, "without rng"),
-        (GlobalRandom, "two rngs of one seed"),
+        (GlobalRandom, "the same seed gave different results"),
         (Doubles, r"dtype torch\.float64"),
         (Array, "returned ndarray"),
         (NotANumber, "NaN or infinity"),
-        (ChangesValue, "changed the decoded value"),
-        (IgnoresFlip, "does not mirror"),
+        (ChangesValue, "modified the decoded value"),
+        (IgnoresFlip, "but not the flip"),
         (Ragged, r"collate: .*shapes \[\(1, 40, 64\), \(1, 50, 64\)\]"),
         (GreyPicture, "uint8 RGB"),
         (WrongDims, r"pooled is \(2, 4\), not \(2, 5\)"),
         (Detached, "no gradient"),
-        (MapsUnstated, r"maps have \(1,\) channels, its map_channels say \(\)"),
+        (MapsUnstated, r"maps have \(1,\) channels, but map_channels is \(\)"),
     ],
 )
 def test_each_breach_is_named(cls, message):
@@ -234,15 +234,15 @@ def test_a_package_can_declare_its_modality(monkeypatch):
     point = EntryPoint("sonar", f"{__name__}:Sonar", "wcord.modalities")
     monkeypatch.setattr(modalities, "entry_points", lambda group: [point] if group == "wcord.modalities" else [])
     assert modalities.get("sonar") is Sonar
-    with pytest.raises(ValueError, match=r"did you mean 'sonar'.*depth, luminance, rgb, sonar"):
+    with pytest.raises(ValueError, match=r"did you mean 'sonar'.*depth, luminance, points, rgb, sonar"):
         modalities.get("sonra")
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("dpeth", "did you mean 'depth'.*depth, luminance, rgb"),
-        ("smell", "no 'smell'.*depth, luminance, rgb.*package.module:Class"),
+        ("dpeth", "did you mean 'depth'.*depth, luminance, points, rgb"),
+        ("smell", "no 'smell'.*depth, luminance, points, rgb.*package.module:Class"),
         ("nowhere.at_all:Smell", "cannot import nowhere.at_all"),
         (f"{__name__}:Level", "not a subclass of modalities.base.Modality"),
         (f"{__name__}:Smell", "has no 'Smell'"),

@@ -13,7 +13,7 @@ from modalities import Geometry, Text
 from modalities.testing import check_modality
 from modalities.tokenizer import FIRST_BYTE, START
 from modalities.transformers_loader import import_transformers
-from pipeline.network import build_network, load_network, save_network
+from pipeline.models.network import build_network, load_network, save_network
 
 transformers = import_transformers()
 
@@ -112,9 +112,9 @@ def unpadded(text: Text, spec: dict[str, Any]) -> None:
 
 def test_what_does_not_fit_is_named(model: Path, tmp_path: Path) -> None:
     spec = {"name": "transformers", "model": str(model)}
-    with pytest.raises(ValueError, match="knows 60 tokens, the tokenizer has 259; set the modality's `tokenizer`"):
+    with pytest.raises(ValueError, match="has a vocabulary of 60 tokens, but the tokenizer has 259; set `tokenizer`"):
         Text().encoder(spec)
-    with pytest.raises(ValueError, match="reads at most 16 tokens, but texts have up to 128; set the modality's"):
+    with pytest.raises(ValueError, match="reads at most 16 tokens, but texts have up to 128; set `length`"):
         Text().encoder(SMALL | {"length": 16})
     with pytest.raises(ValueError, match="tokenizer: cannot read"):
         Text(tokenizer=str(tmp_path)).encoder(SMALL)

@@ -1,0 +1,45 @@
+"""The EXIF orientation of a JPEG: how viewers, and the decoder of photos, turn its pixels."""
+
+from __future__ import annotations
+
+import struct
+
+ORIENTATION = 0x0112
+
+
+def orientation(data: bytes) -> int:
+    """Read the EXIF orientation of a JPEG.
+
+    Args:
+        data: The bytes of an image file.
+
+    Returns:
+        1 to 8; 1 (as stored) for other files and without EXIF. 2 to 4 mirror the photo or turn it by 180 degrees; 5 to
+        8 exchange its width and height.
+    """
+    at = 2
+    while data.startswith(b"\xff\xd8") and at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+        if data[at + 1] == 0xFF:  # fill byte
+            at += 1
+            continue
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        if data[at + 1] == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+            return _of_tiff(data[at + 10 : at + 2 + length])
+        at += 2 + length
+    return 1
+
+
+def _of_tiff(tiff: bytes) -> int:
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
+    if order is None:
+        return 1
+    try:
+        (first,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (count,) = struct.unpack_from(f"{order}H", tiff, first)
+        for entry in range(count):
+            tag, _, _, value = struct.unpack_from(f"{order}HHIH", tiff, first + 2 + 12 * entry)
+            if tag == ORIENTATION:
+                return value if 1 <= value <= 8 else 1
+    except struct.error:
+        pass
+    return 1

@@ -1,0 +1,1 @@
+"""Benchmarks: a matrix of runs and its tables."""

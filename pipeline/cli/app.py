@@ -1,0 +1,452 @@
+"""The command line: `wcord COMMAND …`, the same as `python -m wcord COMMAND …`.
+
+More than 350 lines, since each command has its help text and examples here.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import signal
+import sqlite3
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from pipeline.cli.config import commands as config_commands
+from pipeline.cli.index import index
+from pipeline.cli.pack import commands as pack_commands
+from pipeline.common.console import log_to_console, rank
+from pipeline.common.errors import UserError
+from pipeline.common.working_folder import search_last
+
+if TYPE_CHECKING:
+    from pipeline.data.skipped import Skipped
+
+ORDER = (
+    *("demo", "config", "index", "pack", "check", "cache", "train", "evaluate", "report", "compare", "bench"),
+    *("export", "predict", "embed", "search", "serve"),
+)
+"""The commands in workflow order."""
+
+
+class Commands(TyperGroup):
+    """Lists commands in workflow order and does not truncate their summaries."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names in `ORDER`, then the others in the order in which they are registered."""
+        return sorted(self.commands, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write one entry per command with the whole first sentence of its help."""
+        commands = [(name, self.commands[name].get_short_help_str(limit=1000)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(commands)
+
+
+# Each command imports what it needs in its body, so that `wcord --help` and a mistyped option respond at once.
+app = typer.Typer(
+    name="wcord",
+    cls=Commands,
+    help="Cross-modal knowledge distillation: train a small model of one modality from a teacher of another.",
+    epilog="""\b
+Example: a depth student of an RGB teacher
+  wcord pack folders recordings data/mine --field rgb=photos --field depth=depth --label-from parent
+  wcord train rgb_teacher data.shards=data/mine run=runs/teacher
+  wcord train rgb_to_depth data.shards=data/mine teacher.run=runs/teacher run=runs/student
+  wcord evaluate runs/student
+
+`wcord COMMAND --help` explains a command and shows an example.""",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(pack_commands, name="pack", cls=Commands)
+app.add_typer(config_commands, name="config", cls=Commands)
+app.command(
+    "index",
+    epilog="""\b
+Examples:
+  wcord index "laion/{00000..00399}.tar" --out data/laion --split test=0.01
+  wcord index s3://bucket/cc12m --out data/cc12m --label json:category --group json:clip --split test=0.02""",
+)(index)
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings that override the config: section.key=value …")]
+RunFolders = Annotated[list[Path], typer.Argument(help="Run folders; the first is the main one.")]
+
+
+@app.callback()
+def options(
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print no progress, only results, warnings and errors.")
+    ] = False,
+) -> None:
+    """Apply the options before the command."""
+    log_to_console(logging.WARNING if quiet else logging.INFO)
+
+
+@app.command(epilog="\b\nExamples:\n  wcord demo\n  wcord demo --folder demo2 --seed 1")
+def demo(
+    folder: Annotated[Path, typer.Option(help="Folder for data, runs and report.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Seed of the data and of the training.")] = 0,
+) -> None:
+    """Run a complete experiment on generated data in a few minutes.
+
+    Generates paired data, trains an RGB teacher and two depth students, evaluates them and writes a report.
+    """
+    from pipeline.cli.demo import demo as run_demo
+
+    run_demo(folder, seed)
+
+
+@app.command(
+    epilog="""\b
+Examples:
+  wcord check data/mine
+  wcord check data/mine --config rgb_to_depth
+  wcord check data/mine --listed runs/student/skipped.jsonl"""
+)
+def check(
+    shards: Annotated[Path, typer.Argument(help="Folder of a packed data set.")],
+    ranks: Annotated[int, typer.Option(help="Number of training processes that will use the data set.")] = 1,
+    workers: Annotated[int, typer.Option(help="Loader workers per training process.")] = 2,
+    quick: Annotated[bool, typer.Option("--quick", help="Do not decode images and audio.")] = False,
+    near_duplicates: Annotated[
+        bool, typer.Option("--near-duplicates", help="Also find photos that look alike in several splits.")
+    ] = False,
+    config: Annotated[
+        str | None, typer.Option(help="Only show what the networks of this config see of the data set.")
+    ] = None,
+    sheet: Annotated[Path, typer.Option(help="With --config: PNG of pairs as the networks see them.")] = Path(
+        "pairs.png"
+    ),
+    listed: Annotated[Path | None, typer.Option(help="Check only the samples in this skipped.jsonl of a run.")] = None,
+) -> None:
+    """Check a packed data set.
+
+    Prints one line per fault; the exit code is 1 if there is at least one.
+    """
+    if config is not None:
+        from pipeline import config as configs
+        from pipeline.report.network_inputs import network_inputs
+
+        facts, notes = network_inputs(configs.load(config, [f"data.shards={shards}"]), sheet)
+        print("\n".join([*facts, *(f"note: {note}" for note in notes)]))
+        return
+    from pipeline.packing.check import check as run_check
+    from pipeline.packing.recheck import recheck
+
+    report = (
+        recheck(shards, listed) if listed else run_check(shards, ranks, workers, quick, near_duplicates=near_duplicates)
+    )
+    print(report)
+    raise typer.Exit(1 if report.faults else 0)
+
+
+@app.command(
+    epilog="""\b
+Example:
+  wcord cache rgb_to_depth data.shards=data/mine teacher.run=runs/teacher teacher.cache=photos"""
+)
+def cache(
+    config: Annotated[str, typer.Argument(help="YAML file, or the name of a shipped config.")],
+    overrides: Overrides = None,
+) -> None:
+    """Run the teacher of a config once and store its features next to the shards.
+
+    `teacher.cache` in the config is the name of the cache. Later runs with the same name do not run the teacher.
+    """
+    from pipeline import config as configs
+
+    loaded = configs.load(config, overrides or [])
+    from pipeline.train.cache_teacher import cache as write_cache
+    from pipeline.train.cache_teacher import describe
+
+    path = write_cache(loaded)
+    if rank() == 0:
+        print(describe(path))
+
+
+@app.command(
+    epilog="""\b
+Examples:
+  wcord train rgb_to_depth data.shards=data/mine teacher.run=runs/teacher run=runs/student
+  wcord train my_config.yaml train.steps=2000
+  wcord train my_config.yaml train.steps=2000 --resume"""
+)
+def train(
+    config: Annotated[str, typer.Argument(help="YAML file, or the name of a shipped config.")],
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the newest checkpoint.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run in the run folder.")] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Print how the time of a step is divided; write a trace to profile.json.")
+    ] = False,
+) -> None:
+    """Train a teacher, or a student with a teacher.
+
+    All results are written to the run folder, `run` in the config.
+    """
+    from pipeline import config as configs
+
+    loaded = configs.load(config, overrides or [])
+    from pipeline.train.loop import train as run_training
+    from pipeline.train.signals import Stopped
+
+    try:
+        run_training(loaded, resume, overwrite, profile)
+    except Stopped as stopped:
+        signal.signal(
+            stopped.number, signal.SIG_IGN
+        )  # `timeout` sends it twice; Python's handlers are removed before exit
+        print(stopped, file=sys.stderr)
+        raise typer.Exit(stopped.code) from None
+
+
+@app.command(
+    epilog="""\b
+Examples:
+  wcord evaluate runs/student
+  wcord evaluate runs/student --probe data/stl10"""
+)
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run folder of a finished training.")],
+    probe: Annotated[
+        list[Path], typer.Option(help="Also probe the student's layers on this packed data set; repeatable.")
+    ] = [],  # noqa: B006
+) -> None:
+    """Evaluate a run: accuracy, probes, retrieval.
+
+    Prints the metrics and writes results.json to the run folder.
+    """
+    from pipeline.evaluate.evaluate_run import evaluate as measure
+
+    if rank():
+        print(
+            f"RANK={rank()} is set: under a launcher, only rank 0 evaluates, and this process does nothing. Without a "
+            "launcher, run `unset RANK WORLD_SIZE LOCAL_RANK` first.",
+            file=sys.stderr,
+        )
+    else:
+        for name, value in measure(run, probe).items():
+            print(f"{name:48s} {value:,.4f}".rstrip("0").rstrip("."))
+
+
+@app.command(
+    epilog="""\b
+Example:
+  wcord compare runs/student runs/student_s1 runs/labels runs/labels_s1 --out comparison"""
+)
+def compare(
+    runs: RunFolders,
+    out: Annotated[Path, typer.Option(help="Folder for table.md, table.csv, plot.png.")] = Path("compare"),
+    baseline: Annotated[str | None, typer.Option(help="Method with which the others are compared.")] = None,
+) -> None:
+    """Compare evaluated runs in a table and a plot.
+
+    Runs that differ only in their seed are averaged.
+    """
+    from rich import print as show
+
+    from pipeline.runs.compare import compare as run_compare
+    from pipeline.runs.compare import write
+
+    found = run_compare(runs, baseline=baseline)
+    show(found.terminal())
+    write(found, out)
+    print(f"{out}: wrote table.md, table.csv and plot.png.")
+
+
+@app.command(epilog="\b\nExamples:\n  wcord bench cifar10_small\n  wcord bench my_bench.yaml --jobs 2")
+def bench(
+    config: Annotated[str, typer.Argument(help="YAML file of a benchmark, or the name of a shipped one.")],
+    overrides: Overrides = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Number of parallel runs; default: one per GPU or core.")
+    ] = None,
+) -> None:
+    """Train and compare a matrix of pairs, methods and seeds.
+
+    If a benchmark was interrupted, the same command resumes it.
+    """
+    from pipeline.bench.matrix import run_bench
+    from pipeline.bench.tables import markdown
+
+    print(markdown(run_bench(config, overrides or [], jobs)))
+
+
+@app.command(epilog="\b\nExample:\n  wcord report runs/student runs/labels")
+def report(
+    runs: RunFolders,
+    out: Annotated[Path | None, typer.Option(help="HTML file; default: report.html in the first run folder.")] = None,
+) -> None:
+    """Write a self-contained HTML report about a run, compared with other runs."""
+    from pipeline.report.page import report as write_report
+
+    print(write_report(runs, out))
+
+
+@app.command(epilog="\b\nExample:\n  wcord export runs/student exported")
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder of a finished training.")],
+    out: Annotated[Path, typer.Argument(help="Folder to create.")],
+    push: Annotated[
+        str | None, typer.Option(help="Also upload the folder to this repository of the Hugging Face Hub: you/name.")
+    ] = None,
+) -> None:
+    """Export a student for use without wcord: safetensors, PyTorch, ONNX (fp32 and int8), model card."""
+    from pipeline.export.bundle import export as write_export
+    from pipeline.export.bundle import push as upload
+
+    done = write_export(run, out)
+    print(f"{out}: written; README.md describes the files.", *done.notes, sep="\n")
+    if push:
+        print(upload(out, push))
+
+
+Finished = Annotated[Path, typer.Argument(help="Run folder of a finished training, or an exported folder.")]
+Places = Annotated[list[Path], typer.Argument(help="Files, folders, packed data sets or shards.")]
+
+
+@app.command(epilog="\b\nExample:\n  wcord predict runs/student recordings/depth --out labels.csv")
+def predict(
+    run: Finished,
+    places: Places,
+    out: Annotated[Path | None, typer.Option(help="Output file, .csv or .jsonl; default: print CSV.")] = None,
+) -> None:
+    """Classify files with a student.
+
+    Writes the most likely class and all probabilities of each file. The exit code is 1 if a file could not be read.
+    """
+    from pipeline.inference.batch import write_predictions
+
+    skipped: list[Skipped] = []
+    print(write_predictions(run, places, out, skipped), end="")
+    _name(skipped)
+
+
+@app.command(
+    epilog="""\b
+Examples:
+  wcord embed runs/student recordings/depth --out embeddings.parquet
+  wcord embed runs/student recordings/photos --by teacher --index photos.index"""
+)
+def embed(
+    run: Finished,
+    places: Places,
+    out: Annotated[
+        Path | None, typer.Option(help="Output file, .parquet or .npy; for .npy, the keys are in a .keys.json file.")
+    ] = None,
+    index: Annotated[Path | None, typer.Option(help="Folder for an index for `wcord search`.")] = None,
+    by: Annotated[Literal["student", "teacher"], typer.Option(help="Network that embeds the inputs.")] = "student",
+) -> None:
+    """Embed files, into a table or into a search index.
+
+    The exit code is 1 if a file could not be read.
+    """
+    from pipeline.inference.batch import write_embeddings
+
+    skipped: list[Skipped] = []
+    count = write_embeddings(run, places, out, index, by, skipped)
+    print(f"{count} embeddings in {' and '.join(str(place) for place in (out, index) if place)}")
+    _name(skipped)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    epilog="""\b
+Examples:
+  wcord search photos.index --depth query.png
+  wcord search photos.index --text "a red ball" --count 5""",
+)
+def search(
+    context: typer.Context,
+    index: Annotated[Path, typer.Argument(help="Folder that `wcord embed --index` wrote.")],
+    count: Annotated[int, typer.Option(min=1, help="Number of results.")] = 10,
+) -> None:
+    """Search an index with a query of either modality.
+
+    The query is an option with the name of its modality: --depth, --rgb or --audio with a file, --text with a sentence.
+    """
+    from pipeline.inference.search import search as run_search
+
+    given = context.args
+    if len(given) == 1 and "=" in given[0]:
+        name, _, query = given[0].partition("=")
+        given = [name, query]
+    if len(given) != 2 or not given[0].startswith("--"):
+        raise UserError("set exactly one query: --MODALITY FILE, e.g. --depth query.png, or --text with a sentence.")
+    for hit in run_search(index, given[0].removeprefix("--"), given[1], count):
+        print(f"{hit.similarity:7.4f}  {hit.key}")
+
+
+@app.command(epilog="\b\nExample:\n  wcord serve runs/student --port 8001")
+def serve(
+    run: Finished,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any other than 127.0.0.1 is reachable from the network.")
+    ] = ("127.0.0.1"),
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+) -> None:
+    """Serve a demo page: drop a file, see its class and its nearest samples.
+
+    The nearest samples are shown in both modalities.
+    """
+    from pipeline.inference.server import serve as run_server
+
+    run_server(run, host, port)
+
+
+def _name(skipped: Sequence[Skipped]) -> None:
+    """Print what was skipped. The exit code is 1 if there is anything."""
+    for one in skipped:
+        print(f"skipped: {one.message}", file=sys.stderr)
+    if skipped:
+        raise typer.Exit(1)
+
+
+_FULL = "no space left. Incomplete files are ignored; free disk space and continue with `--resume`."
+_PLACES = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,  # disk quota of the user
+    errno.EACCES: "permission denied. Change the permissions, or choose another place.",
+    errno.EPERM: "permission denied. Change the permissions, or choose another place.",
+    errno.EROFS: "cannot be written there. Choose another place.",
+    errno.ENOTDIR: "is not a folder, or one of its parents is a file. Choose another place.",
+    errno.EISDIR: "is a folder. Choose the name of a file.",
+    errno.ENAMETOOLONG: "the name is too long. Choose a shorter one.",
+}
+"""errno -> what is wrong with a path and how to fix it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command. Errors that the user can fix are printed without a traceback, with exit code 2.
+
+    Args:
+        arguments: Command-line arguments; None for those of the process.
+    """
+    search_last()  # finds `my_package.thermal:Thermal` in the working folder
+    try:
+        app(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:
+        from pipeline.data.stream import worker_died
+
+        if (died := worker_died(error)) is None:
+            raise
+        print(f"error: {died}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _PLACES:
+            raise
+        print(f"error: {error.filename2 or error.filename or 'the disk'}: {_PLACES[error.errno]}", file=sys.stderr)
+        sys.exit(2)
+    except sqlite3.OperationalError as error:
+        print(f"error: temporary files: {error}. Set SQLITE_TMPDIR to a folder with more room.", file=sys.stderr)
+        sys.exit(2)

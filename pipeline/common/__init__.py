@@ -1,0 +1,1 @@
+"""Errors, atomic file writes, hashing, a process pool, progress and optional packages."""

@@ -1,0 +1,71 @@
+"""Settings of the operating system that speed up training; measured with `make bench`, see docs/results.md."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# Parameters of mallopt in glibc (malloc.h).
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+
+
+def wait_without_spinning() -> None:
+    """Make waiting OpenMP threads release their core quickly, since the loader processes need it.
+
+    This only has an effect before torch is imported. It does not change a value that the user has set.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
+def keep_freed_memory() -> None:
+    """Make malloc keep freed memory, so that the activations of the next step do not cause page faults.
+
+    This applies to this process and its forks. It does nothing if the C library is not glibc.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(M_MMAP_THRESHOLD, 1 << 30)
+            mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+@contextmanager
+def garbage_of_steps_only() -> Iterator[None]:
+    """Exclude the objects that exist already, some 10^5 of libraries, from garbage collection.
+
+    Otherwise the collector traverses them again and again, here and in forked processes. It does nothing where the
+    program that trains has frozen its objects already.
+    """
+    if gc.get_freeze_count():
+        yield
+        return
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def peak_memory() -> int:
+    """Peak resident memory of this process in bytes; 0 if the system does not report it."""
+    try:
+        # getrusage would include the peak of the parent process.
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return 0
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    return int(found[1]) * 1024 if found else 0
+
+
+def yield_to_training() -> None:
+    """Lower the priority of this process below that of training. Call it in loader processes."""
+    if hasattr(os, "nice"):
+        os.nice(10)

@@ -1,0 +1,32 @@
+"""Walks the files in a folder of the user, following links."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+
+def files_under(folder: Path, above: Collection[str] = ()) -> Iterator[Path]:
+    """Yield every file in sorted order, with only one folder at a time in memory. Hidden files are skipped.
+
+    Links to folders are followed, except those to a folder that contains them. A folder that does not exist has no
+    files.
+
+    Args:
+        folder: The folder.
+        above: Real paths of the folders that contain it, for the recursion.
+
+    Raises:
+        OSError: A folder cannot be read.
+    """
+    real = os.path.realpath(folder)
+    if real in above or not folder.is_dir():
+        return
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.name.startswith("."):
+            continue
+        if os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():  # noqa: PTH112 - False for circular links
+            yield from files_under(folder / entry.name, (*above, real))
+        else:
+            yield folder / entry.name

@@ -1,0 +1,106 @@
+"""The JSON schema of a config, for completion and validation in editors."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from pydantic import TypeAdapter, with_config
+from typing_extensions import TypedDict
+
+from pipeline.config.components import FREEZE, REFUSING, TERM, WEIGHTS, parameters
+from pipeline.config.docstrings import read_docstring
+from pipeline.config.settings import Config
+from pipeline.config.weight_schedule import DEFAULTS
+
+Schema = dict[str, Any]
+
+OWN = {"type": "string", "pattern": r"^[\w.]+:\w+$"}
+"""A class of the user: `package.module:Class`."""
+
+
+def schema() -> Schema:
+    """Make the JSON schema (draft 2020-12) of a config.
+
+    Losses, modalities and encoders are in `$defs`, e.g. `losses.wcord`. The settings of an encoder are those of all
+    classes of this name. Whether an encoder supports a modality, and conditions on several settings, are only checked
+    by `load`.
+    """
+    from losses import LOSSES
+    from modalities import MODALITIES
+
+    found = Config.model_json_schema()
+    encoders: dict[str, list[type]] = {}
+    for modality in MODALITIES.values():
+        for name, encoder in modality.encoders.items():
+            if encoder not in encoders.setdefault(name, []):
+                encoders[name].append(encoder)
+    parts = {
+        **{f"losses.{name}": _settings([loss], TERM, weight=1.0) for name, loss in LOSSES.items()},
+        **{f"modality.{name}": _settings([kind], keyword_only=False) for name, kind in MODALITIES.items()},
+        **{f"encoder.{name}": _settings(classes, WEIGHTS | FREEZE) for name, classes in encoders.items()},
+    }
+    shared: Schema = {}
+    for own in parts.values():
+        shared |= own.pop("$defs", {})  # references are relative to the root
+    for name, default in DEFAULTS.items():
+        shared["WeightSchedule"]["properties"][name]["default"] = default
+    found["$defs"] |= shared | parts
+    found["properties"]["losses"] |= {
+        "properties": {name: {"anyOf": [_ref(f"losses.{name}"), {"type": "null"}]} for name in LOSSES},
+        "patternProperties": {OWN["pattern"]: {"type": ["object", "null"]}},
+        "additionalProperties": False,
+    }
+    for part, names in ("modality", MODALITIES), ("encoder", encoders):
+        found["$defs"][part] = _component(part, names)
+        several = {"type": "array", "items": _ref(part), "minItems": 2}
+        found["$defs"]["NetworkSettings"]["properties"][part]["anyOf"] = [_ref(part), several]
+        found["$defs"]["Teacher"]["properties"][part]["anyOf"] = [_ref(part), several, {"type": "null"}]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_plain(found)}
+
+
+def _component(part: str, names: Iterable[str]) -> Schema:
+    """A name, or a mapping with a name and the settings of its class."""
+    mappings = [{"if": {"properties": {"name": {"const": name}}}, "then": _ref(f"{part}.{name}")} for name in names]
+    name = {"anyOf": [{"enum": list(names)}, OWN]}
+    return {"anyOf": [name, {"type": "object", "properties": {"name": name}, "required": ["name"], "allOf": mappings}]}
+
+
+def _settings(
+    classes: list[type], more: Mapping[str, Any] | None = None, *, keyword_only: bool = True, **defaults: Any
+) -> Schema:
+    """What a config may set of classes that share a name: types, limits, defaults, and texts of their docstrings."""
+    fields = dict(more or {})
+    for cls in classes:
+        fields |= parameters(cls, keyword_only=keyword_only)
+        for parameter in inspect.signature(cls).parameters.values():
+            if parameter.name in fields and parameter.default is not parameter.empty:
+                defaults[parameter.name] = parameter.default
+    settings = TypeAdapter(with_config(REFUSING)(TypedDict("Settings", fields))).json_schema()  # type: ignore[operator]
+    for name, default in defaults.items():
+        with suppress(TypeError):  # a default that cannot be written in a config
+            settings["properties"][name]["default"] = json.loads(json.dumps(default))
+    texts = []
+    for text, arguments in map(read_docstring, classes):
+        texts.append(text)
+        for name in arguments.keys() & settings["properties"].keys():
+            settings["properties"][name].setdefault("description", arguments[name])
+    if more is not TERM:
+        settings["properties"]["name"] = {"type": "string"}
+    return settings | {"description": "\n\n".join(filter(None, texts))}
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/$defs/{name}"}
+
+
+def _plain(schema: Any) -> Any:
+    """Remove pydantic's titles, which repeat the names. Properties with the name `title` are kept."""
+    if isinstance(schema, list):
+        return [_plain(entry) for entry in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {key: _plain(value) for key, value in schema.items() if key != "title" or isinstance(value, dict)}

@@ -1,0 +1,101 @@
+"""Decodes the members of raw samples with their modalities; errors name shard and key."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from modalities.base import Modality
+from pipeline.data.shard_reader import Sample
+from pipeline.data.skipped import SampleError, Skipped
+from pipeline.data.views import View, ViewSpec, several
+
+
+def decode_view(sight: ViewSpec, raw: Sample) -> Any:
+    """Decode the input of a network from a raw sample, without augmentation.
+
+    Args:
+        sight: The views of the network.
+        raw: The raw sample.
+
+    Returns:
+        The input: one decoded view, or a tuple if the network has several.
+
+    Raises:
+        SampleError: A member is missing or cannot be decoded.
+    """
+    meta = meta_of(raw)
+    seen = tuple(v.whole(decode_member(v.modality, raw, meta)) for v in several(sight))
+    return seen[0] if isinstance(sight, View) else seen
+
+
+def meta_of(raw: Sample) -> Mapping[str, Any]:
+    """Parse the `meta.json` of a raw sample; `{}` if it has none.
+
+    Raises:
+        SampleError: It is not a JSON object.
+    """
+    try:
+        meta = json.loads(raw.get("meta.json", b"{}"))
+    except (ValueError, RecursionError) as error:
+        message = f"{place_of(raw)}: meta.json: not valid JSON ({error}); run `wcord check` on the data set."
+        raise sample_error(raw, "meta.json", message) from None
+    if not isinstance(meta, dict):
+        message = f"{place_of(raw)}: meta.json: expected an object, got {type(meta).__name__}."
+        raise sample_error(raw, "meta.json", message)
+    return meta
+
+
+def member_of(modality: Modality, raw: Sample) -> str | None:
+    """The member that a modality reads from a raw sample; None if the sample lacks the modality."""
+    return next((field for field in modality.members if field in raw), None)
+
+
+def decode_member(modality: Modality, raw: Sample, meta: Mapping[str, Any]) -> Any:
+    """Decode the member of a modality.
+
+    Args:
+        modality: The modality.
+        raw: The raw sample.
+        meta: Its `meta.json`.
+
+    Returns:
+        The decoded value, as the modality returns it.
+
+    Raises:
+        SampleError: The member is missing or cannot be decoded.
+    """
+    member = member_of(modality, raw)
+    if member is None:
+        wanted = " or ".join(modality.members)
+        message = (
+            f"{place_of(raw)}: has no {wanted}, which the modality `{modality.name}` reads; it has "
+            f"{', '.join(sorted(k for k in raw if not k.startswith('__')))}. Run `wcord check` on the data set."
+        )
+        raise sample_error(raw, f"no {modality.members[0].partition('.')[0]}", message, unpaired=True)
+    try:
+        return modality.decode(raw[member], meta)
+    except ValueError as error:
+        message = f"{place_of(raw)}: {member}: {error}. Run `wcord check` on the data set."
+        raise sample_error(raw, member, message) from None
+
+
+def place_of(raw: Sample) -> str:
+    """Shard and key of a raw sample, as text for messages."""
+    return f"{raw['__url__']}: sample {raw['__key__']}"
+
+
+def sample_error(raw: Sample, cause: str, message: str, unpaired: bool = False, filtered: bool = False) -> SampleError:
+    """Create the error for a sample that cannot be used.
+
+    Args:
+        raw: The raw sample.
+        cause: Short name of the cause, under which the sample is counted.
+        message: The error message.
+        unpaired: Whether the sample only lacks a modality.
+        filtered: Whether a user-defined stage dropped the sample.
+    """
+    shard = raw.get("__shard__") or Path(raw["__url__"]).name
+    return SampleError(Skipped(shard, raw["__place__"], raw["__key__"], cause, message, unpaired, filtered))

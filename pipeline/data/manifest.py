@@ -1,0 +1,166 @@
+"""Reads the manifest of a data set, checks its shard files, and writes shards."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+from pydantic import ValidationError
+from webdataset.writer import TarWriter
+
+from pipeline.common.errors import UserError
+from pipeline.common.files import part_path
+from pipeline.data.dataset import MANIFEST, Dataset, Shard
+from pipeline.data.foreign import PACKING, index_folder, index_once, is_foreign
+from pipeline.data.remote import exists, is_remote, mirror, origin, refresh
+from pipeline.data.tar import split_name
+
+
+def load_dataset(folder: str | Path, label: str = "label") -> Dataset:
+    """Load a data set: read its `dataset.json`, or index foreign shards at their first use.
+
+    Args:
+        folder: A packed or indexed data set, or a pattern, glob or folder of WebDataset shards.
+        label: The label whose values become classes when foreign shards are indexed, as in `data.label`.
+
+    Raises:
+        UserError: There is no data set, or its `dataset.json` is invalid.
+    """
+    if is_foreign(folder):
+        return index_once(folder, index_folder(folder), label).named({})
+    path = local(folder) / MANIFEST
+    try:
+        if is_remote(folder):
+            try:
+                refresh(path.parent, MANIFEST)
+            except FileNotFoundError:
+                if exists(f"{str(folder).rstrip('/')}/{PACKING}/plan.json"):  # its shards are not whole data sets
+                    raise
+                return index_once(folder, path.parent, label).named({})
+        return _checked(folder, Dataset.model_validate_json(path.read_bytes())).named({})
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: not found. Either {folder} is not a packed data set, or packing was interrupted. "
+            "Run `wcord pack`, which resumes."
+        ) from None
+    except PermissionError as error:
+        raise UserError(
+            f"{folder}/{MANIFEST}: permission denied ({error}). Check file permissions and credentials."
+        ) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise UserError(f"{path}: {where}: {first['msg']}. Pack the data again with this version.") from None
+
+
+def _checked(folder: str | Path, dataset: Dataset) -> Dataset:
+    """Raise UserError if a remote index refers to local files."""
+    shards = (shard for shards in dataset.splits.values() for shard in shards)
+    if is_remote(folder) and (own := next((s.url for s in shards if s.url and not is_remote(s.url)), None)):
+        raise UserError(
+            f"{folder}/{MANIFEST}: the remote index refers to a local file, {own}. Index the shards by their URLs."
+        )
+    return dataset
+
+
+def local(folder: str | Path) -> Path:
+    """Local folder of a data set: the folder itself, the mirror of a URL, or the index of foreign shards."""
+    if is_foreign(folder):
+        return index_folder(folder)
+    return mirror(str(folder)) if is_remote(folder) else Path(folder)
+
+
+def verify_files(folder: str | Path, shards: Iterable[Shard], command: str = "wcord pack") -> None:
+    """Check that shards exist and have the recorded size, without reading them.
+
+    For foreign shards without a hash, also check the modification time.
+
+    Args:
+        folder: Local folder of the data set.
+        shards: Shards to check. Remote ones are skipped.
+        command: Command that rebuilds a shard, for the message.
+
+    Raises:
+        UserError: Names the first missing or changed shard and the command that restores it.
+    """
+    for shard in shards:
+        path = shard.path(Path(folder))
+        if origin(path.parent):
+            continue
+        rebuild, count = f"run the same `{command}` again to rebuild it", "run the same `wcord index` again to count it"
+        if not path.is_file():
+            raise UserError(f"{path}: shard is missing. Restore it, or {count if shard.url else rebuild}.")
+        about = path.stat()
+        if (found := about.st_size) != shard.bytes:
+            cure = f"Restore it, or {count}." if shard.url else f"Delete it and {rebuild}."
+            raise UserError(
+                f"{path}: shard has {found} bytes, its manifest says {shard.bytes}: truncated or changed. {cure}"
+            )
+        if shard.url and not shard.sha256 and str(about.st_mtime_ns) != shard.state:
+            raise UserError(f"{path}: the shard has changed since it was indexed. Restore it, or {count}.")
+
+
+def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> Shard:
+    """Write samples as one tar, atomically: under its name there is a whole tar or none.
+
+    Args:
+        path: Of the tar.
+        samples: `(key, {member: bytes})`. Members are written in sorted order with fixed metadata, so equal content
+            gives equal bytes.
+
+    Returns:
+        What `dataset.json` says of the shard.
+
+    Raises:
+        ValueError: A name would be read otherwise than it is written, or is too long for a plain tar.
+    """
+    part, count = part_path(path), 0
+    try:
+        with part.open("wb") as file:
+            hashed = _HashedFile(file)
+            with _tar_writer(hashed) as writer:
+                for key, members in samples:
+                    count += 1
+                    for member in members:
+                        name = f"{key}.{member}"
+                        if split_name(name) != (key, member) or member.startswith("_"):  # TarWriter skips the latter
+                            raise ValueError(f"{name}: would not be read as member {member} of sample {key}")
+                    _write_sample(writer, key, members)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        return Shard(file=path.name, samples=count, bytes=hashed.size, sha256=hashed.digest.hexdigest())
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _write_sample(writer: TarWriter, key: str, members: Mapping[str, bytes]) -> None:
+    try:
+        writer.write({"__key__": key, **members})
+    except ValueError as error:
+        raise ValueError(f"sample {key}: {error}") from None
+    writer.tarstream.members.clear()  # it would keep every header
+
+
+def _tar_writer(file: _HashedFile) -> TarWriter:
+    """Webdataset's writer, for tars that are equal wherever and whenever they are written."""
+    writer = TarWriter(file, user="", group="", mode=0o644, mtime=0, encoder=False)
+    # It drops its own argument `format`, and tarfile's defaults are pax headers and the encoding of the machine.
+    writer.tarstream.format, writer.tarstream.encoding = tarfile.USTAR_FORMAT, "utf-8"
+    return writer
+
+
+class _HashedFile:
+    """A file that is written once from front to back, with the size and hash of what was written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.size, self.digest = file, 0, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.size += len(data)
+        return self.file.write(data)

@@ -1,0 +1,251 @@
+"""File formats of members, and validation of their bytes: the same rules for packing and for checking."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import PurePath
+
+import cv2
+import numpy as np
+
+from modalities.audio import PLAYED, read_sound
+from modalities.depth_map import gravity, intrinsics
+from modalities.exif import orientation
+from modalities.image_header import image_size
+from modalities.numpy_file import read_array
+from modalities.point_file import points_kind, raw_floats, read_points
+from modalities.sound_header import sound_kind
+from modalities.text import Text
+from modalities.torchaudio_loader import import_soundfile
+
+SUFFIXES: dict[str, tuple[str, ...]] = {
+    "rgb": ("jpg", "png", "webp"),
+    "depth": ("png", "npy"),
+    "points": ("ply", "pcd", "npz", "npy", "bin"),
+    "mask": ("png",),
+    "text": ("txt",),
+    "audio": ("wav", "flac", "ogg", "mp3"),
+    "meta": ("json",),
+}
+"""Known field -> allowed file suffixes. Other fields allow any file except pickles."""
+
+LONGEST_SUFFIX = 14
+"""Maximum number of letters: a key of 64, a field of 20, two dots and a suffix of 14 fill ustar's 100-byte name."""
+
+_PICKLES = ("pkl", "pickle", "pyd", "pt", "pth", "joblib")
+_HOW_DEPTH = "depth must be a single-channel 16-bit PNG in millimetres, 0 = no reading; convert it before packing"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Properties of a member.
+
+    Attributes:
+        size: Width and height of an image in pixels.
+        orientation: EXIF orientation of a photo, by which `size` is already turned; 1 is as stored.
+        depth: Depth map in millimetres, `[H, W]`, uint16 or float32; 0 = no reading.
+        mask: Single-channel image of a field other than depth, `[H, W]`.
+    """
+
+    size: tuple[int, int] | None = None
+    orientation: int = 1
+    depth: np.ndarray | None = None
+    mask: np.ndarray | None = None
+
+
+def member_name(field: str, path: str) -> str:
+    """Name the member for a source file of a field: `rgb`, `a/b.JPEG` -> `rgb.jpg`.
+
+    Args:
+        field: Name of the field.
+        path: Path of the source file.
+
+    Raises:
+        ValueError: The field name is invalid, or the field does not allow this file suffix.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,19}", field) or field == "label":
+        raise ValueError(f"`{field}` cannot be a field: use a lower-case word of up to 20 letters, except `label`")
+    suffix = PurePath(path).suffix.lower().lstrip(".")
+    suffix = "jpg" if suffix == "jpeg" else suffix
+    allowed = SUFFIXES.get(field)
+    if suffix in _PICKLES:
+        raise ValueError(f"{field}: .{suffix} files can execute code when they are opened, so they are never packed")
+    if len(suffix) > LONGEST_SUFFIX:
+        raise ValueError(f"{field}: a suffix of {len(suffix)} letters; the maximum is {LONGEST_SUFFIX}")
+    if not suffix or (allowed and suffix not in allowed):
+        wanted = " or ".join(f".{kind}" for kind in allowed) if allowed else "a file with a suffix"
+        raise ValueError(f"{field}: expected {wanted}, got a `.{suffix}` file; convert it before packing")
+    return f"{field}.{suffix}"
+
+
+def field_of(member: str) -> str:
+    """The field of a member: `audio.mp3` -> `audio`. A field may have different suffixes in different samples."""
+    return member.partition(".")[0]
+
+
+def inspect(member: str, data: bytes) -> Facts:
+    """Decode and validate a member.
+
+    Args:
+        member: Name of the member.
+        data: Its bytes.
+
+    Returns:
+        Properties of the member.
+
+    Raises:
+        ValueError: The member is invalid. The message says what is wrong and what is expected.
+    """
+    if not data:
+        raise ValueError("the file is empty")
+    field, _, suffix = member.partition(".")
+    if suffix in ("jpg", "png", "webp"):
+        return _image(field, data)
+    if member == "label.txt":
+        read_label(data)
+    elif suffix == "txt":
+        Text().decode(data, {})
+    elif member == "meta.json":
+        meta = read_meta(data)
+        intrinsics(meta, 1, 1), gravity(meta)
+    elif suffix in SUFFIXES["audio"]:
+        _sound(suffix, data)
+    elif field == "points":
+        _points(suffix, data)
+    elif suffix == "npy":
+        return _array(field, data)
+    return Facts()
+
+
+def read_label(data: bytes, classes: int | None = None) -> int:
+    """Parse the class index in a `label.txt`.
+
+    Args:
+        data: Bytes of the member.
+        classes: Number of classes; None if unknown.
+
+    Raises:
+        ValueError: It is not a class index, or it is out of range.
+    """
+    if not re.fullmatch(rb"\d{1,9}\n?", data):
+        raise ValueError(f"label {data[:20]!r} is not a class index")
+    label = int(data)
+    if classes is not None and label >= classes:
+        raise ValueError(f"label {label} is out of range: there are {classes} classes, 0 to {classes - 1}")
+    return label
+
+
+def read_meta(data: bytes) -> dict[str, object]:
+    """Parse a `meta.json`.
+
+    Raises:
+        ValueError: It is not a JSON object.
+    """
+    try:
+        meta = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ValueError("meta is not JSON") from None
+    if not isinstance(meta, dict):
+        raise ValueError("meta is not a JSON object")
+    return meta
+
+
+def _image(field: str, data: bytes) -> Facts:
+    """Decode an image and check that its field allows it."""
+    image_size(data)
+    # Colour mode for JPEGs, as in the loader: it applies the EXIF orientation.
+    flags = cv2.IMREAD_COLOR if data.startswith(b"\xff\xd8") else cv2.IMREAD_UNCHANGED
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise ValueError("the image does not decode: truncated or damaged; copy it again")
+    size = (image.shape[1], image.shape[0])
+    kind = f"{image.shape[2] if image.ndim == 3 else 1}-channel {image.dtype.itemsize * 8}-bit"
+    if field == "mask" and image.ndim != 2:
+        raise ValueError(f"a {kind} image; a mask must have a single channel; convert it before packing")
+    if field != "depth":
+        return Facts(size, orientation(data), mask=image if image.ndim == 2 else None)
+    if image.ndim != 2 or image.dtype != np.uint16:
+        raise ValueError(f"a {kind} image; {_HOW_DEPTH}")
+    if not cv2.hasNonZero(image):
+        raise ValueError("a depth map without a single reading (all 0)")
+    return Facts(size, depth=image)
+
+
+def summarise(depth: np.ndarray) -> tuple[float, float, bool]:
+    """Summarise the readings of a depth map.
+
+    Args:
+        depth: Depth map in millimetres, uint16 or float `[H, W]`, with at least one reading; 0 = no reading.
+
+    Returns:
+        The median reading in millimetres; the fraction of readings that are 65535; and whether all readings are
+        multiples of 10, which is False if there are fewer than ten distinct readings.
+    """
+    if depth.dtype != np.uint16:
+        return float(np.median(depth[depth > 0])), 0.0, False
+    # Ten times faster than sorting.
+    counts = cv2.calcHist([depth], [0], None, [65536], [0, 65536]).ravel()[1:].astype(np.int64)
+    up_to = counts.cumsum()
+    total = up_to[-1]
+    middle = np.searchsorted(up_to, [(total - 1) // 2, total // 2], side="right") + 1
+    coarse = np.count_nonzero(counts[9::10]) >= 10 and counts[9::10].sum() == total
+    return float(middle.mean()), float(counts[-1] / total), bool(coarse)
+
+
+def near_part(depth: np.ndarray) -> float:
+    """The depth in millimetres within which the nearest tenth of the readings lies: far noise does not change it.
+
+    Args:
+        depth: Depth map in millimetres, `[H, W]`, with at least one reading; 0 = no reading.
+    """
+    readings = depth[depth > 0]
+    tenth = len(readings) // 10
+    return float(np.partition(readings, tenth)[tenth])
+
+
+def _array(field: str, data: bytes) -> Facts:
+    """Read a NumPy array. Depth is in metres."""
+    array = read_array(data)
+    if field != "depth":
+        return Facts()
+    if array.ndim != 2 or array.dtype.kind != "f":
+        raise ValueError(f"an array of {array.dtype} {list(array.shape)}; depth in .npy must be float [H, W] in metres")
+    read = np.isfinite(array) & (array > 0)
+    if not read.any():
+        raise ValueError("a depth map without a single reading")
+    with np.errstate(over="ignore"):
+        millimetres = 1000 * np.where(read, array, 0).astype(np.float32)  # 16 bits would end at 65.5 m
+    if not np.isfinite(millimetres).all():
+        raise ValueError("a depth map with readings that overflow float32; depth in .npy must be in metres")
+    return Facts((array.shape[1], array.shape[0]), depth=millimetres)
+
+
+def _points(suffix: str, data: bytes) -> None:
+    """Read a point cloud. Of a `.bin`, only the size is checked, since the config defines its columns."""
+    if (kind := points_kind(data)) != suffix:
+        cure = "; copy it again" if kind == "bin" else f" but of a .{kind}; give it its own name"
+        raise ValueError(f"the bytes are not those of a .{suffix} file{cure}")
+    read_points(data, columns=3, extra=0) if kind != "bin" else raw_floats(data, 1)
+
+
+def _sound(suffix: str, data: bytes) -> None:
+    """Decode the whole sound. Without the audio extra, only read its header."""
+    if (kind := sound_kind(data)) != suffix:
+        raise ValueError(f"a {kind} file that is called .{suffix}; give it its own name")
+    if can_hear():
+        read_sound(data, PLAYED)
+
+
+@cache
+def can_hear() -> bool:
+    """Whether audio can be decoded: the audio extra is installed."""
+    try:
+        return bool(import_soundfile())
+    except ImportError:
+        return False

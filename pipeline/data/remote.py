@@ -1,0 +1,307 @@
+"""Remote data sets: shards are downloaded when they are first read, and kept in a cache of limited size.
+
+A remote data set has a mirror: an ordinary local folder in which shards may be missing. Mirrors are in `$WCORD_CACHE`
+(default `~/.cache/wcord`) and together contain up to `$WCORD_CACHE_GB` gigabytes (default 50). The file systems of
+fsspec find the credentials.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock
+
+from pipeline.common.errors import UserError
+
+T = TypeVar("T")
+
+SCHEMES = ("http", "https", "s3", "gs", "hf", "memory")
+ORIGIN = "origin.txt"
+BLOCK = 8 << 20
+RETRIES, FIRST_PAUSE, STALLED = 8, 0.25, 30.0
+"""Number of attempts of a request; pause in seconds after the first failure, doubled each time; and timeout of a block
+in seconds."""
+
+LONGEST_PAUSE = 60.0
+"""Longest pause in seconds that a server may ask for."""
+
+DENIED = (401, 403)
+"""HTTP status codes that a retry does not change."""
+
+
+def is_remote(folder: str | Path) -> bool:
+    """Whether this is the URL of a supported store."""
+    return re.match(rf"({'|'.join(SCHEMES)})://", str(folder)) is not None
+
+
+def mirror(url: str) -> Path:
+    """The local mirror of a remote folder. It is created if needed, with a file that contains the URL.
+
+    Args:
+        url: URL of the folder.
+
+    Raises:
+        UserError: The URL contains a secret.
+    """
+    refuse_secrets(url)
+    folder = cache_folder() / blake2b(url.rstrip("/").encode(), digest_size=10).hexdigest()
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / ORIGIN).exists():
+        _replace(folder / ORIGIN, url.rstrip("/").encode())
+    return folder
+
+
+def refuse_secrets(url: str) -> None:
+    """Reject URLs that contain a secret, since run folders, reports and messages store URLs.
+
+    Args:
+        url: URL of a data set.
+
+    Raises:
+        UserError: The URL contains a user name, password or signature.
+    """
+    scheme, _, rest = url.partition("://")
+    authority = rest.partition("/")[0]
+    if "@" in authority:
+        raise UserError(
+            f"{scheme}://…@{authority.rpartition('@')[2]}: the URL of a data set must not contain a user name or "
+            "password. Remove them, and configure the credentials as the client of the store expects them."
+        )
+    if scheme in ("http", "https") and (mark := re.search(r"[?#]", rest)):
+        raise UserError(
+            f"{scheme}://{rest[: mark.start()]}: the URL of a data set must not contain a query or signature. Remove "
+            f"`{mark[0]}` and everything after it: a signature is valid for one file only, and run folders store URLs."
+        )
+
+
+def origin(folder: Path) -> str | None:
+    """The URL of a mirror; None for any other folder, whatever it contains."""
+    if folder.parent != cache_folder():
+        return None
+    try:
+        return (folder / ORIGIN).read_text()
+    except OSError:
+        return None
+
+
+def cache_folder() -> Path:
+    """Folder of downloaded shards and of indexes: `$WCORD_CACHE`, default `~/.cache/wcord`."""
+    return Path(os.environ.get("WCORD_CACHE") or Path.home() / ".cache" / "wcord")
+
+
+def refresh(folder: Path, name: str) -> None:
+    """Download a small file into a mirror again.
+
+    Args:
+        folder: The mirror.
+        name: Name of the file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        UserError: The store cannot be reached.
+    """
+    url = f"{origin(folder)}/{name}"
+    _replace(folder / name, patiently(url, lambda fs, path, failures: _read(fs, path)))
+
+
+def exists(url: str) -> bool:
+    """Whether there is an object at a URL."""
+    with suppress(FileNotFoundError):
+        patiently(url, lambda fs, path, failures: fs.info(path))
+        return True
+    return False
+
+
+def pin(path: Path) -> None:
+    """Mark a file that was created locally, so that it is never evicted from a mirror. Other folders are ignored."""
+    if origin(path.parent) is not None:
+        _own(path).touch()
+
+
+def _own(path: Path) -> Path:
+    return path.with_name(f"{path.name}.own")
+
+
+def fetch(path: Path, size: int, version: str = "") -> None:
+    """Download a shard into its mirror, unless it is already there. An interrupted download resumes.
+
+    Args:
+        path: Path of the shard in the mirror.
+        size: Size of the shard in bytes.
+        version: Version that the store reports. A local copy of another version is replaced; "" accepts any.
+
+    Raises:
+        UserError: Several consecutive attempts failed.
+        ValueError: The remote file is smaller than `size`.
+    """
+    with FileLock(path.with_name(f"{path.name}.lock")):  # one process at a time
+        _remove_other_version(path, version)
+        with suppress(FileNotFoundError):
+            used = path.stat()
+            os.utime(path, ns=(time.time_ns(), used.st_mtime_ns))  # not every file system updates the access time
+            return
+        part = path.with_name(f"{path.name}.part")
+        url = f"{origin(path.parent)}/{path.name}"
+        length = BLOCK
+        with part.open("ab") as file:
+            while (done := file.tell()) < size:
+
+                def request(fs: Any, remote: str, failures: int, start: int = done, most: int = length) -> bytes:
+                    return read_block(fs, remote, start, min(start + max(most >> failures, 1), size))
+
+                try:
+                    data = patiently(url, request)
+                except UserError:
+                    if _ends(url, done):
+                        raise ValueError(f"{url} ends after {done} of {size} bytes") from None
+                    raise
+                file.write(data)
+                file.flush()
+                length = min(2 * len(data), BLOCK)  # retries on a slow connection have reduced it
+        part.replace(path)
+    _evict(path)
+
+
+def _remove_other_version(path: Path, version: str) -> None:
+    """Remove the local copy of another version of the shard, and record this version."""
+    note = path.with_name(f"{path.name}.version")
+    if version and not (note.exists() and note.read_text() == version):
+        for old in (path, path.with_name(f"{path.name}.part")):
+            old.unlink(missing_ok=True)
+        _replace(note, version.encode())
+
+
+def _ends(url: str, at: int) -> bool:
+    """Whether the file ends at this byte: the byte before it can be read, so the connection works."""
+    came = []
+    for start in (at - 1, at):
+        with suppress(Exception):  # each file system has its own exceptions
+            came += [start] if start >= 0 and read_block(*file_system(url), start, start + 1) else []
+    return came == [at - 1]
+
+
+def _read(fs: Any, path: str, **part: int) -> bytes:
+    """Read a file, or its bytes `start` to `end`. Asynchronous file systems time out after STALLED seconds."""
+    data: bytes
+    if hasattr(fs, "_cat_file"):
+        from fsspec.asyn import sync
+
+        data = sync(fs.loop, fs._cat_file, path, timeout=STALLED, **part)
+    else:
+        data = fs.cat_file(path, **part)
+    return data
+
+
+def read_block(fs: Any, path: str, start: int, end: int) -> bytes:
+    """Read bytes `start` to `end` of a remote file. May return fewer, but at least one.
+
+    Args:
+        fs: fsspec file system.
+        path: Path in the file system.
+        start: First byte.
+        end: Last byte plus 1.
+
+    Raises:
+        OSError: No bytes were received.
+    """
+    data = _read(fs, path, start=start, end=end)
+    if len(data) > end - start:  # a server without support for ranges sends the whole file
+        data = data[start:end]
+    if not data:
+        raise OSError(f"no data was received after byte {start}")
+    return data
+
+
+def patiently(url: str, request: Callable[[Any, str, int], T]) -> T:
+    """Retry a request with increasing pauses. Errors that retries cannot fix are raised at once.
+
+    Args:
+        url: URL of the file.
+        request: Called with a file system, the path in it, and the number of failed attempts.
+
+    Returns:
+        The result of the request.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        PermissionError: The store denies access.
+        UserError: All attempts failed, or an HTTP server denies access.
+    """
+    for failures in range(1, RETRIES + 1):
+        try:
+            fs, path = file_system(url)
+            return request(fs, path, failures - 1)
+        except FileNotFoundError:  # noqa: PERF203
+            raise FileNotFoundError(f"{url} does not exist") from None
+        except (PermissionError, UserError):
+            raise
+        except Exception as error:  # each file system has its own exceptions
+            if (status := getattr(error, "status", None)) in DENIED:
+                raise UserError(
+                    f"{url}: the server denies access (HTTP {status}). Check the URL and your credentials."
+                ) from None
+            if failures == RETRIES:
+                reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                raise UserError(f"{url}: {RETRIES} attempts failed. The last error was {reason}.") from None
+            time.sleep(max(FIRST_PAUSE * 2 ** (failures - 1), _asked_pause(error)))
+    raise AssertionError
+
+
+def _asked_pause(error: Exception) -> float:
+    """Seconds to wait that a busy server asks for (`Retry-After`), at most LONGEST_PAUSE; 0 if it does not."""
+    asked = str((getattr(error, "headers", None) or {}).get("Retry-After", ""))
+    return min(float(asked), LONGEST_PAUSE) if asked.isascii() and asked.isdigit() else 0.0
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the path in it.
+
+    Call this for each request: fsspec caches file systems by process, and a forked worker must not use its parent's.
+
+    Raises:
+        UserError: The client of the store is not installed.
+    """
+    import fsspec
+
+    try:
+        fs, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise UserError(f"{url}: {error}. Install it with `pip install 'wcord[remote]'`.") from None
+    return fs, path
+
+
+def _evict(kept: Path) -> None:
+    """Remove the least recently used shards until the cache fits its limit. Open files stay readable."""
+    limit = _limit()
+    found = []
+    for path in kept.parents[1].glob("*/*.tar*"):
+        with suppress(FileNotFoundError):
+            if path.suffix in (".tar", ".part") and not _own(path).exists():
+                found.append((path.stat().st_atime, path.stat().st_size, path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if total > limit and path != kept and path.suffix == ".tar":
+            path.unlink(missing_ok=True)
+            total -= size
+
+
+def _limit() -> float:
+    """Bytes that the mirrors may hold together."""
+    given = os.environ.get("WCORD_CACHE_GB") or "50"
+    try:
+        return float(given) * 1e9
+    except ValueError:
+        raise UserError(f"WCORD_CACHE_GB: `{given}` is not a number. Set it to gigabytes, e.g. 50.") from None
+
+
+def _replace(path: Path, data: bytes) -> None:
+    part = path.with_name(f"{path.name}.{os.getpid()}")
+    part.write_bytes(data)
+    part.replace(path)

@@ -1,0 +1,249 @@
+"""Indexes foreign shards by their tar headers: samples, sizes, members and label values. The counts are stored.
+
+The index of the webdataset library (wids) needs to read each shard completely, and stores its result with the shards.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.common.errors import UserError
+from pipeline.common.files import sha256
+from pipeline.common.process_pool import map_jobs
+from pipeline.data.division import Division
+from pipeline.data.label_value import LARGEST, LabelValue
+from pipeline.data.range_reader import RangeReader
+from pipeline.data.remote import is_remote, patiently, read_block
+from pipeline.data.tar import group_members, in_members, read_members
+
+COUNTS = "counts.jsonl"
+THREADS = 16
+"""Requests to a store at a time."""
+
+WORTH_PROCESSES = 64 << 20
+"""Bytes of shards; below this total, starting processes takes longer than counting."""
+
+VERSIONS = ("ETag", "etag", "mtime", "LastModified", "Last-Modified", "last_commit")
+"""Keys under which stores report the version of an object."""
+
+MOST_VALUES = 100_000
+"""Maximum number of distinct values of a label; a member with more values is not a class."""
+
+
+class Count(BaseModel):
+    """The content of one shard.
+
+    Attributes:
+        url: URL or absolute path.
+        bytes: File size in bytes.
+        state: Modification time, or the version that the store reports; it changes with the shard.
+        samples: Number of samples.
+        fields: Member -> number of samples that have it.
+        splits: Split -> number of samples; {} if splits consist of whole shards.
+        labels: Label -> its distinct values.
+        sha256: SHA-256 of the file, or "" if it was not computed.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    url: str
+    bytes: int
+    state: str
+    samples: int
+    fields: dict[str, int]
+    splits: dict[str, int]
+    labels: dict[str, list[str]]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to count besides samples and members.
+
+    Attributes:
+        labels: Name of each label, as in `data.label`, and its location.
+        division: The rule that divides the samples of a shard among splits, if there is one.
+        hashed: Whether to compute the SHA-256 of local shards, which reads them completely.
+    """
+
+    labels: tuple[tuple[str, LabelValue], ...] = ()
+    division: Division | None = None
+    hashed: bool = False
+
+    @property
+    def members(self) -> frozenset[str]:
+        """Members whose content is needed."""
+        own = {value.member for _, value in self.labels}
+        return frozenset(own | ({self.division.member} if self.division and self.division.member else set()))
+
+
+def count_shards(
+    urls: Sequence[str], wanted: Wanted, folder: Path, workers: int, advance: Callable[[int], None]
+) -> list[Count]:
+    """Count the content of shards. Shards that have not changed since the last call are not counted again.
+
+    Args:
+        urls: URLs or paths of shards.
+        wanted: What to count.
+        folder: Folder that stores the counts. Each count is written at once, so an interrupted call resumes.
+        workers: Number of processes.
+        advance: Called with the number of shards counted since its last call.
+
+    Returns:
+        The counts, in the order of the shards.
+
+    Raises:
+        UserError: A shard cannot be reached or read. The message names the first one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / COUNTS
+    about = f"{wanted!r}"
+    known = {count.url: count for said, count in _remembered(file) if said == about}
+    states = dict(zip(urls, states_of(urls), strict=True))
+    fresh = [url for url in urls if url not in known or (known[url].bytes, known[url].state) != states[url]]
+    advance(len(urls) - len(fresh))
+    jobs = [(url, *states[url]) for url in fresh]
+    with file.open("a+b") as memory:
+        _end_line(memory)
+        for count in _counts(jobs, wanted, workers):
+            known[count.url] = count
+            memory.write(json.dumps({"wanted": about, "count": count.model_dump()}).encode() + b"\n")
+            memory.flush()
+            advance(1)
+    return [known[url] for url in urls]
+
+
+def _counts(jobs: Sequence[tuple[str, int, str]], wanted: Wanted, workers: int) -> Iterator[Count]:
+    """Count remote shards in threads, which mostly wait for the store, and large local ones in processes."""
+    if any(is_remote(url) for url, _, _ in jobs):
+        with ThreadPoolExecutor(THREADS) as pool:
+            yield from pool.map(partial(_count, wanted=wanted), jobs)
+        return
+    size = sum(size for _, size, _ in jobs)
+    yield from map_jobs(partial(_count, wanted=wanted), jobs, workers if size > WORTH_PROCESSES else 1, lambda _: None)
+
+
+def _end_line(memory: BinaryIO) -> None:
+    """Make sure that the next record begins on a new line, even after a truncated one."""
+    memory.seek(max(memory.seek(0, 2) - 1, 0))
+    if memory.read(1) not in (b"", b"\n"):
+        memory.write(b"\n")
+
+
+def _remembered(file: Path) -> Iterator[tuple[str, Count]]:
+    """The stored counts; truncated lines are ignored."""
+    if file.exists():
+        for line in file.read_bytes().splitlines():
+            with suppress(ValueError, KeyError, TypeError, ValidationError):
+                row = json.loads(line)
+                yield row["wanted"], Count.model_validate(row["count"])
+
+
+def states_of(urls: Sequence[str]) -> list[tuple[int, str]]:
+    """Size in bytes of each shard, and its modification time or version.
+
+    Args:
+        urls: URLs or paths of shards.
+
+    Raises:
+        UserError: A shard does not exist or cannot be read.
+    """
+    with ThreadPoolExecutor(THREADS) as pool:  # hides the latency of a store
+        return list(pool.map(_state, urls))
+
+
+def _state(url: str) -> tuple[int, str]:
+    try:
+        if not is_remote(url):
+            about = Path(url).stat()
+            return about.st_size, str(about.st_mtime_ns)
+        info = patiently(url, lambda fs, path, failures: dict[str, Any](fs.info(path)))
+    except OSError as error:
+        raise UserError(f"{url}: cannot be read ({error}). Check data.shards and your permissions.") from None
+    if info.get("size") is None:
+        raise UserError(
+            f"{url}: the server does not report the file size, which range requests need. Download the shard."
+        )
+    return int(info["size"]), str(next((info[key] for key in VERSIONS if info.get(key)), ""))
+
+
+def _count(job: tuple[str, int, str], wanted: Wanted) -> Count:
+    """Read the headers of one shard."""
+    url, size, state = job
+    samples, fields, splits = 0, Counter[str](), Counter[str]()
+    values: dict[str, set[str]] = {label: set() for label, _ in wanted.labels}
+    try:
+        with open_headers(url, size) as file:
+            _refuse_gzip(file)
+            for key, members in group_members(read_members(file, in_members(wanted.members)), lambda name, fault: None):
+                samples += 1
+                fields.update(members.keys())
+                if wanted.division:
+                    splits[wanted.division.split_of(key, members)] += 1
+                _collect(values, wanted, members)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{url}: {error}. Repair the shard or remove it from data.shards.") from None
+    labels = {label: sorted(found) for label, found in values.items() if 0 < len(found) <= MOST_VALUES}
+    digest = sha256(Path(url)) if wanted.hashed and not is_remote(url) else ""
+    return Count(
+        url=url,
+        bytes=size,
+        state=state,
+        samples=samples,
+        fields=dict(sorted(fields.items())),
+        splits=dict(splits),
+        labels=labels,
+        sha256=digest,
+    )
+
+
+def _collect(values: dict[str, set[str]], wanted: Wanted, members: dict[str, bytes | None]) -> None:
+    """Add the label values of a sample. Values that cannot be read are ignored here; training reports them."""
+    for label, where in wanted.labels:
+        data = members.get(where.member)
+        if data is not None and len(data) <= LARGEST and len(values[label]) <= MOST_VALUES:
+            with suppress(ValueError):
+                values[label].add(where.read(data))
+
+
+@contextmanager
+def open_headers(url: str, size: int) -> Iterator[BinaryIO]:
+    """Open a shard to read headers or pieces of it; a remote one is read by range requests.
+
+    Args:
+        url: Its path or URL.
+        size: Its size in bytes, or the end of what is read.
+    """
+    if not is_remote(url):
+        with Path(url).open("rb", buffering=1 << 16) as file:
+            yield file
+        return
+
+    def fetch(start: int, stop: int) -> bytes:
+        pieces = b""
+        while len(pieces) < stop - start:
+            begin = start + len(pieces)
+            pieces += patiently(url, partial(_piece, begin, stop))
+        return pieces
+
+    yield cast(BinaryIO, RangeReader(fetch, size))
+
+
+def _piece(start: int, stop: int, fs: Any, path: str, failures: int) -> bytes:
+    return read_block(fs, path, start, stop)
+
+
+def _refuse_gzip(file: BinaryIO) -> None:
+    start = file.read(2)
+    file.seek(0)
+    if start == b"\x1f\x8b":
+        raise ValueError("the tar is compressed with gzip, so samples cannot be read by position; unpack it (`gunzip`)")

@@ -1,0 +1,1 @@
+"""Networks, the distillation module, how a config becomes one, gradient caching."""

@@ -1,0 +1,239 @@
+"""Build teacher, student and losses from a config, and check that they fit together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from losses import get as get_loss
+from losses.base import Loss
+from modalities.encoders.zero_shot import ZeroShot as ZeroShotHead
+from pipeline.common.console import rank
+from pipeline.common.errors import UserError
+from pipeline.config.components import TERM
+from pipeline.config.settings import Config, ZeroShot
+from pipeline.data.augmentation import Augmentation
+from pipeline.data.feature_cache import Fingerprint, open_cache
+from pipeline.data.manifest import local, verify_files
+from pipeline.data.source import OpenDataset
+from pipeline.models.cached_teacher import CachedTeacher
+from pipeline.models.distillation import Distillation
+from pipeline.models.network import Joint, Network, build_network, digest, load_network, load_single, sight
+from pipeline.models.precision import precision_of
+
+log = logging.getLogger(__name__)
+
+
+def build_model(config: Config, data: OpenDataset | None = None, samples: int | None = None) -> Distillation:
+    """Build teacher, student and losses.
+
+    Args:
+        config: The config.
+        data: Its data set; None opens it.
+        samples: Number of training samples of all data sets of a mixture; None for those of `data`.
+
+    Returns:
+        The model, on the CPU.
+
+    Raises:
+        UserError: Parts of the config do not fit together. The message names them.
+    """
+    data = data or OpenDataset.from_config(config)
+    kinds: dict[str, type[Loss]] = {name: get_loss(name) for name in config.losses}
+    classes = class_names(config, data)
+    if not any(kind.needs_student_logits for kind in kinds.values()):
+        classes = None  # no loss would train a head
+    dense = classes is not None and data.dense
+    torch.manual_seed(config.seed)
+    student = build_network(config.student.modality, config.student.encoder, classes, "student", dense)
+    if not any(parameter.requires_grad for parameter in student.parameters()):
+        raise UserError(
+            "student.encoder.freeze: the student has nothing to train, since no loss trains a head. Add cross_entropy "
+            "or kd to the losses, or remove freeze."
+        )
+    live = build_teacher(config, data)
+    measure = any(kind.needs_sizes for kind in kinds.values())
+    student_dims = replace(student.dims, sizes=_map_sizes("student", student) if measure else ())
+    teacher: Network | Joint | CachedTeacher | None = live
+    if live is not None and config.teacher is not None and config.teacher.cache is not None:
+        teacher = _cached(config, live, kinds.values(), data)
+    teacher_dims = None
+    if live is not None and teacher is not None:
+        teacher_dims = replace(teacher.dims, sizes=_map_sizes("teacher", live) if measure else ())
+    losses: dict[str, Loss] = {}
+    for name, keywords in config.losses.items():
+        loss = kinds[name]
+        _check_logits(name, loss, teacher, student, config)
+        own = {k: v for k, v in keywords.items() if k not in TERM}
+        if loss.needs_index:
+            own["samples"] = _samples(name, own.get("samples"), samples or data.manifest.samples("train"))
+        try:
+            losses[name] = loss(student_dims, teacher_dims, **own)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise UserError(f"losses.{name}: {error}") from None
+    weights = {name: float(keywords.get("weight", 1.0)) for name, keywords in config.losses.items()}
+    return Distillation(teacher, student, losses, weights, config.train.micro_batch)
+
+
+def _map_sizes(side: str, network: Network | Joint) -> tuple[tuple[int, ...] | None, ...]:
+    try:
+        return network.map_sizes()
+    except ValueError as error:
+        raise UserError(f"{side}: {error}") from None
+
+
+def build_teacher(config: Config, data: OpenDataset | None = None) -> Network | Joint | None:
+    """Build the frozen teacher.
+
+    Args:
+        config: The config.
+        data: Its data set, which has the classes for a zero-shot teacher; None opens it if needed.
+
+    Returns:
+        The network of one or several finished runs, or a pretrained network without a head; None if the config has no
+        teacher.
+
+    Raises:
+        UserError: A network cannot be built or loaded, or the class names of a zero-shot teacher are invalid.
+    """
+    if config.teacher is None:
+        return None
+    if isinstance(config.teacher.run, list):
+        return Joint([load_single(Path(run) / "student") for run in config.teacher.run], None)
+    if config.teacher.run is not None:
+        return load_network(Path(config.teacher.run) / "student")
+    assert config.teacher.modality is not None
+    assert config.teacher.encoder is not None
+    teacher = build_network(config.teacher.modality, config.teacher.encoder, None, "teacher")
+    if config.teacher.zero_shot is not None:
+        classes = class_names(config, data or OpenDataset.from_config(config))
+        _name_classes(cast(Network, teacher), config.teacher.zero_shot, classes)
+    return teacher
+
+
+def class_names(config: Config, data: OpenDataset) -> list[str] | None:
+    """Get the classes of the task.
+
+    Args:
+        config: The config.
+        data: Its data set.
+
+    Returns:
+        The classes of the data set, else those named for a zero-shot teacher, else None.
+    """
+    zero_shot = config.teacher.zero_shot if config.teacher else None
+    return data.classes or (zero_shot.names if zero_shot else None)
+
+
+def _name_classes(teacher: Network, zero_shot: ZeroShot, classes: list[str] | None) -> None:
+    """Add a head to a vision tower: the embeddings of the class names by its text tower."""
+    if classes is None:
+        raise UserError("teacher.zero_shot.names: the data has no classes; list the names of the classes.")
+    names = zero_shot.names or [name.replace("_", " ") for name in classes]
+    if len(names) != len(classes):
+        raise UserError(
+            f"teacher.zero_shot.names: {len(names)} names, but the data has {_some(classes)}; set one name per class."
+        )
+    sentences = [zero_shot.template.replace("{}", name) for name in names]
+    encoder = teacher.spec["encoder"]
+    try:
+        if encoder.get("weights") == "random":
+            raise ValueError("requires pretrained weights; remove `weights: random` from the encoder")
+        teacher.head = ZeroShotHead(teacher.encoder, encoder.get("model", ""), sentences)
+    except ValueError as error:
+        raise UserError(f"teacher.zero_shot: {error}") from None
+    teacher.classes = classes
+
+
+def fingerprint(config: Config, teacher: Network | Joint, data: OpenDataset) -> Fingerprint:
+    """Compute what a cache of teacher features must match.
+
+    Args:
+        config: The config.
+        teacher: The teacher.
+        data: The data set.
+
+    Returns:
+        The fingerprint of the teacher, its input and the training split.
+    """
+    draw = "; ".join([str(Augmentation.from_config(config)), *config.data.stages])
+    shards = {shard.file: shard.content for shard in data.manifest.splits["train"]}
+    joined = [manifest.digest() for _, manifest in data.others]
+    return Fingerprint(weights=digest(teacher), sight=sight(teacher), draw=draw, shards=shards, joined=joined)
+
+
+def _cached(config: Config, teacher: Network | Joint, losses: Iterable[type[Loss]], data: OpenDataset) -> CachedTeacher:
+    assert config.teacher is not None
+    assert config.teacher.cache is not None
+    folder = local(data.folder)
+    cache = open_cache(folder, config.teacher.cache, fingerprint(config, teacher, data))
+    for key, wanted, held in (
+        ("views", config.teacher.views, cache.views),
+        ("cache_dtype", config.teacher.cache_dtype, cache.dtype),
+    ):
+        if wanted != held:
+            raise UserError(f"teacher.{key}: {wanted}, but the cache has {held}; cache again, or set {held}.")
+    cache.check_faulty(data.manifest.samples("train"), config.data.max_faulty)
+    if not config.data.max_faulty:
+        verify_files(folder, cache.sidecars.values(), "wcord cache")
+    if (own := precision_of(config)) != cache.precision and rank() == 0:
+        log.warning(
+            f"{cache.name}: the cached teacher features were computed in {cache.precision}; this run would compute "
+            f"them in {own}."
+        )
+    if teacher.dims.maps and not cache.maps and any(loss.needs_maps for loss in losses):
+        raise UserError(f"teacher.cache: {cache.name} has no feature maps, which a loss requires; cache again.")
+    return CachedTeacher(cache)
+
+
+def _check_logits(
+    name: str,
+    loss: type[Loss],
+    teacher: Network | Joint | CachedTeacher | None,
+    student: Network | Joint,
+    config: Config,
+) -> None:
+    if loss.needs_student_logits and student.classes is None:
+        raise UserError(
+            f"losses.{name}: requires class logits, but {config.data.shards} has no classes for the label "
+            f"`{config.data.label}`; remove this loss."
+        )
+    if loss.needs_student_logits and student.dims.dense and not loss.reads_pixels:
+        raise UserError(
+            f"losses.{name}: requires one class per sample, but data.label `{config.data.label}` is a mask, with one "
+            "class per pixel. Remove this loss; cross_entropy and kd support masks."
+        )
+    if not loss.needs_teacher_logits or teacher is None:
+        return
+    if teacher.classes and teacher.dims.dense != student.dims.dense:
+        what = ("one class per sample", "one class per pixel")
+        raise UserError(
+            f"losses.{name}: the student predicts {what[student.dims.dense]}, the teacher {what[teacher.dims.dense]}. "
+            "Train the teacher with the same data.label, or use a feature loss such as wcord."
+        )
+    if teacher.classes != student.classes:
+        raise UserError(
+            f"losses.{name}: needs a teacher of the same classes. The data has {_some(student.classes)}; the teacher "
+            f"{_some(teacher.classes)}. Remove this loss, or use a feature loss such as wcord."
+        )
+
+
+def _samples(name: str, given: int | None, actual: int) -> int:
+    """The number of samples a loss stores something for: the training samples, unless the config sets more."""
+    if given is not None and given < actual:
+        raise UserError(
+            f"losses.{name}.samples: {given}, but the training split has {actual} samples; remove the key to use "
+            "that number."
+        )
+    return given or actual
+
+
+def _some(classes: list[str] | None) -> str:
+    if not classes:
+        return "no classes"
+    return f"{len(classes)} classes ({', '.join(classes[:3])}{', …' if len(classes) > 3 else ''})"

@@ -1,0 +1,68 @@
+"""Checks that the data set has the fields that the networks read, before any network is built."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import modalities
+from modalities.base import Modality
+from pipeline.common.errors import UserError
+from pipeline.config.settings import Config
+from pipeline.data.source import OpenDataset
+from pipeline.models.network import DESCRIPTION
+
+
+def check_inputs(config: Config, data: OpenDataset) -> None:
+    """Compare the inputs of student and teacher with the fields of the samples.
+
+    Args:
+        config: Config of the run.
+        data: Its data set.
+
+    Raises:
+        UserError: No sample has the input of a network. The message lists the fields of the samples.
+    """
+    manifests = (data.manifest, *(manifest for _, manifest in data.others))
+    held = {member: count for manifest in manifests for member, count in manifest.fields.items() if count}
+    if not held:  # the manifest does not list fields
+        return
+    for role, modality in _modalities(config):
+        if not held.keys() & set(modality.members):
+            read = " or ".join(modality.members)
+            called = {own: f"{name}, named {own} here" for name, own in data.manifest.names.items()}
+            found = "; ".join(f"{called.get(member, member)} ({held[member]})" for member in sorted(held))
+            cure = (
+                f"set the extension in data.fields, e.g. data.fields={{{modality.name}: EXTENSION}}"
+                if data.manifest.extensions
+                else "pack the data with this field"
+            )
+            raise UserError(
+                f"{role}: the modality `{modality.name}` reads {read}, but no sample of {data.folder} has it. The "
+                f"samples have: {found}. Choose another modality, {cure}, or set data.join to a data set that has it."
+            )
+
+
+def _modalities(config: Config) -> Iterator[tuple[str, Modality]]:
+    """The role and modality of each network, if it is known without building the network."""
+    yield from (("student", modality) for modality in _built(config.student.modality))
+    teacher = config.teacher
+    if teacher is None or teacher.cache is not None:  # a cache may have fields that the data no longer has
+        return
+    if teacher.modality is not None:
+        yield from (("teacher", modality) for modality in _built(teacher.modality))
+    for run in [teacher.run] if isinstance(teacher.run, str) else teacher.run or []:
+        try:
+            spec = json.loads((Path(run) / "student" / DESCRIPTION).read_bytes())["modality"]
+        except (OSError, ValueError, KeyError, TypeError):  # loading it later raises a clear error
+            continue
+        yield from ((f"teacher ({run})", modality) for modality in _built(spec))
+
+
+def _built(specs: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Iterator[Modality]:
+    for spec in [specs] if isinstance(specs, Mapping) else specs:
+        with suppress(ValueError, ImportError, TypeError):  # building it later raises a clear error
+            yield modalities.get(spec["name"])(**{key: value for key, value in spec.items() if key != "name"})

@@ -1,0 +1,1 @@
+"""Packing: recipes, writing and checking data sets, and the synthetic data set."""

@@ -1,0 +1,1 @@
+"""Recipes: what a data set consists of, for each layout of recordings on disk."""

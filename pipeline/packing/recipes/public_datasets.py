@@ -1,0 +1,46 @@
+"""Public data sets that are packed from the files as published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.common.errors import UserError
+from pipeline.packing.recipes.binary_images import cifar10, cifar100, stl10
+from pipeline.packing.recipes.captions import coco, flickr8k
+from pipeline.packing.recipes.imagenet import imagenet
+from pipeline.packing.recipes.plan import Plan, check_unique
+from pipeline.packing.recipes.rgbd import nyu_depth_v2, sun_rgbd
+from pipeline.packing.recipes.sounds import esc50, speech_commands
+
+KNOWN: dict[str, Callable[[Path], Plan]] = {
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "stl10": stl10,
+    "imagenet": imagenet,
+    "esc50": esc50,
+    "speech_commands": speech_commands,
+    "flickr8k": flickr8k,
+    "coco": coco,
+    "nyu_depth_v2": nyu_depth_v2,
+    "sun_rgbd": sun_rgbd,
+}
+
+
+def plan(name: str, source: Path) -> Plan:
+    """Plan one of `KNOWN`.
+
+    Args:
+        name: Name of the data set.
+        source: The folder with the unpacked files.
+
+    Raises:
+        UserError: The data set is unknown, or files are missing.
+    """
+    if name not in KNOWN:
+        raise UserError(f"{name}: unknown data set; choose one of {', '.join(KNOWN)}.")
+    found = KNOWN[name](source)
+    if not found.samples:
+        raise UserError(f"{source}: contains no sample of {name}; unpack the data set into this folder.")
+    check_unique(found.samples)
+    return found

@@ -1,0 +1,1 @@
+"""The synthetic data set: scenes of one object on a table."""

@@ -1,0 +1,135 @@
+"""What the networks of a config see: statistics of their inputs, and a contact sheet of pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from modalities.base import FEW_READINGS
+from pipeline.common.errors import UserError
+from pipeline.config.settings import Config
+from pipeline.data.augmentation import Augmentation
+from pipeline.data.decoding import decode_member, meta_of
+from pipeline.data.prepare import Prepare
+from pipeline.data.shard_reader import Sample
+from pipeline.data.skipped import SampleError
+from pipeline.data.source import OpenDataset, Source
+from pipeline.data.views import View, several
+from pipeline.models.build import build_model
+
+SAMPLES, PLACES = 64, 8
+"""Samples that are read, from that many places of the training split."""
+
+ROWS, SIDE = 12, 160
+"""Pairs on the contact sheet, and the side of a picture in pixels."""
+
+MANY = 0.5
+"""Median share of values at the ends of the range above which inputs are noted as saturated."""
+
+
+def network_inputs(config: Config, sheet: Path) -> tuple[list[str], list[str]]:
+    """Run the views of a config, with its augmentation, on some samples of the training split.
+
+    Args:
+        config: The config.
+        sheet: PNG to write: a row per sample, a column per input.
+
+    Returns:
+        A line of facts per input, and the notes on inputs that carry little.
+
+    Raises:
+        UserError: The networks cannot be built, or no sample can be read.
+    """
+    data = OpenDataset.from_config(config)
+    views = build_model(config, data).views
+    prepare = Prepare(data.split("train"), views, Augmentation.from_config(config))
+    raws, prepared, unread = _read(prepare)
+    if not prepared:
+        raise UserError(f"{data.folder}: no sample can be read: {unread[0] if unread else 'the split is empty'}")
+    facts, notes = [], [f"{len(unread)} samples cannot be read, the first: {unread[0]}"] if unread else []
+    columns = []
+    for role, sight in views.items():
+        for number, view in enumerate(several(sight)):
+            inputs = [s[role] if isinstance(sight, View) else s[role][number] for s in prepared if s[role] is not None]
+            fact, own = _statistics(f"{role}: {view.modality.name}", view, inputs)
+            facts.append(fact)
+            notes += own
+            columns.append([_picture(view, x, raw) for x, raw in zip(inputs[:ROWS], raws[:ROWS], strict=False)])
+    _write(sheet, columns)
+    return [f"{len(prepared)} samples of train, as the networks see them; pairs: {sheet}", *facts], notes
+
+
+def _read(prepare: Prepare) -> tuple[list[Sample], list[Sample], list[str]]:
+    """Raw and prepared samples, and the messages of those that cannot be used."""
+    source, raws, prepared, unread = prepare.source, [], [], []
+    for raw in chain.from_iterable(_places(source, prepare.members)):
+        try:
+            prepared.append(prepare(raw, 0))
+            raws.append(raw)
+        except SampleError as error:  # noqa: PERF203
+            unread.append(str(error))
+    return raws, prepared, unread
+
+
+def _places(source: Source, members: frozenset[str]) -> Iterator[Iterator[Sample]]:
+    count = min(SAMPLES, source.samples)
+    length = -(-count // PLACES)
+    for start in np.linspace(0, source.samples - length, PLACES).round().astype(int) if count > length else [0]:
+        yield source.read(members, int(start), int(start) + length, 0)
+
+
+def _statistics(name: str, view: View, inputs: list[Tensor]) -> tuple[str, list[str]]:
+    """The facts of one input as a line, and notes."""
+    values = [x.float() for x in inputs]
+    low, high = min(float(x.min()) for x in values), max(float(x.max()) for x in values)
+    mean = float(torch.stack([x.mean() for x in values]).mean())
+    constant = sum(float(x.min()) == float(x.max()) for x in values)
+    ends = (0.0, 255.0) if inputs[0].dtype == torch.uint8 else (-1.0, 1.0)
+    shape = " x ".join(map(str, inputs[0].shape))
+    fact, notes = f"  {name}: {shape}, values {low:.3g} to {high:.3g}, mean {mean:.3g}", []
+    shares = view.modality.coverage(view.modality.collate(inputs))
+    if shares is not None:
+        median = float(shares.median())
+        fact += f", readings in {median:.1%} of the pixels (median)"
+        if median < FEW_READINGS:
+            notes.append(f"{name}: only {median:.1%} of the pixels hold a reading at {view.size} x {view.size} pixels")
+    if inputs[0].dtype.is_floating_point or inputs[0].dtype == torch.uint8:
+        first = [x[:1] if x.ndim == 3 and shares is not None else x for x in values]
+        edge = float(torch.stack([((x <= ends[0]) | (x >= ends[1])).float().mean() for x in first]).median())
+        fact += f", {edge:.1%} of the values at the ends of the range"
+        if edge > MANY:
+            notes.append(
+                f"{name}: {edge:.1%} of the values are saturated; adapt the range of the modality, such as near, far"
+            )
+    if constant:
+        notes.append(f"{name}: {constant} of {len(inputs)} inputs are constant")
+    return fact, notes
+
+
+def _picture(view: View, x: Tensor, raw: Mapping[str, Any]) -> np.ndarray:
+    """An image as the network sees it, uint8 RGB; of other data, the picture of the sample."""
+    if x.ndim != 3 or not (x.dtype == torch.uint8 or x.dtype.is_floating_point):
+        sample = dict(raw)
+        picture = view.modality.picture(decode_member(view.modality, sample, meta_of(sample)))
+    elif x.dtype == torch.uint8 and len(x) == 3:
+        picture = x.permute(1, 2, 0).numpy()
+    else:
+        first = x[0].float().numpy()
+        grey = (255 * (first - first.min()) / max(float(np.ptp(first)), 1e-6)).astype(np.uint8)
+        picture = np.repeat(grey[..., None], 3, 2)
+    return np.asarray(cv2.resize(np.ascontiguousarray(picture), (SIDE, SIDE), interpolation=cv2.INTER_AREA))
+
+
+def _write(sheet: Path, columns: list[list[np.ndarray]]) -> None:
+    rows = max(map(len, columns))
+    blank = np.zeros((SIDE, SIDE, 3), np.uint8)
+    page = np.hstack([np.vstack([*column, *[blank] * (rows - len(column))]) for column in columns])
+    sheet.parent.mkdir(parents=True, exist_ok=True)
+    sheet.write_bytes(cv2.imencode(".png", page[..., ::-1])[1].tobytes())

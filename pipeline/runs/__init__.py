@@ -1,0 +1,1 @@
+"""The run folder: its files, checkpoints, trackers, and the comparison of runs."""

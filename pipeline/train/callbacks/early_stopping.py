@@ -1,0 +1,69 @@
+"""Early stopping: end a run when a validation metric no longer improves."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt
+
+from pipeline.common.errors import UserError
+from pipeline.runs.reader import lower_is_better
+from pipeline.train.callbacks.base import Callback, Context
+
+
+class EarlyStopping(Callback):
+    """Ends the run when a validation metric has not improved for some validations.
+
+    Args:
+        monitor: A metric of the validation during training, e.g. `top1`.
+        patience: Number of consecutive validations without improvement.
+        min_delta: Smallest change that counts as improvement.
+        mode: Whether the metric should fall or rise; auto decides by its name: losses and ranks should fall.
+    """
+
+    def __init__(
+        self,
+        *,
+        monitor: str,
+        patience: Annotated[int, Gt(0)] = 5,
+        min_delta: Annotated[float, Ge(0)] = 0.0,
+        mode: Literal["auto", "min", "max"] = "auto",
+    ) -> None:
+        self.monitor, self.patience, self.min_delta = monitor, patience, min_delta
+        self.falls = mode == "min" or (mode == "auto" and lower_is_better(monitor))
+        self.best = -math.inf
+        self.best_step = self.waited = 0
+
+    def on_start(self, context: Context) -> None:
+        """Check that there will be validations."""
+        if not context.config.evaluation.every:
+            raise UserError("early_stopping: there is no validation during training; set evaluation.every.")
+
+    def on_validation(self, context: Context) -> None:
+        """Compare the metric with the best one so far."""
+        if self.monitor not in context.metrics:
+            known = ", ".join(context.metrics) or "none"
+            raise UserError(f"early_stopping.monitor: validation has no {self.monitor!r}. It has: {known}.")
+        value = float(context.metrics[self.monitor])
+        score = -value if self.falls else value
+        if score > self.best + self.min_delta:
+            self.best, self.best_step, self.waited = score, context.step, 0
+            return
+        self.waited += 1
+        if self.waited >= self.patience:
+            best = -self.best if self.falls else self.best
+            context.stop(
+                f"{self.monitor} has not improved in {self.waited} validations; the best was {best:.4g} at step "
+                f"{self.best_step}"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value and the validations since."""
+        best = None if self.best == -math.inf else self.best
+        return {"best": best, "best_step": self.best_step, "waited": self.waited}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore them."""
+        self.best = -math.inf if state["best"] is None else state["best"]
+        self.best_step, self.waited = state["best_step"], state["waited"]

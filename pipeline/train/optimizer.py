@@ -1,0 +1,105 @@
+"""Build the optimiser: parameter groups with their learning rates and weight decay."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from losses.base import Loss
+from pipeline.common.files import write_atomic
+from pipeline.config.settings import Config, Train
+from pipeline.models.distillation import Distillation
+from pipeline.train.activation_checkpointing import encoders
+from pipeline.train.layers import layer_numbers
+
+log = logging.getLogger(__name__)
+
+LEARNING_RATES = "learning_rates.json"
+"""The file with the peak learning rate and number of parameters of each part."""
+
+
+def build_optimizer(model: Distillation, config: Config) -> torch.optim.Optimizer:
+    """Build AdamW, or SGD with momentum 0.9.
+
+    Vectors and scalars (biases, norms) have no weight decay unless `train.decay_vectors` is set. Parameters in
+    `never_decayed` of a loss never have weight decay. A group has a `factor` of the learning rate.
+
+    Args:
+        model: The model.
+        config: The config.
+    """
+    groups, decay = [], config.train.weight_decay
+    losses = [loss for loss in model.losses.modules() if isinstance(loss, Loss)]
+    never = (
+        {getattr(loss, name) for loss in losses for name in loss.never_decayed} if config.train.decay_vectors else {}
+    )
+    factors = {p: factor for _, parameters, factor in _parts(model, config.train) for p in parameters}
+    for part in (model.student, model.losses):  # separate, since FSDP only shards the student
+        trained = [p for p in part.parameters() if p.requires_grad]
+        vectors = [p for p in trained if p.ndim <= 1]
+        for alike, own_decay in (
+            ([p for p in trained if p.ndim > 1], decay),
+            ([p for p in vectors if p not in never], decay * config.train.decay_vectors),
+            ([p for p in vectors if p in never], 0.0),
+        ):
+            groups += _by_factor(alike, own_decay, factors)
+    if config.train.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.train.learning_rate, momentum=0.9)
+    return torch.optim.AdamW(groups, lr=config.train.learning_rate, fused=True)
+
+
+def _by_factor(
+    parameters: Iterable[nn.Parameter], decay: float, factors: dict[nn.Parameter, float]
+) -> list[dict[str, Any]]:
+    """Groups of one weight decay: one for each factor, in the order of the parameters."""
+    found: dict[float, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        found.setdefault(factors[parameter], []).append(parameter)
+    return [{"params": alike, "weight_decay": decay, "factor": factor} for factor, alike in found.items()]
+
+
+def _parts(model: Distillation, train: Train) -> list[tuple[str, list[nn.Parameter], float]]:
+    """Name, parameters and factor of the learning rate of each part that is trained."""
+    factors, parts = train.learning_rate_factors, []
+    inside = encoders(model.student)
+    for place, encoder in enumerate(inside):
+        name = "encoder" if len(inside) == 1 else f"encoder {place}"
+        if train.layer_decay == 1:
+            parts.append((name, list(encoder.parameters()), factors.encoder))
+            continue
+        numbers, last = layer_numbers(encoder)
+        for number in range(last + 2):
+            own = [parameter for parameter, its in numbers.items() if its == number]
+            title = f"{name}, " + (
+                "before the layers" if not number else "after the layers" if number > last else f"layer {number}"
+            )
+            parts.append((title, own, factors.encoder * train.layer_decay ** (last + 1 - number)))
+    encoded = {parameter for encoder in inside for parameter in encoder.parameters()}
+    parts.append(("head", [p for p in model.student.parameters() if p not in encoded], factors.head))
+    parts.append(("losses", list(model.losses.parameters()), factors.losses))
+    trained = [(name, [p for p in own if p.requires_grad], factor) for name, own, factor in parts]
+    return [part for part in trained if part[1]]
+
+
+def record_learning_rates(model: Distillation, config: Config, run: Path) -> None:
+    """Log peak learning rate and number of trained parameters of each part, and write them to the run folder.
+
+    Args:
+        model: The model.
+        config: The config.
+        run: The run folder.
+    """
+    parts = [
+        {"part": name, "learning_rate": config.train.learning_rate * factor, "parameters": sum(p.numel() for p in own)}
+        for name, own, factor in _parts(model, config.train)
+    ]
+    write_atomic(run / LEARNING_RATES, json.dumps(parts, indent=1).encode())
+    told = [f"{part['part']} {part['learning_rate']:.3g} ({part['parameters']:,} parameters)" for part in parts]
+    frozen = sum(p.numel() for p in model.student.parameters() if not p.requires_grad)
+    log.info(f"learning rates: {'; '.join([*told, *([f'{frozen:,} parameters are frozen'] if frozen else [])])}")

@@ -1,0 +1,58 @@
+"""Number of steps of a run, and learning rate and loss weights of each step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.config.settings import Train
+from pipeline.config.weight_schedule import factor
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The schedule of a run.
+
+    Args:
+        train: Section `train` of the config.
+        steps_per_epoch: Number of batches of the training set.
+        losses: Section `losses` of the config: name -> `weight`, `schedule` and keywords.
+    """
+
+    train: Train
+    steps_per_epoch: int
+    losses: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """Number of optimiser steps of the run."""
+        return self.train.steps or (self.train.epochs or 0) * self.steps_per_epoch
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up to the peak, then a cosine decay to 0, or a factor of 0.1 after each milestone.
+
+        Args:
+            step: Number of the step, from 1.
+        """
+        train = self.train
+        if step <= train.warmup:
+            return train.learning_rate * step / train.warmup
+        if train.schedule == "step":
+            epochs = (step - 1) // self.steps_per_epoch  # finished epochs
+            return train.learning_rate * 0.1 ** sum(epochs >= milestone for milestone in train.milestones)
+        done = (step - train.warmup) / max(self.steps - train.warmup, 1)
+        return train.learning_rate * (1 + math.cos(math.pi * done)) / 2
+
+    def weights(self, step: int) -> dict[str, float]:
+        """Weight of each loss, including its schedule.
+
+        Args:
+            step: Number of the step, from 1.
+        """
+        return {
+            name: float(keywords.get("weight", 1.0))
+            * (factor(keywords["schedule"], step, self.steps, self.steps_per_epoch) if "schedule" in keywords else 1)
+            for name, keywords in self.losses.items()
+        }

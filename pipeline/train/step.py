@@ -1,0 +1,151 @@
+"""One optimiser step, and what follows it: log line, validation, checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.data.mixture import SourceCounts
+from pipeline.data.skipped import Ledger
+from pipeline.data.views import Batch
+from pipeline.models.distillation import DistillationOutput
+from pipeline.train.accumulate import parts_of, total
+from pipeline.train.fsdp import average_gradients, whole
+from pipeline.train.metrics_log import Log
+from pipeline.train.nonfinite import NonFinite
+from pipeline.train.resume import save
+from pipeline.train.state import Training
+from pipeline.train.validation import check_held_out
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Records:
+    """What a run records during training.
+
+    Attributes:
+        log: The log.
+        ledger: Skipped samples.
+        finite: Steps with a non-finite gradient.
+        sources: Number of samples of each source of a mixture.
+    """
+
+    log: Log
+    ledger: Ledger
+    finite: NonFinite
+    sources: SourceCounts | None
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """The result of a step.
+
+    Attributes:
+        output: The losses and their metrics, without the graph.
+        learning_rate: The learning rate.
+        gradient_norm: The gradient norm before clipping.
+        taken: False if the step was skipped because of a non-finite gradient.
+    """
+
+    output: DistillationOutput
+    learning_rate: float
+    gradient_norm: Tensor
+    taken: bool
+
+
+def train_step(training: Training, finite: NonFinite, step: int, batch: Batch) -> StepResult:
+    """Forward, backward, clip, optimiser step; with `train.accumulate`, forward and backward of each part first.
+
+    Args:
+        training: The run.
+        finite: Decides whether the step is skipped.
+        step: Number of the step, from 1.
+        batch: The samples of this rank.
+    """
+    config, accelerator, optimizer = training.config, training.accelerator, training.optimizer
+    # Randomness in networks is a function of the step, so that a resumed run repeats it.
+    torch.manual_seed(hash((config.seed, step, accelerator.process_index)))
+    rate = training.schedule.learning_rate(step)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("factor", 1.0)  # earlier checkpoints have no factors
+    training.guard.begin(training.schedule.weights(step))
+    finite.begin()
+    outputs: list[DistillationOutput] = []
+    for part, shares in parts_of(batch, config.train.accumulate, training.distillation):
+        with accelerator.autocast():
+            output = training.model(part, traced=training.guard.is_due(step) and not outputs, shares=shares)
+        for warning in training.guard.check(step, part, output):
+            if accelerator.is_main_process:
+                log.warning(warning)
+        loss = output.loss
+        outputs.append(output.detached())
+        del output  # so that the backward can free the graph
+        accelerator.backward(loss)
+    output = total(outputs)
+    if training.spare is not None:
+        average_gradients(training.distillation, accelerator)
+    finite.watch(accelerator)
+    norm = whole(accelerator.clip_grad_norm_(training.model.parameters(), config.train.clip or math.inf))
+    taken = not finite.skips(step, batch, output, norm)
+    if taken or accelerator.scaler is not None:  # the scaler skips it and lowers the scale
+        optimizer.step()
+    optimizer.zero_grad()
+    return StepResult(output, rate, norm, taken)
+
+
+def after_step(
+    training: Training, records: Records, step: int, batch: Batch, result: StepResult, stopping: bool
+) -> bool:
+    """Log, validate and write a checkpoint, if due, and call the callbacks.
+
+    Args:
+        training: The run.
+        records: What the run has recorded.
+        step: Number of the step.
+        batch: Its samples.
+        result: Its result.
+        stopping: Whether the run stops here because of a signal. It then logs and writes a checkpoint, but does not
+            validate; the resumed run does.
+
+    Returns:
+        Whether this was the last step, because of the schedule or of a callback.
+    """
+    config, accelerator, callbacks = training.config, training.accelerator, training.callbacks
+    if result.taken:
+        records.log.add(result.output, batch)
+    callbacks.call("on_step", training, step, result.output.scalars())
+    last = step == training.schedule.steps or callbacks.asked(accelerator)
+    if step % config.train.log_every == 0 or last or stopping:  # all steps are logged before the run stops
+        write_log(training, records, step, result)
+    if training.held_out is not None and (step % config.evaluation.every == 0 or last) and not stopping:
+        validate(training, records, step)
+        if callbacks.asked(accelerator) and not last:
+            last = True
+            write_log(training, records, step, result)
+    if (step % config.train.checkpoint_every == 0 and records.finite.row == 0) or last or stopping:
+        records.ledger.share(accelerator)
+        save(training, step)
+        callbacks.call("on_checkpoint", training, step)
+    return last
+
+
+def write_log(training: Training, records: Records, step: int, result: StepResult) -> None:
+    """Write a line of the log, unless this step has one already."""
+    log, ledger = records.log, records.ledger
+    if log.written:
+        return
+    ledger.share(training.accelerator)
+    rate, norm, skipped, undone = result.learning_rate, result.gradient_norm, ledger.counts(), records.finite.steps
+    drawn = records.sources.upto(step) if records.sources else {}
+    weights, metrics = training.distillation.weights, result.output.metrics
+    log.write(step, rate, norm, weights, metrics, training.guard, skipped, undone, drawn)
+
+
+def validate(training: Training, records: Records, step: int) -> None:
+    """Validate, and hand the metrics to the callbacks."""
+    training.callbacks.call("on_validation", training, step, check_held_out(training, step, records.log))

@@ -1,0 +1,632 @@
+"""Wrong inputs of every kind: each is answered by what is wrong and by what to do about it, without a traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_line import call
+from foreign_shards import plain_tar
+from shapes_dataset import write_dataset
+from sources import wav
+
+from pipeline.common.owner import owned
+from pipeline.data.dataset import MANIFEST
+
+PAGE = Path(__file__).parents[2] / "docs" / "faults-and-answers.md"
+
+Prepare = Callable[[Path, pytest.MonkeyPatch], object]
+"""Makes the world wrong: gets the working folder, which holds data, config.yaml, run (trained) and index."""
+
+
+def write(name: str, content: str | bytes) -> Prepare:
+    def prepare(folder: Path, patch: pytest.MonkeyPatch) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    return prepare
+
+
+def cut(name: str) -> Prepare:
+    """Half of a file, as a copy that was interrupted leaves it."""
+
+    def prepare(folder: Path, patch: pytest.MonkeyPatch) -> None:
+        path = folder / name
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    return prepare
+
+
+def remove(name: str) -> Prepare:
+    def prepare(folder: Path, patch: pytest.MonkeyPatch) -> None:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return prepare
+
+
+def repacked(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    write_dataset(folder / "data", {"train": [60], "test": [12]})
+
+
+def numbered(number: int) -> Prepare:
+    """A run of a version whose folders have another format."""
+
+    def prepare(folder: Path, patch: pytest.MonkeyPatch) -> None:
+        path = folder / "run" / "config.yaml"
+        path.write_text(path.read_text().replace("format: 1", f"format: {number}"))
+
+    return prepare
+
+
+def sounds(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    plain_tar(folder / "sounds" / "0.tar", [(f"{number:02d}", {"wav": wav()}) for number in range(16)])
+
+
+def without(*modules: str) -> Prepare:
+    """As if these packages were not installed."""
+
+    def prepare(folder: Path, patch: pytest.MonkeyPatch) -> None:
+        for module in modules:
+            for name in [name for name in sys.modules if name.startswith(f"{module}.")]:
+                patch.delitem(sys.modules, name)
+            patch.setitem(sys.modules, module, None)
+
+    return prepare
+
+
+def launched(**variables: str) -> Prepare:
+    def prepare(folder: Path, patch: pytest.MonkeyPatch) -> None:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+
+    return prepare
+
+
+def full(number: int) -> Prepare:
+    def prepare(folder: Path, patch: pytest.MonkeyPatch) -> None:
+        def refuse(*arguments: object, **keywords: object) -> None:
+            raise OSError(number, os.strerror(number), "run2/config.yaml")
+
+        patch.setattr("pipeline.runs.folder.write_atomic", refuse)
+
+    return prepare
+
+
+def no_memory(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    patch.setattr("pipeline.train.loop.build_optimizer", refuse)
+
+
+def alone(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    def wait(*arguments: object, **keywords: object) -> None:
+        raise torch.distributed.DistStoreError("Timed out after 601 seconds waiting for clients. 1/2 clients joined.")
+
+    patch.setattr("pipeline.train.launch.PartialState", wait)
+
+
+HELD = ExitStack()
+
+
+def hold_run(folder: Path, _: Any) -> None:
+    HELD.enter_context(owned(folder / "run2"))
+
+
+Wrong = tuple[Any, ...]
+TRAIN = "train config.yaml run=run2"
+WRONG: dict[str, Wrong] = {
+    # what is wrong: (command, cause, cure, what makes it so)
+    "no such config": ("train no_such.yaml", "no_such.yaml: no such config", "or a shipped config: compress"),
+    "a shipped config misspelt": ("train rgb_to_dept", "no such config", "Did you mean rgb_to_depth?"),
+    "a config that is a folder": ("train data", "data: no such config", "Use a YAML file"),
+    "a config that is not YAML": (
+        "train bad.yaml",
+        "is not readable YAML",
+        "line 1, column 8",
+        write("bad.yaml", "run: [a"),
+    ),
+    "a config that is binary": (
+        "train bad.yaml",
+        "is not UTF-8 text",
+        "use a YAML file",
+        write("bad.yaml", b"\xff\xfe\x00"),
+    ),
+    "an empty config": (
+        "train bad.yaml",
+        "data.shards: is required and missing",
+        "requires either `steps` or `epochs`",
+        write("bad.yaml", ""),
+    ),
+    "a config that is a list": (
+        "train bad.yaml",
+        'got ["a", "b"]',
+        "must consist of lines `key: value`",
+        write("bad.yaml", "- a\n- b"),
+    ),
+    "a key given twice": (
+        "train bad.yaml",
+        "run: is given twice, in lines 1 and 2",
+        "keep one",
+        write("bad.yaml", "run: a\nrun: b"),
+    ),
+    "a reference to nothing": (
+        f"{TRAIN} 'train.warmup=${{train.stepz}}'",
+        "train.warmup: refers to a missing key or to itself",
+        'got "${train.stepz}" (override',
+    ),
+    "an unknown key": (f"{TRAIN} trian.steps=5", "trian: unknown key", "did you mean train?"),
+    "a number out of range": (
+        f"{TRAIN} train.steps=-5",
+        "train.steps: must be above 0",
+        "got -5 (override train.steps=-5)",
+    ),
+    "text for a number": (f"{TRAIN} train.steps=two", "train.steps: must be a whole number", 'got "two" (override'),
+    "a rate that is no number": (
+        f"{TRAIN} train.learning_rate=.nan",
+        "train.learning_rate: must be a finite number",
+        "got NaN (override",
+    ),
+    "an override without a value": (
+        f"{TRAIN} train.steps",
+        'override "train.steps"',
+        "must be key=value, e.g. train.steps=1000",
+    ),
+    "steps and epochs": (f"{TRAIN} train.epochs=3", "requires either `steps` or `epochs`", "set the other one to null"),
+    "a crop the wrong way round": (
+        f"{TRAIN} data.crop=[1.0,0.5]",
+        "data.crop: must be [minimum, maximum]",
+        "got [1.0, 0.5]",
+    ),
+    "no losses": (f"{TRAIN} 'losses={{}}'", "losses: must have 1 or more entries", "got {}"),
+    "an unknown loss": (f"{TRAIN} 'losses={{wcordd: {{}}}}'", "losses.wcordd: unknown key", "did you mean wcord?"),
+    "a loss that needs a teacher": (
+        f"{TRAIN} teacher=null 'losses={{kd: {{}}}}'",
+        "losses.kd: requires a teacher",
+        "add `teacher:`, or remove this loss",
+    ),
+    "an unknown modality": (f"{TRAIN} student.modality=dept", "there is no 'dept'", "did you mean 'depth'?"),
+    "an encoder of another modality": (
+        f"{TRAIN} student.encoder=log_mel_cnn",
+        "there is no 'log_mel_cnn'",
+        "There are: MobileNetV2",
+    ),
+    "an encoder's keyword misspelt": (
+        f"{TRAIN} student.encoder.widht=3",
+        "student.encoder.widht: unknown key",
+        "did you mean width?",
+    ),
+    "a class that cannot be imported": (
+        f"{TRAIN} student.encoder=nowhere:Net",
+        "cannot import nowhere",
+        "is its folder on PYTHONPATH?",
+    ),
+    "settings that exclude each other": (
+        f"{TRAIN} train.compile=true train.gradient_checkpointing=true",
+        "compile and gradient_checkpointing cannot be combined",
+        "set one of them to false",
+    ),
+    "a teacher that is not there": (
+        f"{TRAIN} teacher.run=nowhere",
+        "nowhere/student/network.json: not found",
+        "Use the folder of a finished run",
+    ),
+    "a teacher that is not finished": (
+        f"{TRAIN} teacher.run=half",
+        "half/student/network.json: not found",
+        "Use the folder of a finished run",
+        write("half/config.yaml", "run: half"),
+    ),
+    "a model that is not there": (
+        f"{TRAIN} student.modality=rgb 'student.encoder={{name: transformers, model: ./nowhere}}'",
+        "cannot read model './nowhere'",
+        "check the name, or download it",
+    ),
+    "a command for a shard": (
+        f"{TRAIN} 'data.shards=pipe:cat x.tar'",
+        "data.shards: pipe:cat x.tar: pipe: commands are never run",
+        "Use the URL of the store",
+    ),
+    "a compressed shard": (
+        f"{TRAIN} 'data.shards=more/*'",
+        "samples of a compressed tar cannot be read by position",
+        "Unpack it to a .tar",
+        write("more/0.tar.gz", b""),
+    ),
+    "a pattern of nothing": (
+        f"{TRAIN} 'data.shards=more/*.tar'",
+        "contains no dataset.json and no .tar",
+        "or a folder, glob or pattern of WebDataset shards",
+    ),
+    "a shard of others that is cut short": (
+        f"{TRAIN} data.shards=more",
+        "its end mark is missing",
+        "Repair the shard or remove it from data.shards",
+        write("more/0.tar", bytes(100)),
+    ),
+    "data that are not there": (f"{TRAIN} data.shards=nowhere", "nowhere/dataset.json: not found", "Run `wcord pack`"),
+    "data that are a file": (
+        f"{TRAIN} data.shards=config.yaml",
+        "config.yaml/dataset.json: is not a folder, or one of its parents is a file",
+        "Choose another place",
+    ),
+    "a dataset.json that is cut short": (
+        TRAIN,
+        "dataset.json: the file: Invalid JSON",
+        "Pack the data again",
+        cut(f"data/{MANIFEST}"),
+    ),
+    "a dataset.json of something else": (
+        TRAIN,
+        "dataset.json: name: Field required",
+        "Pack the data again",
+        write(f"data/{MANIFEST}", "{}"),
+    ),
+    "a shard that is missing": (
+        TRAIN,
+        "train-000001.tar: shard is missing",
+        "Restore it, or run the same `wcord pack` again",
+        remove("data/train-000001.tar"),
+    ),
+    "a shard that is cut short": (
+        TRAIN,
+        "truncated or changed",
+        "Delete it and run the same `wcord pack` again",
+        cut("data/train-000001.tar"),
+    ),
+    "a label that is not there": (
+        f"{TRAIN} data.label=colour",
+        "no label `colour` in this data set",
+        "it has: label, parity",
+    ),
+    "a batch larger than the data": (
+        f"{TRAIN} data.batch_size=5000",
+        "fewer than the global batch of 5000",
+        "lower data.batch_size",
+    ),
+    "a split that is not there": (
+        f"{TRAIN} evaluation.every=2 evaluation.split=dev",
+        "split `dev` has no samples",
+        "splits of this data set: train (96 samples)",
+    ),
+    "a run folder that holds a run": (
+        "train config.yaml",
+        "already contains a run",
+        "Resume it with --resume, replace it with --overwrite",
+    ),
+    "a run folder below a file": (
+        "train config.yaml run=config.yaml/run",
+        "is not a folder, or one of its parents is a file",
+        "Choose another place",
+    ),
+    "a run folder that nobody may write": ("train config.yaml run=/sys/run", "/sys/run: ", "hoose another place"),
+    "a checkpoint of other settings": (
+        "train config.yaml --resume student.encoder.width=8",
+        "student changed since it was written",
+        "Resume with the original config, or choose another `run`",
+    ),
+    "a checkpoint of other shards": (
+        "train config.yaml --resume",
+        "the training shards have changed",
+        "Restore the data set, start again with --overwrite",
+        repacked,
+    ),
+    "a student without a checkpoint": (
+        "train config.yaml --resume",
+        "no checkpoint to resume from",
+        "Replace it with --overwrite",
+        remove("run/checkpoints"),
+    ),
+    "a run that is its own teacher": (
+        "train config.yaml teacher.run=run --overwrite",
+        "run: is the same folder as teacher.run (run)",
+        "choose another `run`",
+    ),
+    "no features in the cache": (
+        f"{TRAIN} teacher.cache=none",
+        "none.cache.json: not found",
+        "Run `wcord cache` with the same config first",
+    ),
+    "half precision without a GPU": (
+        f"{TRAIN} train.precision=fp16",
+        "fp16 needs a GPU",
+        "use fp32 (or bf16) on a CPU",
+    ),
+    "FSDP without a GPU": (
+        TRAIN,
+        "FSDP: Accelerate only shards models on GPUs",
+        "launch without `use_fsdp` on a CPU",
+        launched(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2"),
+    ),
+    "DeepSpeed": (
+        TRAIN,
+        "DeepSpeed is not supported",
+        "accelerate launch --config_file configs/accelerate/fsdp.yaml",
+        launched(ACCELERATE_USE_DEEPSPEED="true"),
+    ),
+    "a process that no other joins": (TRAIN, "the processes did not connect to", "see its error message", alone),
+    "a GPU's memory that is full": (TRAIN, "out of GPU memory", "set train.micro_batch", no_memory),
+    "a disk that is full": (TRAIN, "no space left", "free disk space and continue with `--resume`", full(errno.ENOSPC)),
+    "a quota that is used up": (
+        TRAIN,
+        "no space left",
+        "free disk space and continue with `--resume`",
+        full(errno.EDQUOT),
+    ),
+    "an evaluation of no run": (
+        "evaluate nowhere",
+        "nowhere: not a run folder (no config.yaml)",
+        "Give the `run` of a config that was trained",
+    ),
+    "an evaluation of an unfinished run": (
+        "evaluate run",
+        "network.json: not found",
+        "Use the folder of a finished run",
+        remove("run/student"),
+    ),
+    "weights cut short": (
+        "evaluate run",
+        "model.safetensors: does not match network.json",
+        "Restore both or retrain",
+        cut("run/student/model.safetensors"),
+    ),
+    "a run of a newer version": (
+        "evaluate run",
+        "written in format 2 by a newer version of wcord",
+        "Update: pip install --upgrade wcord",
+        numbered(2),
+    ),
+    "a run of an older version": (
+        "report run",
+        "written in format 0 by an older version of wcord",
+        "Export the student with that version",
+        numbered(0),
+    ),
+    "a run's config that is damaged": (
+        "evaluate run",
+        "run/config.yaml: is not readable YAML",
+        "line 1, column 7",
+        write("run/config.yaml", "run: ["),
+    ),
+    "a report of no run": ("report nowhere", "nowhere: no such run folder", "Give the folder that `wcord train` wrote"),
+    "a report onto a folder": ("report run --out data", "data: is a folder", "Choose the name of a file"),
+    "a comparison with an unknown method": (
+        "compare run --baseline crd",
+        "there is no method 'crd'",
+        "choose one of run",
+    ),
+    "a bench that is not there": ("bench nowhere.yaml", "nowhere.yaml: no such bench", "a shipped bench: cifar100"),
+    "a check of no data": ("check nowhere", "nowhere/dataset.json: not found", "Run `wcord pack`"),
+    "a table that is not there": (
+        "pack manifest nowhere.csv out --field rgb=x",
+        "nowhere.csv: No such file",
+        "Use a CSV or JSONL file",
+    ),
+    "a table without that column": (
+        "pack manifest t.csv out --field rgb=photo",
+        "`photo` is not a column",
+        "the columns are id, path",
+        write("t.csv", "id,path\n1,a.jpg\n"),
+    ),
+    "a table of files that are not there": (
+        "pack manifest t.csv out --field rgb=path",
+        "a.jpg: no such file",
+        "Correct the sources or the options",
+        write("t.csv", "path\na.jpg\n"),
+    ),
+    "an empty table": (
+        "pack manifest t.csv out --field rgb=path",
+        "the table has no rows",
+        "Use a CSV file with a header",
+        write("t.csv", ""),
+    ),
+    "a field without a source": (
+        "pack manifest t.csv out --field rgb",
+        "--field rgb: expected a field and its source",
+        "e.g. `--field rgb=photos`",
+        write("t.csv", "path\na.jpg\n"),
+    ),
+    "a camera without its centre": (
+        "pack manifest t.csv out --field rgb=path --intrinsics 500,500",
+        "500,500: invalid camera",
+        "`--intrinsics fx,fy,cx,cy`",
+        write("t.csv", "path\na.jpg\n"),
+    ),
+    "folders that are not there": (
+        "pack folders nowhere out --field rgb=photos",
+        "nowhere/photos: the folder does not exist or is empty",
+        "Set it with --field NAME=FOLDER",
+    ),
+    "shares that leave nothing": (
+        "pack tabletop out --test 1.5",
+        "--test 1.5 and --val 0.0",
+        "must be at least 0, with a sum below 1",
+    ),
+    **{
+        f"shards of {size} MB": (f"pack tabletop out --shard-mb {size}", f"--shard-mb {float(size)}", "such as 64")
+        for size in ("nan", "inf", "0")
+    },
+    **{
+        f"a share {share} of refused": (
+            f"pack manifest t.csv out --field text=said --max-refused {share}",
+            f"max_refused {float(share)}",
+            "expected a fraction from 0 to 1, such as 0.05",
+            write("t.csv", "said\na cat\n"),
+        )
+        for share in ("nan", "inf", "-1")
+    },
+    "a packing onto another": (
+        "pack tabletop data --scenes 8 --size 32 --workers 1",
+        "the folder contains another packing",
+        "Choose another folder, or pass `overwrite`",
+    ),
+    "an unknown data set": ("pack dataset cifar11 data out", "cifar11: unknown data set", "choose one of cifar10"),
+    "a data set in the wrong folder": (
+        "pack dataset cifar10 data out",
+        "data_batch_1.bin: No such file",
+        "Unpack the binary version of the data set here",
+    ),
+    "a file that is not there": (
+        "predict run nowhere.png",
+        "nowhere.png: no such file or folder",
+        "Give files, folders, packed data sets or shards",
+    ),
+    "a folder without such files": ("predict run run/student", "no depth files found", "(.npy, .png)"),
+    "a file that is not what its name says": (
+        "predict run text.png",
+        "none of 1 inputs can be read",
+        "not a JPEG, PNG or WebP file",
+        write("text.png", "not a picture"),
+    ),
+    "a table of an unknown kind": (
+        "predict run data --out out.xlsx",
+        "--out out.xlsx",
+        "the name must end with .csv or .jsonl",
+    ),
+    "embeddings with nowhere to go": ("embed run data", "nothing to write", "give --out FILE.npy"),
+    "an index that is not there": (
+        "search nowhere --depth x.png",
+        "nowhere: no index found",
+        "wcord embed RUN DATA --index nowhere",
+    ),
+    "a query of an unknown modality": (
+        "search index --smell x.png",
+        "--smell: no network of",
+        "use --depth or --rgb",
+    ),
+    "a query that is not there": (
+        "search index --depth x.png",
+        "x.png: No such file or directory",
+        "Give a depth file",
+    ),
+    "no query": ("search index", "set exactly one query", "e.g. --depth query.png"),
+    "an export onto a folder": ("export run data", "data: already exists", "choose a new folder, or remove it"),
+    "an export of no run": (
+        "export nowhere out",
+        "nowhere: not a run folder",
+        "Give the `run` of a config that was trained",
+    ),
+    "a busy port": ("serve run --port BUSY", "port BUSY is busy", "choose another one: --port"),
+    "a port that cannot be": ("serve run --port 99999", "cannot listen on 127.0.0.1:99999", "port must be 0-65535"),
+    "an address of another machine": (
+        "serve run --host 203.0.113.7",
+        "cannot listen on 203.0.113.7:8000",
+        "Use a free port and an address of this machine",
+    ),
+    "no onnx": ("export run out", "this needs onnx", "pip install 'wcord[export]'", without("onnx")),
+    "no faiss": (
+        "embed run data --index out",
+        "this needs faiss",
+        "pip install 'wcord[search]'",
+        without("faiss"),
+    ),
+    "no pyarrow": (
+        "embed run data --out out.parquet",
+        "this needs pyarrow",
+        "pip install 'wcord[search]'",
+        without("pyarrow"),
+    ),
+    "no uvicorn": (
+        "serve run --port 0",
+        "this needs uvicorn",
+        "pip install 'wcord[serve]'",
+        without("uvicorn"),
+    ),
+    "no wandb": (
+        f"{TRAIN} train.trackers=[wandb]",
+        "this needs wandb",
+        "pip install 'wcord[track]'",
+        without("wandb"),
+    ),
+    "no s3fs": (
+        f"{TRAIN} data.shards=s3://bucket/data",
+        "Install s3fs to access S3",
+        "pip install 'wcord[remote]'",
+        without("s3fs"),
+    ),
+    "no torchaudio": (
+        f"{TRAIN} data.shards=sounds teacher=null student.modality=audio student.encoder=log_mel_cnn",
+        "audio needs torchaudio",
+        "pip install torchaudio soundfile",
+        without("torchaudio"),
+        sounds,
+    ),
+    "a password in an address": (
+        f"{TRAIN} data.shards=https://me:secret@host/data",
+        "https://…@host: the URL of a data set must not contain a user name or password",
+        "configure the credentials as the client of the store expects them",
+    ),
+    "a test split that is not there": (
+        f"{TRAIN} evaluation.split=tset",
+        "evaluation.split: data: split `tset` has no samples",
+        "splits of this data set: train (96 samples), test (30 samples)",
+    ),
+    "a folder that another process writes": (
+        f"{TRAIN} --overwrite",
+        "is writing it",
+        "choose another folder",
+        hold_run,
+    ),
+    "an unknown command": ("trian config.yaml", "No such command 'trian'", "Did you mean 'train'?"),
+    "an unknown option": ("train config.yaml --resum", "No such option: --resum", "--resume"),
+    "an option without its value": ("pack tabletop out --scenes", "'--scenes'", "requires an argument"),
+    "a number that is none": ("pack tabletop out --scenes many", "Invalid value for '--scenes'", "valid integer"),
+    "an unknown setting": ("config explain train.clipp", "train.clipp: unknown setting", "Did you mean train.clip?"),
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, runs: Path, shapes: Path) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    shutil.copytree(shapes, folder / "data")
+    shutil.copytree(runs / "student", folder / "run")
+    config = (runs / "student.yaml").read_text()
+    (folder / "config.yaml").write_text(config.replace(str(runs / "student"), "run").replace(str(shapes), "data"))
+    call("embed", runs / "student", shapes, "--index", folder / "index")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def busy() -> Iterator[int]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_cause_and_cure(
+    wrong: str, world: Path, tmp_path: Path, busy: int, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    line, cause, cure, *prepare = WRONG[wrong]
+    folder = shutil.copytree(world, tmp_path / "world")
+    monkeypatch.chdir(folder)
+    for change in prepare:
+        change(folder, monkeypatch)
+    capfd.readouterr()
+    assert call(*shlex.split(line.replace("BUSY", str(busy)))) == 2
+    error = capfd.readouterr().err
+    assert "Traceback" not in error
+    assert cause.replace("BUSY", str(busy)) in error
+    assert cure in error
+    assert not (folder / "run2" / "student").exists()
+
+
+def test_the_page_quotes_what_the_program_says() -> None:
+    rows = [line.split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| `")]
+    quoted = [row[0].removeprefix("| ").strip("`") for row in rows]
+    elsewhere = ["temporary files: ", "only rank 0 evaluates"]  # test_cli.py, test_two_at_once.py
+    causes = [*(row[1] for row in WRONG.values()), *elsewhere]
+    assert [text for text in quoted if not any(text.strip("… ") in cause for cause in causes)] == []
+    assert len(quoted) > 15
