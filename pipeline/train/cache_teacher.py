@@ -228,7 +228,7 @@ def _write(
             for one in features:
                 _check(check_finite, one, shard, chunk["key"], teacher)
             keys += chunk["key"]
-            some.append(features[0]["pooled"][:FEWEST])
+            some += [one["pooled"][:FEWEST] for one in features[:1]]  # none, if no sample of the chunk is readable
             for row, key in enumerate(chunk["key"]):
                 yield (
                     key,
