@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import logging
-import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd import grad
 
 from losses import Features
@@ -81,10 +80,7 @@ def preprocessing(
 
 
 def adapt_input(network: nn.Module, channels: int, name: str) -> None:
-    """Give a network for 3 channels another number of input channels, as timm does.
-
-    The weights of the first convolution are summed for one channel. For others they are repeated and scaled, so that
-    the mean of its outputs stays the same.
+    """Give a network for 3 channels another number of input channels; see `fold_channels`.
 
     Args:
         network: The network, changed in place.
@@ -102,13 +98,27 @@ def adapt_input(network: nn.Module, channels: int, name: str) -> None:
             f"{name} has no first convolution of 3 channels to adapt to {channels}. For depth, `input: image` of the "
             "modality has 3 channels."
         )
-    old = first.weight.detach()
-    repeated = old.repeat(1, math.ceil(channels / 3), 1, 1)[:, :channels] * (3 / channels)
-    first.weight = nn.Parameter(old.sum(1, keepdim=True) if channels == 1 else repeated)
+    first.weight = nn.Parameter(fold_channels(first.weight.detach(), channels))
     first.in_channels = channels
     for part in network.modules():  # models that check their input
         if getattr(part, "num_channels", None) == 3:
             part.num_channels = channels  # type: ignore[assignment]
+
+
+def fold_channels(weight: Tensor, channels: int) -> Tensor:
+    """Adapt the weights of a first convolution to another number of input channels, as timm does.
+
+    They are summed for one channel. For others they are repeated and scaled, so that the mean of the output stays
+    about the same.
+
+    Args:
+        weight: The weights, `[out, in, ...]`.
+        channels: New number of input channels.
+    """
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    before = weight.shape[1]
+    return weight[:, [i % before for i in range(channels)]] * (before / channels)
 
 
 def linear_head(network: nn.Module) -> str | None:

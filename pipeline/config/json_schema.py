@@ -57,7 +57,7 @@ def schema() -> Schema:
     for part, names in ("modality", MODALITIES), ("encoder", encoders):
         found["$defs"][part] = _component(part, names)
         several = {"type": "array", "items": _ref(part), "minItems": 2}
-        found["$defs"]["NetworkSettings"]["properties"][part]["anyOf"] = [_ref(part), several]
+        found["$defs"]["Student"]["properties"][part]["anyOf"] = [_ref(part), several]
         found["$defs"]["Teacher"]["properties"][part]["anyOf"] = [_ref(part), several, {"type": "null"}]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_plain(found)}
 

@@ -220,6 +220,16 @@ class NetworkSettings(Section):
         return self
 
 
+class Student(NetworkSettings):
+    """The network to train."""
+
+    init_from: Text | None = Field(
+        default=None,
+        description="Run folder whose encoder weights the student starts from, e.g. that of an RGB teacher of the same "
+        "architecture. Its first convolution is adapted to the channels of the student.",
+    )
+
+
 class ZeroShot(Section):
     """Class names for a teacher with a text tower, instead of a head."""
 
@@ -430,7 +440,7 @@ class Config(Section):
     seed: int = Field(default=0, ge=0, le=10**18, description="Random seed.")
     data: Data = Field(description="The training data.")
     teacher: Teacher | None = Field(default=None, description="The frozen teacher; null for supervised training.")
-    student: NetworkSettings = Field(description="The network to train.")
+    student: Student = Field(description="The network to train.")
     losses: dict[str, dict[str, Any]] = Field(
         min_length=1,
         description="Terms of the objective: name, or package.module:Class -> weight and keywords. An override to null "
@@ -465,6 +475,7 @@ class Config(Section):
     def _own_folder(self) -> Config:
         read = {
             "teacher.run": self.teacher.run if self.teacher else None,
+            "student.init_from": self.student.init_from,
             "evaluation.baselines": self.evaluation.baselines,
         }
         for key, written in read.items():
@@ -485,7 +496,7 @@ SECTIONS: dict[Key, type[Section]] = {
     ("data",): Data,
     ("teacher",): Teacher,
     ("teacher", "zero_shot"): ZeroShot,
-    ("student",): NetworkSettings,
+    ("student",): Student,
     ("train",): Train,
     ("train", "learning_rate_factors"): LearningRateFactors,
     ("evaluation",): Evaluation,

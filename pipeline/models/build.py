@@ -23,6 +23,7 @@ from pipeline.data.manifest import local, verify_files
 from pipeline.data.source import OpenDataset
 from pipeline.models.cached_teacher import CachedTeacher
 from pipeline.models.distillation import Distillation
+from pipeline.models.initial_weights import initialise
 from pipeline.models.network import Joint, Network, build_network, digest, load_network, load_single, sight
 from pipeline.models.precision import precision_of
 
@@ -51,6 +52,8 @@ def build_model(config: Config, data: OpenDataset | None = None, samples: int | 
     dense = classes is not None and data.dense
     torch.manual_seed(config.seed)
     student = build_network(config.student.modality, config.student.encoder, classes, "student", dense)
+    if config.student.init_from is not None:
+        initialise(student, config.student.init_from)
     if not any(parameter.requires_grad for parameter in student.parameters()):
         raise UserError(
             "student.encoder.freeze: the student has nothing to train, since no loss trains a head. Add cross_entropy "

@@ -71,6 +71,8 @@ def warn_of_random_student(config: Config) -> None:
     Args:
         config: Config of the run.
     """
+    if config.student.init_from is not None:
+        return
     encoder = config.student.encoder
     one = not isinstance(encoder, list)
     both: Any = (config.student.modality, encoder)
@@ -78,7 +80,7 @@ def warn_of_random_student(config: Config) -> None:
         if own.get("freeze") is True and (cure := _missing(modality["name"], own)) is not None:
             log.warning(
                 f"student.encoder{'' if one else f'[{number}]'}: {own['name']} has random weights and is frozen, so "
-                f"that its features stay random. Remove `freeze`, or {cure}."
+                f"that its features stay random. Remove `freeze`, set `student.init_from`, or {cure}."
             )
 
 
