@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from datetime import timedelta
 from types import TracebackType
 
 from rich.console import Console
@@ -67,5 +68,10 @@ class Progress:
             self.bar.update(self.task, completed=self.done, rate=f"{rate:.0f} {self.unit}/s")
         elif self.shown and now - self.said >= self.SECONDS:
             self.said = now
-            left = (self.total - self.done) / max(rate, 1e-9)
-            self.console.print(f"{self.what}: {self.done} of {self.total} {self.unit}, {rate:.0f}/s, {left:.0f} s left")
+            self.console.print(f"{self.what}: {self.done} of {self.total} {self.unit}{self._left(rate)}")
+
+    def _left(self, rate: float) -> str:
+        if not self.done:
+            return ""
+        left = timedelta(seconds=round(max(self.total - self.done, 0) / rate))
+        return f", {rate:.0f}/s, {left} left" if rate >= 1 else f", {60 * rate:.2g}/min, {left} left"

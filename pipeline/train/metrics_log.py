@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -157,7 +158,7 @@ class Log:
         skipped = sum(int(v) for k, v in row.items() if k.startswith("skipped/"))
         return (
             f"step {step}/{steps}  loss {row['loss']:.3f} ({terms})  {row['samples_per_second']:.0f} samples/s  "
-            f"data wait {100 * row['data_wait']:.0f} %  {int(left // 60)}:{int(left % 60):02d} left"
+            f"data wait {100 * row['data_wait']:.0f} %  {timedelta(seconds=int(left))} left"
             + (f"  {skipped} samples skipped" if skipped else "")
             + (f"  {100 * row['unpaired']:.0f} % without teacher input" if "unpaired" in row else "")
             + (f"  {row['nonfinite_steps']:.0f} non-finite steps skipped" if "nonfinite_steps" in row else "")

@@ -159,6 +159,24 @@ def test_progress_is_silent_where_only_warnings_are_shown(
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize(
+    ("done", "seconds", "line"),
+    [
+        (0, 100.0, "packing: 0 of 1000 samples\n"),
+        (10, 1000.0, "packing: 10 of 1000 samples, 0.6/min, 1 day, 3:30:00 left\n"),
+        (500, 100.0, "packing: 500 of 1000 samples, 5/s, 0:01:40 left\n"),
+        (1000, 100.0, "packing: 1000 of 1000 samples, 10/s, 0:00:00 left\n"),
+    ],
+)
+def test_progress_estimates_the_time_left_from_what_is_done(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, done: int, seconds: float, line: str
+) -> None:
+    clock = iter([0.0, seconds])
+    monkeypatch.setattr("pipeline.common.progress.time.monotonic", lambda: next(clock))
+    Progress("packing", 1000).advance(done)
+    assert capsys.readouterr().err == line
+
+
 def test_quiet_commands_print_results_only(
     make_config: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
