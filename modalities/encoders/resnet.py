@@ -48,6 +48,8 @@ class ResNet(Staged):
         stem = conv_norm_relu(channels, widths[0], kernel=max(3, 2 * stem_stride - 1), stride=stem_stride)
         stages = stack(Block, widths, [(depth - 2) // 6] * 3, strides=(1, 2, 2))
         super().__init__(Preprocessing.of(channels, size, mean, std), stem, stages, widths)
+        # oneDNN 3.12 corrupts memory in strided 1x1 convolutions of fewer channels, on CPUs without AVX-512.
+        self.channels_last = min(widths) >= 8
         self.initialise()
 
 

@@ -100,7 +100,7 @@ class Network(nn.Module):
         Args:
             x: Output of the modality's `collate`.
         """
-        if isinstance(x, Tensor) and x.ndim == 4:
+        if self.encoder.channels_last and isinstance(x, Tensor) and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         features: Features = self.encoder(x)
         if self.head is not None:
