@@ -103,7 +103,7 @@ class Network(nn.Module):
         if isinstance(x, Tensor) and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         features: Features = self.encoder(x)
-        if features.map_channels != self.encoder.map_channels:
+        if self.encoder.map_channels not in ((), features.map_channels):
             raise UserError(_wrong_maps(features, self.spec["encoder"]["name"], self.encoder.map_channels))
         if self.head is not None:
             features.logits = self.head(features.maps if self.dense else features.pooled)
@@ -174,12 +174,12 @@ class Joint(nn.Module):
 
 
 def _wrong_maps(features: Features, encoder: str, declared: Sequence[int]) -> str:
-    """The message for maps that have other channels than the encoder declares."""
+    """The message about maps with other channels than the encoder declares."""
     shapes = ", ".join(str(list(m.shape)) for m in features.maps) or "none"
     return (
-        f"encoder {encoder}: its maps {shapes} have {list(features.map_channels)} channels, but its map_channels is "
-        f"{list(declared)}. Return images as [B, C, H, W], series as [B, C, 1, L] (`x[:, :, None]`), and tokens as "
-        "[B, N, C]."
+        f"encoder {encoder}: its maps are {shapes}, with {list(features.map_channels)} channels, but its map_channels "
+        f"are {list(declared)}. Return maps of images as [B, C, H, W], of series as [B, C, 1, L] (`x[:, :, None]`), and "
+        "tokens as [B, N, C]."
     )
 
 
