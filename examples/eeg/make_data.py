@@ -2,7 +2,7 @@
 
 python make_data.py FOLDER [COUNT]
 
-Each symbol flickers at a frequency of its own, and the visual cortex follows it (steady-state visual evoked potentials).
+Each symbol flickers at a frequency of its own, which the visual cortex follows: steady-state visual evoked potentials.
 """
 
 import csv

@@ -103,7 +103,8 @@ class Encoder(nn.Module):
             x: What `collate` of the modality returned for B samples.
 
         Returns:
-            `pooled [B, dim]` and one map for each entry of `map_channels`.
+            `pooled [B, dim]`, and for each entry C of `map_channels` a map: `[B, C, H, W]` of an image, `[B, C, 1, L]`
+            of a series, or tokens `[B, N, C]`.
         """
         raise NotImplementedError
 

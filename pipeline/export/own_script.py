@@ -78,7 +78,9 @@ def _difference(found: Arrays, wanted: Mapping[str, Any]) -> str | None:
     for name, tensor in wanted.items():
         mine, value = np.asarray(found[name]), tensor.numpy()
         if (mine.dtype, mine.shape) != (value.dtype, value.shape):
-            return f"returns {name} as {mine.dtype} {list(mine.shape)}, the modality as {value.dtype} {list(value.shape)}"
+            return (
+                f"returns {name} as {mine.dtype} {list(mine.shape)}, the modality as {value.dtype} {list(value.shape)}"
+            )
         scale = max(float(np.abs(value).max(initial=0)), 1.0)
         apart = float(np.abs(mine.astype(float) - value.astype(float)).max(initial=0)) / scale
         if not apart <= TOLERANCE:

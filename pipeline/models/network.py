@@ -178,8 +178,8 @@ def _wrong_maps(features: Features, encoder: str, declared: Sequence[int]) -> st
     shapes = ", ".join(str(list(m.shape)) for m in features.maps) or "none"
     return (
         f"encoder {encoder}: its maps are {shapes}, with {list(features.map_channels)} channels, but its map_channels "
-        f"are {list(declared)}. Return maps of images as [B, C, H, W], of series as [B, C, 1, L] (`x[:, :, None]`), and "
-        "tokens as [B, N, C]."
+        f"are {list(declared)}. Return maps of images as [B, C, H, W], of series as [B, C, 1, L] (`x[:, :, None]`), "
+        "and tokens as [B, N, C]."
     )
 
 
