@@ -25,7 +25,8 @@ class Features:
 
     Attributes:
         pooled: `[B, D]`, one vector per sample.
-        maps: Feature maps `[B, C, H, W]`, or tokens `[B, N, C]`, from shallow to deep; may be empty.
+        maps: Feature maps `[B, C, H, W]` (of a series `[B, C, 1, L]`), or tokens `[B, N, C]`, from shallow to deep; may
+            be empty.
         logits: Class scores `[B, K]`, or `[B, K, H, W]` in segmentation; None if the network has no head.
     """
 

@@ -97,7 +97,7 @@ class Modality(ABC):
         Args:
             value: What `decode` returned. It must not be modified.
             geometry: Crop and flip, drawn once per sample and shared by all modalities and masks.
-            size: Input size of the encoder in pixels. Modalities that are not images ignore it.
+            size: Input size of the encoder: pixels of an image, time steps of a series. Others may ignore it.
             rng: Source of randomness; None in evaluation, which must be deterministic.
 
         Returns:
@@ -147,6 +147,21 @@ class Modality(ABC):
                 sub-folder and names it `./sub-folder` in the spec.
         """
         return dict(spec)
+
+    @property
+    def preprocess_script(self) -> Path | None:
+        """A Python file that reads inputs of an exported student without wcord; None by default.
+
+        `wcord export` copies it to `preprocess.py`, next to `predict.py` and `load.py`, which call its two functions:
+
+        - `read(data: bytes) -> dict[str, np.ndarray]`: one file as the evaluation sees it, that is `decode` and
+          `augment` without rng. Keys are the name of the modality, or the keys of the dictionary of `collate`.
+        - `batch(samples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]`: does what `collate` does.
+
+        The settings of the modality and the input size are in `preprocessing.json` in the folder of the script. The
+        export compares both functions with the modality on samples of the data set.
+        """
+        return None
 
     @abstractmethod
     def picture(self, value: Any) -> np.ndarray:

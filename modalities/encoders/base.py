@@ -18,7 +18,8 @@ class Preprocessing:
     """Input format of an encoder: `(x - mean) / std` per channel; uint8 is first scaled to [0, 1].
 
     Args:
-        size: Side of the input `[C, size, size]` in pixels; for text, the maximum number of tokens.
+        size: Side of the input `[C, size, size]` in pixels; for a series `[C, size]`, the number of time steps; for
+            text, the maximum number of tokens.
         mean: Mean of each channel.
         std: Standard deviation of each channel.
         crop: Side of the central part that a model is evaluated on, as a fraction of the image in (0, 1].
@@ -102,7 +103,8 @@ class Encoder(nn.Module):
             x: What `collate` of the modality returned for B samples.
 
         Returns:
-            `pooled [B, dim]` and one map for each entry of `map_channels`.
+            `pooled [B, dim]`, and for each entry C of `map_channels` a map: `[B, C, H, W]` of an image, `[B, C, 1, L]`
+            of a series, or tokens `[B, N, C]`.
         """
         raise NotImplementedError
 

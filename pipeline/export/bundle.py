@@ -31,11 +31,14 @@ from pipeline.evaluate.shared_space import SPACE
 from pipeline.export import portable
 from pipeline.export.model_card import Export, card
 from pipeline.export.onnx import TOLERANCE, Graph, difference, feed, quantise, quiet, session, trace, write_onnx
+from pipeline.export.own_script import script_fault
 from pipeline.models.build import build_teacher
 from pipeline.models.network import Joint, Network, load_network, save_network
 
 CALIBRATION, TESTED, BATCH = 256, 2000, 32
 """Training samples for int8 calibration, test samples for comparing accuracies, and batch size."""
+
+PREPROCESS = "preprocess.py"
 
 SCRIPTS = ("predict.py", "load.py", "files.py")
 """Scripts of `portable` that read files and run a graph, copied under the same names."""
@@ -102,6 +105,7 @@ def _export(run: Path, out: Path) -> Export:
     done = Export(out)
     _save_transformers(network, done)
     _write_preprocessing(network, done)
+    _check_own_script(network, data.split(config.evaluation.split), done)
     try:
         _write_graphs(network, done, train, test)
     except UserError as error:
@@ -149,11 +153,18 @@ def _write_preprocessing(network: Network | Joint, done: Export) -> None:
                 "classes": network.classes,
             }
         )
-    text = json.dumps(about[0] if len(about) == 1 else about, indent=1)
+    seen = " and ".join(part.modality.name for part in parts)
+    try:
+        text = json.dumps(about[0] if len(about) == 1 else about, indent=1)
+    except TypeError as error:
+        raise UserError(
+            f"modality {seen}: {error}, so preprocessing.json cannot have its settings. Keep only numbers, strings, "
+            "lists and dictionaries as attributes, and compute other objects when they are used."
+        ) from None
     write_atomic(done.folder / "preprocessing.json", text.encode())
     if reader := _reader(parts):
         folder = Path(portable.__file__).parent
-        for source, name in ((reader, "preprocess.py"), *((name, name) for name in SCRIPTS)):
+        for source, name in ((reader, PREPROCESS), *((name, name) for name in SCRIPTS)):
             copyfile(folder / source, done.folder / name)
     elif len(parts) == 1 and type(parts[0].encoder).extract_features is not Encoder.extract_features:
         done.notes.append(
@@ -161,18 +172,29 @@ def _write_preprocessing(network: Network | Joint, done: Export) -> None:
             "for audio; its outputs are the inputs of model.onnx and model.pt2."
         )
     else:
-        seen = " and ".join(part.modality.name for part in parts)
         done.notes.append(f"No preprocess.py: the preprocessing of {seen} needs the wcord package.")
 
 
-def _reader(parts: Sequence[Network]) -> str | None:
-    """The script of `portable` that does the preprocessing of a network; None if there is none."""
+def _check_own_script(network: Network | Joint, source: Source, done: Export) -> None:
+    """Remove the scripts if that of an outside modality does not do what the modality does."""
+    script = done.folder / PREPROCESS
+    if isinstance(network, Joint) or network.modality.preprocess_script is None or not script.is_file():
+        return
+    if (fault := script_fault(script, network.view, source)) is not None:
+        name = Path(network.modality.preprocess_script).name
+        done.notes.append(f"No preprocess.py: the script {name} of the modality {network.modality.name} {fault}.")
+        for file in (PREPROCESS, *SCRIPTS):
+            (done.folder / file).unlink()
+
+
+def _reader(parts: Sequence[Network]) -> str | Path | None:
+    """The script of `portable`, or of an outside modality, that does the preprocessing of a network; None if none."""
     part = parts[0]
     surfaces = isinstance(part.modality, Depth) and part.modality.input in ("normals", "depth+normals", "hha")
     foreign = isinstance(part.modality, Text) and part.modality.tokenizer.startswith("open_clip:")
     if len(parts) > 1 or surfaces or foreign or type(part.encoder).extract_features is not Encoder.extract_features:
         return None
-    return READERS.get(type(part.modality))
+    return READERS.get(type(part.modality)) or part.modality.preprocess_script
 
 
 def _write_graphs(network: Network | Joint, done: Export, train: list[Any], test: list[Any]) -> None:

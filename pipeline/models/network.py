@@ -103,6 +103,8 @@ class Network(nn.Module):
         if self.encoder.channels_last and isinstance(x, Tensor) and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         features: Features = self.encoder(x)
+        if self.encoder.map_channels not in ((), features.map_channels):
+            raise UserError(_wrong_maps(features, self.spec["encoder"]["name"], self.encoder.map_channels))
         if self.head is not None:
             features.logits = self.head(features.maps if self.dense else features.pooled)
         return features
@@ -169,6 +171,16 @@ class Joint(nn.Module):
 
     def _networks(self) -> list[Network]:
         return cast(list[Network], list(self.networks))
+
+
+def _wrong_maps(features: Features, encoder: str, declared: Sequence[int]) -> str:
+    """The message about maps with other channels than the encoder declares."""
+    shapes = ", ".join(str(list(m.shape)) for m in features.maps) or "none"
+    return (
+        f"encoder {encoder}: its maps are {shapes}, with {list(features.map_channels)} channels, but its map_channels "
+        f"are {list(declared)}. Return maps of images as [B, C, H, W], of series as [B, C, 1, L] (`x[:, :, None]`), "
+        "and tokens as [B, N, C]."
+    )
 
 
 def _modules(encoder: Encoder, freeze: bool | Sequence[str]) -> list[nn.Module]:

@@ -72,6 +72,11 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], list[bytes]]] = [
         {"name": "text_transformer", "width": 8, "heads": 2},
         [b"a red ball on a table", "\n grüße\nother".encode()],
     ),
+    (  # of an outside package: 384, 100 and 256 time steps
+        {"name": "wcord_eeg:EEG", "channels": 3},
+        {"name": "wcord_eeg:SeriesCNN", "width": 4},
+        [metres(RNG.normal(2, 20, (3, length))) for length in (384, 100, 256)],
+    ),
 ]
 
 
@@ -93,8 +98,9 @@ def reader(words: Any, encoder: Any, folder: Path, crop: float = 1.0) -> tuple[A
 @pytest.mark.parametrize("crop", [1.0, 0.83])
 @pytest.mark.parametrize(("words", "encoder", "files"), CASES)
 def test_it_reads_files_as_the_modality_does(
-    words: Any, encoder: Any, files: list[bytes], crop: float, tmp_path: Path
+    words: Any, encoder: Any, files: list[bytes], crop: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples" / "eeg")
     network, module = reader(words, encoder, tmp_path, crop)
     view = network.view
     meta, camera = ({"intrinsics": CAMERA}, [tuple(CAMERA.values())]) if words.get("baseline") else ({}, [])

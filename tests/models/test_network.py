@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from losses import Features
 from modalities.transformers_loader import import_transformers
 from pipeline.common.errors import UserError
 from pipeline.models.network import Network, build_network, digest, load_network, save_network, sight
@@ -37,6 +38,18 @@ def test_round_trip(tmp_path: Path, number: int, classes: list[str] | None) -> N
     assert loaded.dims == network.dims
     assert loaded.view == network.view
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.safetensors", "network.json"]
+
+
+def test_maps_of_a_series_without_a_height_are_refused() -> None:
+    network = build(1)
+    network.encoder.forward = lambda x: Features(x.mean((2, 3)), [x.mean(2)])  # type: ignore[method-assign]
+    network.encoder.map_channels = (4,)
+    with pytest.raises(UserError, match=r"encoder cnn5: its maps are \[2, 4, 9\], with \[9\] .*\[B, C, 1, L\]"):
+        network(torch.rand(2, 4, 16, 9))
+    network.encoder.forward = lambda x: Features(x.mean((2, 3)), [x.mean(2)[:, :, None]])  # type: ignore[method-assign]
+    assert network(torch.rand(2, 4, 16, 9)).maps[0].shape == (2, 4, 1, 9)
+    network.encoder.map_channels = ()  # maps that nobody asks for
+    network(torch.rand(2, 4, 16, 9))
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
