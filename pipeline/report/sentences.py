@@ -110,8 +110,9 @@ def _past_its_best(run: Run) -> list[str]:
         best = min(values) if lower_is_better(metric) else max(values)
         if abs(best - values[-1]) > (0.02 if is_fraction(metric) else 0.1 * abs(best)):
             found.append(
-                f"{name} on held-out samples was best at step {steps[values.index(best)]:,} ({format_metric(metric, best)}) "
-                f"and ended at {format_metric(metric, values[-1])}: it may be overfitting."
+                f"{name} on held-out samples was best at step {steps[values.index(best)]:,} "
+                f"({format_metric(metric, best)}) and ended at {format_metric(metric, values[-1])}: "
+                "it may be overfitting."
             )
     return found
 
