@@ -133,7 +133,7 @@ class Loss(nn.Module):
     - `needs_maps`: `Features.maps`. Other losses do not receive maps.
     - `needs_sizes`: `Dims.sizes`, the sizes of the maps.
     - `needs_index`: `batch["index"]`, for a loss that stores something per sample. Its keyword `samples` is set to the
-      size of the training set.
+      size of the training set. Such a loss cannot be computed on held-out samples.
     - `reads_pixels`: the loss also supports logits of pixels.
     - `per_sample`: the loss is a mean of independent samples, without statistics or queues. Only such losses support
       gradient accumulation. The default is False, which is always safe.
@@ -147,7 +147,7 @@ class Loss(nn.Module):
     needs_sizes: ClassVar[bool] = False
     reads_pixels: ClassVar[bool] = False
     never_decayed: ClassVar[tuple[str, ...]] = ()
-    needs_index: ClassVar[bool] = False
+    needs_index: bool = False
     per_sample: bool = False
 
     def __init_subclass__(cls, **keywords: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt, Le, Lt
@@ -44,7 +44,7 @@ class CRD(Loss):
         ValueError: `samples` or `batch["index"]` is missing.
     """
 
-    needs_index: ClassVar[bool] = True
+    needs_index = True
     labels: Tensor
     log_z: Tensor
     seed: Tensor

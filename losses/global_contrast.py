@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le
@@ -72,7 +72,7 @@ class GlobalContrast(Loss):
             set without `standardise`; or there is a bank, but the batch has no index.
     """
 
-    needs_index: ClassVar[bool] = True
+    needs_index = True
     never_decayed = ("log_temperature",)
     log_normaliser: Tensor
 
@@ -133,6 +133,7 @@ class GlobalContrast(Loss):
         }
         self.queue = Queue(0 if negatives else queue, **columns, index=(0, torch.int64))
         self.bank = FeatureBank(samples, bank, **columns) if samples and (bank or negatives) else None
+        self.needs_index = self.bank is not None
 
     @classmethod
     def suspects(cls, settings: Mapping[str, Any]) -> dict[str, str]:

@@ -122,6 +122,8 @@ def words(setting: Schema) -> str:
         if "prefixItems" in setting:
             return f"[{', '.join(words(one) for one in setting['prefixItems'])}]"
         return f"list of {words(setting.get('items', {}))}"
+    if "examples" in setting:
+        return f"text such as `{setting['examples'][0]}`"
     limits = [f"{word} {setting[limit]:g}" for limit, word in _LIMITS.items() if limit in setting]
     return " ".join([_TYPES.get(str(setting.get("type")), "mapping"), " and ".join(limits)]).strip()
 

@@ -16,6 +16,7 @@ from pipeline.common.errors import UserError
 from pipeline.common.run_format import FORMAT, check_format
 from pipeline.config.components import check_components
 from pipeline.config.document import Document, Key, dump
+from pipeline.config.interval import Interval
 from pipeline.config.messages import explain, near
 
 SHIPPED = next(
@@ -381,7 +382,9 @@ class Train(Section):
         description="Callbacks: ema, early_stopping, learning_rate_finder, or your own package.module:Class; or "
         "{name: ..., keywords}.",
     )
-    checkpoint_every: int = Field(default=500, gt=0, description="Steps between checkpoints.")
+    checkpoint_every: Interval = Field(
+        default=500, description="Steps between checkpoints, or epochs such as `2 epochs`."
+    )
     timeout: float = Field(
         default=600.0,
         gt=0,
@@ -416,8 +419,15 @@ class Evaluation(Section):
     """What is measured, on which samples, and compared with what."""
 
     split: str = Field(default="test", min_length=1, description="Split for evaluation.")
-    every: int = Field(
-        default=0, ge=0, description="Steps between validations (top-1) on that split during training; 0 disables them."
+    every: Literal[0] | Interval = Field(
+        default=0,
+        description="Steps between validations on that split during training, or epochs such as `2 epochs`; 0 disables "
+        "them.",
+    )
+    monitor: Literal["auto", "top1", "mIoU", "loss", "R@1", "R@5", "R@10"] = Field(
+        default="auto",
+        description="The validation metric that selects `best/`: loss, or R@k, the retrieval of the teacher's view. "
+        "auto: top1 (mIoU for masks) if the split has labels and a loss trains logits, else R@10.",
     )
     metrics: list[Text] = Field(
         default=[],

@@ -102,7 +102,7 @@ class Distillation(nn.Module):
             traced: Whether the output has a `trace`.
             shares: Loss -> factor, for a part of a batch; None for the whole batch.
         """
-        student = self._features(self.student, batch["student"])
+        student = self.features(self.student, batch["student"])
         if traced:
             student = traceable(student)
         teacher = self.teach(batch)
@@ -153,9 +153,10 @@ class Distillation(nn.Module):
         if isinstance(self.teacher, CachedTeacher):
             return _full(self.teacher(batch["teacher"]))
         with torch.no_grad():
-            return self._features(self.teacher, batch["teacher"])
+            return self.features(self.teacher, batch["teacher"])
 
-    def _features(self, network: nn.Module, x: Any) -> Features:
+    def features(self, network: nn.Module, x: Any) -> Features:
+        """The features of a network as the losses read them: in full precision, and maps only if a loss needs them."""
         features: Features = (
             network(x) if self.micro_batch is None else in_parts(network, x, self.micro_batch, self.needs_maps)
         )

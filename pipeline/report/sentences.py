@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.evaluate.probes import never_predicted
 from pipeline.runs.artifacts import Confusion, Embeddings, Thumbnails, spread
 from pipeline.runs.collapse import collapse_warnings
-from pipeline.runs.reader import Run, format_metric, random_order
+from pipeline.runs.reader import Run, format_metric, is_fraction, lower_is_better, random_order
 
 
 def code(text: str) -> str:
@@ -103,13 +103,17 @@ def warnings(run: Run, embeddings: Embeddings | None, confusion: Confusion | Non
 
 def _past_its_best(run: Run) -> list[str]:
     found = []
-    steps, values = run.series("held_out/top1")
-    if values and max(values) - values[-1] > 0.02:
-        best = steps[values.index(max(values))]
-        found.append(
-            f"Top-1 on held-out samples was best at step {best:,} ({format_metric('top1', max(values))}) and ended at "
-            f"{format_metric('top1', values[-1])}: it may be overfitting."
-        )
+    for metric, name in {"top1": "Top-1", "mIoU": "mIoU", "R@10": "R@10", "loss": "The loss"}.items():
+        steps, values = run.series(f"held_out/{metric}")
+        if not values:
+            continue
+        best = min(values) if lower_is_better(metric) else max(values)
+        if abs(best - values[-1]) > (0.02 if is_fraction(metric) else 0.1 * abs(best)):
+            found.append(
+                f"{name} on held-out samples was best at step {steps[values.index(best)]:,} "
+                f"({format_metric(metric, best)}) and ended at {format_metric(metric, values[-1])}: "
+                "it may be overfitting."
+            )
     return found
 
 

@@ -25,6 +25,7 @@ from pipeline.common.files import sha256, write_atomic
 from pipeline.common.run_format import FORMAT, check_format
 from pipeline.config.renamed import with_current_names
 from pipeline.models.network import Joint, Network, save_network
+from pipeline.runs.reader import lower_is_better
 
 log = logging.getLogger(__name__)
 
@@ -237,10 +238,11 @@ def set_aside(folder: Path, step: int) -> None:
             path.rename(aside)
 
 
-def keep_best(network: Network | Joint, folder: Path, step: int, metric: str, value: float) -> None:
-    """Write the network to `folder`, in the format of `student/`, if its metric is higher than that of the one there.
+def keep_best(network: Network | Joint, folder: Path, step: int, metric: str, value: float) -> bool:
+    """Write the network to `folder`, in the format of `student/`, if its metric is better than that of the one there.
 
-    Of equal values the first is kept. NaN is never the best.
+    Of equal values the first is kept. NaN is never the best. A network that another metric selected is not compared:
+    its folder is renamed to `best_METRIC`.
 
     Args:
         network: The student.
@@ -248,23 +250,37 @@ def keep_best(network: Network | Joint, folder: Path, step: int, metric: str, va
         step: Number of steps taken.
         metric: Name of the metric.
         value: Value of the metric on held-out samples.
+
+    Returns:
+        Whether it was written.
     """
     about = folder / "best.json"
-    best = _read_best(about, metric)
-    if math.isnan(value) or (best is not None and best >= value):
-        return
+    falls = lower_is_better(metric)
+    other, best = _read_best(about)
+    if other not in (None, metric):
+        aside = folder.with_name(f"{folder.name}_{other}")
+        log.warning(f"{folder}: was selected by {other}, and this run selects by {metric}; renamed to {aside.name}/.")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        best = None
+    if math.isnan(value) or (best is not None and (best <= value if falls else best >= value)):
+        return False
     about.unlink(missing_ok=True)
     save_network(network, folder)
-    write_atomic(about, json.dumps({"step": step, metric: value}).encode())
+    written = {"step": step, metric: value, "monitor": metric, "mode": "min" if falls else "max"}
+    write_atomic(about, json.dumps(written).encode())
+    return True
 
 
-def _read_best(path: Path, metric: str) -> float | None:
-    """The value of the metric in `best.json`; None if there is none, or the file is damaged or has another metric."""
+def _read_best(path: Path) -> tuple[str | None, float | None]:
+    """The metric in `best.json` and its value; None if there is no such file, or it is damaged."""
     try:
-        best = float(json.loads(path.read_bytes())[metric])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return None if math.isnan(best) else best
+        row = json.loads(path.read_bytes())
+        metric = row["monitor"] if "monitor" in row else next(key for key in row if key != "step")  # before 0.2
+        best = float(row[metric])
+    except (OSError, ValueError, KeyError, TypeError, StopIteration, RecursionError):
+        return None, None
+    return (None, None) if math.isnan(best) or not re.fullmatch(r"[\w@]+", metric) else (metric, best)
 
 
 def _flush(path: Path) -> None:

@@ -19,8 +19,8 @@ RESULTS = ("student", "results.json", "evaluation", "report.html", "nonfinite_ra
 """Patterns of files made at the end of training or from its result. Outdated as soon as the run resumes."""
 
 WRITTEN = (
-    *("checkpoints", "metrics.jsonl", "skipped.jsonl", "best", "tensorboard", "trackers.json", "profile.json"),
-    *("learning_rates.json", "learning_rate_finder.json"),
+    *("checkpoints", "metrics.jsonl", "skipped.jsonl", "best", "best_*", "tensorboard", "trackers.json"),
+    *("profile.json", "learning_rates.json", "learning_rate_finder.json"),
     *RESULTS,
 )
 """Patterns of everything that a run writes, except its config."""

@@ -81,8 +81,8 @@ def distill(
     example = source.first()
     named, settings = _named(losses)
     config = _config(run, seed, len(example["key"]), student, settings, train)
-    if config.train.epochs is not None and source.steps is None:
-        raise UserError("epochs: the data has no length; set steps.")
+    if source.steps is None and (config.train.epochs or isinstance(config.train.checkpoint_every, str)):
+        raise UserError("the data has no length: set steps instead of epochs, also for checkpoint_every.")
 
     def set_up(accelerator: Accelerator, own: Callbacks) -> tuple[Training, str]:
         model = _model(teacher, student, example, named, config)

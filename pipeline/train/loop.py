@@ -35,6 +35,7 @@ from pipeline.train.callbacks import Callback
 from pipeline.train.callbacks.events import Callbacks, build_callbacks
 from pipeline.train.fsdp import prepare_sharding
 from pipeline.train.guard import Guard
+from pipeline.train.held_out import HeldOut, open_held_out
 from pipeline.train.launch import in_brief, lost, owned_by_all, start_accelerator
 from pipeline.train.metrics_log import Log
 from pipeline.train.nonfinite import NonFinite
@@ -45,7 +46,7 @@ from pipeline.train.schedule import Schedule
 from pipeline.train.signals import Stop, Stopped
 from pipeline.train.state import Training
 from pipeline.train.step import Records, after_step, train_step, validate
-from pipeline.train.validation import check_missing, no_labels
+from pipeline.train.validation import check_missing
 
 log = logging.getLogger(__name__)
 
@@ -237,20 +238,11 @@ def _set_up(config: Config, dataset: OpenDataset, accelerator: Accelerator, call
     for each in mixture.datasets if mixture else [dataset]:
         check_inputs(config, each)
     source = mixture.sources[0] if mixture else dataset.split("train", config.data.label_fraction, config.seed)
-    checked = config.evaluation.split if config.evaluation.every else None
     batch = config.data.batch_size
     epoch = mixture.steps_per_epoch(batch) if mixture else steps_per_epoch(source, batch)
     schedule = Schedule(config.train, epoch, config.losses)
-    held_out = dataset.split(checked) if checked else None
-    if held_out is not None and not held_out.labelled():
-        raise UserError(no_labels(held_out))
-
     distillation = build_model(config, dataset, (mixture or source).samples)
-    if held_out is not None and distillation.student.classes is None:
-        raise UserError(
-            "evaluation.every: validation requires class logits, but no loss trains them; set it to 0, or add "
-            "cross_entropy or kd."
-        )
+    held_out = open_held_out(config, dataset, source, distillation, accelerator)
     if distillation.cache:  # a cache belongs to a single data set
         source = replace(source, cache=distillation.cache)
         mixture = mixture and replace(mixture, sources=(source,))
@@ -263,7 +255,7 @@ def assemble(
     accelerator: Accelerator,
     callbacks: Callbacks,
     source: Source | Mixture | PlainData,
-    held_out: Source | None,
+    held_out: HeldOut | None,
     schedule: Schedule,
     distillation: Distillation,
     identity: dict[str, Any],

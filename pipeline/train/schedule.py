@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.config.interval import in_steps
 from pipeline.config.settings import Train
 from pipeline.config.weight_schedule import factor
 
@@ -29,6 +30,15 @@ class Schedule:
     def steps(self) -> int:
         """Number of optimiser steps of the run."""
         return self.train.steps or (self.train.epochs or 0) * self.steps_per_epoch
+
+    def is_due(self, interval: int | str, step: int) -> bool:
+        """Whether a step is the last one of an interval, such as `train.checkpoint_every`.
+
+        Args:
+            interval: Number of steps, or of epochs such as `2 epochs`.
+            step: Number of the step, from 1.
+        """
+        return step % in_steps(interval, self.steps_per_epoch) == 0
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up to the peak, then a cosine decay to 0, or a factor of 0.1 after each milestone.

@@ -18,6 +18,7 @@ from pipeline.models.network import Joint, Network
 from pipeline.train.callbacks.events import Callbacks
 from pipeline.train.fsdp import plain_student
 from pipeline.train.guard import Guard
+from pipeline.train.held_out import HeldOut
 from pipeline.train.plain_data import PlainData
 from pipeline.train.schedule import Schedule
 
@@ -30,7 +31,7 @@ class Training:
         config: The config.
         accelerator: The accelerator.
         source: The training split, a mixture, or a loader.
-        held_out: The split for validation during training, or None.
+        held_out: What validation measures during training, or None.
         schedule: The schedule.
         distillation: The model.
         spare: With FSDP, a copy of the student that is not sharded.
@@ -44,7 +45,7 @@ class Training:
     config: Config
     accelerator: Accelerator
     source: Source | Mixture | PlainData
-    held_out: Source | None
+    held_out: HeldOut | None
     schedule: Schedule
     distillation: Distillation
     spare: Network | Joint | None

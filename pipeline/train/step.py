@@ -116,18 +116,19 @@ def after_step(
         Whether this was the last step, because of the schedule or of a callback.
     """
     config, accelerator, callbacks = training.config, training.accelerator, training.callbacks
+    schedule = training.schedule
     if result.taken:
         records.log.add(result.output, batch)
     callbacks.call("on_step", training, step, result.output.scalars())
-    last = step == training.schedule.steps or callbacks.asked(accelerator)
+    last = step == schedule.steps or callbacks.asked(accelerator)
     if step % config.train.log_every == 0 or last or stopping:  # all steps are logged before the run stops
         write_log(training, records, step, result)
-    if training.held_out is not None and (step % config.evaluation.every == 0 or last) and not stopping:
+    if training.held_out is not None and (schedule.is_due(config.evaluation.every, step) or last) and not stopping:
         validate(training, records, step)
         if callbacks.asked(accelerator) and not last:
             last = True
             write_log(training, records, step, result)
-    if (step % config.train.checkpoint_every == 0 and records.finite.row == 0) or last or stopping:
+    if (schedule.is_due(config.train.checkpoint_every, step) and records.finite.row == 0) or last or stopping:
         records.ledger.share(accelerator)
         save(training, step)
         callbacks.call("on_checkpoint", training, step)

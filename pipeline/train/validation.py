@@ -1,4 +1,4 @@
-"""Validation on held-out samples during training."""
+"""Validation on held-out samples during training, and `best/`."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ from pipeline.data.stream import EvalStream, loader
 from pipeline.evaluate.segmentation import confusion, scores
 from pipeline.models.network import Joint, Network
 from pipeline.runs.checkpoint import BEST, keep_best
-from pipeline.runs.reader import read_log
+from pipeline.runs.reader import format_metric, read_log
+from pipeline.train.held_out import no_labels
+from pipeline.train.held_out_pairs import held_out_loss, held_out_retrieval
 from pipeline.train.metrics_log import Log
 from pipeline.train.resume import average_buffers
 from pipeline.train.state import Training
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def check_missing(training: Training, step: int) -> bool:
     """Whether validation of the step that the run resumes from is missing, because the run was stopped there."""
-    if training.held_out is None or step == 0 or step % training.config.evaluation.every:
+    every = training.config.evaluation.every
+    if training.held_out is None or step == 0 or not training.schedule.is_due(every, step):
         return False
     found = read_log(training.run / "metrics.jsonl", []).get(step, {})
     missing = [not any(name.startswith("held_out/") for name in found)]
@@ -44,14 +47,24 @@ def check_held_out(training: Training, step: int, log: Log) -> dict[str, float]:
     Returns:
         Name -> value of each metric.
     """
-    assert training.held_out is not None
+    held_out = training.held_out
+    assert held_out is not None
     student = training.student()
     average_buffers(student, training.accelerator)
-    metric, value = held_out_score(student, training.held_out, training.config, training.accelerator)
-    log.scalars(step, {f"held_out/{metric}": value})
+    found: dict[str, float] = {}
+    if held_out.scored:
+        found |= [held_out_score(student, held_out.source, training.config, training.accelerator)]
+    if held_out.monitor == "loss":
+        found |= held_out_loss(training, student)
+    elif held_out.monitor.startswith("R@"):
+        found |= held_out_retrieval(training, student)
+    log.scalars(step, {f"held_out/{metric}": value for metric, value in found.items()})
     if training.accelerator.is_main_process:
-        keep_best(student, training.run / BEST, step, metric, value)
-    return {metric: value}
+        monitor, value = held_out.monitor, found[held_out.monitor]
+        better = keep_best(student, training.run / BEST, step, monitor, value)
+        shown = f"{monitor} {format_metric(monitor, value)}{', the best so far' if better else ''}"
+        logger.info(f"step {step}/{training.schedule.steps}  validation: {shown}")
+    return found
 
 
 @torch.no_grad()
@@ -88,17 +101,9 @@ def held_out_score(
     tally = accelerator.reduce(tally, "sum")
     if skipped:
         found = in_words(counts(skipped))
-        log.warning(f"evaluation.every: skipped {len(skipped)} samples ({found})")
+        logger.warning(f"evaluation.every: skipped {len(skipped)} samples ({found})")
     if not tally.any():
         raise UserError(no_labels(source))
     if source.task.mask:
         return "mIoU", scores(tally, list(map(str, range(source.task.classes))))["mIoU"]
     return "top1", tally.trace().item() / tally.sum().item()
-
-
-def no_labels(source: Source) -> str:
-    """The error message for a split without usable labels."""
-    return (
-        f"evaluation.every: requires labelled samples in evaluation.split, but {source.folder} has none that can be "
-        "used; set it to 0."
-    )

@@ -39,6 +39,20 @@ def test_a_batch_that_tells_nothing_is_one_of_unknown_labels(name: str) -> None:
     torch.testing.assert_close(one(student(x), teacher(x), index), other(student(x), teacher(x), unknown | index))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_no_loss_changes_its_state_in_evaluation_mode(name: str) -> None:
+    """Else validation on held-out samples would change the training."""
+    loss, student, teacher = made(name)
+    value(loss, student, teacher, 9)
+    loss.eval()
+    before = {key: x.clone() for key, x in loss.state_dict().items()}
+    versions = [x._version for x in loss.buffers()]
+    value(loss, student, teacher, 7)
+    for key, x in loss.state_dict().items():
+        torch.testing.assert_close(x, before[key], rtol=0, atol=0, msg=key)
+    assert versions == [x._version for x in loss.buffers()]
+
+
 PER_SAMPLE = {"kd", "cross_entropy", "dkd", "logit_standardisation", "at", "nst", "vid"}
 
 

@@ -18,9 +18,9 @@ from pipeline.evaluate.write_artifacts import write_arrays
 from pipeline.report import svg as charts
 from pipeline.report.gallery import true_pair_rank
 from pipeline.report.page import page, report
-from pipeline.report.sentences import warnings
+from pipeline.report.sentences import _past_its_best, warnings
 from pipeline.runs.artifacts import read_embeddings, spread
-from pipeline.runs.reader import read_run
+from pipeline.runs.reader import Run, read_run
 
 
 @pytest.fixture(scope="module")
@@ -276,3 +276,18 @@ def test_ticks_are_round_and_inside(low: float, high: float) -> None:
     assert all(low - 1e-12 <= tick <= high + 1e-12 for tick in found)
     step = found[1] - found[0]
     assert float(f"{step:.1e}"[0]) in (1, 2, 5)
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "said"),
+    [
+        ("top1", [0.5, 0.8, 0.7], "Top-1 on held-out samples was best at step 2 (80.0 %) and ended at 70.0 %"),
+        ("R@10", [0.5, 0.8, 0.79], ""),
+        ("loss", [3.0, 1.0, 2.0], "The loss on held-out samples was best at step 2 (1) and ended at 2"),
+        ("loss", [3.0, 2.0, float("nan")], ""),
+    ],
+)
+def test_a_monitored_metric_that_got_worse_is_a_warning(metric: str, values: list[float], said: str) -> None:
+    log = {step: {f"held_out/{metric}": value} for step, value in enumerate(values, 1)}
+    found = [" ".join(text.split()) for text in _past_its_best(Run(Path("run"), log=log))]
+    assert found == ([f"{said}: it may be overfitting."] if said else [])

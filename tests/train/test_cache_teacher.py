@@ -384,6 +384,15 @@ def test_several_teachers_each_with_a_cache_and_one_cache_of_them_all(student: P
         train(configs.load(student, [both[0]]))
 
 
+@pytest.mark.parametrize("monitor", ["loss", "R@1"])
+def test_held_out_samples_are_those_of_the_teacher_itself(student: Path, monitor: str) -> None:
+    cache(configs.load(student))
+    settings = ("train.steps=2", "evaluation.every=2", f"evaluation.monitor={monitor}")
+    runs = run_of(student, "cached", *settings), run_of(student, "live", "teacher.cache=null", *settings)
+    cached, live = (json.loads((run / "best" / "best.json").read_text())[monitor] for run in runs)
+    assert cached == pytest.approx(live, rel=1e-4)
+
+
 def test_a_cache_in_half_precision_with_maps(student: Path, data: Path) -> None:
     config = configs.load(student, ["teacher.cache_dtype=bfloat16", "losses={fitnet: {}}"])
     about = Cache.model_validate_json(cache(config).read_bytes())

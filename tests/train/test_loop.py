@@ -221,15 +221,6 @@ def test_a_check_on_a_split_without_labels_is_refused_before_the_first_step(make
     run_config(path, "evaluation.every=6", "data.label=parity")
 
 
-def test_a_check_on_a_student_without_a_head_is_refused_before_the_first_step(make_config: Any, teacher: str) -> None:
-    path = make_config("student", teacher, "  wcord: {dim: 8}")
-    with pytest.raises(
-        UserError, match=r"evaluation.every: validation requires class logits, but no loss trains them; set it to 0"
-    ):
-        run_config(path, "evaluation.every=6")
-    assert not Path(configs.load(path).run).exists()
-
-
 def test_a_run_that_goes_on_is_not_taken_for_finished(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_config()
     run = run_config(path)

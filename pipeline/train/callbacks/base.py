@@ -29,6 +29,7 @@ class Context:
         config: The config of the run.
         run: The run folder.
         main: Whether this is the first process, the only one that should write files or log.
+        monitor: The validation metric that selects `best/` (`evaluation.monitor`); None without validation.
         stop: Ends the run after this step, with a reason, e.g. `context.stop("no improvement")`. The run logs, writes
             a checkpoint and its student, and counts as finished.
     """
@@ -41,6 +42,7 @@ class Context:
     config: Config
     run: Path
     main: bool
+    monitor: str | None
     stop: Callable[[str], None]
 
     @property

@@ -59,6 +59,7 @@ class Callbacks:
                 training.config,
                 training.run,
                 main,
+                training.held_out.monitor if training.held_out else None,
                 partial(self._stop, name),
             )
             _run(name, f"{event} at step {step}", partial(getattr(callback, event), context))

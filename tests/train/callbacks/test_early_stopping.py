@@ -54,6 +54,17 @@ def test_a_metric_that_validation_does_not_have_is_named(make_config: Any) -> No
         train(configs.load(make_config(), [callback]), overwrite=True)
 
 
+def test_without_a_metric_it_monitors_that_of_the_run(caplog: pytest.LogCaptureFixture) -> None:
+    first, same, other = EarlyStopping(patience=2), EarlyStopping(patience=2), EarlyStopping(patience=2)
+    for stopping, monitor in ((first, "loss"), (same, "loss"), (other, "R@1")):
+        stopping.on_start(SimpleNamespace(monitor=monitor))  # type: ignore[arg-type]
+    assert stopped_at(first, [3, 2, 1, 0]) is None  # a loss should fall
+    for stopping in (same, other):
+        stopping.load_state_dict(first.state_dict())
+    assert (same.best, other.best) == (0, float("-inf"))
+    assert "starts afresh, since it monitored loss before, and R@1 now" in caplog.text
+
+
 def test_a_run_ends_early(make_config: Any) -> None:
     callback = "train.callbacks=[{name: early_stopping, monitor: top1, patience: 2, min_delta: 0.9}]"
     run = train(configs.load(make_config(), [callback, "evaluation.every=2"]))
