@@ -25,6 +25,9 @@ T = TypeVar("T")
 SCHEMES = ("http", "https", "s3", "gs", "hf", "memory")
 ORIGIN = "origin.txt"
 BLOCK = 8 << 20
+THREADS = 16
+"""Requests to a store at a time."""
+
 RETRIES, FIRST_PAUSE, STALLED = 8, 0.25, 30.0
 """Number of attempts of a request; pause in seconds after the first failure, doubled each time; and timeout of a block
 in seconds."""
@@ -107,8 +110,20 @@ def refresh(folder: Path, name: str) -> None:
         FileNotFoundError: There is no such file.
         UserError: The store cannot be reached.
     """
-    url = f"{origin(folder)}/{name}"
-    _replace(folder / name, patiently(url, lambda fs, path, failures: _read(fs, path)))
+    _replace(folder / name, read_file(f"{origin(folder)}/{name}"))
+
+
+def read_file(url: str) -> bytes:
+    """Read a small remote file.
+
+    Args:
+        url: Its URL.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        UserError: The store cannot be reached.
+    """
+    return patiently(url, lambda fs, path, failures: _read(fs, path))
 
 
 def exists(url: str) -> bool:
