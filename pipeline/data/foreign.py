@@ -71,13 +71,14 @@ def index_folder(spec: str | Path) -> Path:
     return cache_folder() / "indexes" / blake2b(SEPARATOR.join(parts).encode(), digest_size=10).hexdigest()
 
 
-def index_once(spec: str | Path, folder: Path, label: str = "label") -> Dataset:
+def index_once(spec: str | Path, folder: Path, label: str = "label", tolerant: bool = False) -> Dataset:
     """Index foreign shards at their first use. Later calls only count shards that have changed.
 
     Args:
         spec: Folder or pattern, as in `data.shards`.
         folder: Folder of the index.
         label: The label whose values become classes, as in `data.label`.
+        tolerant: Count a damaged shard as far as it can be read.
 
     Returns:
         The manifest.
@@ -89,7 +90,8 @@ def index_once(spec: str | Path, folder: Path, label: str = "label") -> Dataset:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "index.lock"):  # one process of a machine counts, the others wait
         # In this process: others would be spawned, which a script without a main guard does not survive.
-        return write_index(str(spec), urls, folder, splits_by_name(urls), Wanted(labels_of(label)), workers=1)
+        wanted = Wanted(labels_of(label), tolerant=tolerant)
+        return write_index(str(spec), urls, folder, splits_by_name(urls), wanted, workers=1)
 
 
 def labels_of(label: str) -> tuple[tuple[str, LabelValue], ...]:

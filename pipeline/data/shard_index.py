@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -63,6 +63,7 @@ class Count(BaseModel):
         sha256: SHA-256 of the file, or "" if it was not computed.
         stated: URL or path of the file that states the number of samples; "" if they were counted. If they were not,
             `fields` is about the first sample.
+        fault: Why the shard cannot be read to its end; "" if it can. The counts are then about what is before.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -75,6 +76,7 @@ class Count(BaseModel):
     labels: dict[str, list[str]]
     sha256: str
     stated: str = ""
+    fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,13 @@ class Wanted:
         labels: Name of each label, as in `data.label`, and its location.
         division: The rule that divides the samples of a shard among splits, if there is one.
         hashed: Whether to compute the SHA-256 of local shards, which reads them completely.
+        tolerant: Whether to count a damaged shard as far as it can be read. Otherwise, it is an error.
     """
 
     labels: tuple[tuple[str, LabelValue], ...] = ()
     division: Division | None = None
     hashed: bool = False
+    tolerant: bool = field(default=False, repr=False)  # does not change what is stored
 
     @property
     def members(self) -> frozenset[str]:
@@ -120,7 +124,8 @@ def count_shards(
         The counts, in the order of the shards.
 
     Raises:
-        UserError: A shard cannot be reached or read. The message names the first one.
+        UserError: A shard cannot be reached, or it is damaged and `wanted` is not tolerant. The message names the first
+            one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / COUNTS
@@ -136,10 +141,26 @@ def count_shards(
         _end_line(memory)
         for count in chain(found.values(), _counts(rest, wanted, workers)):
             known[count.url] = count
-            memory.write(json.dumps({"wanted": about, "count": count.model_dump()}).encode() + b"\n")
-            memory.flush()
+            if count.fault:
+                _report(count, wanted.tolerant)
+            else:
+                memory.write(json.dumps({"wanted": about, "count": count.model_dump()}).encode() + b"\n")
+                memory.flush()
             advance(1)
     return [known[url] for url in urls]
+
+
+def _report(count: Count, tolerant: bool) -> None:
+    """Report a damaged shard. It is not stored, so it is reported at each use, until it is repaired."""
+    if not tolerant:
+        raise UserError(
+            f"{count.url}: {count.fault}. Repair the shard or remove it from data.shards, or set data.max_faulty to "
+            "skip what cannot be read."
+        )
+    log.warning(
+        f"{count.url}: {count.fault}. The {count.samples} samples before the fault count as faulty (data.max_faulty); "
+        "any others are not counted. Repair the shard or remove it from data.shards."
+    )
 
 
 def _stated(jobs: Sequence[Job], wanted: Wanted, stated: Find) -> dict[str, Count]:
@@ -243,6 +264,7 @@ def _state(url: str) -> tuple[int, str]:
 def _count(job: Job, wanted: Wanted) -> Count:
     """Read the headers of one shard."""
     url, size, state = job
+    fault = ""
     samples, fields, splits = 0, Counter[str](), Counter[str]()
     values: dict[str, set[str]] = {label: set() for label, _ in wanted.labels}
     try:
@@ -255,7 +277,7 @@ def _count(job: Job, wanted: Wanted) -> Count:
                     splits[wanted.division.split_of(key, members)] += 1
                 _collect(values, wanted, members)
     except (OSError, ValueError) as error:
-        raise UserError(f"{url}: {error}. Repair the shard or remove it from data.shards.") from None
+        fault = str(error)
     labels = {label: sorted(found) for label, found in values.items() if 0 < len(found) <= MOST_VALUES}
     digest = sha256(Path(url)) if wanted.hashed and not is_remote(url) else ""
     return Count(
@@ -267,6 +289,7 @@ def _count(job: Job, wanted: Wanted) -> Count:
         splits=dict(splits),
         labels=labels,
         sha256=digest,
+        fault=fault,
     )
 
 

@@ -297,8 +297,9 @@ def open_dataset(
     Raises:
         UserError: A data set cannot be found or read.
     """
-    others = tuple((other, load_dataset(other)) for other in join)
-    manifest = load_dataset(folder, label)
+    tolerant = policy.max_faulty > 0
+    others = tuple((other, load_dataset(other, tolerant=tolerant)) for other in join)
+    manifest = load_dataset(folder, label, tolerant)
     return OpenDataset(folder, local(folder), manifest, label, policy, others=others)
 
 

@@ -67,7 +67,7 @@ def check(
     Raises:
         UserError: There is no readable `dataset.json`. All other problems are in the report.
     """
-    dataset, folder = load_dataset(folder), local(folder)
+    dataset, folder = load_dataset(folder, tolerant=True), local(folder)
     total = sum(map(dataset.samples, dataset.splits))
     held: Counter[str] = Counter()
     for member, count in dataset.fields.items():

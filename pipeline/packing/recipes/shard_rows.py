@@ -158,8 +158,8 @@ def _rows(job: RowJob) -> tuple[int, list[Row]]:
                 twice.clear()
     except (OSError, ValueError) as error:
         raise UserError(f"{job.url}: {error}. Repair the shard or leave it out.") from None
-    if job.shard and (error := refuted(job.shard, job.url, len(found), extensions)) is not None:
-        raise error
+    if job.shard and (wrong := refuted(job.shard, job.url, len(found), extensions)) is not None:
+        raise wrong
     return job.number, found
 
 
