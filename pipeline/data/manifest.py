@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +18,9 @@ from pipeline.data.dataset import MANIFEST, Dataset, Shard
 from pipeline.data.foreign import PACKING, index_folder, index_once, is_foreign
 from pipeline.data.remote import exists, is_remote, mirror, origin, refresh
 from pipeline.data.tar import split_name
+
+Load = Callable[[str | Path, str, bool], Dataset]
+"""Loads a data set, as `load_dataset` does; the processes of a training share one that does it once."""
 
 
 def load_dataset(folder: str | Path, label: str = "label", tolerant: bool = False) -> Dataset:

@@ -112,7 +112,7 @@ def is_trusted(by: str) -> bool:
     Args:
         by: URL or path of a file that states numbers.
     """
-    return not _note(by).exists()
+    return not (_notes() / _note(by.rpartition("/")[0])).exists()
 
 
 def refuted(
@@ -142,16 +142,34 @@ def refuted(
         fault += f"{stated.by} states its number of samples"
     else:
         return None
-    note, folder = _note(stated.by), stated.by.rpartition("/")[0]
-    with suppress(OSError):
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.touch()
+    folder = stated.by.rpartition("/")[0]
+    refute([_note(folder)])
     return UserError(
         f"{path}: the shard {fault}. From now on, the numbers stated in {folder} are ignored and its shards are "
         "counted. If data.shards is an index, run `wcord index` again. Then start the run again, without --resume."
     )
 
 
-def _note(by: str) -> Path:
-    folder = by.rpartition("/")[0].encode("utf-8", "surrogateescape")
-    return cache_folder() / "refuted" / blake2b(folder, digest_size=10).hexdigest()
+def refuted_folders() -> list[str]:
+    """Short names of the folders with a wrong number, to hand to other machines; see `refute`."""
+    return sorted(path.name for path in _notes().glob("*"))
+
+
+def refute(folders: Iterable[str]) -> None:
+    """Ignore from now on, on this machine, the numbers that are stated in folders.
+
+    Args:
+        folders: Short names of the folders; see `refuted_folders`.
+    """
+    with suppress(OSError):  # a cache that cannot be written: the numbers are compared again
+        _notes().mkdir(parents=True, exist_ok=True)
+        for name in folders:
+            (_notes() / name).touch()
+
+
+def _notes() -> Path:
+    return cache_folder() / "refuted"
+
+
+def _note(folder: str) -> str:
+    return blake2b(folder.encode("utf-8", "surrogateescape"), digest_size=10).hexdigest()
