@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from filelock import FileLock
 
 from pipeline.common.errors import UserError
+from pipeline.data.hub import reach_hub
 
 T = TypeVar("T")
 
@@ -210,7 +211,8 @@ def _read(fs: Any, path: str, **part: int) -> bytes:
 
         data = sync(fs.loop, fs._cat_file, path, timeout=STALLED, **part)
     else:
-        data = fs.cat_file(path, **part)
+        # Huggingface_hub would read 5 MB ahead, also for the few bytes of a header.
+        data = fs.cat_file(path, **part, **({"cache_type": "none"} if fs.protocol == "hf" else {}))
     return data
 
 
@@ -281,12 +283,14 @@ def file_system(url: str) -> tuple[Any, str]:
     Call this for each request: fsspec caches file systems by process, and a forked worker must not use its parent's.
 
     Raises:
-        UserError: The client of the store is not installed.
+        UserError: The client of the store is not installed, or the Hugging Face hub cannot be reached.
     """
     import fsspec
 
     try:
         fs, path = fsspec.core.url_to_fs(url)
+        if url.startswith("hf://"):
+            reach_hub(fs.endpoint)
     except ImportError as error:
         raise UserError(f"{url}: {error}. Install it with `pip install 'wcord[remote]'`.") from None
     return fs, path

@@ -33,7 +33,7 @@ COUNTS = "counts.jsonl"
 WORTH_PROCESSES = 64 << 20
 """Bytes of shards; below this total, starting processes takes longer than counting."""
 
-VERSIONS = ("ETag", "etag", "mtime", "LastModified", "Last-Modified", "last_commit")
+VERSIONS = ("ETag", "etag", "mtime", "LastModified", "Last-Modified", "blob_id")
 """Keys under which stores report the version of an object."""
 
 MOST_VALUES = 100_000
