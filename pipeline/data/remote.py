@@ -212,7 +212,7 @@ def _read(fs: Any, path: str, **part: int) -> bytes:
         data = sync(fs.loop, fs._cat_file, path, timeout=STALLED, **part)
     else:
         # Huggingface_hub would read 5 MB ahead, also for the few bytes of a header.
-        data = fs.cat_file(path, **part, **({"cache_type": "none"} if fs.protocol == "hf" else {}))
+        data = fs.cat_file(path, **part, **({"cache_type": "none"} if getattr(fs, "protocol", "") == "hf" else {}))
     return data
 
 
