@@ -46,10 +46,10 @@ class Store(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[type[Store]]:
+def serving(folder: Path, handler: type[Store] = Store) -> Iterator[type[Store]]:
     """A server of a folder, until the end of the block."""
     folder.mkdir(parents=True, exist_ok=True)
-    kind: type[Store] = type("Handler", (Store,), {"folder": folder, "served": Counter(), "versions": {}})
+    kind: type[Store] = type("Handler", (handler,), {"folder": folder, "served": Counter(), "versions": {}})
     running = ThreadingHTTPServer(("127.0.0.1", 0), kind)
     kind.url = f"http://127.0.0.1:{running.server_port}"
     Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()

@@ -20,6 +20,19 @@ from pipeline.data.remote import is_remote, mirror
 MANIFEST = "dataset.json"
 
 
+class Stated(BaseModel):
+    """Where the number of samples of a shard is from that was not counted.
+
+    Attributes:
+        by: URL or path of the file that states it.
+        extensions: All extensions of the data set, from the first sample of each shard.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    by: str
+    extensions: tuple[str, ...]
+
+
 class Shard(BaseModel):
     """One tar.
 
@@ -32,6 +45,7 @@ class Shard(BaseModel):
         url: URL or absolute path of a shard that is not next to `dataset.json`, else "".
         state: Modification time or version when the shard was indexed, or "" if unknown.
         total: Number of samples of all splits, if the shard contains several splits.
+        stated: Where the number of samples is from if they were not counted. It is verified before the shard is used.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,6 +56,7 @@ class Shard(BaseModel):
     url: str = ""
     state: str = ""
     total: int = 0
+    stated: Stated | None = None
 
     def path(self, folder: Path) -> Path:
         """Local path of the shard. A remote shard may not be downloaded yet.
@@ -130,6 +145,11 @@ class Dataset(BaseModel):
     def samples(self, split: str) -> int:
         """Number of samples of a split; 0 if there is no such split."""
         return sum(shard.samples for shard in self.splits.get(split, []))
+
+    @property
+    def counted(self) -> bool:
+        """Whether all samples were counted. Otherwise `fields` is about the first samples of shards."""
+        return all(shard.stated is None for shards in self.splits.values() for shard in shards)
 
     def counts(self) -> dict[str, int]:
         """Label -> number of classes, for all labels except masks."""

@@ -6,6 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from glob import has_magic
 from hashlib import blake2b
 from itertools import chain
@@ -15,12 +16,13 @@ from filelock import FileLock
 
 from pipeline.common.files import write_atomic
 from pipeline.common.progress import Progress
-from pipeline.data.dataset import MANIFEST, Dataset, Shard
+from pipeline.data.dataset import MANIFEST, Dataset, Shard, Stated
 from pipeline.data.division import REST, Division
 from pipeline.data.label_value import LabelValue, class_names
 from pipeline.data.remote import cache_folder, is_remote
 from pipeline.data.shard_index import Count, Wanted, count_shards
 from pipeline.data.shard_urls import SEPARATOR, shard_urls
+from pipeline.data.stated_counts import stated_counts
 
 USUAL_LABEL = ("label", LabelValue("cls"))
 """Name and location of the default label."""
@@ -37,7 +39,7 @@ SPLIT_WORDS = {
 
 
 def is_foreign(spec: str | Path) -> bool:
-    """Whether this names foreign shards: a pattern, a tar, or a local folder of tars without `dataset.json`.
+    """Whether this names foreign shards: a pattern, a tar, an index of wids, or a local folder without `dataset.json`.
 
     A remote folder counts as packed. Whether it has a `dataset.json` is only known after a request.
 
@@ -45,7 +47,13 @@ def is_foreign(spec: str | Path) -> bool:
         spec: Folder, URL or pattern, as in `data.shards`.
     """
     text = str(spec)
-    if SEPARATOR in text or "{" in text or has_magic(text) or text.endswith(".tar") or text.startswith("pipe:"):
+    if (
+        SEPARATOR in text
+        or "{" in text
+        or has_magic(text)
+        or text.endswith((".tar", ".json"))
+        or text.startswith("pipe:")
+    ):
         return is_remote(text) or not (Path(text) / MANIFEST).exists()
     if is_remote(text):
         return False
@@ -63,13 +71,14 @@ def index_folder(spec: str | Path) -> Path:
     return cache_folder() / "indexes" / blake2b(SEPARATOR.join(parts).encode(), digest_size=10).hexdigest()
 
 
-def index_once(spec: str | Path, folder: Path, label: str = "label") -> Dataset:
+def index_once(spec: str | Path, folder: Path, label: str = "label", tolerant: bool = False) -> Dataset:
     """Index foreign shards at their first use. Later calls only count shards that have changed.
 
     Args:
         spec: Folder or pattern, as in `data.shards`.
         folder: Folder of the index.
         label: The label whose values become classes, as in `data.label`.
+        tolerant: Count a damaged shard as far as it can be read.
 
     Returns:
         The manifest.
@@ -81,7 +90,8 @@ def index_once(spec: str | Path, folder: Path, label: str = "label") -> Dataset:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "index.lock"):  # one process of a machine counts, the others wait
         # In this process: others would be spawned, which a script without a main guard does not survive.
-        return write_index(urls, folder, splits_by_name(urls), Wanted(labels_of(label)), workers=1)
+        wanted = Wanted(labels_of(label), tolerant=tolerant)
+        return write_index(str(spec), urls, folder, splits_by_name(urls), wanted, workers=1)
 
 
 def labels_of(label: str) -> tuple[tuple[str, LabelValue], ...]:
@@ -95,6 +105,7 @@ def labels_of(label: str) -> tuple[tuple[str, LabelValue], ...]:
 
 
 def write_index(
+    patterns: str,
     urls: Sequence[str],
     folder: Path,
     splits: Mapping[str, str],
@@ -106,6 +117,7 @@ def write_index(
     """Count shards and write a `dataset.json` with their URLs. Shards are not copied.
 
     Args:
+        patterns: `data.shards`, which may name indexes of wids.
         urls: URLs or paths of the shards.
         folder: Folder of the `dataset.json` and of the stored counts, with which an interrupted call resumes.
         splits: URL -> split of a whole shard. The default is `train`.
@@ -121,7 +133,7 @@ def write_index(
         UserError: A shard cannot be read.
     """
     with Progress("counting", len(urls), "shards") as progress:
-        counts = count_shards(urls, wanted, folder, workers, progress.advance)
+        counts = count_shards(urls, wanted, folder, workers, progress.advance, partial(stated_counts, patterns))
     dataset = describe(counts, splits, wanted.division, name or Path(urls[0]).parent.name or "shards")
     if fields:
         dataset = dataset.model_copy(update={"names": dataset.named(fields).names})
@@ -145,6 +157,8 @@ def describe(counts: Sequence[Count], splits: Mapping[str, str], division: Divis
     fields, values = Counter[str](), dict[str, set[str]]()
     for count in counts:
         fields.update(count.fields)
+    for count in counts:
+        stated = Stated(by=count.stated, extensions=tuple(sorted(fields))) if count.stated else None
         for label, own in count.labels.items():
             values.setdefault(label, set()).update(own)
         for split, samples in (count.splits or {splits.get(count.url, REST): count.samples}).items():
@@ -156,6 +170,7 @@ def describe(counts: Sequence[Count], splits: Mapping[str, str], division: Divis
                 url=count.url,
                 state=count.state,
                 total=count.samples,
+                stated=stated,
             )
             found.setdefault(split, []).append(shard)
     return Dataset(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,19 +19,23 @@ from pipeline.data.foreign import PACKING, index_folder, index_once, is_foreign
 from pipeline.data.remote import exists, is_remote, mirror, origin, refresh
 from pipeline.data.tar import split_name
 
+Load = Callable[[str | Path, str, bool], Dataset]
+"""Loads a data set, as `load_dataset` does; the processes of a training share one that does it once."""
 
-def load_dataset(folder: str | Path, label: str = "label") -> Dataset:
+
+def load_dataset(folder: str | Path, label: str = "label", tolerant: bool = False) -> Dataset:
     """Load a data set: read its `dataset.json`, or index foreign shards at their first use.
 
     Args:
         folder: A packed or indexed data set, or a pattern, glob or folder of WebDataset shards.
         label: The label whose values become classes when foreign shards are indexed, as in `data.label`.
+        tolerant: Index a damaged foreign shard as far as it can be read. Otherwise, it is an error.
 
     Raises:
         UserError: There is no data set, or its `dataset.json` is invalid.
     """
     if is_foreign(folder):
-        return index_once(folder, index_folder(folder), label).named({})
+        return index_once(folder, index_folder(folder), label, tolerant).named({})
     path = local(folder) / MANIFEST
     try:
         if is_remote(folder):
@@ -40,7 +44,7 @@ def load_dataset(folder: str | Path, label: str = "label") -> Dataset:
             except FileNotFoundError:
                 if exists(f"{str(folder).rstrip('/')}/{PACKING}/plan.json"):  # its shards are not whole data sets
                     raise
-                return index_once(folder, path.parent, label).named({})
+                return index_once(folder, path.parent, label, tolerant).named({})
         return _checked(folder, Dataset.model_validate_json(path.read_bytes())).named({})
     except FileNotFoundError:
         raise UserError(

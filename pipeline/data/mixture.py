@@ -12,6 +12,7 @@ from torch.utils.data import IterableDataset
 
 from pipeline.common.errors import UserError
 from pipeline.data.augmentation import WHOLE, Augmentation
+from pipeline.data.manifest import Load, load_dataset
 from pipeline.data.order import Shares, once, passes_from, with_replacement
 from pipeline.data.prepare import Prepare
 from pipeline.data.settings import Settings, SourceSettings
@@ -62,18 +63,19 @@ class Mixture:
         return self.epoch_samples // batch
 
 
-def open_mixture(config: Settings, first: OpenDataset) -> Mixture:
+def open_mixture(config: Settings, first: OpenDataset, load: Load = load_dataset) -> Mixture:
     """Open the training splits of the data sets of a config.
 
     Args:
         config: Config of the run.
         first: Its first data set, which defines the classes.
+        load: Loads a manifest.
 
     Raises:
         UserError: A data set has a class that the first one lacks, or only one of them has masks.
     """
     data = config.data
-    opened = [first, *(OpenDataset.of_source(config, source) for source in data.sources[1:])]
+    opened = [first, *(OpenDataset.of_source(config, source, load) for source in data.sources[1:])]
     sources: list[Source] = []
     for settings, dataset in zip(data.sources, opened, strict=True):
         source = dataset.split("train", data.label_fraction, config.seed)

@@ -19,12 +19,16 @@ from typing import Any, TypeVar
 from filelock import FileLock
 
 from pipeline.common.errors import UserError
+from pipeline.data.hub import reach_hub
 
 T = TypeVar("T")
 
 SCHEMES = ("http", "https", "s3", "gs", "hf", "memory")
 ORIGIN = "origin.txt"
 BLOCK = 8 << 20
+THREADS = 16
+"""Requests to a store at a time."""
+
 RETRIES, FIRST_PAUSE, STALLED = 8, 0.25, 30.0
 """Number of attempts of a request; pause in seconds after the first failure, doubled each time; and timeout of a block
 in seconds."""
@@ -107,8 +111,20 @@ def refresh(folder: Path, name: str) -> None:
         FileNotFoundError: There is no such file.
         UserError: The store cannot be reached.
     """
-    url = f"{origin(folder)}/{name}"
-    _replace(folder / name, patiently(url, lambda fs, path, failures: _read(fs, path)))
+    _replace(folder / name, read_file(f"{origin(folder)}/{name}"))
+
+
+def read_file(url: str) -> bytes:
+    """Read a small remote file.
+
+    Args:
+        url: Its URL.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        UserError: The store cannot be reached.
+    """
+    return patiently(url, lambda fs, path, failures: _read(fs, path))
 
 
 def exists(url: str) -> bool:
@@ -195,7 +211,8 @@ def _read(fs: Any, path: str, **part: int) -> bytes:
 
         data = sync(fs.loop, fs._cat_file, path, timeout=STALLED, **part)
     else:
-        data = fs.cat_file(path, **part)
+        # Huggingface_hub would read 5 MB ahead, also for the few bytes of a header.
+        data = fs.cat_file(path, **part, **({"cache_type": "none"} if getattr(fs, "protocol", "") == "hf" else {}))
     return data
 
 
@@ -266,12 +283,14 @@ def file_system(url: str) -> tuple[Any, str]:
     Call this for each request: fsspec caches file systems by process, and a forked worker must not use its parent's.
 
     Raises:
-        UserError: The client of the store is not installed.
+        UserError: The client of the store is not installed, or the Hugging Face hub cannot be reached.
     """
     import fsspec
 
     try:
         fs, path = fsspec.core.url_to_fs(url)
+        if url.startswith("hf://"):
+            reach_hub(fs.endpoint)
     except ImportError as error:
         raise UserError(f"{url}: {error}. Install it with `pip install 'wcord[remote]'`.") from None
     return fs, path

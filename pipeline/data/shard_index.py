@@ -1,17 +1,19 @@
 """Indexes foreign shards by their tar headers: samples, sizes, members and label values. The counts are stored.
 
-The index of the webdataset library (wids) needs to read each shard completely, and stores its result with the shards.
+Numbers of samples that others have stored are used: the index of webdataset's own wids, and img2dataset's statistics.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -23,21 +25,28 @@ from pipeline.common.process_pool import map_jobs
 from pipeline.data.division import Division
 from pipeline.data.label_value import LARGEST, LabelValue
 from pipeline.data.range_reader import RangeReader
-from pipeline.data.remote import is_remote, patiently, read_block
+from pipeline.data.remote import THREADS, is_remote, patiently, read_block
+from pipeline.data.stated_counts import Statement, is_trusted
 from pipeline.data.tar import group_members, in_members, read_members
 
 COUNTS = "counts.jsonl"
-THREADS = 16
-"""Requests to a store at a time."""
-
 WORTH_PROCESSES = 64 << 20
 """Bytes of shards; below this total, starting processes takes longer than counting."""
 
-VERSIONS = ("ETag", "etag", "mtime", "LastModified", "Last-Modified", "last_commit")
+VERSIONS = ("ETag", "etag", "mtime", "LastModified", "Last-Modified", "blob_id")
 """Keys under which stores report the version of an object."""
 
 MOST_VALUES = 100_000
 """Maximum number of distinct values of a label; a member with more values is not a class."""
+
+
+Job = tuple[str, int, str]
+"""URL, size in bytes and state of a shard."""
+
+Find = Callable[[Mapping[str, int]], Mapping[str, Statement]]
+"""Finds stated numbers of samples; see `stated_counts`."""
+
+log = logging.getLogger(__name__)
 
 
 class Count(BaseModel):
@@ -52,6 +61,9 @@ class Count(BaseModel):
         splits: Split -> number of samples; {} if splits consist of whole shards.
         labels: Label -> its distinct values.
         sha256: SHA-256 of the file, or "" if it was not computed.
+        stated: URL or path of the file that states the number of samples; "" if they were counted. If they were not,
+            `fields` is about the first sample.
+        fault: Why the shard cannot be read to its end; "" if it can. The counts are then about what is before.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -63,6 +75,8 @@ class Count(BaseModel):
     splits: dict[str, int]
     labels: dict[str, list[str]]
     sha256: str
+    stated: str = ""
+    fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,11 +87,13 @@ class Wanted:
         labels: Name of each label, as in `data.label`, and its location.
         division: The rule that divides the samples of a shard among splits, if there is one.
         hashed: Whether to compute the SHA-256 of local shards, which reads them completely.
+        tolerant: Whether to count a damaged shard as far as it can be read. Otherwise, it is an error.
     """
 
     labels: tuple[tuple[str, LabelValue], ...] = ()
     division: Division | None = None
     hashed: bool = False
+    tolerant: bool = field(default=False, repr=False)  # does not change what is stored
 
     @property
     def members(self) -> frozenset[str]:
@@ -87,7 +103,12 @@ class Wanted:
 
 
 def count_shards(
-    urls: Sequence[str], wanted: Wanted, folder: Path, workers: int, advance: Callable[[int], None]
+    urls: Sequence[str],
+    wanted: Wanted,
+    folder: Path,
+    workers: int,
+    advance: Callable[[int], None],
+    stated: Find = lambda sizes: {},
 ) -> list[Count]:
     """Count the content of shards. Shards that have not changed since the last call are not counted again.
 
@@ -97,32 +118,96 @@ def count_shards(
         folder: Folder that stores the counts. Each count is written at once, so an interrupted call resumes.
         workers: Number of processes.
         advance: Called with the number of shards counted since its last call.
+        stated: Finds the stated numbers of samples by the sizes of shards; see `stated_counts`.
 
     Returns:
         The counts, in the order of the shards.
 
     Raises:
-        UserError: A shard cannot be reached or read. The message names the first one.
+        UserError: A shard cannot be reached, or it is damaged and `wanted` is not tolerant. The message names the first
+            one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / COUNTS
     about = f"{wanted!r}"
-    known = {count.url: count for said, count in _remembered(file) if said == about}
+    known = {c.url: c for said, c in _remembered(file) if said == about and (not c.stated or is_trusted(c.stated))}
     states = dict(zip(urls, states_of(urls), strict=True))
     fresh = [url for url in urls if url not in known or (known[url].bytes, known[url].state) != states[url]]
     advance(len(urls) - len(fresh))
-    jobs = [(url, *states[url]) for url in fresh]
+    jobs: list[Job] = [(url, *states[url]) for url in fresh]
+    found = _stated(jobs, wanted, stated)
+    rest = [job for job in jobs if job[0] not in found]
     with file.open("a+b") as memory:
         _end_line(memory)
-        for count in _counts(jobs, wanted, workers):
+        for count in chain(found.values(), _counts(rest, wanted, workers)):
             known[count.url] = count
-            memory.write(json.dumps({"wanted": about, "count": count.model_dump()}).encode() + b"\n")
-            memory.flush()
+            if count.fault:
+                _report(count, wanted.tolerant)
+            else:
+                memory.write(json.dumps({"wanted": about, "count": count.model_dump()}).encode() + b"\n")
+                memory.flush()
             advance(1)
     return [known[url] for url in urls]
 
 
-def _counts(jobs: Sequence[tuple[str, int, str]], wanted: Wanted, workers: int) -> Iterator[Count]:
+def _report(count: Count, tolerant: bool) -> None:
+    """Report a damaged shard. It is not stored, so it is reported at each use, until it is repaired."""
+    if not tolerant:
+        raise UserError(
+            f"{count.url}: {count.fault}. Repair the shard or remove it from data.shards, or set data.max_faulty to "
+            "skip what cannot be read."
+        )
+    log.warning(
+        f"{count.url}: {count.fault}. The {count.samples} samples before the fault count as faulty (data.max_faulty); "
+        "any others are not counted. Repair the shard or remove it from data.shards."
+    )
+
+
+def _stated(jobs: Sequence[Job], wanted: Wanted, stated: Find) -> dict[str, Count]:
+    """Shards whose number of samples is stated: only their first sample is read, for its members.
+
+    Labels are in the samples, so if a sample has one, all shards have to be counted.
+    """
+    if not jobs or wanted.division or wanted.hashed:
+        return {}
+    found = stated({url: size for url, size, _ in jobs})
+    with ThreadPoolExecutor(THREADS) as pool:
+        counts = pool.map(lambda job: _first(job, found[job[0]]), [job for job in jobs if job[0] in found])
+        usable = {count.url: count for count in counts if count is not None}
+    if any(wanted.members & count.fields.keys() for count in usable.values()):
+        return {}
+    if usable:
+        by = next(iter(usable.values())).stated
+        log.info(
+            f"the numbers of samples of {len(usable)} of {len(jobs)} shards are stated in files such as {by}; each is "
+            "verified when its shard is first read"
+        )
+    return usable
+
+
+def _first(job: Job, stated: Statement) -> Count | None:
+    """Read the first sample of a shard; None if there should be none, or if it cannot be read."""
+    url, size, state = job
+    with suppress(OSError, ValueError), open_headers(url, size) as file:
+        _refuse_gzip(file)
+        for _, members in group_members(read_members(file, lambda name: False)):
+            if stated.samples == 0:
+                return None
+            return Count(
+                url=url,
+                bytes=size,
+                state=state,
+                samples=stated.samples,
+                fields=dict.fromkeys(sorted(members), stated.samples),
+                splits={},
+                labels={},
+                sha256="",
+                stated=stated.by,
+            )
+    return None
+
+
+def _counts(jobs: Sequence[Job], wanted: Wanted, workers: int) -> Iterator[Count]:
     """Count remote shards in threads, which mostly wait for the store, and large local ones in processes."""
     if any(is_remote(url) for url, _, _ in jobs):
         with ThreadPoolExecutor(THREADS) as pool:
@@ -176,9 +261,10 @@ def _state(url: str) -> tuple[int, str]:
     return int(info["size"]), str(next((info[key] for key in VERSIONS if info.get(key)), ""))
 
 
-def _count(job: tuple[str, int, str], wanted: Wanted) -> Count:
+def _count(job: Job, wanted: Wanted) -> Count:
     """Read the headers of one shard."""
     url, size, state = job
+    fault = ""
     samples, fields, splits = 0, Counter[str](), Counter[str]()
     values: dict[str, set[str]] = {label: set() for label, _ in wanted.labels}
     try:
@@ -191,7 +277,7 @@ def _count(job: tuple[str, int, str], wanted: Wanted) -> Count:
                     splits[wanted.division.split_of(key, members)] += 1
                 _collect(values, wanted, members)
     except (OSError, ValueError) as error:
-        raise UserError(f"{url}: {error}. Repair the shard or remove it from data.shards.") from None
+        fault = str(error)
     labels = {label: sorted(found) for label, found in values.items() if 0 < len(found) <= MOST_VALUES}
     digest = sha256(Path(url)) if wanted.hashed and not is_remote(url) else ""
     return Count(
@@ -203,6 +289,7 @@ def _count(job: tuple[str, int, str], wanted: Wanted) -> Count:
         splits=dict(splits),
         labels=labels,
         sha256=digest,
+        fault=fault,
     )
 
 

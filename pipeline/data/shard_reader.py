@@ -14,6 +14,7 @@ from pipeline.common.files import sha256
 from pipeline.data.dataset import MANIFEST, Layout, Shard
 from pipeline.data.reading import note
 from pipeline.data.remote import fetch, origin
+from pipeline.data.stated_counts import refuted
 from pipeline.data.tar import UNNAMED, group_members, in_members, read_members
 from pipeline.data.verified import once_a_machine
 
@@ -195,8 +196,13 @@ def verify_shard(path: Path, shard: Shard, stamp: tuple[int, int]) -> str | None
 
     Returns:
         The fault, or None if the shard is valid.
+
+    Raises:
+        UserError: The shard is valid, but it has another number of samples than was stated, or other members than the
+            first samples, so that the plan of the epoch is wrong.
     """
     about = f"{stamp} {shard.content} {shard.total or shard.samples}"
+    about += f" {' '.join(shard.stated.extensions)}" if shard.stated else ""
     return once_a_machine(path, about, partial(_examine, path, shard))
 
 
@@ -205,11 +211,12 @@ def _examine(path: Path, shard: Shard) -> str | None:
         return f"its sha256 is not the one in {MANIFEST}: it was damaged or changed after packing"
     if (size := path.stat().st_size) != shard.bytes:
         return f"has {size} bytes, but {MANIFEST} says {shard.bytes}: truncated or changed"
-    keys: set[str] = set()
+    keys, extensions = set[str](), set[str]()
     faults: list[str] = []
     with path.open("rb", buffering=1 << 16) as file:
         members = read_members(file, lambda name: False)
-        for key, _ in group_members(members, partial(_note, faults, shard)):
+        for key, held in group_members(members, partial(_note, faults, shard)):
+            extensions.update(held)
             if key in keys:
                 faults.append(f"members of sample {key} are not adjacent, or two samples have this key")
             if faults:
@@ -218,6 +225,8 @@ def _examine(path: Path, shard: Shard) -> str | None:
     if faults:
         return faults[0]
     expected = shard.total or shard.samples
+    if (error := refuted(shard, path, len(keys), extensions)) is not None:
+        raise error  # no policy allows it: the epoch was planned with another number
     return None if len(keys) == expected else f"has {len(keys)} samples, but {MANIFEST} says {expected}"
 
 

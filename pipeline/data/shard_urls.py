@@ -1,4 +1,4 @@
-"""Expands `data.shards` to the URLs of shards: brace patterns, globs, lists, folders and tars, local or remote.
+"""Expands `data.shards` to the URLs of shards: brace patterns, globs, lists, folders, tars and indexes of wids.
 
 The webdataset library expands braces and splits at `::`. It cannot list remote folders or globs, and it runs `pipe:`
 URLs in a shell, which is refused here.
@@ -15,6 +15,7 @@ from webdataset.shardlists import expand_urls
 
 from pipeline.common.errors import UserError
 from pipeline.data.remote import file_system, is_remote, refuse_secrets
+from pipeline.data.wids import read_wids
 
 COMPRESSED = re.compile(r"\.(tgz|tar\.(gz|bz2|xz|zst))$")
 SEPARATOR = "::"
@@ -25,7 +26,7 @@ def shard_urls(patterns: str) -> list[str]:
     """Expand patterns to shards, in the order of the patterns. Shards of a folder or a glob are sorted by name.
 
     Args:
-        patterns: Tars, brace patterns, globs or folders, local or remote, separated by `::`.
+        patterns: Tars, brace patterns, globs, folders or indexes of wids (`.json`), local or remote, separated by `::`.
 
     Returns:
         URLs and absolute paths.
@@ -35,12 +36,7 @@ def shard_urls(patterns: str) -> list[str]:
     """
     found: list[str] = []
     for pattern in patterns.split(SEPARATOR):
-        if pattern.startswith("pipe:"):
-            raise UserError(
-                f"data.shards: {pattern}: pipe: commands are never run. Use the URL of the store, e.g. "
-                "s3://bucket/shards."
-            )
-        refuse_secrets(pattern)
+        _refuse_unsafe(pattern)
         try:
             expanded = expand_urls(pattern)
         except ValueError as error:
@@ -57,8 +53,34 @@ def shard_urls(patterns: str) -> list[str]:
     return found
 
 
+def _refuse_unsafe(url: str) -> None:
+    if url.startswith("pipe:"):
+        raise UserError(
+            f"data.shards: {url}: pipe: commands are never run. Use the URL of the store, e.g. s3://bucket/shards."
+        )
+    refuse_secrets(url)
+
+
+def _indexed(index: str) -> list[str]:
+    """The shards in an index of wids, in its order."""
+    try:
+        shards = [shard.url for shard in read_wids(index)]
+    except (OSError, ValueError) as error:
+        raise UserError(f"data.shards: {index}: cannot be read: {error}.") from None
+    for url in shards:
+        _refuse_unsafe(url)
+        if not is_remote(url) and not Path(url).is_file():
+            raise UserError(
+                f"data.shards: {index}: its shard {url} does not exist. Correct the address, which is relative to the "
+                "folder of the index, or write a pattern of the shards in data.shards."
+            )
+    return _some(index, shards)
+
+
 def _listed(url: str) -> list[str]:
     """The shards of one URL or path without braces."""
+    if url.endswith(".json"):
+        return _indexed(url)
     if is_remote(url):
         return _far(url)
     if has_magic(url):

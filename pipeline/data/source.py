@@ -17,7 +17,7 @@ from pipeline.data.dataset import Dataset, Layout, Shard
 from pipeline.data.decoding import decode_view, sample_error
 from pipeline.data.feature_cache import Cache, decode, member
 from pipeline.data.join import Join
-from pipeline.data.manifest import load_dataset, local, verify_files
+from pipeline.data.manifest import Load, load_dataset, local, verify_files
 from pipeline.data.settings import Settings, SourceSettings
 from pipeline.data.shard_reader import Sample, read_shard, slices
 from pipeline.data.skipped import SampleError
@@ -196,27 +196,32 @@ class OpenDataset:
     others: tuple[tuple[str, Dataset], ...] = ()
 
     @classmethod
-    def from_config(cls, config: Settings) -> OpenDataset:
+    def from_config(cls, config: Settings, load: Load = load_dataset) -> OpenDataset:
         """Open the data set of a config, or the first one of a mixture.
+
+        Args:
+            config: The config.
+            load: Loads a manifest.
 
         Raises:
             UserError: See `of_source`.
         """
-        return cls.of_source(config, config.data.sources[0])
+        return cls.of_source(config, config.data.sources[0], load)
 
     @classmethod
-    def of_source(cls, config: Settings, source: SourceSettings) -> OpenDataset:
+    def of_source(cls, config: Settings, source: SourceSettings, load: Load = load_dataset) -> OpenDataset:
         """Open one of the data sets of a config.
 
         Args:
             config: The config.
             source: Its settings for this data set.
+            load: Loads a manifest.
 
         Raises:
             UserError: The data set cannot be read, or its class names or a stage are invalid.
         """
         data = config.data
-        opened = open_dataset(source.path, source.label, Policy(data.max_faulty, data.unpaired), data.join)
+        opened = open_dataset(source.path, source.label, Policy(data.max_faulty, data.unpaired), data.join, load)
         manifest = opened.manifest.named(source.extensions).classed(source.label, source.class_names)
         return replace(opened, manifest=manifest, stages=tuple(UserStage(path) for path in data.stages))
 
@@ -284,7 +289,11 @@ class OpenDataset:
 
 
 def open_dataset(
-    folder: str | Path, label: str = "label", policy: Policy = Policy(), join: Sequence[str] = ()
+    folder: str | Path,
+    label: str = "label",
+    policy: Policy = Policy(),
+    join: Sequence[str] = (),
+    load: Load = load_dataset,
 ) -> OpenDataset:
     """Open a data set and those joined to it.
 
@@ -293,12 +302,14 @@ def open_dataset(
         label: The label that is the task.
         policy: What to do with samples that cannot be used.
         join: Folders, URLs or patterns of data sets whose members are joined by key.
+        load: Loads a manifest.
 
     Raises:
         UserError: A data set cannot be found or read.
     """
-    others = tuple((other, load_dataset(other)) for other in join)
-    manifest = load_dataset(folder, label)
+    tolerant = policy.max_faulty > 0
+    others = tuple((other, load(other, "label", tolerant)) for other in join)
+    manifest = load(folder, label, tolerant)
     return OpenDataset(folder, local(folder), manifest, label, policy, others=others)
 
 

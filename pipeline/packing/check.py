@@ -67,7 +67,7 @@ def check(
     Raises:
         UserError: There is no readable `dataset.json`. All other problems are in the report.
     """
-    dataset, folder = load_dataset(folder), local(folder)
+    dataset, folder = load_dataset(folder, tolerant=True), local(folder)
     total = sum(map(dataset.samples, dataset.splits))
     held: Counter[str] = Counter()
     for member, count in dataset.fields.items():
@@ -202,7 +202,7 @@ class Findings:
         """Fields whose count differs from the recorded one: samples were lost or added after packing."""
         for member in sorted({*self.fields, *self.dataset.fields}):
             recorded, found = self.dataset.fields.get(member, 0), self.fields[member]
-            if recorded == found:
+            if recorded == found or (recorded and not self.dataset.counted):
                 continue
             yield f"{MANIFEST}: {member}: in {found} samples, recorded: {recorded}; run the same `wcord pack` again"
             for where in sorted(self.lacking.get(field_of(member), ()))[:MOST_FAULTS]:
@@ -224,7 +224,7 @@ class Findings:
         recorded = self.dataset.fields
         for name, keys in sorted(self.lacking.items()):
             kinds = sorted(member for member in recorded if field_of(member) == name)
-            if all(recorded[member] == self.fields[member] for member in kinds):
+            if not self.dataset.counted or all(recorded[member] == self.fields[member] for member in kinds):
                 count = f"{self.without[name]} of {self.samples}"
                 yield f"{count} samples have no {' or '.join(kinds)}, the first {min(keys)}"
         yield from self.depths.notes()

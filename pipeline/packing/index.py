@@ -50,12 +50,13 @@ def index(
     Raises:
         UserError: A shard cannot be read, a split is unknown or empty, or `out` contains shards.
     """
-    urls = shard_urls(SEPARATOR.join(shards))
+    patterns = SEPARATOR.join(shards)
+    urls = shard_urls(patterns)
     if (out / PACKING).exists() or any(Path(url).parent == out.absolute() for url in urls) or _is_packed(out):
         raise UserError(f"{out}: the folder contains shards. Choose another folder for the index.")
     division, whole = _splits(splits, group, urls)
     wanted = Wanted(labels_of(label), division, hashed)
-    dataset = write_index(urls, out, whole, wanted, workers or os.cpu_count() or 1, name, fields)
+    dataset = write_index(patterns, urls, out, whole, wanted, workers or os.cpu_count() or 1, name, fields)
     if empty := [split for split in (REST, *splits) if not dataset.samples(split)]:
         (out / MANIFEST).unlink()
         raise UserError(f"{out}: split `{empty[0]}` would be empty. Choose other splits.")

@@ -29,7 +29,7 @@ def recheck(folder: str | Path, listed: str | Path) -> Report:
     listed = Path(listed)
     if not listed.is_file():
         raise UserError(f"{listed}: not found; runs write it as skipped.jsonl if they skip samples.")
-    dataset, folder = load_dataset(folder), local(folder)
+    dataset, folder = load_dataset(folder, tolerant=True), local(folder)
     # The list is about training samples. If a shard is in several splits, places are counted within the first of them.
     shards = {shard.file: (split, shard) for split, own in reversed(dataset.splits.items()) for shard in own}
     skipped = sorted(read_skipped(listed), key=lambda s: (s.shard, s.place))

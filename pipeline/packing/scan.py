@@ -17,6 +17,7 @@ from pipeline.data.dataset import MANIFEST, Layout, Shard
 from pipeline.data.label_value import ForeignLabel
 from pipeline.data.member_formats import Facts, field_of, inspect, near_part, read_label, read_meta, summarise
 from pipeline.data.remote import fetch, origin
+from pipeline.data.stated_counts import refuted
 from pipeline.data.tar import UNNAMED, group_members
 from pipeline.packing.duplicates import hashes_of, look
 from pipeline.packing.pairs import SAME, mismatched
@@ -121,7 +122,7 @@ def scan(job: ScanJob) -> Scan:
     """Read a shard. Everything that is wrong with it becomes a fault, never an exception."""
     found = Scan(job)
     path, shard = job.shard.path(job.layout.folder), job.shard
-    cure = REWRITE if shard.url else REBUILD
+    cure, whole = REWRITE if shard.url else REBUILD, False
     try:
         if origin(path.parent) is not None:
             fetch(path, shard.bytes, shard.state)
@@ -136,9 +137,12 @@ def scan(job: ScanJob) -> Scan:
         elif not job.quick and shard.sha256 and sha256(path) != shard.sha256:
             found.fault("", f"its sha256 differs from {MANIFEST}: changed since packing; {cure}")
         _samples(path, found)
+        whole = size == shard.bytes
     except (tarfile.TarError, ValueError, OverflowError, RecursionError, OSError) as error:
         found.fault("", f"the tar is damaged after {len(found.keys)} samples ({error}); {cure}")
-    if len(found.keys) != shard.samples:
+    if whole and (stated := refuted(shard, path, len(found.keys), found.fields, job.layout.names)) is not None:
+        found.fault("", stated)
+    elif len(found.keys) != shard.samples:
         found.fault("", f"{len(found.keys)} samples, but {MANIFEST} has {shard.samples}; {cure}")
     if found.unlisted:
         found.faults.append(f"{shard.file}: and {found.unlisted} more faults in this shard")

@@ -37,6 +37,7 @@ from pipeline.train.fsdp import prepare_sharding
 from pipeline.train.guard import Guard
 from pipeline.train.held_out import HeldOut, open_held_out
 from pipeline.train.launch import in_brief, lost, owned_by_all, start_accelerator
+from pipeline.train.load_once import loaded_once
 from pipeline.train.metrics_log import Log
 from pipeline.train.nonfinite import NonFinite
 from pipeline.train.optimizer import build_optimizer, record_learning_rates
@@ -81,7 +82,7 @@ def train(
         check_weights(config)
         if accelerator.is_main_process:
             warn_of_random_student(config)
-        dataset = OpenDataset.from_config(config)
+        dataset = OpenDataset.from_config(config, loaded_once(accelerator))
         about = f"data {dataset.manifest.name}: {dataset.manifest.samples('train')} training samples"
         return _set_up(config, dataset, accelerator, own), about
 
@@ -234,7 +235,7 @@ def check_evaluation_split(config: Config, dataset: OpenDataset) -> None:
 def _set_up(config: Config, dataset: OpenDataset, accelerator: Accelerator, callbacks: Callbacks) -> Training:
     """Build data, networks, losses and optimiser. The cheapest checks come first."""
     check_evaluation_split(config, dataset)
-    mixture = open_mixture(config, dataset) if config.data.mixed else None
+    mixture = open_mixture(config, dataset, loaded_once(accelerator)) if config.data.mixed else None
     for each in mixture.datasets if mixture else [dataset]:
         check_inputs(config, each)
     source = mixture.sources[0] if mixture else dataset.split("train", config.data.label_fraction, config.seed)

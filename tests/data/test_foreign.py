@@ -187,6 +187,21 @@ def test_a_corrupt_member_names_shard_and_key_or_is_skipped_and_counted(tmp_path
     assert {(one.shard, one.place, one.key) for one in skipped} == {("0.tar", 2, "a2"), ("b-0.tar", 2, "b2")}
 
 
+def test_a_shard_damaged_before_its_first_use_is_skipped_as_far_as_faults_are_allowed(tmp_path: Path) -> None:
+    paths = shard_writer(tmp_path / "shards", map(captioned, range(12)), maxcount=4)
+    paths[1].write_bytes(paths[1].read_bytes()[:-7000])
+    with pytest.raises(UserError, match=r"00001\.tar: .*truncated.*data\.max_faulty"):
+        open_split(tmp_path / "shards", "train", "label")
+    source = open_split(tmp_path / "shards", "train", "label", policy=Policy(max_faulty=0.5))
+    rest: list[Any] = []
+    batches = list(loader(EvalStream(source, TEXT, batch=4), 0, CPU, rest))
+    assert [key for batch in batches for key in batch["key"]] == keys_by_webdataset([paths[0], paths[2]])
+    skipped = [one for batch in batches for one in batch["skipped"]] + rest
+    assert {one.shard for one in skipped} == {"00001.tar"}
+    assert len(skipped) == source.samples - 8 > 0
+    assert any("00001.tar: the tar is damaged after" in fault for fault in check(tmp_path / "shards").faults)
+
+
 def test_a_damaged_shard_is_named_and_never_to_be_deleted(tmp_path: Path) -> None:
     paths = shard_writer(tmp_path / "shards", map(captioned, range(12)), maxcount=4)
     open_split(tmp_path / "shards", "train", "label")

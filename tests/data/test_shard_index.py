@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from functools import partial
@@ -132,6 +133,25 @@ def test_a_shard_that_cannot_be_counted_is_named(
     shards[1].write_bytes(damage(shards[1].read_bytes()))  # type: ignore[operator]
     with pytest.raises(UserError, match=message):
         count(shards, tmp_path / "index")
+
+
+def test_a_damaged_shard_is_counted_as_far_as_it_can_be_read_and_reported_each_time(
+    shards: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = shards[2].read_bytes()
+    shards[2].write_bytes(whole[: len(whole) // 2])
+    tolerant = Wanted(tolerant=True)
+    for _ in range(2):
+        caplog.clear()
+        counts = count(shards, tmp_path / "index", tolerant)
+        assert [one.samples for one in counts[:2]] == [5, 1]
+        assert 0 < counts[2].samples < 8
+        (warning,) = caplog.messages
+        assert re.search(rf"00002\.tar: it is truncated.* The {counts[2].samples} samples before the fault", warning)
+    with pytest.raises(UserError, match=r"00002\.tar: it is truncated.*data\.max_faulty"):
+        count(shards, tmp_path / "index")
+    shards[2].write_bytes(whole)
+    assert [one.samples for one in count(shards, tmp_path / "index")] == [5, 1, 8]
 
 
 def test_headers_of_a_far_shard_are_less_than_a_fiftieth_of_it(store: type[Store], tmp_path: Path) -> None:

@@ -12,9 +12,11 @@ from pipeline.common.errors import UserError
 from pipeline.common.process_pool import map_jobs
 from pipeline.common.progress import Progress
 from pipeline.common.spill import scratch
+from pipeline.data.dataset import Shard
 from pipeline.data.division import Division
 from pipeline.data.label_value import ForeignLabel, LabelValue
 from pipeline.data.shard_index import WORTH_PROCESSES, open_headers
+from pipeline.data.stated_counts import refuted
 from pipeline.data.tar import BLOCK, TWICE, group_members, read_members, split_name
 
 
@@ -58,6 +60,7 @@ class RowJob:
         group: Where the group is.
         labels: Label -> where its value is.
         strict: Whether a label without a valid value is a fault. Otherwise the sample is unlabelled.
+        shard: Its entry in the manifest, to compare with what is found.
     """
 
     number: int
@@ -69,6 +72,7 @@ class RowJob:
     group: LabelValue | None = None
     labels: Mapping[str, ForeignLabel] = field(default_factory=dict)
     strict: bool = True
+    shard: Shard | None = None
 
     def wants(self, name: str) -> bool:
         """Whether the content of a member is needed, by its name in the tar."""
@@ -142,16 +146,20 @@ class _Member(NamedTuple):
 
 def _rows(job: RowJob) -> tuple[int, list[Row]]:
     found: list[Row] = []
+    extensions: set[str] = set()
     twice: list[str] = []  # of the sample that is being grouped
     try:
         with open_headers(job.url, job.size) as file:
             for key, held in group_members(
                 _members(file, job), lambda name, fault: twice.append(f"{name}: {fault}") if fault == TWICE else None
             ):
+                extensions.update(held)
                 found.append(_row(job, key, len(found), held, twice))
                 twice.clear()
     except (OSError, ValueError) as error:
         raise UserError(f"{job.url}: {error}. Repair the shard or leave it out.") from None
+    if job.shard and (wrong := refuted(job.shard, job.url, len(found), extensions)) is not None:
+        raise wrong
     return job.number, found
 
 

@@ -94,6 +94,7 @@ class ShardSource:
                 group=where,
                 labels=labels,
                 strict=bool(self.dataset.extensions),
+                shard=shard,
             )
             for number, (split, shard) in enumerate(shards.values())
         ]
