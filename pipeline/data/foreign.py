@@ -13,6 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from pipeline.common.file_names import say_skipped
 from pipeline.common.files import write_atomic
 from pipeline.common.progress import Progress
 from pipeline.data.dataset import MANIFEST, Dataset, Shard
@@ -128,6 +129,7 @@ def write_index(
     data = dataset.model_dump_json(indent=2, exclude_defaults=True).encode() + b"\n"
     if not (folder / MANIFEST).exists() or (folder / MANIFEST).read_bytes() != data:
         write_atomic(folder / MANIFEST, data)
+        say_skipped(dataset.name, sum((Counter(count.left) for count in counts), Counter[str]()))
     return dataset
 
 

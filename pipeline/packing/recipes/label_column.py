@@ -7,6 +7,8 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from pipeline.common.file_names import nfc
+
 log = logging.getLogger(__name__)
 
 MISSING = {
@@ -38,8 +40,8 @@ class LabelColumn:
     @classmethod
     def of(cls, name: str, cells: Iterable[str], classes: Collection[str] = ()) -> LabelColumn:
         """Look at all cells of a column, and log what is read otherwise than it is written."""
-        distinct = {cell.strip() for cell in cells}
-        known = frozenset(classes)
+        distinct = {nfc(cell.strip()) for cell in cells}
+        known = frozenset(map(nfc, classes))
         values = distinct - known - MISSING
         column = cls(name, all(WHOLE.fullmatch(value) for value in values), known)
         missing = sorted(value for value in distinct if value and not column.read(value))
@@ -53,7 +55,7 @@ class LabelColumn:
 
     def read(self, cell: str) -> str:
         """The class of a cell; empty if it has none."""
-        value = cell.strip()
+        value = nfc(cell.strip())
         if value in self.classes:
             return value
         if value in MISSING or NONE.fullmatch(value):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.common.errors import UserError
+from pipeline.common.file_names import nfc, on_disk
 from pipeline.data.member_formats import member_name
 from pipeline.packing.recipes.label_column import LabelColumn
 from pipeline.packing.recipes.partners import PREFIX, with_partners
@@ -69,7 +70,7 @@ def plan(
     Raises:
         UserError: A table or template is invalid.
     """
-    path = Path(manifest)
+    path, labels, classes = Path(manifest), list(map(nfc, labels)), list(map(nfc, classes or ()))
     rows, broken = _read_rows(path, partners, labels, split, seed)
     columns = sorted({column for _, row in rows for column in row})
     templates = _templates(fields, columns)
@@ -169,7 +170,7 @@ class _Reader:
         size, mark = stamp(files.values())
         return SourceSample(
             key=key,
-            group=(self.group(row) if self.group else "") or key,
+            group=nfc(self.group(row) if self.group else "") or key,
             size=size + sum(map(len, texts.values())),
             stamp=mark,
             files=files,
@@ -207,7 +208,7 @@ class _Reader:
     def _path(self, value: str, folder: Path) -> str:
         if os.pardir in Path(os.path.normpath(value)).parts[:1]:
             raise ValueError(f"`{value}` is outside the folder of the table; use an absolute path if this is intended")
-        return str(folder / value)
+        return str(on_disk(folder / value))
 
 
 def _label_columns(labels: Sequence[str], columns: Sequence[str], classes: Sequence[str] | None) -> dict[str, str]:

@@ -60,7 +60,7 @@ def speech_commands(source: Path) -> Plan:
     """
     held_out = dict.fromkeys(_lines(source / "validation_list.txt"), "val")
     held_out |= dict.fromkeys(_lines(source / "testing_list.txt"), "test")
-    words = number_classes(path.name for path in source.iterdir() if path.is_dir() and path.name[0] not in "._")
+    words = number_classes(path.name for path in source.iterdir() if path.is_dir() and path.name[0] not in "._@")
     samples = spilled()
     refused: list[Refusal] = []
     for word in words:

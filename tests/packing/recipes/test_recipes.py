@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 import re
 import sys
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import pytest
 from sources import (
@@ -363,6 +365,35 @@ def test_folders_are_matched_by_path_without_suffix(tmp_path: Path) -> None:
             assert sample["label.txt"].decode() == str(["cat", "dog"].index(name.split("/")[1]))
             assert sample["rgb.jpg"] == (tmp_path / f"photos/{name}.JPG").read_bytes()
             assert sample["depth.png"] == (tmp_path / f"maps/{name}.png").read_bytes()
+
+
+def test_names_match_in_any_normal_form_and_files_of_systems_are_skipped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    left = ["photos/Thumbs.db", "photos/hühner/._é.jpg", "maps/@eaDir/é.png/a.jpg", "maps/__MACOSX/é.png"]
+    left.append("maps/desktop.ini")
+    write_tree(tmp_path, [normalize("NFC", "photos/hühner/é.jpg"), normalize("NFD", "maps/hühner/é.png"), *left])
+    plan = folders.plan(tmp_path, {"rgb": "photos", "depth": "maps"}, "parent", group="hühner")
+    assert not plan.refused
+    (sample,) = plan.samples
+    assert (plan.classes["label"], sample.source, sample.group) == (["hühner"], "hühner/é", "hühner")
+    assert caplog.text.count("skipped 5 files or folders that systems leave") == 1
+    other = tmp_path / "other"
+    write_tree(other, [normalize("NFD", "photos/hühner/é.jpg")])
+    assert folders.plan(other, {"rgb": "photos"}).samples[0].key == sample.key
+
+
+def test_tables_match_in_any_normal_form(tmp_path: Path) -> None:
+    write_tree(tmp_path, [normalize("NFD", "photos/é.jpg"), normalize("NFC", "photos/ü.jpg")])
+    rows = [("NFC", "photos/é.jpg", "NFD", "Käse"), ("NFD", "photos/ü.jpg", "NFC", "Käse")]
+    lines = [normalize("NFD", "größe,label"), *(f"{normalize(a, x)},{normalize(b, y)}" for a, x, b, y in rows)]
+    (tmp_path / "table.csv").write_text("\n".join(lines), encoding="utf-8")
+    plan = manifest.plan(tmp_path / "table.csv", {"rgb": "größe"}, labels=["label"])
+    assert not plan.refused
+    assert plan.classes == {"label": ["Käse"]}
+    assert [sample.label for sample in plan.samples] == [0, 0]
+    assert len({sample.key for sample in plan.samples}) == 2
 
 
 def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import cv2
 import numpy as np
@@ -283,6 +284,15 @@ def test_shards_are_joined_by_key_in_whatever_order_they_are(shards: Path, tmp_p
     assert {key: reason for key, (_, reason) in refused(tmp_path / "out").items()} == {
         f"{n:09d}": missing for n in (7, 11)
     }
+
+
+def test_keys_are_joined_in_any_normal_form(tmp_path: Path) -> None:
+    keys = ["kätzchen", "huhn"]
+    photos = [(normalize("NFC", key), {"jpg": photo(number)}) for number, key in enumerate(keys)]
+    plain_tar(tmp_path / "photos.tar", photos)
+    plain_tar(tmp_path / "texts.tar", [(normalize("NFD", key), {"txt": key.encode()}) for key in keys])
+    dataset = packed(tmp_path / "out", tmp_path / "photos.tar", join=str(tmp_path / "texts.tar"))
+    assert dataset.fields == {"meta.json": 2, "rgb.jpg": 2, "text.txt": 2}
 
 
 def test_keys_that_occur_twice_are_not_joined(shards: Path, tmp_path: Path) -> None:
