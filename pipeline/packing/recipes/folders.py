@@ -15,6 +15,7 @@ from pipeline.common.errors import UserError
 from pipeline.common.file_names import nfc, say_skipped
 from pipeline.common.spill import blob, scratch, unblob
 from pipeline.common.walk import files_under
+from pipeline.data.label_column import sort_classes
 from pipeline.data.member_formats import member_name
 from pipeline.packing.recipes.plan import (
     UNITS,
@@ -22,7 +23,6 @@ from pipeline.packing.recipes.plan import (
     Refusal,
     SourceSample,
     check_unique,
-    number_classes,
     refusal,
     safe_key,
     sift,
@@ -65,7 +65,7 @@ def plan(
     reader = _Reader(fields, label_from is not None, split_from is not None, _grouping(group))
     samples, refused = sift(reader.read(stem, paths) for stem, paths in _matched(Path(root), fields))
     check_unique(samples)
-    names = number_classes(reader.class_name(sample.source) for sample in samples) if label_from else []
+    names = sort_classes(reader.class_name(sample.source) for sample in samples) if label_from else []
     if label_from:
         numbers = {name: number for number, name in enumerate(names)}
         samples = spilled(sample._replace(label=numbers[reader.class_name(sample.source)]) for sample in samples)

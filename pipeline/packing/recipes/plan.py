@@ -266,11 +266,3 @@ def refusal(key: str, where: str, error: Exception) -> Refusal:
         lost = isinstance(error, FileNotFoundError)
         return Refusal(key, str(error.filename or where), "no such file" if lost else str(error.strerror))
     return Refusal(key, where, str(error))
-
-
-def number_classes(values: Iterable[str]) -> list[str]:
-    """Sort the distinct class names, as numbers if all are whole numbers."""
-    names = set(values)
-    if all(name.isdecimal() and len(name) < 10 for name in names):
-        return sorted(names, key=lambda name: (int(name), name))
-    return sorted(names)
