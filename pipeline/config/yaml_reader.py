@@ -15,6 +15,7 @@ class Loader(yaml.SafeLoader):
     """Safe YAML in which 1e-3 is a number and a date is text, without aliases."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        """The next node; an error for an alias."""
         if self.check_event(yaml.AliasEvent):
             message = "aliases (*name) are not supported; use ${key.sub} to refer to another value"
             raise yaml.MarkedYAMLError(problem=message, problem_mark=self.peek_event().start_mark)

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 
+import cv2
+import numpy as np
 import pytest
+from PIL import Image
 from sources import (
     CLASSES,
     FIELDS,
@@ -22,6 +25,7 @@ from sources import (
     plan_of,
     refusals,
     samples_in,
+    sound_file,
     wav,
     with_column,
 )
@@ -29,6 +33,7 @@ from sources import (
 from modalities import Depth, Text
 from pipeline.common.errors import UserError
 from pipeline.data.member_formats import member_name
+from pipeline.data.task import Task
 from pipeline.packing.check import check
 from pipeline.packing.pack import pack
 from pipeline.packing.recipes import folders, manifest, tabletop
@@ -394,6 +399,29 @@ def test_tables_match_in_any_normal_form(tmp_path: Path) -> None:
     assert plan.classes == {"label": ["Käse"]}
     assert [sample.label for sample in plan.samples] == [0, 0]
     assert len({sample.key for sample in plan.samples}) == 2
+
+
+def test_formats_of_the_field_are_packed_and_read(tmp_path: Path) -> None:
+    millimetres = np.random.default_rng(0).integers(1, 9000, (24, 32)).astype(np.uint16)
+    classes = np.random.default_rng(1).integers(0, 3, (24, 32)).astype(np.uint8)
+    mask = Image.fromarray(classes, mode="P")
+    mask.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0] + [0] * 759)
+    for folder in ("maps", "masks", "sounds"):
+        (tmp_path / folder).mkdir()
+    for number in range(4):
+        cv2.imwrite(str(tmp_path / "maps" / f"{number}.tif"), millimetres + number)
+        mask.save(tmp_path / "masks" / f"{number}.png")
+        noise = np.random.default_rng(number).normal(0, 0.1, 8000)
+        (tmp_path / "sounds" / f"{number}.opus").write_bytes(sound_file(noise, "OGG", "OPUS"))
+    plan = folders.plan(tmp_path, {"depth": "maps", "mask": "masks", "audio": "sounds"})
+    dataset = pack(add_masks(plan, ["mask=background,plane,bicycle"]), tmp_path / "out")
+    assert dataset.fields == {"audio.ogg": 4, "depth.tiff": 4, "mask.png": 4, "meta.json": 4}
+    assert check(tmp_path / "out").faults == []
+    task = Task("mask", 3, (0, 1, 2))
+    for sample in (one for split in dataset.splits for one in samples_in(tmp_path / "out", split)):
+        number = int(sample["__key__"])
+        assert np.allclose(Depth().decode(sample["depth.tiff"], {}).metres, (millimetres + number) / 1000)
+        assert np.array_equal(task.read_mask(sample), classes)
 
 
 def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
