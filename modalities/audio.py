@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from modalities.base import Caption, Modality
 from modalities.encoders import AUDIO_ENCODERS, Encoder, build
 from modalities.geometry import Geometry
-from modalities.sound_header import knows_its_length
+from modalities.sound_header import cure, knows_its_length, with_length
 from modalities.torchaudio_loader import import_soundfile, import_torchaudio
 
 MOST_VALUES = 100_000_000
@@ -122,7 +122,7 @@ def read_sound(data: bytes, rate: int) -> tuple[np.ndarray, int]:
     """
     soundfile = import_soundfile()
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
+        with soundfile.SoundFile(io.BytesIO(with_length(data))) as file:
             exact = knows_its_length(data)
             grown = max(1, rate / file.samplerate)
             if file.frames * file.channels * grown > MOST_VALUES:
@@ -136,7 +136,9 @@ def read_sound(data: bytes, rate: int) -> tuple[np.ndarray, int]:
             if exact and len(sound) < file.frames:
                 raise ValueError(f"damaged audio: {len(sound)} of {file.frames} samples are readable; copy it again")
     except soundfile.LibsndfileError as error:
-        raise ValueError(f"cannot read an audio file from {len(data)} bytes: {error.error_string}") from None
+        raise ValueError(
+            f"cannot read an audio file from {len(data)} bytes: {error.error_string}{cure(data)}"
+        ) from None
     if not len(sound):
         raise ValueError("the audio has no samples")
     mono: np.ndarray = sound[:, 0] if sound.shape[1] == 1 else sound.mean(1)

@@ -21,7 +21,8 @@ from modalities.encoders import IMAGE_ENCODERS, Encoder, build
 from modalities.encoders.pointnet import PointNet
 from modalities.geometry import Geometry
 from modalities.image_header import image_size
-from modalities.numpy_file import read_array
+from modalities.numpy_file import ARCHIVE, read_map
+from modalities.tiff_header import BEGINS, tiff_size
 
 TALLEST = 2.5
 """Height in metres above the lowest surface that `hha` maps to 1."""
@@ -32,7 +33,7 @@ VALIDITY = {"depth": 1, "depth+normals": 1, "inverse": 1}
 
 @dataclass(frozen=True, kw_only=True)
 class Depth(Modality):
-    """Depth maps from 16-bit PNG, or from `.npy` in metres.
+    """Depth maps from 16-bit PNG or TIFF, or from `.npy` or `.npz` in metres.
 
     The input of the encoder is float32, and 0 where a pixel has no reading. The kinds of `input` are:
 
@@ -49,7 +50,7 @@ class Depth(Modality):
 
     Args:
         input: What the encoder receives; see above.
-        scale: Metres per unit of the PNG; 0.001 means millimetres.
+        scale: Metres per unit of the PNG or TIFF; 0.001 means millimetres.
         baseline: Distance between two cameras in metres. If set, the PNG holds disparity in units of `scale` pixels,
             and depth is fx * baseline / disparity.
         near: Depth in metres that maps to -1. Smaller values are clipped.
@@ -71,7 +72,7 @@ class Depth(Modality):
     """
 
     name: ClassVar[str] = "depth"
-    fields: ClassVar[tuple[str, ...]] = ("depth.png", "depth.npy")
+    fields: ClassVar[tuple[str, ...]] = ("depth.png", "depth.npy", "depth.npz", "depth.tiff")
     revision: ClassVar[int] = 2  # 2: sparse maps keep their readings when they shrink
     encoders: ClassVar[Mapping[str, type[Encoder]]] = {**IMAGE_ENCODERS, "pointnet": PointNet}
 
@@ -104,7 +105,7 @@ class Depth(Modality):
         """Decode depth, validity, intrinsics and gravity.
 
         Args:
-            data: A 16-bit PNG, or a `.npy` file in metres.
+            data: A 16-bit PNG or TIFF, or a `.npy` file or an `.npz` file with one array in metres.
             meta: `meta["intrinsics"]` has fx, fy, cx, cy in pixels, and the width and height of the image that they
                 belong to if its resolution differs. Without intrinsics, the horizontal field of view is assumed to be
                 60 degrees.
@@ -113,12 +114,12 @@ class Depth(Modality):
             ValueError: The file cannot be read, has no reading at all, or holds disparity and `meta` has no
                 intrinsics.
         """
-        if data.startswith(b"\x93NUMPY"):
+        if data.startswith((b"\x93NUMPY", ARCHIVE)):
             metres = read_metres(data)
             valid = np.isfinite(metres) & (metres > 0)
             metres = np.where(valid, metres, 0).astype(np.float32)
         else:
-            raw = read_png(data)
+            raw = read_raw(data)
             metres, valid = raw * np.float32(self.scale), raw > 0
         if not valid.any():
             raise ValueError("the depth map has no valid pixel")
@@ -295,33 +296,35 @@ def frayed(depth: DepthMap, pixels: int, rng: np.random.Generator) -> DepthMap:
     return replace(depth, metres=depth.metres[rows, columns], valid=depth.valid[rows, columns])
 
 
-def read_png(data: bytes) -> np.ndarray:
-    """Decode a 16-bit PNG to uint16 `[H, W]`.
+def read_raw(data: bytes) -> np.ndarray:
+    """Decode a 16-bit PNG or TIFF to uint16 `[H, W]`.
 
     Raises:
-        ValueError: It is not a complete PNG with one channel of 16 bits.
+        ValueError: It is not a complete PNG or TIFF with one channel of 16 bits.
     """
-    image_size(data)  # rejects decompression bombs
+    kind = "TIFF" if data.startswith(BEGINS) else "PNG"
+    tiff_size(data) if kind == "TIFF" else image_size(data)  # rejects decompression bombs
     try:
         raw = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         raw = None
     if raw is None:
-        raise ValueError(f"cannot read a PNG from {len(data)} bytes; depth needs a complete 16-bit PNG")
+        raise ValueError(f"cannot read a {kind} from {len(data)} bytes; depth needs a complete 16-bit {kind}")
     if raw.ndim != 2:
-        raise ValueError(f"PNG with {raw.shape[2]} channels: depth needs one channel of 16 bits")
+        raise ValueError(f"{kind} with {raw.shape[2]} channels: depth needs one channel of 16 bits")
     if raw.dtype != np.uint16:
-        raise ValueError("8-bit PNG: depth needs 16 bits; convert it to a 16-bit PNG in millimetres")
+        kind = f"{'signed ' if raw.dtype.kind == 'i' else ''}{8 * raw.itemsize}-bit {kind}"
+        raise ValueError(f"{kind}: depth needs 16 bits; convert it to a 16-bit PNG in millimetres")
     return raw
 
 
 def read_metres(data: bytes) -> np.ndarray:
-    """Read float `[H, W]` in metres from a `.npy` file.
+    """Read float `[H, W]` in metres from a `.npy` file, or an `.npz` file with one array.
 
     Raises:
         ValueError: It is not a two-dimensional float array. Pickles are rejected.
     """
-    metres = read_array(data)
+    metres = read_map(data)
     if metres.ndim != 2 or metres.dtype.kind != "f":
         raise ValueError(f"depth.npy must be float [H, W] in metres, but it is {metres.dtype} {list(metres.shape)}")
     return metres

@@ -6,7 +6,7 @@ import struct
 
 
 def sound_kind(data: bytes) -> str:
-    """The format of a complete audio file: `wav`, `flac`, `ogg` or `mp3`.
+    """The format of a complete audio file: `wav`, `flac`, `ogg` (Vorbis or Opus) or `mp3`.
 
     Truncation is not detected for FLAC, which decoders reject themselves, and for MP3 without a Xing header, which
     does not store the number of frames.
@@ -28,12 +28,34 @@ def sound_kind(data: bytes) -> str:
     if start == b"ID3" or (start[:1] == b"\xff" and start[1:2] >= b"\xe0"):
         _mp3(data)
         return "mp3"
-    raise ValueError(f"not a WAV, FLAC, OGG or MP3 file (it begins with {data[:8]!r})")
+    raise ValueError(f"not a WAV, FLAC, OGG or MP3 file (it begins with {data[:8]!r}){cure(data)}")
 
 
-def _wav(data: bytes) -> None:
-    """Walk the RIFF chunks to the audio data, which must follow a format chunk and be as long as its header says."""
-    at, seen = 12, False
+def cure(data: bytes) -> str:
+    """How to convert a file that cannot be read, to follow the message; empty if it is damaged or no audio."""
+    return "; convert it: ffmpeg -i sound.m4a sound.flac" if data[4:8] == b"ftyp" else ""
+
+
+UNKNOWN = (0x7FFFF000, 0x80000000, 0xFFFFFFFF)
+"""Lengths that programs write which do not know the length, since they write to a pipe: SoX, arecord, ffmpeg."""
+
+
+def with_length(data: bytes) -> bytes:
+    """A WAV with the length of its audio, if it was written to a pipe and has 0 instead; any other file unchanged."""
+    try:
+        at = _wav(data) if data.startswith(b"RIFF") and data[8:12] == b"WAVE" else len(data)
+    except ValueError:  # the decoder says what is wrong
+        return data
+    known = data[at + 4 : at + 8] != bytes(4)
+    return data if known else data[: at + 4] + (len(data) - at - 8).to_bytes(4, "little") + data[at + 8 :]
+
+
+def _wav(data: bytes) -> int:
+    """Offset of the chunk of audio data, which must follow a format chunk and be as long as its header says.
+
+    A length of 0 is unknown if the whole file ends there by its header, or has no known length either.
+    """
+    at, seen, whole = 12, False, int.from_bytes(data[4:8], "little")
     while at + 8 <= len(data):
         name, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
         rest = len(data) - at - 8
@@ -42,11 +64,13 @@ def _wav(data: bytes) -> None:
         elif name == b"data":
             if not seen:
                 raise ValueError("the WAV file has no audio format")
-            if length > rest and length != 0xFFFFFFFF:  # written to a pipe: length unknown
+            if length == 0 and (whole <= at or whole in UNKNOWN):
+                length = 0xFFFFFFFF
+            if length > rest and length not in UNKNOWN:
                 raise ValueError(f"the WAV file is truncated: it has {rest} of {length} bytes of audio; copy it again")
             if min(length, rest) == 0:
                 raise ValueError("the WAV file has no samples")
-            return
+            return at
         at += 8 + length + length % 2
     raise ValueError("the WAV file has no samples")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pipeline.bench.scheduler import Cell, places, run_cells
 from pipeline.bench.tables import TEACHER, Entry, entries, write
 from pipeline.common.errors import UserError
 from pipeline.config.components import find_loss
-from pipeline.config.document import Document
+from pipeline.config.document import Document, Key
 from pipeline.config.messages import explain
 from pipeline.config.settings import SHIPPED, Config, Section
 from pipeline.data.source import open_dataset
@@ -93,12 +94,18 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Bench:
     Raises:
         UserError: The settings are invalid. The message lists all errors, one per line.
     """
-    document = Document(find(path), overrides)
+    return _load(path, overrides, frozenset())
+
+
+def _load(path: str | Path, overrides: Sequence[str], texts: AbstractSet[Key]) -> Bench:
+    document = Document(find(path), overrides, texts=texts)
     bench = None
     try:
         bench = Bench.model_validate(document.data)
     except ValidationError as error:
         explain(document, error, (), {(): list(Bench.model_fields)})
+    if document.texts > texts:
+        return _load(path, overrides, document.texts)
     document.check()
     assert bench is not None
     return bench

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -43,7 +44,8 @@ def demo(folder: Path, seed: int = 0) -> Path:
         _say(titles[name])
         overrides = [f"run={run}", f"seed={seed}", f"data.shards={folder / 'data'}"]
         if name == "rgb_to_depth":
-            overrides += [f"teacher.run={runs['rgb_teacher']}", f"evaluation.baselines=[{runs['depth_labels']}]"]
+            baselines = json.dumps([str(runs["depth_labels"])], ensure_ascii=False)
+            overrides += [f"teacher.run={runs['rgb_teacher']}", f"evaluation.baselines={baselines}"]
         train(configs.load(name, overrides), overwrite=True)
     _say("5/5 evaluating and writing the report")
     results = {name: evaluate(run) for name, run in runs.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -14,45 +15,20 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from pipeline.common.errors import UserError
 from pipeline.config.renamed import renamed, report_renamed
+from pipeline.config.yaml_reader import Dumper, Loader, compose, describe_error, has_comment, is_plain_text
 
 Key = tuple[str | int, ...]
 """Path to a value: `("losses", "kd", "weight")`, or `("data", "crop", 1)` for an entry of a list."""
 
-_FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$")
 _REFERENCE = re.compile(r"(?<!\\)\$\{\.*\w+(?:\.\w+|\[\w+\])*\}")
 _PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str", "int", "float", "bool", "null")}
 _KEY = re.compile(r"[^.\[\]]+(?:\.[^.\[\]]+|\[[^\[\]]+\])*")
 _KEY_PART = re.compile(r"\[([^\[\]]+)\]|([^.\[\]]+)")
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 1e-3 is a number and a date is text, without aliases."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            message = "aliases (*name) are not supported; use ${key.sub} to refer to another value"
-            raise yaml.MarkedYAMLError(problem=message, problem_mark=self.peek_event().start_mark)
-        return super().compose_node(parent, index)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes exactly the strings that `_Loader` would read as another type."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
-_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
-_Dumper.add_representer(
-    list, lambda dumper, values: dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=True)
-)
-
-
 def dump(data: Mapping[str, Any]) -> str:
     """Write plain data as YAML, which `Document` reads back to the same data."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    return yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 def show_key(key: Key) -> str:
@@ -80,17 +56,28 @@ class Document:
         path: The YAML file.
         overrides: Overrides such as `train.steps=100`.
         defaults: Default values, by section.
+        texts: Keys of settings that are text: the value is the text as it is written, whatever YAML would read in it.
 
     Raises:
         UserError: The file is not YAML. All other faults are raised by `check`.
     """
 
-    def __init__(self, path: Path, overrides: Sequence[str] = (), defaults: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        overrides: Sequence[str] = (),
+        defaults: Mapping[str, Any] | None = None,
+        texts: AbstractSet[Key] = frozenset(),
+    ) -> None:
         self._origins: dict[Key, str] = {(): str(path)}
         self._overridden: set[Key] = set()
         self._named: dict[Key, Key] = {}  # setting -> its name in an override, which may be an old one
         self._faults: dict[Key, str] = {}
         self._unreadable: list[str] = []
+        self._texts = texts
+        self._wanted: set[Key] = set()
+        self._other: set[Key] = set()  # values that are not text, but were written as a text that they can be
+        self._not_yaml: dict[Key, str] = {}  # override whose text is not, or not all, YAML -> why
         config = OmegaConf.create(_filled(self._file(path), defaults or {}))
         for text in overrides:
             self._override(config, text)
@@ -99,7 +86,19 @@ class Document:
     def fault(self, key: Key, message: str) -> None:
         """Record a fault at a key. Only the first fault of a key is kept."""
         origin = self._origins[self._place(key)]
+        message += f"; it {self._not_yaml[key]}" if key in self._not_yaml else ""
         self._faults.setdefault(key, f"{show_key(key) or 'the config'}: {message} ({origin})")
+
+    def want_text(self, key: Key) -> bool:
+        """Note that a setting is text. False if its value is text already, or was not written as a single text."""
+        if key in self._other:
+            self._wanted.add(key)
+        return key in self._other
+
+    @property
+    def texts(self) -> AbstractSet[Key]:
+        """Keys of the settings that are text: those given, and those noted since, for which it must be read again."""
+        return self._texts | self._wanted
 
     def removed(self, key: Key) -> bool:
         """Whether an override set this key to null."""
@@ -128,16 +127,16 @@ class Document:
 
     def _file(self, path: Path) -> dict[str, Any]:
         try:
-            node = _compose(path.read_text(encoding="utf-8"))
+            node = compose(path.read_text(encoding="utf-8"))
             data = {} if node is None else self._plain(node, (), lambda at: f"{path} line {at.start_mark.line + 1}")
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError, OSError) as error:
-            raise UserError(f"{path}: {_describe_error(error)}") from None
+            raise UserError(f"{path}: {describe_error(error)}") from None
         if not isinstance(data, dict):
             raise UserError(f"{path}: must consist of lines `key: value`, got {show_value(data)}")
         return data
 
     def _override(self, config: DictConfig, text: str) -> None:
-        """Apply one `key.sub=value`. The value is read as YAML and replaces the previous one."""
+        """Apply one `key.sub=value`. The value replaces the previous one."""
         name, equals, written = text.partition("=")
         shown = text if text.isprintable() else repr(text)[1:-1]
         if not equals or not _KEY.fullmatch(name.strip()):
@@ -152,20 +151,36 @@ class Document:
         written_key = _parts(name.strip())
         key = _current(written_key, origin)
         try:
-            node = _compose(written)
             self._replace_origin(config, key, origin)
             if (earlier := self._named.setdefault(key, written_key)) != written_key:
                 self.fault(key, f"is given twice, as {show_key(earlier)} and as {show_key(written_key)}; keep one")
-            value = None if node is None else self._plain(node, key, lambda _: origin)
-            OmegaConf.update(config, show_key(key), value, merge=False)
-        except (yaml.YAMLError, RecursionError) as error:
-            self._unreadable.append(f'override "{shown}": {_describe_error(error)}; quote text with special characters')
+            OmegaConf.update(config, show_key(key), self._override_value(written, key, origin), merge=False)
+        except yaml.reader.ReaderError as error:
+            self._unreadable.append(f'override "{shown}": {describe_error(error)}')
         except (OmegaConfBaseException, ValueError):
             self._unreadable.append(f'override "{shown}": {show_key(key)} cannot be set')
+
+    def _override_value(self, written: str, key: Key, origin: str) -> Any:
+        """The value as YAML, or the whole text: of a setting that is text, and if YAML reads only a part or nothing."""
+        try:
+            node = compose(written)
+            if has_comment(written):
+                self._not_yaml[key] = "contains a comment (#), which is not ignored; remove it"
+            elif not (is_plain_text(node) or key in self._texts):
+                self._other.add(key)
+                return None if node is None else self._plain(node, key, lambda _: origin)
+        except yaml.reader.ReaderError:
+            raise
+        except (yaml.YAMLError, RecursionError) as error:
+            self._not_yaml[key] = f"{describe_error(error)}; quote text with special characters"
+        return self._text(written.strip(), key, origin)
 
     def _replace_origin(self, config: DictConfig, key: Key, origin: str) -> None:
         self._origins = {at: place for at, place in self._origins.items() if at[: len(key)] != key}
         self._overridden = {at for at in self._overridden if at[: len(key)] != key} | {key}
+        for at in [at for at in {*self._other, *self._not_yaml} if at[: len(key)] == key or key[: len(at)] == at]:
+            self._other.discard(at)
+            self._not_yaml.pop(at, None)
         for end in range(1, len(key)):
             section = key[:end]
             if section not in self._origins or not OmegaConf.is_config(OmegaConf.select(config, show_key(section))):
@@ -183,8 +198,16 @@ class Document:
             return self._mapping(node, key, place)
         if isinstance(node, yaml.SequenceNode):
             return [self._entry(child, (*key, i), place) for i, child in enumerate(node.value)]
-        value = _scalar(node)
-        if not isinstance(value, str) or "${" not in value:
+        value = node.value if key in self._texts else _scalar(node)
+        if isinstance(value, str):
+            return self._text(value, key, place(node))
+        if value is not None:
+            self._other.add(key)
+        return value
+
+    def _text(self, value: str, key: Key, place: str) -> str | None:
+        """The text, with references under their current names."""
+        if "${" not in value:
             return value
         if "${" in _REFERENCE.sub("", value):
             self.fault(
@@ -192,7 +215,7 @@ class Document:
                 f"only ${{key.sub}} is supported, which repeats another value of this config, got {show_value(value)}",
             )
             return None
-        return _REFERENCE.sub(lambda reference: _current_reference(reference[0], key, place(node)), value)
+        return _REFERENCE.sub(lambda reference: _current_reference(reference[0], key, place), value)
 
     def _entry(self, node: yaml.Node, key: Key, place: Callable[[yaml.Node], str]) -> Any:
         self._origins[key] = place(node)
@@ -273,31 +296,10 @@ def _filled(data: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]
     return {**defaults, **data, **sections}
 
 
-def _compose(text: str) -> yaml.Node | None:
-    loader = _Loader(text)
-    try:
-        return loader.get_single_node()
-    finally:
-        loader.dispose()
-
-
 def _scalar(node: yaml.Node) -> str | int | float | bool | None:
-    loader = _Loader("")
+    loader = Loader("")
     try:
         return loader.construct_object(node)
     except (ValueError, KeyError):  # e.g. `!!int two`
         problem = f"{show_value(node.value)} does not match its tag"
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
-
-
-def _describe_error(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "is nested too deeply"
-    if isinstance(error, UnicodeDecodeError):
-        return f"is not UTF-8 text (byte {error.start}); use a YAML file"
-    if isinstance(error, OSError):
-        return f"cannot be read: {error.strerror}"
-    if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark or error.context_mark):
-        context = f" ({error.context})" if error.context else ""
-        return f"is not readable YAML: line {mark.line + 1}, column {mark.column + 1}: {error.problem}{context}"
-    return f"is not readable: {str(error).splitlines()[0]}"

@@ -38,7 +38,7 @@ _EXPECTED_TYPE = {
 
 
 def explain(document: Document, error: ValidationError, at: Key, allowed: Mapping[Key, Iterable[str]]) -> None:
-    """Record each fault that pydantic found.
+    """Record each fault that pydantic found, or note that a setting is text if only the type of its value is wrong.
 
     Args:
         document: Faults are recorded here.
@@ -48,8 +48,10 @@ def explain(document: Document, error: ValidationError, at: Key, allowed: Mappin
     """
     expected: dict[Key, list[str]] = {}
     given: dict[Key, str] = {}
+    kinds: dict[Key, set[str]] = {}
     for fault in error.errors():
         key = _written(document.data, (*at, *fault["loc"]))
+        kinds.setdefault(key, set()).add(fault["type"])
         if fault["type"] == "extra_forbidden":
             document.fault(key, unknown(key, allowed))
         elif fault["type"] == "missing" and isinstance(fault["loc"][-1], str):
@@ -59,6 +61,11 @@ def explain(document: Document, error: ValidationError, at: Key, allowed: Mappin
             whole_section = fault["type"] == "value_error" and isinstance(fault["input"], dict)
             given[key] = "" if whole_section else f", got {show_value(fault['input'])}"
     for key, wanted in expected.items():
+        if all(kind.endswith("_type") for kind in kinds[key]):
+            if any(other[: len(key)] == key != other for other in kinds):
+                continue  # what is wrong is within it; the other types of the union do not matter
+            if "string_type" in kinds[key] and document.want_text(key):
+                continue
         document.fault(key, " or ".join(dict.fromkeys(wanted)) + given[key])
 
 
@@ -83,12 +90,12 @@ def near(name: str, known: Iterable[str]) -> str | None:
 
 def _written(data: Any, key: Key) -> Key:
     """The part of pydantic's location that is in the data: it also includes missing keys and members of unions."""
-    for depth, part in enumerate(key):
+    written: Key = ()
+    for part in key:
         if isinstance(data, dict | list) and part in (data if isinstance(data, dict) else range(len(data))):
             data = data[part]  # type: ignore[index]
-        else:
-            return key[:depth]
-    return key
+            written = (*written, part)
+    return written
 
 
 def _expectation(fault: ErrorDetails) -> str:

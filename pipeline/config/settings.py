@@ -7,6 +7,7 @@ docs/config-reference.md show.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -523,7 +524,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Args:
         path: A YAML file, or the name of a shipped config.
-        overrides: Overrides such as `train.steps=100`.
+        overrides: Overrides such as `train.steps=100`. A setting that is text takes the text as it stands, such as
+            `run=2024_01_05`.
 
     Returns:
         The validated config.
@@ -532,7 +534,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         UserError: The config is invalid, or is that of a run of `wcord.distill`. The message has one line per fault,
             with key, expectation, and line or override.
     """
-    document = Document(_find(path), overrides, _defaults())
+    return _load(path, overrides, frozenset())
+
+
+def _load(path: str | Path, overrides: Sequence[str], texts: AbstractSet[Key]) -> Config:
+    document = Document(_find(path), overrides, _defaults(), texts)
     check_format(document.data.get("format"), path)
     if made_in_python(document.data):
         raise UserError(
@@ -545,6 +551,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         config = Config.model_validate(data)
     except ValidationError as error:
         explain(document, error, (), {key: list(model.model_fields) for key, model in SECTIONS.items()})
+    if document.texts > texts:
+        return _load(path, overrides, document.texts)
     document.check()
     assert config is not None
     return config

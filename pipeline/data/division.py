@@ -40,7 +40,7 @@ class Division(BaseModel):
         group = key
         if self.group and (data := members.get(self.member)) is not None:
             try:
-                group = LabelValue.parse(self.group).read(data)
+                group = LabelValue.parse(self.group).read(data) or key
             except ValueError:
                 group = key
         place, end = digest(f"split/{group}") / 2**64, 0.0

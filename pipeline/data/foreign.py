@@ -14,10 +14,12 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from pipeline.common.file_names import say_skipped
 from pipeline.common.files import write_atomic
 from pipeline.common.progress import Progress
 from pipeline.data.dataset import MANIFEST, Dataset, Shard, Stated
 from pipeline.data.division import REST, Division
+from pipeline.data.label_column import LabelColumn
 from pipeline.data.label_value import LabelValue, class_names
 from pipeline.data.remote import cache_folder, is_remote
 from pipeline.data.shard_index import Count, Wanted, count_shards
@@ -140,6 +142,9 @@ def write_index(
     data = dataset.model_dump_json(indent=2, exclude_defaults=True).encode() + b"\n"
     if not (folder / MANIFEST).exists() or (folder / MANIFEST).read_bytes() != data:
         write_atomic(folder / MANIFEST, data)
+        for label, own in _values(counts).items():
+            LabelColumn.of(label, own).say()
+        say_skipped(dataset.name, sum((Counter(count.left) for count in counts), Counter[str]()))
     return dataset
 
 
@@ -154,13 +159,11 @@ def describe(counts: Sequence[Count], splits: Mapping[str, str], division: Divis
     """
     files = plain_names([count.url for count in counts])
     found: dict[str, list[Shard]] = {}
-    fields, values = Counter[str](), dict[str, set[str]]()
+    fields = Counter[str]()
     for count in counts:
         fields.update(count.fields)
     for count in counts:
         stated = Stated(by=count.stated, extensions=tuple(sorted(fields))) if count.stated else None
-        for label, own in count.labels.items():
-            values.setdefault(label, set()).update(own)
         for split, samples in (count.splits or {splits.get(count.url, REST): count.samples}).items():
             shard = Shard(
                 file=files[count.url],
@@ -179,11 +182,20 @@ def describe(counts: Sequence[Count], splits: Mapping[str, str], division: Divis
         extensions=dict(sorted(fields.items())),
         fields={},
         splits=dict(sorted(found.items(), key=lambda item: item[0] != REST)),
-        classes={label: class_names(sorted(own)) for label, own in values.items()},
+        classes={label: names for label, own in _values(counts).items() if (names := class_names(own))},
         units={},
         split_rule=f"by a hash of the {division.group or 'key'}: {division.shares}" if division else "by shard",
         division=division,
     )
+
+
+def _values(counts: Sequence[Count]) -> dict[str, set[str]]:
+    """Label -> its distinct values in all shards."""
+    values: dict[str, set[str]] = {}
+    for count in counts:
+        for label, own in count.labels.items():
+            values.setdefault(label, set()).update(own)
+    return values
 
 
 def plain_names(urls: Sequence[str]) -> dict[str, str]:

@@ -1,4 +1,7 @@
-"""Join by key: adds members from the shards of another data set, in any order, to a sample."""
+"""Join by key: adds members from the shards of another data set, in any order, to a sample.
+
+Keys are compared in one Unicode normal form.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from typing import BinaryIO
 import numpy as np
 
 from pipeline.common.errors import UserError
+from pipeline.common.file_names import nfc
 from pipeline.data.dataset import Dataset, Shard
 from pipeline.data.manifest import local
 from pipeline.data.member_formats import read_meta
@@ -85,8 +89,8 @@ class Join:
         file = self._file(int(row["shard"]))
         file.seek(int(row["start"]))
         data = file.read(int(row["stop"] - row["start"])) + bytes(2 * BLOCK)
-        same = (found for found in read_samples(BytesIO(data), "", members, self.layout) if found["__key__"] == key)
-        found = next(same, {"__url__": ""})
+        near = read_samples(BytesIO(data), "", members, self.layout)
+        found = next((one for one in near if nfc(one["__key__"]) == nfc(key)), {"__url__": ""})
         del found["__url__"]
         return found | sample | joined_meta(found, sample)
 
@@ -139,4 +143,4 @@ def joined_meta(found: Sample, sample: Sample) -> Sample:
 
 
 def _hash(key: str) -> int:
-    return int.from_bytes(blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")
+    return int.from_bytes(blake2b(nfc(key).encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")

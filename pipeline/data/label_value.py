@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+
+from pipeline.data.label_column import LabelColumn
 
 LARGEST = 1 << 20
 """Maximum size in bytes of a member that contains a label."""
@@ -35,7 +38,8 @@ class LabelValue:
             data: Bytes of the member.
 
         Raises:
-            ValueError: The member is not text or not JSON, or the path does not lead to a string, integer or boolean.
+            ValueError: The member is not text or not JSON, or the path does not lead to a string, whole number,
+                boolean or null. Null and NaN are empty strings.
         """
         if len(data) > LARGEST:
             raise ValueError(f"the member has {len(data)} bytes; the maximum for a label is {LARGEST}")
@@ -49,23 +53,26 @@ class LabelValue:
             raise ValueError("not JSON") from None
         except (KeyError, TypeError, IndexError):
             raise ValueError(f"no value at {'.'.join(self.path)}") from None
-        if not isinstance(value, (str, int, bool)):
-            raise ValueError(f"{'.'.join(self.path)} is neither a string nor an integer")
+        if value is None or value != value:
+            return ""
+        if not isinstance(value, str | int) and not (isinstance(value, float) and value.is_integer()):
+            raise ValueError(f"{'.'.join(self.path)} is neither a string nor a whole number")
         return str(value)
 
 
-def class_names(values: list[str]) -> list[str]:
-    """Derive class names from the distinct values of a label.
+def class_names(values: Iterable[str]) -> list[str]:
+    """Derive class names from the distinct values of a label, which are read as those of a table.
 
     Args:
         values: The distinct values.
 
     Returns:
-        `0`, `1`, … up to the largest value if all values are integers, else the sorted values.
+        `0`, `1`, … up to the largest value if all values are whole numbers, else the sorted values.
     """
-    if values and all(value.isdecimal() and len(value) <= 6 for value in values):
-        return [str(number) for number in range(max(map(int, values)) + 1)]
-    return sorted(values)
+    names = LabelColumn.of("", values).names
+    if names and all(name.isdecimal() and len(name) <= 6 for name in names):
+        return [str(number) for number in range(int(names[-1]) + 1)]
+    return list(names)
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,7 @@ class ForeignLabel:
     names: tuple[str, ...]
 
     def index(self, data: bytes) -> int:
-        """Read the class index of a sample.
+        """Read the class index of a sample; -1 if it is unlabelled.
 
         Args:
             data: Bytes of the member.
@@ -89,12 +96,18 @@ class ForeignLabel:
         Raises:
             ValueError: There is no value, or no class has this name or index.
         """
-        text = self.value.read(data)
+        text = self._column.read(self.value.read(data))
+        if not text:
+            return -1
         if text in self._numbers:
             return self._numbers[text]
         if text.isdecimal() and len(text) <= 9 and int(text) < len(self.names):
             return int(text)
         raise ValueError(f"`{text[:40]}` is neither the name nor the index of one of the {len(self.names)} classes")
+
+    @cached_property
+    def _column(self) -> LabelColumn:
+        return LabelColumn("", whole=True, given=frozenset(self.names))
 
     @cached_property
     def _numbers(self) -> dict[str, int]:

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from modalities.base import Geometry
 from modalities.image_header import image_size
+from modalities.palette import palette_indices
 
 
 def read_mask(data: bytes, values: Sequence[int]) -> np.ndarray:
     """Decode a mask.
 
     Args:
-        data: A PNG with one channel of 8 or 16 bits.
+        data: A PNG with one channel of 8 or 16 bits, or with a palette, whose indices are the pixel values.
         values: Pixel value of each class.
 
     Returns:
@@ -27,12 +28,13 @@ def read_mask(data: bytes, values: Sequence[int]) -> np.ndarray:
         ValueError: `data` is not such a PNG.
     """
     image_size(data)  # rejects decompression bombs
+    image = palette_indices(data)
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if image is None else image
     except cv2.error:
         image = None
     if image is None or image.ndim != 2 or image.dtype not in (np.uint8, np.uint16):
-        raise ValueError("not a mask; expected a PNG with one channel of 8 or 16 bits")
+        raise ValueError("not a mask; expected a PNG with one channel of 8 or 16 bits, or a palette")
     classes = np.full(1 << 16, -1)
     classes[list(values)] = np.arange(len(values))
     return classes[image]

@@ -15,15 +15,17 @@ from modalities.audio import PLAYED, read_sound
 from modalities.depth_map import gravity, intrinsics
 from modalities.exif import orientation
 from modalities.image_header import image_size
-from modalities.numpy_file import read_array
+from modalities.numpy_file import read_array, read_map
+from modalities.palette import palette_indices
 from modalities.point_file import points_kind, raw_floats, read_points
 from modalities.sound_header import sound_kind
 from modalities.text import Text
+from modalities.tiff_header import BEGINS, tiff_size
 from modalities.torchaudio_loader import import_soundfile
 
 SUFFIXES: dict[str, tuple[str, ...]] = {
     "rgb": ("jpg", "png", "webp"),
-    "depth": ("png", "npy"),
+    "depth": ("png", "npy", "npz", "tiff"),
     "points": ("ply", "pcd", "npz", "npy", "bin"),
     "mask": ("png",),
     "text": ("txt",),
@@ -32,11 +34,23 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
 }
 """Known field -> allowed file suffixes. Other fields allow any file except pickles."""
 
+SAME_FORMAT = {"jpeg": "jpg", "tif": "tiff", "opus": "ogg", "oga": "ogg"}
+"""Suffix of source files -> suffix of the same format in shards."""
+
+_CURES = {
+    **dict.fromkeys(("m4a", "mp4", "aac", "wma"), "convert it: ffmpeg -i FILE.{0} FILE.flac"),
+    "exr": 'convert it to metres: pip install openexr numpy, then python -c "import numpy, OpenEXR; numpy.save('
+    "'FILE.npy', OpenEXR.File('FILE.exr').channels()['Z'].pixels)\", with the name of the channel",
+}
+"""Suffix that is not read -> what to do."""
+
 LONGEST_SUFFIX = 14
 """Maximum number of letters: a key of 64, a field of 20, two dots and a suffix of 14 fill ustar's 100-byte name."""
 
 _PICKLES = ("pkl", "pickle", "pyd", "pt", "pth", "joblib")
-_HOW_DEPTH = "depth must be a single-channel 16-bit PNG in millimetres, 0 = no reading; convert it before packing"
+_HOW_DEPTH = (
+    "depth must be a single-channel 16-bit PNG or TIFF in millimetres, 0 = no reading; convert it before packing"
+)
 
 
 @dataclass(frozen=True)
@@ -68,16 +82,17 @@ def member_name(field: str, path: str) -> str:
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,19}", field) or field == "label":
         raise ValueError(f"`{field}` cannot be a field: use a lower-case word of up to 20 letters, except `label`")
-    suffix = PurePath(path).suffix.lower().lstrip(".")
-    suffix = "jpg" if suffix == "jpeg" else suffix
+    written = PurePath(path).suffix.lower().lstrip(".")
+    suffix = SAME_FORMAT.get(written, written)
     allowed = SUFFIXES.get(field)
     if suffix in _PICKLES:
         raise ValueError(f"{field}: .{suffix} files can execute code when they are opened, so they are never packed")
     if len(suffix) > LONGEST_SUFFIX:
         raise ValueError(f"{field}: a suffix of {len(suffix)} letters; the maximum is {LONGEST_SUFFIX}")
     if not suffix or (allowed and suffix not in allowed):
+        cure = _CURES.get(suffix, "convert it before packing").format(suffix)
         wanted = " or ".join(f".{kind}" for kind in allowed) if allowed else "a file with a suffix"
-        raise ValueError(f"{field}: expected {wanted}, got a `.{suffix}` file; convert it before packing")
+        raise ValueError(f"{field}: expected {wanted}, got a `.{written}` file; {cure}")
     return f"{field}.{suffix}"
 
 
@@ -102,7 +117,7 @@ def inspect(member: str, data: bytes) -> Facts:
     if not data:
         raise ValueError("the file is empty")
     field, _, suffix = member.partition(".")
-    if suffix in ("jpg", "png", "webp"):
+    if suffix in ("jpg", "png", "webp") or member == "depth.tiff":
         return _image(field, data)
     if member == "label.txt":
         read_label(data)
@@ -115,7 +130,7 @@ def inspect(member: str, data: bytes) -> Facts:
         _sound(suffix, data)
     elif field == "points":
         _points(suffix, data)
-    elif suffix == "npy":
+    elif suffix == "npy" or member == "depth.npz":
         return _array(field, data)
     return Facts()
 
@@ -155,11 +170,13 @@ def read_meta(data: bytes) -> dict[str, object]:
 
 def _image(field: str, data: bytes) -> Facts:
     """Decode an image and check that its field allows it."""
-    image_size(data)
+    is_tiff = field == "depth" and data.startswith(BEGINS)
+    tiff_size(data) if is_tiff else image_size(data)
     # Colour mode for JPEGs, as in the loader: it applies the EXIF orientation.
     flags = cv2.IMREAD_COLOR if data.startswith(b"\xff\xd8") else cv2.IMREAD_UNCHANGED
+    image = palette_indices(data) if field not in ("rgb", "depth") else None
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if image is None else image
     except cv2.error:
         image = None
     if image is None:
@@ -167,7 +184,9 @@ def _image(field: str, data: bytes) -> Facts:
     size = (image.shape[1], image.shape[0])
     kind = f"{image.shape[2] if image.ndim == 3 else 1}-channel {image.dtype.itemsize * 8}-bit"
     if field == "mask" and image.ndim != 2:
-        raise ValueError(f"a {kind} image; a mask must have a single channel; convert it before packing")
+        raise ValueError(
+            f"a {kind} image; a mask must have a single channel or a palette; write the class of each pixel"
+        )
     if field != "depth":
         return Facts(size, orientation(data), mask=image if image.ndim == 2 else None)
     if image.ndim != 2 or image.dtype != np.uint16:
@@ -211,18 +230,21 @@ def near_part(depth: np.ndarray) -> float:
 
 def _array(field: str, data: bytes) -> Facts:
     """Read a NumPy array. Depth is in metres."""
-    array = read_array(data)
     if field != "depth":
+        read_array(data)
         return Facts()
+    array = read_map(data)
     if array.ndim != 2 or array.dtype.kind != "f":
-        raise ValueError(f"an array of {array.dtype} {list(array.shape)}; depth in .npy must be float [H, W] in metres")
+        raise ValueError(
+            f"an array of {array.dtype} {list(array.shape)}; depth in .npy and .npz must be float [H, W] in metres"
+        )
     read = np.isfinite(array) & (array > 0)
     if not read.any():
         raise ValueError("a depth map without a single reading")
     with np.errstate(over="ignore"):
         millimetres = 1000 * np.where(read, array, 0).astype(np.float32)  # 16 bits would end at 65.5 m
     if not np.isfinite(millimetres).all():
-        raise ValueError("a depth map with readings that overflow float32; depth in .npy must be in metres")
+        raise ValueError("a depth map with readings that overflow float32; depth in .npy and .npz must be in metres")
     return Facts((array.shape[1], array.shape[0]), depth=millimetres)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 
-from pipeline.data.member_formats import SUFFIXES
+from pipeline.data.member_formats import SAME_FORMAT, SUFFIXES
 
 USUAL: Mapping[str, Sequence[str]] = {
     "rgb": ("jpg", "jpeg", "png", "webp"),
     "text": ("txt",),
-    "audio": ("wav", "flac", "mp3", "ogg"),
+    "depth": ("depth.tif",),
+    "audio": ("wav", "flac", "mp3", "ogg", "opus", "oga"),
     "points": ("ply", "pcd", "bin"),
     "label": ("cls",),
 }
@@ -45,7 +46,7 @@ def member_of(field: str, extension: str) -> str:
     if field in WHOLE:
         return WHOLE[field]
     suffix = extension.lower().rpartition(".")[2]
-    suffix = "jpg" if suffix == "jpeg" else suffix
+    suffix = SAME_FORMAT.get(suffix, suffix)
     allowed = SUFFIXES.get(field, (suffix,))
     return f"{field}.{suffix if suffix in allowed else allowed[0]}"
 

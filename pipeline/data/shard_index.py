@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, cast
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.common.errors import UserError
+from pipeline.common.file_names import left_by
 from pipeline.common.files import sha256
 from pipeline.common.process_pool import map_jobs
 from pipeline.data.division import Division
@@ -60,6 +61,7 @@ class Count(BaseModel):
         fields: Member -> number of samples that have it.
         splits: Split -> number of samples; {} if splits consist of whole shards.
         labels: Label -> its distinct values.
+        left: Name of members that systems leave, as of `left_by` -> their number. They are skipped.
         sha256: SHA-256 of the file, or "" if it was not computed.
         stated: URL or path of the file that states the number of samples; "" if they were counted. If they were not,
             `fields` is about the first sample.
@@ -74,6 +76,7 @@ class Count(BaseModel):
     fields: dict[str, int]
     splits: dict[str, int]
     labels: dict[str, list[str]]
+    left: dict[str, int]
     sha256: str
     stated: str = ""
     fault: str = ""
@@ -265,12 +268,13 @@ def _count(job: Job, wanted: Wanted) -> Count:
     """Read the headers of one shard."""
     url, size, state = job
     fault = ""
-    samples, fields, splits = 0, Counter[str](), Counter[str]()
+    samples, fields, splits, left = 0, Counter[str](), Counter[str](), Counter[str]()
     values: dict[str, set[str]] = {label: set() for label, _ in wanted.labels}
     try:
         with open_headers(url, size) as file:
             _refuse_gzip(file)
-            for key, members in group_members(read_members(file, in_members(wanted.members)), lambda name, fault: None):
+            read = read_members(file, in_members(wanted.members))
+            for key, members in group_members(read, partial(_skip, left)):
                 samples += 1
                 fields.update(members.keys())
                 if wanted.division:
@@ -288,9 +292,16 @@ def _count(job: Job, wanted: Wanted) -> Count:
         fields=dict(sorted(fields.items())),
         splits=dict(splits),
         labels=labels,
+        left=dict(left),
         sha256=digest,
         fault=fault,
     )
+
+
+def _skip(left: Counter[str], name: str, fault: str) -> None:
+    """Skip a faulty member, which reading reports. Those that systems leave are counted."""
+    if kind := left_by(name):
+        left[kind] += 1
 
 
 def _collect(values: dict[str, set[str]], wanted: Wanted, members: dict[str, bytes | None]) -> None:

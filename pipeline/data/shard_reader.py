@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline.common.errors import UserError
+from pipeline.common.file_names import left_by
 from pipeline.common.files import sha256
 from pipeline.data.dataset import MANIFEST, Layout, Shard
 from pipeline.data.reading import note
@@ -236,6 +237,8 @@ def _note(faults: list[str], shard: Shard, name: str, fault: str) -> None:
     Foreign shards may contain members that belong to no sample. However, a name that fills its header may be the
     truncated name of a member of a sample, so it is always a fault.
     """
+    if shard.url and left_by(name):
+        return
     if not (shard.url and fault == UNNAMED and len(name) < LONGEST_NAME):
         faults.append(f"{name} is {fault}")
 

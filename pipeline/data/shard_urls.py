@@ -14,6 +14,7 @@ from pathlib import Path
 from webdataset.shardlists import expand_urls
 
 from pipeline.common.errors import UserError
+from pipeline.common.file_names import left_by
 from pipeline.data.remote import file_system, is_remote, refuse_secrets
 from pipeline.data.wids import read_wids
 
@@ -88,7 +89,7 @@ def _listed(url: str) -> list[str]:
         return _some(url, _tars(map(Path, found)))
     path = Path(url).absolute()
     if path.is_dir():
-        return _some(url, _tars(path.rglob("*")))
+        return _some(url, _tars(found for found in path.rglob("*") if not left_by(found.relative_to(path).as_posix())))
     if not path.is_file():
         raise UserError(f"data.shards: {url}: not found.")
     if not path.name.endswith(".tar") and not COMPRESSED.search(path.name):

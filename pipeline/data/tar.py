@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Set
 from typing import BinaryIO, TypeVar
 
+from pipeline.common.file_names import left_by
+
 T = TypeVar("T")
 
 UNNAMED, TWICE = "not named KEY.MEMBER", "twice in one sample"
@@ -65,7 +67,8 @@ def group_members(
     Args:
         members: Name and content of each member, in the order of the tar.
         found: Called with the name and the fault (UNNAMED or TWICE) of each faulty member, which is then skipped. A
-            name that leads out of the folder where the tar is unpacked counts as UNNAMED.
+            name that leads out of the folder where the tar is unpacked, or is of a file that systems leave, counts as
+            UNNAMED.
 
     Yields:
         Key of a sample, and member -> content.
@@ -73,7 +76,7 @@ def group_members(
     key, sample = "", dict[str, T]()
     for name, content in members:
         own, member = split_name(name) or ("", "")
-        if not member or ("/" in own and _leads_out(own)):
+        if not member or left_by(name) or ("/" in own and _leads_out(own)):
             found(name, UNNAMED)
         elif own != key:
             if sample:

@@ -14,6 +14,7 @@ from pipeline.common.walk import files_under
 from pipeline.data.dataset import MANIFEST, Layout
 from pipeline.data.decoding import decode_view
 from pipeline.data.manifest import load_dataset, verify_files
+from pipeline.data.member_formats import SAME_FORMAT
 from pipeline.data.member_names import USUAL_NAMES
 from pipeline.data.shard_reader import CURE, Sample, read_range, read_samples
 from pipeline.data.skipped import SampleError, Skipped
@@ -80,7 +81,7 @@ def _files(place: Path, view: View) -> list[Path]:
     if not place.is_dir():
         raise UserError(f"{place}: no such file or folder. Give files, folders, packed data sets or shards.")
     suffixes = {f".{member.rpartition('.')[2]}" for member in view.modality.members}
-    suffixes |= {".jpeg"} if ".jpg" in suffixes else set()
+    suffixes |= {f".{other}" for other, suffix in SAME_FORMAT.items() if f".{suffix}" in suffixes}
     try:
         found = [path for path in files_under(place) if path.suffix.lower() in suffixes and path.is_file()]
     except OSError as error:

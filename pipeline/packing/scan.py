@@ -205,8 +205,8 @@ def _sample(key: str, members: Mapping[str, bytes | None], found: Scan) -> None:
             continue
         try:
             for label, foreign in found.job.foreign.items():
-                if foreign.value.member == member:
-                    found.labels[label][foreign.index(data)] += 1
+                if foreign.value.member == member and (index := foreign.index(data)) >= 0:
+                    found.labels[label][index] += 1
             if found.job.foreign and member in ("label.txt", "meta.json"):
                 continue  # in shards that wcord did not pack, these have another format
             facts[member] = inspect(member, data)

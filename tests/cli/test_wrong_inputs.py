@@ -137,6 +137,11 @@ WRONG: dict[str, Wrong] = {
         "line 1, column 8",
         write("bad.yaml", "run: [a"),
     ),
+    "a comment in an override": (
+        f"{TRAIN} 'train.steps=5 # few'",
+        "it contains a comment",
+        "remove it (override train.steps=5 # few)",
+    ),
     "a config that is binary": (
         "train bad.yaml",
         "is not UTF-8 text",

@@ -230,7 +230,8 @@ FAULTS = [
     ("batch_size: 32", "flip: 1", 4, "data.flip: must be true or false, got 1"),
     ("batch_size: 32", "label_fraction: 0", 4, "data.label_fraction: must be above 0, got 0"),
     ("batch_size: 32", "label_fraction: 2", 4, "data.label_fraction: must be at most 1, got 2"),
-    ("batch_size: 32", "label: 2", 4, "data.label: must be text, got 2"),
+    ("batch_size: 32", "label:", 4, "data.label: must be text, got nothing"),
+    ("batch_size: 32", "label: [2]", 4, "data.label: must be text, got [2]"),
     ("batch_size: 32", "label: ''", 4, 'data.label: must not be empty, got ""'),
     ("batch_size: 32", "crop: 0.5", 4, "data.crop: must be a list, got 0.5"),
     ("batch_size: 32", "crop: [0.5]", 4, "data.crop: must have 2 or more entries, got [0.5]"),
@@ -257,7 +258,7 @@ FAULTS = [
     ("teacher:\n  run: runs/teacher\n", "", 10,
      "losses.transport: requires a teacher; add `teacher:`, or remove this loss"),
     ("run: runs/sonar_${seed}\n", "", 0, "run: is required and missing"),
-    ("run: runs/sonar_${seed}", "run: 5", 1, "run: must be text, got 5"),
+    ("run: runs/sonar_${seed}", "run: {a: 5}", 1, 'run: must be text, got {"a": 5}'),
     ("run: runs/sonar_${seed}", "run: r\nsede: 5", 2, "sede: unknown key; did you mean seed?"),
 ]
 # fmt: on
@@ -395,7 +396,19 @@ FAULTS_OF_OVERRIDES = [
     ("losses.mine.py:Mine.weight=1",
      'override "losses.mine.py:Mine.weight=1": write a class in brackets: '
      'losses[package.module:Class].weight=1'),
-    ("run=@home", 'override "run=@home": is not readable YAML: line 1, column 1: '),
+    ("train.steps=100 # many",
+     'train.steps: must be a whole number, got "100 # many"; it contains a comment (#), which is not ignored; remove '
+     "it (override train.steps=100 # many)"),
+    ("evaluation.baselines=[a # b]",
+     'evaluation.baselines: must be a list, got "[a # b]"; it is not readable YAML: line 1, column 8: '),
+    ("data.workers=@2", 'data.workers: must be a whole number, got "@2"; it is not readable YAML: line 1, column 1: '),
+    ("data.crop=[0.5, # low\n 1]",
+     'data.crop: must be a list, got "[0.5, # low\\n 1]"; it contains a comment (#), which is not ignored; remove it '
+     "(override data.crop=[0.5, # low\\n 1])"),
+    ("run=a\0b", 'override "run=a\\x00b": is not readable: '),
+    ("run=", 'run: must not be empty, got "" (override run=)'),
+    ("teacher.run=[a]",
+     'teacher.run: must be text or must have 2 or more entries, got ["a"] (override teacher.run=[a])'),
     ("run=${nope}",
      'run: refers to a missing key or to itself, got "${nope}" (override '
      'run=${nope})'),
@@ -407,6 +420,63 @@ FAULTS_OF_OVERRIDES = [
 def test_faults_of_overrides_name_the_override(faults: Faults, override: str, message: str) -> None:
     (found,) = faults(overrides=[override])
     assert found == message if not message.endswith(": ") else found.startswith(message)
+
+
+# Settings that are text
+
+
+TEXTS = [
+    "2024_01_05", "2024-01-05", "1e5", "007", "0x1f", "1_0", "on", "No", "true", "null", "~", ".inf", "12:30", "=", "-",
+    "/data/set #2", "#2", "a: b", "C:\\runs: x", "key:", "[a", "[a, b]", "{a}", "{000..399}.tar", "@home", "!x", "*a",
+    "&a b", "%d", "`x`", "'open", '"', "a 'b'", "? a", "- a", "| a", "> a", "--- a", "a, b", "é ☃", "a\\tb", "a\nb",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_an_override_of_a_text_is_that_text(read: Read, text: str) -> None:
+    keys = ["run", "data.label", "data.shards", "teacher.cache", "student.encoder.weights"]
+    keys = keys if text.isalnum() else keys[:2] + keys[4:]
+    experiment = read(overrides=[f"{key}={text}" for key in keys])
+    assert (experiment.run, experiment.data.label, experiment.student.encoder["weights"]) == (text, text, text)  # type: ignore[call-overload]
+    if len(keys) > 3 and experiment.teacher:
+        assert (experiment.data.shards, experiment.teacher.cache) == (text, None if text == "null" else text)
+    assert config.load(_written(experiment)) == experiment
+
+
+def _written(experiment: Config) -> Path:
+    Path("again.yaml").write_text(experiment.to_yaml(), encoding="utf-8")
+    return Path("again.yaml")
+
+
+def test_overrides_are_text_wherever_text_is_the_only_choice_that_fits(read: Read) -> None:
+    experiment = read(
+        overrides=[
+            "run='2024: #1'",
+            "evaluation.baselines=[2024_01_05, on, a]",
+            "data.classes=[0, 01, no]",
+            "data.shards=[{path: 1_0, label: 2.0}, {path: b}]",
+            "losses.transport.either=12",
+            "teacher.cache=",
+        ]
+    )
+    assert experiment.run == "2024: #1"
+    assert experiment.evaluation.baselines == ["2024_01_05", "on", "a"]
+    assert experiment.data.classes == ["0", "01", "no"]
+    assert [(source.path, source.label) for source in experiment.data.sources] == [("1_0", "2.0"), ("b", "label")]
+    assert experiment.losses["transport"]["either"] == 12
+    assert experiment.teacher is not None
+    assert experiment.teacher.cache is None
+
+
+def test_a_text_in_a_file_is_what_is_written(read: Read) -> None:
+    experiment = read(
+        ("runs/sonar_${seed}", "2024_01_05"),
+        ("batch_size: 32", "label: 1.0\n  classes: [yes, 007]\n  join: ['x_${run}']"),
+        ("width: 4", "weights: 1e5"),
+    )
+    assert (experiment.run, experiment.data.label, experiment.data.classes) == ("2024_01_05", "1.0", ["yes", "007"])
+    assert experiment.data.join == ["x_2024_01_05"]
+    assert experiment.student.encoder == {"name": "net", "weights": "1e5"}
 
 
 # References

@@ -34,10 +34,14 @@ def npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def npz(array: np.ndarray) -> bytes:
+def npz(*arrays: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    np.savez(buffer, array)
+    np.savez(buffer, *arrays)
     return buffer.getvalue()
+
+
+def tiff(image: np.ndarray) -> bytes:
+    return cv2.imencode(".tiff", image, [cv2.IMWRITE_TIFF_COMPRESSION, 1])[1].tobytes()
 
 
 def npy_header(text: bytes) -> bytes:
@@ -57,6 +61,7 @@ def huge_png(bits: int, colour: int) -> bytes:
 
 NOISE = RNG.normal(0, 0.1, 4000)
 WAV, FLAC, OGG, MP3 = (sound_file(NOISE, kind) for kind in ("WAV", "FLAC", "OGG", "MP3"))
+TIFF = tiff(np.full((9, 9), 700, np.uint16))
 GIF = b"GIF89a" + bytes(60)
 
 BAD: dict[str, tuple[Modality, str, bytes, dict[str, tuple[str, bytes, str]]]] = {
@@ -81,7 +86,10 @@ BAD: dict[str, tuple[Modality, str, bytes, dict[str, tuple[str, bytes, str]]]] =
         "nan_npy": ("depth.npy", npy(np.full((9, 9), np.nan)), "has no valid pixel"),
         "infinite_npy": ("depth.npy", npy(np.full((9, 9), np.inf)), "has no valid pixel"),
         "cut_npy": ("depth.npy", npy(METRES)[:300], "not a complete NumPy array"),
-        "archive_npy": ("depth.npy", npz(METRES), "not a JPEG, PNG or WebP file"),
+        "two_arrays_npz": ("depth.npz", npz(METRES, METRES), "it has 2 arrays (arr_0.npy, arr_1.npy)"),
+        "cut_npz": ("depth.npz", npz(METRES)[:-9], "not an archive with one NumPy array"),
+        "cut_tiff": ("depth.tiff", TIFF[:-6], "the TIFF is truncated"),
+        "floats_tiff": ("depth.tiff", tiff(METRES.astype(np.float32)), "32-bit TIFF: depth needs 16 bits"),
         "open_bracket_npy": ("depth.npy", npy_header(b"(((\n"), "not a complete NumPy array"),
         "endless_npy": (
             "depth.npy",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import io
+import logging
 import shutil
+import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -47,6 +50,39 @@ def read_as(stream: Any, worker: int, workers: int, patch: pytest.MonkeyPatch) -
     """What one worker of a loader would yield, in this process."""
     patch.setattr(streams, "worker_place", lambda: (worker, workers))
     return iter(stream)
+
+
+def test_members_that_systems_leave_are_skipped_and_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    left = [
+        "._{}.txt",
+        "a/._{}.txt",
+        "__MACOSX/{}.txt",
+        "Thumbs.db",
+        "a/desktop.ini",
+        "@eaDir/{}.txt",
+        "._" + "x" * 110,
+    ]
+    path = tmp_path / "set" / "0.tar"
+    path.parent.mkdir()
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for number in range(3):
+            for name in [*left, "a/{}.txt", left[number], "a/{}.jpg"]:
+                info = tarfile.TarInfo(name.format(number))
+                info.size = len(data := photo(number) if name.endswith("jpg") else b"a shape")
+                tar.addfile(info, io.BytesIO(data))
+    (path.parent / "@eaDir").mkdir()
+    shutil.copy(path, path.parent / "@eaDir" / "0.tar")
+    for _ in range(2):
+        dataset = load_dataset(str(path.parent))
+        assert dataset.extensions == {"jpg": 3, "txt": 3}
+    assert caplog.text.count("skipped 24 files or folders that systems leave") == 1
+    assert epoch(open_split(str(path.parent), "train", "label"), 1, 0, monkeypatch, BOTH) == Counter(
+        ["a/0", "a/1", "a/2"]
+    )
+    assert not check(path.parent).faults
 
 
 def epoch(source: Source, ranks: int, workers: int, patch: pytest.MonkeyPatch, views: Any = None) -> Counter[str]:

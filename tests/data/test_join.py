@@ -8,9 +8,11 @@ import random
 import weakref
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import pytest
 import torch
+from foreign_shards import plain_tar
 from shapes_dataset import members, write_dataset
 
 from modalities import RGB, Depth
@@ -123,6 +125,15 @@ def test_a_damaged_shard_of_the_other_data_set_is_skipped_and_counted(tmp_path: 
     assert (seen, set(skipped)) == (train & readable, train - readable)
     assert {(s.cause, s.unpaired) for s in skipped.values()} == {("shard", False)}
     assert all("all-000001.tar" in s.message for s in skipped.values())
+
+
+def test_keys_match_in_any_normal_form(tmp_path: Path) -> None:
+    keys = ["huhn", "kätzchen", "łódź é", "日本"]
+    spec = str(plain_tar(tmp_path / "0.tar", [(normalize("NFD", key), {"txt": key.encode()}) for key in keys]))
+    join = Join(spec, load_dataset(spec))
+    for key in keys:
+        raw = {"__key__": normalize("NFC", key), "__url__": "0.tar"}
+        assert join.complete(raw, frozenset({"text.txt"})) == {**raw, "text.txt": key.encode()}
 
 
 def test_a_file_that_is_closed_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,12 +16,15 @@ from sources import (
     wav,
 )
 
-from modalities import RGB, Text
+from modalities import RGB, Depth, Text
+from modalities.audio import read_sound
 from modalities.image_header import image_size
 from modalities.sound_header import knows_its_length, sound_kind
 from pipeline.data import member_formats as members
 from pipeline.data.manifest import write_shard
+from pipeline.data.masks import read_mask
 from pipeline.data.member_formats import inspect, member_name, read_label, summarise
+from pipeline.data.member_names import member_names
 
 
 @pytest.mark.parametrize(
@@ -46,7 +49,8 @@ def test_members_that_are_not_what_they_say_raise(member: str, data: bytes, reas
 
 def test_wav_files_are_held_against_their_header() -> None:
     inspect("audio.wav", wav())
-    inspect("audio.wav", wav(announced=0xFFFFFFFF))
+    for length in (0xFFFFFFFF, 0x7FFFF000, 0x80000000):
+        inspect("audio.wav", wav(announced=length))
     for data, reason in (
         (wav()[:-1], "truncated"),
         (wav(0), "has no samples"),
@@ -229,3 +233,112 @@ def test_a_jpeg_of_too_many_scans_is_refused_before_it_is_decoded() -> None:
     bomb = data[:-2] + 1000 * data[last:-2] + data[-2:]
     with pytest.raises(ValueError, match=r"the JPEG has 10\d\d scans; at most 100 are accepted"):
         image_size(bomb)
+
+
+# Formats of the field
+
+
+@pytest.mark.parametrize("length", [0, 0x7FFFF000, 0x80000000, 0xFFFFFFFF])
+@pytest.mark.parametrize("whole", [0, 36, 0xFFFFFFFF])
+def test_a_wav_written_to_a_pipe_is_read_to_its_end(length: int, whole: int) -> None:
+    exact = wav(400)
+    piped = exact[:4] + whole.to_bytes(4, "little") + exact[8:40] + length.to_bytes(4, "little") + exact[44:]
+    inspect("audio.wav", piped)
+    assert np.array_equal(read_sound(piped, 8000)[0], read_sound(exact, 8000)[0])
+
+
+def test_a_wav_without_samples_before_other_chunks_is_empty() -> None:
+    empty = wav(0) + b"LIST\4\0\0\0INFO"
+    empty = empty[:4] + (len(empty) - 8).to_bytes(4, "little") + empty[8:]
+    with pytest.raises(ValueError, match="no samples"):
+        inspect("audio.wav", empty)
+    with pytest.raises(ValueError, match="no samples"):
+        read_sound(empty, 8000)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_the_indices_of_a_palette_are_the_classes_of_a_mask(bits: int) -> None:
+    classes = np.random.default_rng(bits).integers(0, 1 << bits, (13, 21)).astype(np.uint8)
+    image = Image.fromarray(classes, mode="P")
+    image.putpalette(np.random.default_rng(0).permutation(256).repeat(3).astype(np.uint8).tobytes()[: 3 << bits])
+    file = io.BytesIO()
+    image.save(file, "PNG", bits=bits, transparency=0)
+    data = file.getvalue()
+    assert (data[24], data[25]) == (bits, 3)
+    for member in ("mask.png", "parts.png"):
+        found = inspect(member, data).mask
+        assert found is not None
+        assert np.array_equal(found, classes)
+    assert np.array_equal(read_mask(data, range(256)), classes)
+    assert RGB().decode(data, {}).shape == (13, 21, 3)  # of a photo, the colours
+    for at in (20, data.index(b"IDAT") + 12):
+        damaged = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+        with pytest.raises(ValueError, match=r"decode|single channel|pixels"):
+            inspect("mask.png", damaged)
+
+
+MILLIMETRES = np.random.default_rng(0).integers(0, 9000, (12, 17)).astype(np.uint16)
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "tiff_lzw"}, {"compression": "tiff_adobe_deflate"}])
+def test_depth_in_a_tiff_is_that_of_the_png(options: dict[str, str]) -> None:
+    file = io.BytesIO()
+    Image.fromarray(MILLIMETRES).save(file, "TIFF", **options)
+    for data in (file.getvalue(), cv2.imencode(".tiff", MILLIMETRES)[1].tobytes()):
+        found = inspect(member_name("depth", "a/b.TIF"), data).depth
+        assert found is not None
+        assert np.array_equal(found, MILLIMETRES)
+        assert np.array_equal(Depth().decode(data, {}).metres, Depth().decode(png(MILLIMETRES), {}).metres)
+        for cut in range(0, len(data), 7):
+            with pytest.raises(ValueError, match=r"TIFF|empty"):
+                inspect("depth.tiff", data[:cut])
+
+
+def test_a_tiff_that_readers_differ_about_is_refused() -> None:
+    pages = [Image.fromarray(MILLIMETRES), Image.fromarray(MILLIMETRES + 1)]
+    file = io.BytesIO()
+    pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
+    with pytest.raises(ValueError, match="several pages"):
+        inspect("depth.tiff", file.getvalue())
+    for tag, value in ((274, 3), (262, 0)):
+        file = io.BytesIO()
+        pages[0].save(file, "TIFF", tiffinfo={tag: value} if tag == 274 else {})
+        data = file.getvalue()
+        if tag == 262:
+            entry = data.index(b"\x06\x01\x03\0\1\0\0\0") + 8
+            data = data[:entry] + bytes(4) + data[entry + 4 :]
+        with pytest.raises(ValueError, match="turned, inverted"):
+            inspect("depth.tiff", data)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 4, 1)])
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_depth_may_be_one_array_with_a_channel(shape: tuple[int, ...], suffix: str) -> None:
+    metres = np.linspace(0.5, 2, 12, dtype=np.float32).reshape(3, 4)
+    file = io.BytesIO()
+    np.savez_compressed(file, depth=metres.reshape(shape))
+    data = file.getvalue() if suffix == "npz" else npy(metres.reshape(shape))
+    found = inspect(member_name("depth", f"a.{suffix}"), data).depth
+    assert found is not None
+    assert np.allclose(found, 1000 * metres)
+    assert np.array_equal(Depth().decode(data, {}).metres, metres)
+
+
+def test_opus_is_read() -> None:
+    data = sound_file(np.random.default_rng(0).normal(0, 0.1, 8000), "OGG", "OPUS")
+    assert member_name("audio", "a/b.opus") == "audio.ogg"
+    assert member_names(["opus"], {}) == {"opus": "audio.ogg"}
+    inspect("audio.ogg", data)
+    assert len(read_sound(data, 8000)[0]) == 8000
+
+
+def test_what_cannot_be_read_names_a_command() -> None:
+    for path, cure in (("a.m4a", "ffmpeg -i FILE.m4a FILE.flac"), ("a.wma", "ffmpeg -i FILE.wma FILE.flac")):
+        with pytest.raises(ValueError, match=cure):
+            member_name("audio", path)
+    with pytest.raises(ValueError, match="OpenEXR"):
+        member_name("depth", "a.exr")
+    with pytest.raises(ValueError, match=r"ffmpeg -i sound\.m4a sound\.flac"):
+        inspect("audio.wav", b"\0\0\0\x20ftypM4A " + bytes(40))
+    with pytest.raises(ValueError, match=r"ffmpeg -i sound\.m4a sound\.flac"):
+        read_sound(b"\0\0\0\x20ftypM4A " + bytes(40), 8000)

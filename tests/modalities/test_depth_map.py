@@ -184,7 +184,7 @@ def test_npy_holds_metres_and_what_is_no_number_is_no_reading(kind: str) -> None
 @pytest.mark.parametrize(
     ("data", "words"),
     [(npy(np.ones((4, 4), np.uint16)), r"depth.npy must be float \[H, W\] in metres, but it is uint16 \[4, 4\]"),
-     (npy(np.ones((4, 4, 1))), r"float64 \[4, 4, 1\]"),
+     (npy(np.ones((4, 4, 2))), r"float64 \[4, 4, 2\]"),
      (npy(np.ones((40, 40)))[:200], "not a complete NumPy array")],
 )  # fmt: skip
 def test_npy_of_other_things_is_refused(data: bytes, words: str) -> None:

@@ -39,7 +39,10 @@ def test_a_message_lists_what_the_samples_have(make_config: Any, shards: Path) -
     with pytest.raises(UserError) as raised:
         checked(make_config(shards=shards))
     message = str(raised.value)
-    assert "student: the modality `depth` reads depth.png or depth.npy, but no sample of" in message
+    assert (
+        "student: the modality `depth` reads depth.png or depth.npy or depth.npz or depth.tiff, but no sample of"
+        in message
+    )
     assert "json (8); cls, named label.txt here (8); jpg, named rgb.jpg here (8); txt, named text.txt here" in message
     assert "data.fields={depth: EXTENSION}" in message
 

@@ -26,6 +26,8 @@ def read(data: bytes) -> dict[str, np.ndarray]:
     sound, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
     if rate != RATE:
         raise ValueError(f"{rate} Hz, expected {RATE} Hz; convert it: ffmpeg -i sound.wav -ar {RATE} converted.wav")
+    if not len(sound):
+        raise ValueError("no samples; if it was written to a pipe: ffmpeg -ignore_length 1 -i sound.wav converted.wav")
     mono = sound.mean(1)
     length = min(max(round(SECONDS * RATE), 1), len(mono))
     start = (len(mono) - length) // 2

@@ -13,7 +13,7 @@ SIZE, CROP, SET = ABOUT["size"], ABOUT["crop"], ABOUT["settings"]
 
 
 def read(data: bytes, intrinsics: tuple[float, float, float, float] | None = None) -> dict[str, np.ndarray]:
-    """Decode a 16-bit PNG, or a `.npy` file in metres.
+    """Decode a 16-bit PNG or TIFF, or a `.npy` file or an `.npz` file with one array in metres.
 
     Args:
         data: The bytes of the file.
@@ -26,14 +26,18 @@ def read(data: bytes, intrinsics: tuple[float, float, float, float] | None = Non
     Raises:
         ValueError: The file cannot be read, or is disparity without intrinsics.
     """
-    if data.startswith(b"\x93NUMPY"):
+    if data.startswith((b"\x93NUMPY", b"PK\x03\x04")):
         metres = np.load(io.BytesIO(data), allow_pickle=False)
+        if not isinstance(metres, np.ndarray):
+            (name,) = metres.files
+            metres = metres[name]
+        metres = metres[..., 0] if metres.ndim == 3 and metres.shape[2] == 1 else metres
         valid = np.isfinite(metres) & (metres > 0)
         metres = np.where(valid, metres, 0).astype(np.float32)
     else:
         raw = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         if raw is None or raw.ndim != 2 or raw.dtype != np.uint16:
-            raise ValueError("not a PNG with one channel of 16 bits")
+            raise ValueError("not a PNG or TIFF with one channel of 16 bits")
         metres, valid = raw * np.float32(SET["scale"]), raw > 0
     rows, columns = metres.shape
     focal = columns / 2 / math.tan(math.radians(30))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.common.errors import UserError
+from pipeline.common.file_names import nfc, say_skipped
 from pipeline.common.spill import blob, scratch, unblob
 from pipeline.common.walk import files_under
+from pipeline.data.label_column import sort_classes
 from pipeline.data.member_formats import member_name
 from pipeline.packing.recipes.plan import (
     UNITS,
@@ -21,7 +23,6 @@ from pipeline.packing.recipes.plan import (
     Refusal,
     SourceSample,
     check_unique,
-    number_classes,
     refusal,
     safe_key,
     sift,
@@ -42,7 +43,8 @@ def plan(
 ) -> Plan:
     """Plan a data set from parallel folders: `photos/cat/001.jpg` belongs to `maps/cat/001.png`.
 
-    Samples that lack a field are rejected. Hidden files (`.DS_Store`) are skipped, and links to folders are followed.
+    Paths are compared in one Unicode normal form. Samples that lack a field are rejected. Hidden files and those that
+    systems leave (`Thumbs.db`) are skipped, and links to folders are followed.
 
     Args:
         root: The folder that contains those of the fields.
@@ -63,7 +65,7 @@ def plan(
     reader = _Reader(fields, label_from is not None, split_from is not None, _grouping(group))
     samples, refused = sift(reader.read(stem, paths) for stem, paths in _matched(Path(root), fields))
     check_unique(samples)
-    names = number_classes(reader.class_name(sample.source) for sample in samples) if label_from else []
+    names = sort_classes(reader.class_name(sample.source) for sample in samples) if label_from else []
     if label_from:
         numbers = {name: number for number, name in enumerate(names)}
         samples = spilled(sample._replace(label=numbers[reader.class_name(sample.source)]) for sample in samples)
@@ -123,11 +125,13 @@ class _Reader:
 def _matched(root: Path, fields: Mapping[str, str]) -> Iterator[tuple[str, dict[str, list[str]]]]:
     """Every path without suffix, sorted, with the files of each field."""
     db = scratch("files (stem BLOB, field TEXT, path BLOB)")
+    left: Counter[str] = Counter()
     for field, folder in fields.items():
         _refuse_shards(root / folder)
-        found = ((blob(stem), field, blob(path)) for stem, path in _files(root / folder))
+        found = ((blob(stem), field, blob(path)) for stem, path in _files(root / folder, left))
         if not db.executemany("INSERT INTO files VALUES (?, ?, ?)", found).rowcount > 0:
             raise UserError(f"{root / folder}: the folder does not exist or is empty. Set it with --field NAME=FOLDER.")
+    say_skipped(str(root), left)
     for stem, several in groupby(db.execute("SELECT * FROM files ORDER BY stem, path"), key=itemgetter(0)):
         paths: dict[str, list[str]] = defaultdict(list)
         for _, field, path in several:
@@ -146,9 +150,10 @@ def _refuse_shards(folder: Path) -> None:
         )
 
 
-def _files(folder: Path) -> Iterator[tuple[str, str]]:
+def _files(folder: Path, left: Counter[str]) -> Iterator[tuple[str, str]]:
     """The files in a folder: relative path without suffix (with `/`), and path."""
-    return ((path.relative_to(folder).with_suffix("").as_posix(), str(path)) for path in files_under(folder))
+    found = files_under(folder, left=left)
+    return ((nfc(path.relative_to(folder).with_suffix("").as_posix()), str(path)) for path in found)
 
 
 def _member(field: str, folder: str, paths: Sequence[str]) -> tuple[str, str]:
@@ -161,7 +166,7 @@ def _member(field: str, folder: str, paths: Sequence[str]) -> tuple[str, str]:
 
 def _grouping(group: str | None) -> re.Pattern[str] | None:
     try:
-        return re.compile(r"(.*)/" if group == "parent" else group) if group else None
+        return re.compile(r"(.*)/" if group == "parent" else nfc(group)) if group else None
     except re.error as error:
         raise UserError(f"group: `{group}` is neither `parent` nor a regular expression: {error}.") from None
 

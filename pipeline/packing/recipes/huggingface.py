@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import UserError
+from pipeline.data.label_column import LabelColumn
 from pipeline.packing.recipes.arrow import SPLITS, Table, columns, members, places, tables
-from pipeline.packing.recipes.plan import UNITS, Plan, SourceSample, number_classes, safe_key, spilled, stamp
+from pipeline.packing.recipes.plan import UNITS, Plan, SourceSample, safe_key, spilled, stamp
 
 Classify = Callable[[Any], int | None]
 """Maps a value to its class index, or to None if it is unlabelled."""
@@ -138,6 +139,7 @@ def _classes(about: Mapping[str, Any], found: Sequence[Table], column: str) -> t
     if names := about.get("names"):
         return list(names), lambda value: value if isinstance(value, int) and value >= 0 else None
     values = (place.values[column] for place in places(found, [column]))
-    names = number_classes(str(value) for value in values if value is not None)
-    numbers = {name: number for number, name in enumerate(names)}
-    return names, lambda value: numbers.get(str(value))
+    read = LabelColumn.of(column, {str(value) for value in values if value is not None})
+    read.say()
+    numbers = {name: number for number, name in enumerate(read.names)}
+    return list(read.names), lambda value: numbers.get(read.read(str(value)))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.common.errors import UserError
+from pipeline.common.file_names import left_by
 from pipeline.common.walk import files_under
 from pipeline.packing.recipes.matlab import read_matlab
 from pipeline.packing.recipes.plan import Plan, Refusal, SourceSample, refusal, safe_key, spilled, stamp
@@ -31,9 +32,10 @@ def imagenet(source: Path) -> Plan:
     root = next((r for r in (source, source / "ILSVRC/Data/CLS-LOC") if (r / "train").is_dir()), None)
     if root is None:
         raise UserError(f"{source}: contains neither train/ nor ILSVRC/Data/CLS-LOC/train/.")
-    synsets = sorted(path.name for path in (root / "train").iterdir() if path.is_dir() and path.name[0] != ".")
+    folders = (path.name for path in (root / "train").iterdir() if path.is_dir() and path.name[0] != ".")
+    synsets = sorted(name for name in folders if left_by(name) is None)
     numbers = {synset: number for number, synset in enumerate(synsets)}
-    flat = any(path.is_file() and path.name[0] != "." for path in (root / "val").glob("*"))
+    flat = any(path.parent == root / "val" for path in files_under(root / "val"))
     labels = _held_out(source) if flat else {}
     samples = spilled()
     refused: list[Refusal] = []

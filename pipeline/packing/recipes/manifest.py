@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.common.errors import UserError
+from pipeline.common.file_names import nfc, on_disk
+from pipeline.data.label_column import LabelColumn, is_negative
 from pipeline.data.member_formats import member_name
-from pipeline.packing.recipes.label_column import LabelColumn
 from pipeline.packing.recipes.partners import PREFIX, with_partners
 from pipeline.packing.recipes.plan import (
     UNITS,
@@ -17,7 +18,6 @@ from pipeline.packing.recipes.plan import (
     Refusal,
     SourceSample,
     check_unique,
-    number_classes,
     refusal,
     safe_key,
     sift,
@@ -69,16 +69,18 @@ def plan(
     Raises:
         UserError: A table or template is invalid.
     """
-    path = Path(manifest)
+    path, labels, classes = Path(manifest), list(map(nfc, labels)), list(map(nfc, classes or ()))
     rows, broken = _read_rows(path, partners, labels, split, seed)
     columns = sorted({column for _, row in rows for column in row})
     templates = _templates(fields, columns)
     label_columns = _label_columns(labels, columns, classes)
     columns_of = {
-        label: LabelColumn.of(column, _cells(rows, column), (classes or ()) if label == "label" else ())
+        label: LabelColumn.of(column, _cells(rows, column), classes if label == "label" else ())
         for label, column in label_columns.items()
     }
-    names = _class_names(rows, columns_of, classes)
+    for read in columns_of.values():
+        read.say()
+    names = {label: list(read.names) for label, read in columns_of.items()} | ({"label": classes} if classes else {})
     reader = _Reader(
         folder=path.parent,
         partners=Path(partners).parent if partners is not None else path.parent,
@@ -131,12 +133,6 @@ def _key(key: str | None, columns: Sequence[str]) -> Template | None:
     return Template(text, columns, "key") if text else None
 
 
-def _class_names(rows: Rows, labels: Mapping[str, LabelColumn], classes: Sequence[str] | None) -> dict[str, list[str]]:
-    """Label -> names of its classes in order. `classes`, if given, are those of the first label."""
-    names = {label: number_classes(_values(rows, column)) for label, column in labels.items()}
-    return names | ({"label": list(classes)} if classes else {})
-
-
 @dataclass(frozen=True)
 class _Reader:
     """The settings of the recipe, resolved for the columns of the table. It makes a sample of a row."""
@@ -169,7 +165,7 @@ class _Reader:
         size, mark = stamp(files.values())
         return SourceSample(
             key=key,
-            group=(self.group(row) if self.group else "") or key,
+            group=nfc(self.group(row) if self.group else "") or key,
             size=size + sum(map(len, texts.values())),
             stamp=mark,
             files=files,
@@ -207,7 +203,7 @@ class _Reader:
     def _path(self, value: str, folder: Path) -> str:
         if os.pardir in Path(os.path.normpath(value)).parts[:1]:
             raise ValueError(f"`{value}` is outside the folder of the table; use an absolute path if this is intended")
-        return str(folder / value)
+        return str(on_disk(folder / value))
 
 
 def _label_columns(labels: Sequence[str], columns: Sequence[str], classes: Sequence[str] | None) -> dict[str, str]:
@@ -228,11 +224,6 @@ def _cells(rows: Rows, column: str) -> Iterator[str]:
     return (cell for cell in cells if isinstance(cell, str))
 
 
-def _values(rows: Rows, column: LabelColumn) -> Iterator[str]:
-    values = map(column.read, _cells(rows, column.name))
-    return (value for value in values if value and not _is_negative(value))
-
-
 def _numbers(names: Sequence[str], fixed: bool) -> dict[str, int]:
     """Class name -> index; if the classes were given, also index as text -> index, unless it is a name."""
     by_index = {str(number): number for number in range(len(names))} if fixed else {}
@@ -242,16 +233,12 @@ def _numbers(names: Sequence[str], fixed: bool) -> dict[str, int]:
 def _number(value: str, numbers: Mapping[str, int]) -> int | None:
     if not value:
         return None
-    if _is_negative(value):
+    if is_negative(value):
         raise ValueError(f"label {value} is out of range: classes start at 0; leave it empty if there is none")
     if value not in numbers:
         known = ", ".join(list(numbers)[:12]) + (", ..." if len(numbers) > 12 else "")
         raise ValueError(f"label `{value}` is unknown; the classes are {known}")
     return numbers[value]
-
-
-def _is_negative(value: str) -> bool:
-    return value[0] == "-" and value[1:].isdecimal()
 
 
 def _split(value: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from modalities import depth_map
 from pipeline.common.errors import UserError
+from pipeline.common.file_names import nfc
 from pipeline.common.spill import Spilled, blob, scratch
 
 UNITS = {"depth": ("depth.png", "millimetres, 0 = no reading")}
@@ -214,11 +215,12 @@ def add_camera(plan: Plan, intrinsics: str | None, gravity: str | None) -> Plan:
 def safe_key(identity: str) -> str:
     """Make a key that is valid for any tar and WebDataset reader: letters, digits, `-` and `_`, at most 64 characters.
 
-    If characters were replaced or removed, a digest makes the key unique.
+    If characters were replaced or removed, a digest makes the key unique. It is the same in all Unicode normal forms.
 
     Args:
         identity: Any text, e.g. a path.
     """
+    identity = nfc(identity)
     path = identity.replace("/", "-")
     key = re.sub(r"[^A-Za-z0-9_-]", "_", path)
     if key != path or len(key) > _LONGEST_KEY:
@@ -264,11 +266,3 @@ def refusal(key: str, where: str, error: Exception) -> Refusal:
         lost = isinstance(error, FileNotFoundError)
         return Refusal(key, str(error.filename or where), "no such file" if lost else str(error.strerror))
     return Refusal(key, where, str(error))
-
-
-def number_classes(values: Iterable[str]) -> list[str]:
-    """Sort the distinct class names, as numbers if all are whole numbers."""
-    names = set(values)
-    if all(name.isdecimal() and len(name) < 10 for name in names):
-        return sorted(names, key=lambda name: (int(name), name))
-    return sorted(names)

@@ -13,13 +13,13 @@ import numpy as np
 from pipeline.common.errors import UserError
 from pipeline.common.spill import Spilled
 from pipeline.common.walk import files_under
+from pipeline.data.label_column import sort_classes
 from pipeline.packing.recipes.matlab import read_matlab
 from pipeline.packing.recipes.plan import (
     Make,
     Plan,
     Refusal,
     SourceSample,
-    number_classes,
     refusal,
     safe_key,
     spilled,
@@ -57,7 +57,7 @@ def nyu_depth_v2(source: Path) -> Plan:
             file[name]
     except (OSError, KeyError) as error:
         raise UserError(f"{path}: not the labelled data set of NYU-Depth v2: {error}") from None
-    names, mark = number_classes(kinds), stamp([str(path)])[1]
+    names, mark = sort_classes(kinds), stamp([str(path)])[1]
     classes, masks, table = {"label": names, "mask": objects}, {"mask": list(range(1, len(objects) + 1))}, None
     if (mapping := source / "classMapping40.mat").is_file():
         classes["classes"] = [str(name[0]) for name in read_matlab(mapping, "className").ravel()]
@@ -97,7 +97,7 @@ def sun_rgbd(source: Path) -> Plan:
             refused.append(refusal(safe_key(str(folder.relative_to(root))), str(folder), error))
             continue
         found.append((folder, kind, size, mark))
-    names = number_classes(kind for _, kind, _, _ in found)
+    names = sort_classes(kind for _, kind, _, _ in found)
     samples = spilled()
     for folder, kind, size, mark in found:
         relative = folder.relative_to(root).as_posix()

@@ -75,7 +75,7 @@ class ShardMembers:
             place: 0 for the first sample of the shard.
             start: Where it begins in the shard, in bytes.
             stop: Where it ends.
-            other: `url, start, stop` of the sample that is joined.
+            other: `url, start, stop, key` of the sample that is joined.
 
         Raises:
             Excluded: A filter does not want the sample.
@@ -85,8 +85,8 @@ class ShardMembers:
         """
         sample = self.own.read(url, start, stop, key)
         if other and self.joined:
-            other_url, other_start, other_stop = other
-            found = self.joined.read(str(other_url), int(other_start), int(other_stop), key)
+            other_url, other_start, other_stop, other_key = other
+            found = self.joined.read(str(other_url), int(other_start), int(other_stop), str(other_key))
             sample = _join(sample, found)
         for path in self.filters:
             sample = _filter(path, key, url, place, sample)

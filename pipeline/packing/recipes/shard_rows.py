@@ -175,11 +175,13 @@ def _row(job: RowJob, key: str, place: int, held: Mapping[str, _Member], twice: 
     contents = {name: member.data for name, member in held.items()}
     split = job.division.split_of(key, contents) if job.division else job.split
     members = {job.names.get(name, name): data for name, data in contents.items()}
-    labels, fault = {}, "".join(twice[:1])
+    labels: dict[str, int] = {}
+    fault = "".join(twice[:1])
     for label, where in job.labels.items():
         if (data := members.get(where.value.member)) is not None:
             try:
-                labels[label] = where.index(data)
+                index = where.index(data)
+                labels |= {label: index} if index >= 0 else {}
             except ValueError as error:
                 fault = f"{where.value.member}: {error}" if job.strict else fault
     start, stop = min(member.start for member in held.values()), max(member.stop for member in held.values())

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from pipeline.common.errors import UserError
 from pipeline.common.spill import Spilled
-from pipeline.packing.recipes.plan import Plan, Refusal, SourceSample, number_classes, refusal, safe_key, spilled, stamp
+from pipeline.data.label_column import sort_classes
+from pipeline.packing.recipes.plan import Plan, Refusal, SourceSample, refusal, safe_key, spilled, stamp
 from pipeline.packing.recipes.table import read_table
 
 
@@ -27,7 +28,7 @@ def esc50(source: Path) -> Plan:
         raise UserError(
             f"{source / 'meta' / 'esc50.csv'}: missing column {', '.join(sorted(missing))}; use the file of ESC-50."
         )
-    names = number_classes(row["category"] for _, row in rows)
+    names = sort_classes(row["category"] for _, row in rows)
     samples = spilled()
     for where, row in rows:
         file, group = row["filename"], row["src_file"]
@@ -60,7 +61,7 @@ def speech_commands(source: Path) -> Plan:
     """
     held_out = dict.fromkeys(_lines(source / "validation_list.txt"), "val")
     held_out |= dict.fromkeys(_lines(source / "testing_list.txt"), "test")
-    words = number_classes(path.name for path in source.iterdir() if path.is_dir() and path.name[0] not in "._")
+    words = sort_classes(path.name for path in source.iterdir() if path.is_dir() and path.name[0] not in "._@")
     samples = spilled()
     refused: list[Refusal] = []
     for word in words:

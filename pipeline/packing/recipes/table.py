@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pipeline.common.errors import UserError
+from pipeline.common.file_names import nfc
 from pipeline.common.spill import Spilled
 from pipeline.packing.recipes.plan import Refusal
 
@@ -41,6 +42,7 @@ class Template:
     """
 
     def __init__(self, text: str, columns: Sequence[str], what: str) -> None:
+        text = nfc(text)
         try:
             parts = [("", text, "", None)] if text in columns else list(string.Formatter().parse(text))
         except ValueError as error:
@@ -129,7 +131,7 @@ def _csv(path: Path, file: TextIO, joined: _Joined) -> Iterator[tuple[str, Row |
     try:
         header = next(reader, [])
         unnamed = bool(header) and header[0] == ""  # the index that pandas writes
-        names = header[unnamed:]
+        names = list(map(nfc, header[unnamed:]))
         if len(set(names)) < len(names) or "" in names:
             raise UserError(f"{path}: the first line must list unique column names; it is `{','.join(header)}`.")
         begun = reader.line_num + 1
@@ -171,7 +173,7 @@ def _jsonl(file: Iterable[str], joined: _Joined) -> Iterator[tuple[str, Row | st
         except (ValueError, RecursionError):
             row = None
         if isinstance(row, dict) and row:
-            yield f"line {number}", {name: _of_json(value, joined) for name, value in row.items()}
+            yield f"line {number}", {nfc(name): _of_json(value, joined) for name, value in row.items()}
         elif row != {}:
             yield f"line {number}", "not a JSON object"
 

@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 
 from pipeline.common.errors import UserError
+from pipeline.common.file_names import nfc
 from pipeline.common.spill import Spilled, blob, scratch
 from pipeline.data.member_formats import field_of, member_name
 from pipeline.data.member_names import USUAL, member_of
@@ -208,11 +209,11 @@ def _pairs(
     known = Spilled(Row)
     db = scratch("keys (key BLOB PRIMARY KEY, number INTEGER) WITHOUT ROWID")
     for row in find_rows([replace(job, group=None, labels={}) for job in others], workers):
-        if not db.execute("INSERT OR IGNORE INTO keys VALUES (?, ?)", (blob(row.key), len(known))).rowcount:
+        if not db.execute("INSERT OR IGNORE INTO keys VALUES (?, ?)", (blob(nfc(row.key)), len(known))).rowcount:
             raise UserError(f"{join}: the key `{row.key}` occurs twice: keys must be unique to join by them.")
         known.append(row)
     for row in find_rows(jobs, workers):
-        number = db.execute("SELECT number FROM keys WHERE key = ?", (blob(row.key),)).fetchone()
+        number = db.execute("SELECT number FROM keys WHERE key = ?", (blob(nfc(row.key)),)).fetchone()
         yield row, known[number[0]] if number else None
 
 
@@ -226,7 +227,7 @@ def _sample(
         return Refusal(key, source, row.fault)
     if join and not partner:
         return Refusal(key, source, f"no sample of this key in {join}")
-    other = (partner.url, partner.start, partner.stop) if partner else ()
+    other = (partner.url, partner.start, partner.stop, partner.key) if partner else ()
     labels = dict(row.labels)
     return SourceSample(
         key=key,

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 import re
 import sys
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
+import cv2
+import numpy as np
 import pytest
+from PIL import Image
 from sources import (
     CLASSES,
     FIELDS,
@@ -20,6 +25,7 @@ from sources import (
     plan_of,
     refusals,
     samples_in,
+    sound_file,
     wav,
     with_column,
 )
@@ -27,6 +33,7 @@ from sources import (
 from modalities import Depth, Text
 from pipeline.common.errors import UserError
 from pipeline.data.member_formats import member_name
+from pipeline.data.task import Task
 from pipeline.packing.check import check
 from pipeline.packing.pack import pack
 from pipeline.packing.recipes import folders, manifest, tabletop
@@ -363,6 +370,58 @@ def test_folders_are_matched_by_path_without_suffix(tmp_path: Path) -> None:
             assert sample["label.txt"].decode() == str(["cat", "dog"].index(name.split("/")[1]))
             assert sample["rgb.jpg"] == (tmp_path / f"photos/{name}.JPG").read_bytes()
             assert sample["depth.png"] == (tmp_path / f"maps/{name}.png").read_bytes()
+
+
+def test_names_match_in_any_normal_form_and_files_of_systems_are_skipped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    left = ["photos/Thumbs.db", "photos/hühner/._é.jpg", "maps/@eaDir/é.png/a.jpg", "maps/__MACOSX/é.png"]
+    left.append("maps/desktop.ini")
+    write_tree(tmp_path, [normalize("NFC", "photos/hühner/é.jpg"), normalize("NFD", "maps/hühner/é.png"), *left])
+    plan = folders.plan(tmp_path, {"rgb": "photos", "depth": "maps"}, "parent", group="hühner")
+    assert not plan.refused
+    (sample,) = plan.samples
+    assert (plan.classes["label"], sample.source, sample.group) == (["hühner"], "hühner/é", "hühner")
+    assert caplog.text.count("skipped 5 files or folders that systems leave") == 1
+    other = tmp_path / "other"
+    write_tree(other, [normalize("NFD", "photos/hühner/é.jpg")])
+    assert folders.plan(other, {"rgb": "photos"}).samples[0].key == sample.key
+
+
+def test_tables_match_in_any_normal_form(tmp_path: Path) -> None:
+    write_tree(tmp_path, [normalize("NFD", "photos/é.jpg"), normalize("NFC", "photos/ü.jpg")])
+    rows = [("NFC", "photos/é.jpg", "NFD", "Käse"), ("NFD", "photos/ü.jpg", "NFC", "Käse")]
+    lines = [normalize("NFD", "größe,label"), *(f"{normalize(a, x)},{normalize(b, y)}" for a, x, b, y in rows)]
+    (tmp_path / "table.csv").write_text("\n".join(lines), encoding="utf-8")
+    plan = manifest.plan(tmp_path / "table.csv", {"rgb": "größe"}, labels=["label"])
+    assert not plan.refused
+    assert plan.classes == {"label": ["Käse"]}
+    assert [sample.label for sample in plan.samples] == [0, 0]
+    assert len({sample.key for sample in plan.samples}) == 2
+
+
+def test_formats_of_the_field_are_packed_and_read(tmp_path: Path) -> None:
+    millimetres = np.random.default_rng(0).integers(1, 9000, (24, 32)).astype(np.uint16)
+    classes = np.random.default_rng(1).integers(0, 3, (24, 32)).astype(np.uint8)
+    mask = Image.fromarray(classes, mode="P")
+    mask.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0] + [0] * 759)
+    for folder in ("maps", "masks", "sounds"):
+        (tmp_path / folder).mkdir()
+    for number in range(4):
+        cv2.imwrite(str(tmp_path / "maps" / f"{number}.tif"), millimetres + number)
+        mask.save(tmp_path / "masks" / f"{number}.png")
+        noise = np.random.default_rng(number).normal(0, 0.1, 8000)
+        (tmp_path / "sounds" / f"{number}.opus").write_bytes(sound_file(noise, "OGG", "OPUS"))
+    plan = folders.plan(tmp_path, {"depth": "maps", "mask": "masks", "audio": "sounds"})
+    dataset = pack(add_masks(plan, ["mask=background,plane,bicycle"]), tmp_path / "out")
+    assert dataset.fields == {"audio.ogg": 4, "depth.tiff": 4, "mask.png": 4, "meta.json": 4}
+    assert check(tmp_path / "out").faults == []
+    task = Task("mask", 3, (0, 1, 2))
+    for sample in (one for split in dataset.splits for one in samples_in(tmp_path / "out", split)):
+        number = int(sample["__key__"])
+        assert np.allclose(Depth().decode(sample["depth.tiff"], {}).metres, (millimetres + number) / 1000)
+        assert np.array_equal(task.read_mask(sample), classes)
 
 
 def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:

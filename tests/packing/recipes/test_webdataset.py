@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import cv2
 import numpy as np
@@ -283,6 +285,29 @@ def test_shards_are_joined_by_key_in_whatever_order_they_are(shards: Path, tmp_p
     assert {key: reason for key, (_, reason) in refused(tmp_path / "out").items()} == {
         f"{n:09d}": missing for n in (7, 11)
     }
+
+
+def test_labels_of_pandas_are_classes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    values = [1.0, float("nan"), "02", None, -1, "10.0", "", 0]
+    made = [(f"{n}", {"jpg": photo(n), "json": json.dumps({"kind": v}).encode()}) for n, v in enumerate(values)]
+    shard = plain_tar(tmp_path / "photos.tar", made)
+    dataset = packed(tmp_path / "out", shard, label="json:kind")
+    assert dataset.classes == {"label": [str(number) for number in range(11)]}
+    found = {key: sample.get("label.txt") for key, sample in samples(tmp_path / "out").items()}
+    assert found == dict(zip("01234567", [b"1", None, b"2", None, None, b"10", None, b"0"], strict=True))
+    assert caplog.text.count("is read as the whole number 2") == 1
+    assert caplog.text.count("`-1` is read as no label") == 1
+    assert check(str(shard)).faults == []
+
+
+def test_keys_are_joined_in_any_normal_form(tmp_path: Path) -> None:
+    keys = ["kätzchen", "huhn"]
+    photos = [(normalize("NFC", key), {"jpg": photo(number)}) for number, key in enumerate(keys)]
+    plain_tar(tmp_path / "photos.tar", photos)
+    plain_tar(tmp_path / "texts.tar", [(normalize("NFD", key), {"txt": key.encode()}) for key in keys])
+    dataset = packed(tmp_path / "out", tmp_path / "photos.tar", join=str(tmp_path / "texts.tar"))
+    assert dataset.fields == {"meta.json": 2, "rgb.jpg": 2, "text.txt": 2}
 
 
 def test_keys_that_occur_twice_are_not_joined(shards: Path, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from pipeline.common.errors import UserError
+from pipeline.data.label_column import MISSING, LabelColumn, sort_classes
 from pipeline.packing.recipes import manifest
-from pipeline.packing.recipes.label_column import MISSING, LabelColumn
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,12 @@ from pipeline.packing.recipes.label_column import MISSING, LabelColumn
 def test_cells(cells: list[str], read: list[str]) -> None:
     column = LabelColumn.of("label", cells)
     assert [column.read(cell) for cell in cells] == read
+
+
+def test_numbers_sort_as_numbers() -> None:
+    assert LabelColumn.of("label", ["10.0", "2", "-1", "NA", "-5", "03"]).names == ("2", "3", "10")
+    assert sort_classes(["1000000000002", "3", "20"]) == ["3", "20", "1000000000002"]
+    assert sort_classes(["b10", "b9", "3"]) == ["3", "b10", "b9"]
 
 
 def test_missing_values_are_no_class() -> None:
