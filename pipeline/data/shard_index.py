@@ -204,6 +204,7 @@ def _first(job: Job, stated: Statement) -> Count | None:
                 fields=dict.fromkeys(sorted(members), stated.samples),
                 splits={},
                 labels={},
+                left={},
                 sha256="",
                 stated=stated.by,
             )
