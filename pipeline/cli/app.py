@@ -5,7 +5,6 @@ More than 350 lines, since each command has its help text and examples here.
 
 from __future__ import annotations
 
-import errno
 import logging
 import signal
 import sqlite3
@@ -21,6 +20,7 @@ from pipeline.cli.config import commands as config_commands
 from pipeline.cli.index import index
 from pipeline.cli.pack import commands as pack_commands
 from pipeline.common.console import log_to_console, rank
+from pipeline.common.disk_errors import PLACES
 from pipeline.common.errors import UserError
 from pipeline.common.working_folder import search_last
 
@@ -409,20 +409,6 @@ def _name(skipped: Sequence[Skipped]) -> None:
         raise typer.Exit(1)
 
 
-_FULL = "no space left. Incomplete files are ignored; free disk space and continue with `--resume`."
-_PLACES = {
-    errno.ENOSPC: _FULL,
-    errno.EDQUOT: _FULL,  # disk quota of the user
-    errno.EACCES: "permission denied. Change the permissions, or choose another place.",
-    errno.EPERM: "permission denied. Change the permissions, or choose another place.",
-    errno.EROFS: "cannot be written there. Choose another place.",
-    errno.ENOTDIR: "is not a folder, or one of its parents is a file. Choose another place.",
-    errno.EISDIR: "is a folder. Choose the name of a file.",
-    errno.ENAMETOOLONG: "the name is too long. Choose a shorter one.",
-}
-"""errno -> what is wrong with a path and how to fix it."""
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command. Errors that the user can fix are printed without a traceback, with exit code 2.
 
@@ -443,9 +429,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: {died}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in _PLACES:
+        if error.errno not in PLACES:
             raise
-        print(f"error: {error.filename2 or error.filename or 'the disk'}: {_PLACES[error.errno]}", file=sys.stderr)
+        print(f"error: {error.filename2 or error.filename or 'the disk'}: {PLACES[error.errno]}", file=sys.stderr)
         sys.exit(2)
     except sqlite3.OperationalError as error:
         print(f"error: temporary files: {error}. Set SQLITE_TMPDIR to a folder with more room.", file=sys.stderr)

@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from pipeline.common.disk_errors import machine_fault
 from pipeline.common.errors import UserError
 from pipeline.data.dataset import Dataset, Shard
 from pipeline.data.manifest import local
@@ -103,6 +104,8 @@ class Join:
                     yield _hash(key), number, start, end
                     start = end
         except (OSError, ValueError) as error:
+            if fault := machine_fault(error, path):
+                raise fault from None
             if not self.tolerant:
                 raise UserError(f"{path}: {error}. {cure(shard)}") from None
             self.unreadable.append(f"{shard.file} ({error})")

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from pipeline.common.disk_errors import machine_fault
 from pipeline.common.errors import UserError
 from pipeline.data.dataset import Dataset, Layout, Shard
 from pipeline.data.decoding import decode_view, sample_error
@@ -132,12 +133,15 @@ class Source:
 
         Raises:
             SampleError: A joined shard cannot be read, or a stage drops the sample.
+            UserError: The machine fails: a full disk, no permission.
         """
         members = self._read_members(members)
         for other in self.joined:
             try:
                 raw = other.complete(raw, members)
             except (OSError, ValueError) as error:  # noqa: PERF203
+                if fault := machine_fault(error, other.folder):
+                    raise fault from None
                 raise sample_error(raw, "shard", f"{other.folder}: {error}. {other.cure}") from None
         for stage in self.stages:
             raw = stage(raw)

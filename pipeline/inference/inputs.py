@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.disk_errors import machine_fault
 from pipeline.common.errors import UserError
 from pipeline.common.walk import files_under
 from pipeline.data.dataset import MANIFEST, Layout
@@ -58,10 +59,13 @@ def look_at_file(view: View, path: Path) -> Any:
 
     Raises:
         SampleError: The file cannot be read.
+        UserError: The machine fails: no permission, too many open files.
     """
     try:
         return look_at(view, path.read_bytes())
     except (OSError, ValueError) as error:
+        if fault := machine_fault(error, path):
+            raise fault from None
         raise SampleError(Skipped(path.name, 0, str(path), "unreadable", f"{path}: {error}", False)) from None
 
 

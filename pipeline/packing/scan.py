@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.common.disk_errors import machine_fault
 from pipeline.common.files import sha256
 from pipeline.common.process_pool import report_progress
 from pipeline.data.dataset import MANIFEST, Layout, Shard
@@ -118,7 +119,11 @@ class Scan:
 
 
 def scan(job: ScanJob) -> Scan:
-    """Read a shard. Everything that is wrong with it becomes a fault, never an exception."""
+    """Read a shard. Everything that is wrong with it becomes a fault, never an exception.
+
+    Raises:
+        UserError: The machine fails: no permission, too many open files.
+    """
     found = Scan(job)
     path, shard = job.shard.path(job.layout.folder), job.shard
     cure = REWRITE if shard.url else REBUILD
@@ -137,6 +142,8 @@ def scan(job: ScanJob) -> Scan:
             found.fault("", f"its sha256 differs from {MANIFEST}: changed since packing; {cure}")
         _samples(path, found)
     except (tarfile.TarError, ValueError, OverflowError, RecursionError, OSError) as error:
+        if machine := machine_fault(error, path):
+            raise machine from None
         found.fault("", f"the tar is damaged after {len(found.keys)} samples ({error}); {cure}")
     if len(found.keys) != shard.samples:
         found.fault("", f"{len(found.keys)} samples, but {MANIFEST} has {shard.samples}; {cure}")
