@@ -27,6 +27,8 @@ MACHINE = {
 PLACES = MACHINE | {
     errno.EROFS: "cannot be written there. Choose another place.",
     errno.ENOTDIR: "is not a folder, or one of its parents is a file. Choose another place.",
+    errno.EEXIST: "is in the way. Remove it, or choose another place.",
+    errno.ELOOP: "is a link to itself. Remove it.",
     errno.EISDIR: "is a folder. Choose the name of a file.",
     errno.ENAMETOOLONG: "the name is too long. Choose a shorter one.",
 }

@@ -184,6 +184,9 @@ class Document:
         if isinstance(node, yaml.SequenceNode):
             return [self._entry(child, (*key, i), place) for i, child in enumerate(node.value)]
         value = _scalar(node)
+        if isinstance(value, str) and not _is_text(value):
+            self.fault(key, f"must be text without null characters or lone surrogates, got {show_value(value)}")
+            return None
         if not isinstance(value, str) or "${" not in value:
             return value
         if "${" in _REFERENCE.sub("", value):
@@ -279,6 +282,14 @@ def _compose(text: str) -> yaml.Node | None:
         return loader.get_single_node()
     finally:
         loader.dispose()
+
+
+def _is_text(value: str) -> bool:
+    """Whether a value can be a path, or written to a file. Bytes that are no UTF-8 are surrogates in paths."""
+    try:
+        return b"\0" not in value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
 
 
 def _scalar(node: yaml.Node) -> str | int | float | bool | None:
