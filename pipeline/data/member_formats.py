@@ -38,6 +38,9 @@ LONGEST_SUFFIX = 14
 _PICKLES = ("pkl", "pickle", "pyd", "pt", "pth", "joblib")
 _HOW_DEPTH = "depth must be a single-channel 16-bit PNG in millimetres, 0 = no reading; convert it before packing"
 
+LARGEST_META = 1 << 20
+"""Bytes of a `meta.json`."""
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -142,8 +145,10 @@ def read_meta(data: bytes) -> dict[str, object]:
     """Parse a `meta.json`.
 
     Raises:
-        ValueError: It is not a JSON object.
+        ValueError: It is not a JSON object, or larger than LARGEST_META.
     """
+    if len(data) > LARGEST_META:
+        raise ValueError(f"meta is not read: it has {len(data)} bytes, at most {LARGEST_META} are accepted")
     try:
         meta = json.loads(data)
     except (ValueError, RecursionError):

@@ -152,7 +152,7 @@ def probe_layers(network: Network | Joint, folder: str | Path, config: Config) -
     Raises:
         UserError: The data set has no classes or lacks a split.
     """
-    data = open_dataset(folder, policy=Policy(config.data.max_faulty, config.data.unpaired))
+    data = open_dataset(folder, policy=Policy(config.data.max_faulty, config.data.unpaired, config.data.max_pixels))
     classes = data.manifest.classes
     if not classes:
         raise UserError(f"{folder}: the data set has no classes to probe; pack it with labels.")

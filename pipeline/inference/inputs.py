@@ -13,7 +13,7 @@ from pipeline.common.disk_errors import machine_fault
 from pipeline.common.errors import UserError
 from pipeline.common.walk import files_under
 from pipeline.data.dataset import MANIFEST, Layout
-from pipeline.data.decoding import decode_view
+from pipeline.data.decoding import check_pixels, decode_view
 from pipeline.data.manifest import load_dataset, verify_files
 from pipeline.data.member_names import USUAL_NAMES
 from pipeline.data.shard_reader import CURE, Sample, read_range, read_samples
@@ -75,6 +75,7 @@ def look_at(view: View, data: bytes) -> Any:
     Raises:
         ValueError: The bytes are not valid for the modality.
     """
+    check_pixels(data)
     return view.whole(view.modality.decode(data, {}))
 
 
