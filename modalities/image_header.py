@@ -37,6 +37,16 @@ def image_size(data: bytes) -> tuple[int, int]:
     return width, height
 
 
+def stated_size(data: bytes) -> tuple[int, int]:
+    """Width and height in the header of a JPEG, PNG or WebP; (0, 0) for other and damaged files."""
+    if data.startswith(b"\x89PNG\r\n\x1a\n") and len(data) >= 24:
+        width, height = struct.unpack(">II", data[16:24])
+        return width, height
+    if data.startswith(b"\xff\xd8"):
+        return _jpeg_header(data)[0]
+    return _webp_size(data) if data.startswith(b"RIFF") and data[8:12] == b"WEBP" else (0, 0)
+
+
 def _jpeg_header(data: bytes) -> tuple[tuple[int, int], int]:
     """Walk the segments to the first scan; return the size and the offset of the scan (0 if there is none).
 

@@ -27,11 +27,14 @@ class Store(BaseHTTPRequestHandler):
         if not path.is_file():
             return self.send_error(404)
         data, wanted = path.read_bytes(), self.headers.get("Range", "")
+        size, start = len(data), "0"
         if wanted:
             start, _, stop = wanted.removeprefix("bytes=").partition("-")
             data = data[int(start) : int(stop or len(data) - 1) + 1]
         self.send_response(206 if wanted else 200)
         self.send_header("Content-Length", str(len(data)))
+        if wanted:
+            self.send_header("Content-Range", f"bytes {start}-{int(start) + len(data) - 1}/{size}")
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("ETag", self.versions.get(path.name, "1"))
         self.end_headers()

@@ -5,7 +5,6 @@ More than 350 lines, since each command has its help text and examples here.
 
 from __future__ import annotations
 
-import errno
 import logging
 import signal
 import sqlite3
@@ -20,7 +19,8 @@ from typer.core import TyperGroup
 from pipeline.cli.config import commands as config_commands
 from pipeline.cli.index import index
 from pipeline.cli.pack import commands as pack_commands
-from pipeline.common.console import log_to_console, rank
+from pipeline.common.console import log_to_console, rank, say, say_data
+from pipeline.common.disk_errors import PLACES
 from pipeline.common.errors import UserError
 from pipeline.common.working_folder import search_last
 
@@ -135,7 +135,7 @@ def check(
         from pipeline.report.network_inputs import network_inputs
 
         facts, notes = network_inputs(configs.load(config, [f"data.shards={shards}"]), sheet)
-        print("\n".join([*facts, *(f"note: {note}" for note in notes)]))
+        say("\n".join([*facts, *(f"note: {note}" for note in notes)]))
         return
     from pipeline.packing.check import check as run_check
     from pipeline.packing.recheck import recheck
@@ -143,7 +143,7 @@ def check(
     report = (
         recheck(shards, listed) if listed else run_check(shards, ranks, workers, quick, near_duplicates=near_duplicates)
     )
-    print(report)
+    say(report)
     raise typer.Exit(1 if report.faults else 0)
 
 
@@ -168,7 +168,7 @@ def cache(
 
     path = write_cache(loaded)
     if rank() == 0:
-        print(describe(path))
+        say(describe(path))
 
 
 @app.command(
@@ -203,7 +203,7 @@ def train(
         signal.signal(
             stopped.number, signal.SIG_IGN
         )  # `timeout` sends it twice; Python's handlers are removed before exit
-        print(stopped, file=sys.stderr)
+        say(stopped, error=True)
         raise typer.Exit(stopped.code) from None
 
 
@@ -226,14 +226,14 @@ def evaluate(
     from pipeline.evaluate.evaluate_run import evaluate as measure
 
     if rank():
-        print(
+        say(
             f"RANK={rank()} is set: under a launcher, only rank 0 evaluates, and this process does nothing. Without a "
             "launcher, run `unset RANK WORLD_SIZE LOCAL_RANK` first.",
-            file=sys.stderr,
+            error=True,
         )
     else:
         for name, value in measure(run, probe).items():
-            print(f"{name:48s} {value:,.4f}".rstrip("0").rstrip("."))
+            say(f"{name:48s} {value:,.4f}".rstrip("0").rstrip("."))
 
 
 @app.command(
@@ -258,7 +258,7 @@ def compare(
     found = run_compare(runs, baseline=baseline)
     show(found.terminal())
     write(found, out)
-    print(f"{out}: wrote table.md, table.csv and plot.png.")
+    say(f"{out}: wrote table.md, table.csv and plot.png.")
 
 
 @app.command(epilog="\b\nExamples:\n  wcord bench cifar10_small\n  wcord bench my_bench.yaml --jobs 2")
@@ -276,7 +276,7 @@ def bench(
     from pipeline.bench.matrix import run_bench
     from pipeline.bench.tables import markdown
 
-    print(markdown(run_bench(config, overrides or [], jobs)))
+    say(markdown(run_bench(config, overrides or [], jobs)))
 
 
 @app.command(epilog="\b\nExample:\n  wcord report runs/student runs/labels")
@@ -287,7 +287,7 @@ def report(
     """Write a self-contained HTML report about a run, compared with other runs."""
     from pipeline.report.page import report as write_report
 
-    print(write_report(runs, out))
+    say(write_report(runs, out))
 
 
 @app.command(epilog="\b\nExample:\n  wcord export runs/student exported")
@@ -303,9 +303,9 @@ def export(
     from pipeline.export.bundle import push as upload
 
     done = write_export(run, out)
-    print(f"{out}: written; README.md describes the files.", *done.notes, sep="\n")
+    say(f"{out}: written; README.md describes the files.", *done.notes)
     if push:
-        print(upload(out, push))
+        say(upload(out, push))
 
 
 Finished = Annotated[Path, typer.Argument(help="Run folder of a finished training, or an exported folder.")]
@@ -325,7 +325,7 @@ def predict(
     from pipeline.inference.batch import write_predictions
 
     skipped: list[Skipped] = []
-    print(write_predictions(run, places, out, skipped), end="")
+    say_data(write_predictions(run, places, out, skipped))
     _name(skipped)
 
 
@@ -352,7 +352,7 @@ def embed(
 
     skipped: list[Skipped] = []
     count = write_embeddings(run, places, out, index, by, skipped)
-    print(f"{count} embeddings in {' and '.join(str(place) for place in (out, index) if place)}")
+    say(f"{count} embeddings in {' and '.join(str(place) for place in (out, index) if place)}")
     _name(skipped)
 
 
@@ -381,7 +381,7 @@ def search(
     if len(given) != 2 or not given[0].startswith("--"):
         raise UserError("set exactly one query: --MODALITY FILE, e.g. --depth query.png, or --text with a sentence.")
     for hit in run_search(index, given[0].removeprefix("--"), given[1], count):
-        print(f"{hit.similarity:7.4f}  {hit.key}")
+        say(f"{hit.similarity:7.4f}  {hit.key}")
 
 
 @app.command(epilog="\b\nExample:\n  wcord serve runs/student --port 8001")
@@ -404,23 +404,9 @@ def serve(
 def _name(skipped: Sequence[Skipped]) -> None:
     """Print what was skipped. The exit code is 1 if there is anything."""
     for one in skipped:
-        print(f"skipped: {one.message}", file=sys.stderr)
+        say(f"skipped: {one.message}", error=True)
     if skipped:
         raise typer.Exit(1)
-
-
-_FULL = "no space left. Incomplete files are ignored; free disk space and continue with `--resume`."
-_PLACES = {
-    errno.ENOSPC: _FULL,
-    errno.EDQUOT: _FULL,  # disk quota of the user
-    errno.EACCES: "permission denied. Change the permissions, or choose another place.",
-    errno.EPERM: "permission denied. Change the permissions, or choose another place.",
-    errno.EROFS: "cannot be written there. Choose another place.",
-    errno.ENOTDIR: "is not a folder, or one of its parents is a file. Choose another place.",
-    errno.EISDIR: "is a folder. Choose the name of a file.",
-    errno.ENAMETOOLONG: "the name is too long. Choose a shorter one.",
-}
-"""errno -> what is wrong with a path and how to fix it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -433,20 +419,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(arguments)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         sys.exit(2)
     except RuntimeError as error:
         from pipeline.data.stream import worker_died
 
         if (died := worker_died(error)) is None:
             raise
-        print(f"error: {died}", file=sys.stderr)
+        say(f"error: {died}", error=True)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in _PLACES:
+        if error.errno not in PLACES:
             raise
-        print(f"error: {error.filename2 or error.filename or 'the disk'}: {_PLACES[error.errno]}", file=sys.stderr)
+        say(f"error: {error.filename2 or error.filename or 'the disk'}: {PLACES[error.errno]}", error=True)
         sys.exit(2)
     except sqlite3.OperationalError as error:
-        print(f"error: temporary files: {error}. Set SQLITE_TMPDIR to a folder with more room.", file=sys.stderr)
+        say(f"error: temporary files: {error}. Set SQLITE_TMPDIR to a folder with more room.", error=True)
         sys.exit(2)

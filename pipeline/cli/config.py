@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from pipeline.common.console import say, say_data
+
 commands = typer.Typer(no_args_is_help=True, help="List, show and explain configs and their settings.")
 
 
@@ -18,7 +20,7 @@ def list_shipped() -> None:
     for path in (*sorted(SHIPPED.glob("*.yaml")), *sorted(SHIPPED.glob("bench/*.yaml"))):
         name = path.relative_to(SHIPPED).with_suffix("").as_posix()
         first = path.read_text(encoding="utf-8").splitlines()[0]
-        print(f"{name:22s} {first.removeprefix('#').strip()}")
+        say(f"{name:22s} {first.removeprefix('#').strip()}")
 
 
 @commands.command(epilog="\b\nExample:\n  wcord config show rgb_to_depth train.steps=2000")
@@ -31,7 +33,7 @@ def show(
     """Print a config as a run uses it: validated, with all defaults and overrides."""
     from pipeline.config.settings import load
 
-    print(load(config, overrides or []).to_yaml(), end="")
+    say_data(load(config, overrides or []).to_yaml())
 
 
 @commands.command(epilog="\b\nExamples:\n  wcord config explain train.clip\n  wcord config explain losses.wcord")
@@ -43,7 +45,7 @@ def explain(
     """Explain a setting: type, range, default and meaning; without a key, all sections."""
     from pipeline.config.reference import explain_all, explain_key
 
-    print(explain_key(key) if key else explain_all())
+    say(explain_key(key) if key else explain_all())
 
 
 @commands.command(epilog="\b\nExample:\n  wcord config schema > wcord.schema.json")
@@ -51,7 +53,7 @@ def schema() -> None:
     """Print the JSON schema of configs, for completion and validation in editors."""
     from pipeline.config.json_schema import schema as made
 
-    print(json.dumps(made(), indent=1, ensure_ascii=False))
+    say_data(json.dumps(made(), indent=1, ensure_ascii=False) + "\n")
 
 
 @commands.command(epilog="\b\nExample:\n  wcord config reference > docs/config-reference.md")
@@ -59,4 +61,4 @@ def reference() -> None:
     """Print the config reference (docs/config-reference.md) as Markdown."""
     from pipeline.config.reference import page
 
-    print(page(), end="")
+    say_data(page())

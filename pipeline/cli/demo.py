@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from pipeline import config as configs
+from pipeline.common.console import say
 from pipeline.evaluate.evaluate_run import evaluate
 from pipeline.packing.pack import pack
 from pipeline.packing.recipes import tabletop
@@ -51,8 +52,8 @@ def demo(folder: Path, seed: int = 0) -> Path:
     results = {name: evaluate(run) for name, run in runs.items()}
     page = report([runs["rgb_to_depth"], runs["depth_labels"], runs["rgb_teacher"]], folder / "report.html")
     for name, measured in results.items():
-        print(f"{name:14s} top-1 {measured['student/top1']:6.1%}   linear probe {measured['student/probe']:6.1%}")
-    print(f"\n{(time.perf_counter() - begun) / 60:.1f} minutes. Open {page}")
+        say(f"{name:14s} top-1 {measured['student/top1']:6.1%}   linear probe {measured['student/probe']:6.1%}")
+    say(f"\n{(time.perf_counter() - begun) / 60:.1f} minutes. Open {page}")
     return page
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.common.console import say
 from pipeline.common.errors import UserError
 
 
@@ -49,11 +50,11 @@ def index(
     named = dataset.named({})
     for split_name, own in dataset.splits.items():
         size = sum(shard.bytes for shard in own) / 1e6
-        print(f"{split_name}: {dataset.samples(split_name)} samples in {len(own)} shards, {size:.1f} MB")
-    print(f"members: {', '.join(f'{member} {samples}' for member, samples in sorted(named.fields.items()))}")
+        say(f"{split_name}: {dataset.samples(split_name)} samples in {len(own)} shards, {size:.1f} MB")
+    say(f"members: {', '.join(f'{member} {samples}' for member, samples in sorted(named.fields.items()))}")
     for label_name, classes in dataset.classes.items():
-        print(f"{label_name}: {len(classes)} classes")
-    print(f"The index is in {out}; use it as data.shards={out}.")
+        say(f"{label_name}: {len(classes)} classes")
+    say(f"The index is in {out}; use it as data.shards={out}.")
 
 
 def _pair(text: str, option: str, example: str) -> tuple[str, str]:

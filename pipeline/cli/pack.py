@@ -27,6 +27,7 @@ from pipeline.cli.pack_options import (
     Val,
     Workers,
 )
+from pipeline.common.console import say
 from pipeline.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -333,7 +334,7 @@ def _pack(
         except MissingShardsError as missing:
             if not part:
                 raise
-            print(f"Part {part} is finished. {missing}")
+            say(f"Part {part} is finished. {missing}")
 
 
 def _share(part: str) -> tuple[int, int]:

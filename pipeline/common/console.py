@@ -1,4 +1,4 @@
-"""Console output of commands and of training in notebooks: one line per log record.
+"""Console output of commands and of training in notebooks: the only place that prints. One line per log record.
 
 Modules use `logging.getLogger(__name__)`. Rank 0 prints information to stdout; all ranks print warnings and errors to
 stderr. A warning that is the same on all ranks should be logged on rank 0 only: `if rank() == 0: log.warning(...)`.
@@ -9,6 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import sys
+
+ESCAPED = {n: f"\\x{n:02x}" for n in (*range(9), *range(11, 32), *range(127, 160))} | {
+    n: f"\\u{n:04x}" for n in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
+}
+"""Characters that command a terminal (all controls but tab and newline, and those that turn the direction of text), and
+what is printed instead."""
 
 PACKAGES = ("pipeline", "modalities", "losses")
 """Root loggers of this program; the loggers of its modules are their children."""
@@ -21,9 +27,24 @@ class Console(logging.Handler):
         """Print a record to the current `sys.stdout` or `sys.stderr`, which may have been redirected."""
         if record.levelno >= logging.WARNING:
             process = f"[rank {rank()}] " if rank() else ""
-            print(f"{process}{record.levelname.lower()}: {self.format(record)}", file=sys.stderr, flush=True)
+            say(f"{process}{record.levelname.lower()}: {self.format(record)}", error=True)
         elif rank() == 0:
-            print(self.format(record), flush=True)
+            say(self.format(record))
+
+
+def printable(text: object) -> str:
+    """Text that is safe to print: keys, labels and file names may contain commands to a terminal, which are escaped."""
+    return str(text).translate(ESCAPED).encode("utf-8", "backslashreplace").decode()
+
+
+def say(*lines: object, error: bool = False) -> None:
+    """Print lines to stdout, or to stderr, so that nothing in them commands the terminal. Commands print with it."""
+    print(*map(printable, lines), sep="\n", file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def say_data(text: str) -> None:
+    """Print data, which is not changed if it goes to a file or to another program."""
+    print(printable(text) if sys.stdout.isatty() else text, end="")
 
 
 def rank() -> int:

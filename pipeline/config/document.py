@@ -207,6 +207,9 @@ class Document:
 
     def _text(self, value: str, key: Key, place: str) -> str | None:
         """The text, with references under their current names."""
+        if not _is_text(value):
+            self.fault(key, f"must be text without null characters or lone surrogates, got {show_value(value)}")
+            return None
         if "${" not in value:
             return value
         if "${" in _REFERENCE.sub("", value):
@@ -294,6 +297,14 @@ def _filled(data: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]
         if isinstance(values, Mapping) and isinstance(data.get(key), Mapping)
     }
     return {**defaults, **data, **sections}
+
+
+def _is_text(value: str) -> bool:
+    """Whether a value can be a path, or written to a file. Bytes that are no UTF-8 are surrogates in paths."""
+    try:
+        return b"\0" not in value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
 
 
 def _scalar(node: yaml.Node) -> str | int | float | bool | None:

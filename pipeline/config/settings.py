@@ -142,6 +142,13 @@ class Data(Section):
         description="Maximum fraction of unreadable samples, which are skipped, counted and listed. With 0, the first "
         "one ends the run.",
     )
+    max_pixels: int = Field(
+        default=32_000_000,
+        gt=0,
+        le=100_000_000,
+        description="Maximum number of pixels of an image; one with more is unreadable. Decoding takes up to 33 bytes "
+        "per pixel in each worker.",
+    )
     unpaired: Literal["error", "skip", "keep"] = Field(
         default="error",
         description="Samples that lack a modality: error ends the run; skip skips them; keep uses those that only lack "

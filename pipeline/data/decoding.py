@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from modalities.base import Modality
+from modalities.image_header import stated_size
+from pipeline.data.member_formats import LARGEST_META
 from pipeline.data.shard_reader import Sample
 from pipeline.data.skipped import SampleError, Skipped
 from pipeline.data.views import View, ViewSpec, several
+
+MAX_PIXELS = 32_000_000
+"""Default of `data.max_pixels`. Decoding takes up to 33 bytes per pixel."""
 
 
 def decode_view(sight: ViewSpec, raw: Sample) -> Any:
@@ -35,10 +40,14 @@ def meta_of(raw: Sample) -> Mapping[str, Any]:
     """Parse the `meta.json` of a raw sample; `{}` if it has none.
 
     Raises:
-        SampleError: It is not a JSON object.
+        SampleError: It is not a JSON object, or too large.
     """
+    data = raw.get("meta.json", b"{}")
+    if len(data) > LARGEST_META:
+        message = f"{place_of(raw)}: meta.json: has {len(data)} bytes; at most {LARGEST_META} are accepted."
+        raise sample_error(raw, "meta.json", message)
     try:
-        meta = json.loads(raw.get("meta.json", b"{}"))
+        meta = json.loads(data)
     except (ValueError, RecursionError) as error:
         message = f"{place_of(raw)}: meta.json: not valid JSON ({error}); run `wcord check` on the data set."
         raise sample_error(raw, "meta.json", message) from None
@@ -80,6 +89,24 @@ def decode_member(modality: Modality, raw: Sample, meta: Mapping[str, Any]) -> A
     except ValueError as error:
         message = f"{place_of(raw)}: {member}: {error}. Run `wcord check` on the data set."
         raise sample_error(raw, member, message) from None
+
+
+def check_pixels(data: bytes, most: int = MAX_PIXELS) -> None:
+    """Check the number of pixels in the header of an image, before it is decoded. Other files pass.
+
+    Args:
+        data: The file.
+        most: Maximum number of pixels, `data.max_pixels`.
+
+    Raises:
+        ValueError: The image has more.
+    """
+    width, height = stated_size(data)
+    if width * height > most:
+        raise ValueError(
+            f"{width} x {height} pixels, more than data.max_pixels: {most} allows. Raise it if each loader process has "
+            "the memory (up to 33 bytes per pixel), or pack the data with smaller images"
+        )
 
 
 def place_of(raw: Sample) -> str:

@@ -70,7 +70,11 @@ def index_folder(spec: str | Path) -> Path:
         spec: Folder or pattern, as in `data.shards`.
     """
     parts = [part if is_remote(part) else str(Path(part).absolute()) for part in str(spec).split(SEPARATOR)]
-    return cache_folder() / "indexes" / blake2b(SEPARATOR.join(parts).encode(), digest_size=10).hexdigest()
+    return (
+        cache_folder()
+        / "indexes"
+        / blake2b(SEPARATOR.join(parts).encode("utf-8", "surrogateescape"), digest_size=10).hexdigest()
+    )
 
 
 def index_once(spec: str | Path, folder: Path, label: str = "label", tolerant: bool = False) -> Dataset:

@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from pipeline.common.disk_errors import machine_fault
 from pipeline.common.errors import UserError
 from pipeline.common.file_names import nfc
 from pipeline.data.dataset import Dataset, Shard
@@ -107,6 +108,8 @@ class Join:
                     yield _hash(key), number, start, end
                     start = end
         except (OSError, ValueError) as error:
+            if fault := machine_fault(error, path):
+                raise fault from None
             if not self.tolerant:
                 raise UserError(f"{path}: {error}. {cure(shard)}") from None
             self.unreadable.append(f"{shard.file} ({error})")

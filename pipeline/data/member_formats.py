@@ -52,6 +52,9 @@ _HOW_DEPTH = (
     "depth must be a single-channel 16-bit PNG or TIFF in millimetres, 0 = no reading; convert it before packing"
 )
 
+LARGEST_META = 1 << 20
+"""Bytes of a `meta.json`."""
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -157,8 +160,10 @@ def read_meta(data: bytes) -> dict[str, object]:
     """Parse a `meta.json`.
 
     Raises:
-        ValueError: It is not a JSON object.
+        ValueError: It is not a JSON object, or larger than LARGEST_META.
     """
+    if len(data) > LARGEST_META:
+        raise ValueError(f"meta is not read: it has {len(data)} bytes, at most {LARGEST_META} are accepted")
     try:
         meta = json.loads(data)
     except (ValueError, RecursionError):

@@ -12,13 +12,17 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from filelock import FileLock
 
 from pipeline.common.errors import UserError
+from pipeline.data.http_reader import NoRanges, in_loop, is_http, read_part, read_whole
+from pipeline.data.http_reader import info as http_info
+from pipeline.data.http_reader import read_file as read_http_file
 from pipeline.data.hub import reach_hub
 
 T = TypeVar("T")
@@ -32,6 +36,9 @@ THREADS = 16
 RETRIES, FIRST_PAUSE, STALLED = 8, 0.25, 30.0
 """Number of attempts of a request; pause in seconds after the first failure, doubled each time; and timeout of a block
 in seconds."""
+
+WHOLE = 86_400.0
+"""Timeout in seconds of a whole shard, of which no block may take longer than STALLED."""
 
 LONGEST_PAUSE = 60.0
 """Longest pause in seconds that a server may ask for."""
@@ -130,7 +137,7 @@ def read_file(url: str) -> bytes:
 def exists(url: str) -> bool:
     """Whether there is an object at a URL."""
     with suppress(FileNotFoundError):
-        patiently(url, lambda fs, path, failures: fs.info(path))
+        info(url)
         return True
     return False
 
@@ -174,6 +181,11 @@ def fetch(path: Path, size: int, version: str = "") -> None:
 
                 try:
                     data = patiently(url, request)
+                except NoRanges:
+                    fetch_whole(url, file, size)
+                    if file.tell() < size:
+                        raise ValueError(f"{url} ends after {file.tell()} of {size} bytes") from None
+                    break
                 except UserError:
                     if _ends(url, done):
                         raise ValueError(f"{url} ends after {done} of {size} bytes") from None
@@ -206,14 +218,46 @@ def _ends(url: str, at: int) -> bool:
 def _read(fs: Any, path: str, **part: int) -> bytes:
     """Read a file, or its bytes `start` to `end`. Asynchronous file systems time out after STALLED seconds."""
     data: bytes
-    if hasattr(fs, "_cat_file"):
-        from fsspec.asyn import sync
-
-        data = sync(fs.loop, fs._cat_file, path, timeout=STALLED, **part)
+    if is_http(fs):
+        data = in_loop(fs, STALLED, partial(read_part if part else read_http_file, fs), path, **part)
+    elif hasattr(fs, "_cat_file"):
+        data = in_loop(fs, STALLED, fs._cat_file, path, **part)
     else:
         # Huggingface_hub would read 5 MB ahead, also for the few bytes of a header.
         data = fs.cat_file(path, **part, **({"cache_type": "none"} if getattr(fs, "protocol", "") == "hf" else {}))
     return data
+
+
+def info(url: str) -> dict[str, Any]:
+    """What the store says of a file: its `size` in bytes, None if unknown, and its version.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        UserError: The store cannot be reached.
+    """
+
+    def ask(fs: Any, path: str, failures: int) -> dict[str, Any]:
+        return dict(in_loop(fs, STALLED, partial(http_info, fs), path) if is_http(fs) else fs.info(path))
+
+    return patiently(url, ask)
+
+
+def fetch_whole(url: str, file: BinaryIO, size: int) -> None:
+    """Write a file of a server without ranges to a local one, in one request.
+
+    Args:
+        url: Its URL.
+        file: The local file, which is emptied first.
+        size: Size in bytes.
+
+    Raises:
+        UserError: Several attempts failed, or the server sends a page.
+    """
+
+    def request(fs: Any, path: str, failures: int) -> None:
+        in_loop(fs, WHOLE, partial(read_whole, fs), path, file, size, STALLED)
+
+    patiently(url, request)
 
 
 def read_block(fs: Any, path: str, start: int, end: int) -> bytes:
@@ -226,11 +270,10 @@ def read_block(fs: Any, path: str, start: int, end: int) -> bytes:
         end: Last byte plus 1.
 
     Raises:
-        OSError: No bytes were received.
+        OSError: No bytes were received, or others.
+        NoRanges: The server sends whole files only.
     """
-    data = _read(fs, path, start=start, end=end)
-    if len(data) > end - start:  # a server without support for ranges sends the whole file
-        data = data[start:end]
+    data = _read(fs, path, start=start, end=end)[: end - start]
     if not data:
         raise OSError(f"no data was received after byte {start}")
     return data
@@ -257,7 +300,7 @@ def patiently(url: str, request: Callable[[Any, str, int], T]) -> T:
             return request(fs, path, failures - 1)
         except FileNotFoundError:  # noqa: PERF203
             raise FileNotFoundError(f"{url} does not exist") from None
-        except (PermissionError, UserError):
+        except (PermissionError, UserError, NoRanges):
             raise
         except Exception as error:  # each file system has its own exceptions
             if (status := getattr(error, "status", None)) in DENIED:

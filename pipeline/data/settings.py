@@ -70,6 +70,10 @@ class DataSettings(Protocol):
         """Maximum fraction of faulty samples."""
 
     @property
+    def max_pixels(self) -> int:
+        """Maximum number of pixels of an image."""
+
+    @property
     def crop(self) -> tuple[float, float]:
         """Smallest and largest area of the crop, as fractions of the image."""
 

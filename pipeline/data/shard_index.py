@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, BinaryIO, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -24,9 +25,10 @@ from pipeline.common.file_names import left_by
 from pipeline.common.files import sha256
 from pipeline.common.process_pool import map_jobs
 from pipeline.data.division import Division
+from pipeline.data.http_reader import NoRanges
 from pipeline.data.label_value import LARGEST, LabelValue
 from pipeline.data.range_reader import RangeReader
-from pipeline.data.remote import THREADS, is_remote, patiently, read_block
+from pipeline.data.remote import THREADS, fetch_whole, info, is_remote, patiently, read_block
 from pipeline.data.stated_counts import Statement, is_trusted
 from pipeline.data.tar import group_members, in_members, read_members
 
@@ -255,14 +257,14 @@ def _state(url: str) -> tuple[int, str]:
         if not is_remote(url):
             about = Path(url).stat()
             return about.st_size, str(about.st_mtime_ns)
-        info = patiently(url, lambda fs, path, failures: dict[str, Any](fs.info(path)))
+        found = info(url)
     except OSError as error:
         raise UserError(f"{url}: cannot be read ({error}). Check data.shards and your permissions.") from None
-    if info.get("size") is None:
+    if found.get("size") is None:
         raise UserError(
             f"{url}: the server does not report the file size, which range requests need. Download the shard."
         )
-    return int(info["size"]), str(next((info[key] for key in VERSIONS if info.get(key)), ""))
+    return int(found["size"]), str(next((found[key] for key in VERSIONS if found.get(key)), ""))
 
 
 def _count(job: Job, wanted: Wanted) -> Count:
@@ -316,7 +318,7 @@ def _collect(values: dict[str, set[str]], wanted: Wanted, members: dict[str, byt
 
 @contextmanager
 def open_headers(url: str, size: int) -> Iterator[BinaryIO]:
-    """Open a shard to read headers or pieces of it; a remote one is read by range requests.
+    """Open a shard to read headers or pieces of it; a remote one is read by range requests, or else whole.
 
     Args:
         url: Its path or URL.
@@ -334,6 +336,14 @@ def open_headers(url: str, size: int) -> Iterator[BinaryIO]:
             pieces += patiently(url, partial(_piece, begin, stop))
         return pieces
 
+    try:
+        patiently(url, partial(_piece, 0, 1))
+    except NoRanges:
+        with TemporaryFile() as file:
+            fetch_whole(url, file, size)
+            file.seek(0)
+            yield cast(BinaryIO, file)
+        return
     yield cast(BinaryIO, RangeReader(fetch, size))
 
 

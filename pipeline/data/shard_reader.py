@@ -9,6 +9,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pipeline.common.disk_errors import machine_fault
 from pipeline.common.errors import UserError
 from pipeline.common.file_names import left_by
 from pipeline.common.files import sha256
@@ -113,7 +114,7 @@ def read_shard(
         Raw samples.
 
     Raises:
-        UserError: The shard cannot be read.
+        UserError: The shard cannot be read, or, also if `tolerant`, the machine fails: a full disk, no permission.
     """
     path = shard.path(layout.folder)
     due = first
@@ -131,6 +132,8 @@ def read_shard(
                     yield sample | {"__shard__": shard.file, "__place__": place}
                     due = place + 1
     except (OSError, ValueError) as error:
+        if fault := machine_fault(error, path):
+            raise fault from None
         if not tolerant:
             raise UserError(f"{path}: {error}. {cure(shard)}") from None
         for lost in range(due, last):

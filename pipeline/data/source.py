@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from pipeline.common.disk_errors import machine_fault
 from pipeline.common.errors import UserError
 from pipeline.data.dataset import Dataset, Layout, Shard
-from pipeline.data.decoding import decode_view, sample_error
+from pipeline.data.decoding import MAX_PIXELS, check_pixels, decode_view, place_of, sample_error
 from pipeline.data.feature_cache import Cache, decode, member
 from pipeline.data.join import Join
 from pipeline.data.manifest import Load, load_dataset, local, verify_files
@@ -34,10 +35,12 @@ class Policy:
         max_faulty: Maximum fraction of faulty samples, in [0, 1). They are skipped; 0: the first one is an error.
         unpaired: Samples that lack a modality: `error`, `skip`, or `keep`. `keep` keeps those that lack only the
             teacher's modality, for the losses that need no teacher, and skips the others.
+        max_pixels: Maximum number of pixels of an image; one with more is faulty.
     """
 
     max_faulty: float = 0.0
     unpaired: Literal["error", "skip", "keep"] = "error"
+    max_pixels: int = MAX_PIXELS
 
 
 STRICT = Policy()
@@ -131,17 +134,29 @@ class Source:
             members: The members to add.
 
         Raises:
-            SampleError: A joined shard cannot be read, or a stage drops the sample.
+            SampleError: A joined shard cannot be read, a stage drops the sample, or an image is too large.
+            UserError: The machine fails: a full disk, no permission.
         """
         members = self._read_members(members)
         for other in self.joined:
             try:
                 raw = other.complete(raw, members)
             except (OSError, ValueError) as error:  # noqa: PERF203
+                if fault := machine_fault(error, other.folder):
+                    raise fault from None
                 raise sample_error(raw, "shard", f"{other.folder}: {error}. {other.cure}") from None
         for stage in self.stages:
             raw = stage(raw)
+        self._check_pixels(raw)
         return raw
+
+    def _check_pixels(self, raw: Sample) -> None:
+        for name, data in raw.items():
+            try:
+                if isinstance(data, bytes):
+                    check_pixels(data, self.policy.max_pixels)
+            except ValueError as error:  # noqa: PERF203
+                raise sample_error(raw, name, f"{place_of(raw)}: {name}: {error}.") from None
 
     def seen(self, sight: ViewSpec) -> Iterator[Any]:
         """The inputs of a network, in the order of the shards, without augmentation. Unusable samples are skipped."""
@@ -221,7 +236,8 @@ class OpenDataset:
             UserError: The data set cannot be read, or its class names or a stage are invalid.
         """
         data = config.data
-        opened = open_dataset(source.path, source.label, Policy(data.max_faulty, data.unpaired), data.join, load)
+        policy = Policy(data.max_faulty, data.unpaired, data.max_pixels)
+        opened = open_dataset(source.path, source.label, policy, data.join, load)
         manifest = opened.manifest.named(source.extensions).classed(source.label, source.class_names)
         return replace(opened, manifest=manifest, stages=tuple(UserStage(path) for path in data.stages))
 

@@ -27,6 +27,7 @@ from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pipeline.common.console import log_from_worker, log_level
+from pipeline.common.disk_errors import machine_fault
 from pipeline.common.errors import UserError
 from pipeline.common.host import yield_to_training
 from pipeline.data import reading
@@ -114,8 +115,8 @@ class TrainStream(IterableDataset[Any]):
             first = self.start if epoch == self.start // self.steps_per_epoch else epoch * self.steps_per_epoch
             try:
                 yield from self._epoch(epoch, first, reader, workers)
-            except UserError as error:
-                yield Fault(str(error))
+            except (UserError, OSError) as error:
+                yield _fault(error, self.source)
                 return
             epoch += 1
 
@@ -279,8 +280,16 @@ class EvalStream(IterableDataset[Any]):
                 yield self.prepare.collate(batch) | {"skipped": skipped}
             elif skipped:
                 yield Rest(skipped)
-        except UserError as error:
-            yield Fault(str(error))
+        except (UserError, OSError) as error:
+            yield _fault(error, self.source)
+
+
+def _fault(error: UserError | OSError, source: Source) -> Fault:
+    """What to send to the main process. An OSError of a modality is one of the machine, or else a bug and raised."""
+    fault = error if isinstance(error, UserError) else machine_fault(error, source.folder)
+    if fault is None:
+        raise error
+    return Fault(str(fault))
 
 
 def loader(

@@ -177,6 +177,15 @@ def _verify(header: bytes) -> None:
         raise ValueError("it is damaged: a header is invalid")
 
 
+def is_header(block: bytes) -> bool:
+    """Whether this is the header of a tar member, whose checksum is right."""
+    try:
+        _verify(block)
+    except ValueError:
+        return False
+    return len(block) == BLOCK
+
+
 def _number(field: bytes) -> int:
     if field[0] & 0x80:  # GNU: too large for octal digits
         value = int.from_bytes(field, "big") & ((1 << (8 * len(field) - 1)) - 1)

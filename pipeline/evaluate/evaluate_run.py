@@ -29,6 +29,7 @@ from pipeline.evaluate.user_metrics import load_metrics, user_scores
 from pipeline.evaluate.write_artifacts import count_confusion, write_confusion, write_examples, write_masks
 from pipeline.models.build import build_teacher
 from pipeline.models.network import Joint, Network, build_network, load_network
+from pipeline.runs.reader import read_results
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +152,7 @@ def probe_layers(network: Network | Joint, folder: str | Path, config: Config) -
     Raises:
         UserError: The data set has no classes or lacks a split.
     """
-    data = open_dataset(folder, policy=Policy(config.data.max_faulty, config.data.unpaired))
+    data = open_dataset(folder, policy=Policy(config.data.max_faulty, config.data.unpaired, config.data.max_pixels))
     classes = data.manifest.classes
     if not classes:
         raise UserError(f"{folder}: the data set has no classes to probe; pack it with labels.")
@@ -253,11 +254,7 @@ def _baselines(config: Config) -> Results:
         path = folder / "results.json"
         if not path.is_file():
             raise UserError(f"evaluation.baselines: {path} not found; run `wcord evaluate {folder}` first.")
-        try:
-            results = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise UserError(f"{path}: damaged ({error}); run `wcord evaluate {folder}` again.") from None
-        own = {k: v for k, v in results.items() if k.startswith(("student/", "retrieval/"))}
+        own = {k: v for k, v in read_results(path, []).items() if k.startswith(("student/", "retrieval/"))}
         found |= _named(f"baseline/{folder.name}", own)
     return found
 

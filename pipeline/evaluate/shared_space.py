@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from pipeline.common.errors import UserError
@@ -74,6 +73,10 @@ def load_space(folder: Path) -> Space | None:
     try:
         arrays = load(path.read_bytes())
         sides = [Standard(arrays[f"{name}.mean"], arrays[f"{name}.scale"]) for name in ("student", "teacher")]
-        return Space(sides[0], sides[1], arrays["weights"])
-    except (SafetensorError, KeyError) as error:
+        space = Space(sides[0], sides[1], arrays["weights"])
+    except Exception as error:  # safetensors raises what it likes for a damaged header
         raise UserError(f"{path}: damaged ({error}); run `wcord evaluate` again.") from None
+    shapes = [(side.mean.shape, side.scale.shape) for side in sides]
+    if shapes != [((size,), (size,)) for size in space.weights.shape]:
+        raise UserError(f"{path}: damaged (its arrays do not fit together); run `wcord evaluate` again.")
+    return space

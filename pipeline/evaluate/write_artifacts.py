@@ -22,6 +22,7 @@ from pipeline.data.pictures import pictures
 from pipeline.data.source import Source
 from pipeline.data.views import View, ViewSpec
 from pipeline.evaluate.segmentation import SegmentationEvaluator
+from pipeline.runs.artifacts import read_confusion
 
 PICTURES, THUMBNAIL, EMBEDDINGS = 300, 72, 5000
 """Number of stored pictures, their height in pixels, and number of stored embeddings."""
@@ -80,15 +81,16 @@ def write_confusion(
         predictions: Role -> predicted class index `[N]`.
         classes: Names of the classes.
         baselines: Run folders.
+
+    Raises:
+        UserError: The counts of a baseline are damaged.
     """
     folder.mkdir(exist_ok=True)
     found = {role: count_confusion(label, prediction, len(classes)) for role, prediction in predictions.items()}
     for run in baselines:
-        path = run / "evaluation" / "confusion.npz"
-        if path.is_file():
-            with np.load(path, allow_pickle=False) as theirs:
-                if "student" in theirs and list(theirs["classes"]) == list(classes):
-                    found[f"baseline/{run.name}"] = theirs["student"]
+        theirs = read_confusion(run)
+        if theirs is not None and "student" in theirs.roles and theirs.classes == list(classes):
+            found[f"baseline/{run.name}"] = theirs.roles["student"]
     write_arrays(folder / "confusion.npz", {"classes": np.array(classes), **found})
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.console import printable
 from pipeline.config.settings import Config
 from pipeline.data.dataset import Dataset
 from pipeline.models.network import Joint, Network
@@ -63,7 +66,7 @@ def card(run: Path, config: Config, network: Network | Joint, dataset: Dataset, 
     """
     parts = [
         _metadata(network, dataset),
-        f"# {run.resolve().name}\n\n{_about(config, network, dataset)}",
+        f"# {plain(run.resolve().name)}\n\n{_about(config, network, dataset)}",
         _use(done),
         _measured(run, done),
         _limits(config, dataset, done),
@@ -79,18 +82,30 @@ def _metadata(network: Network | Joint, dataset: Dataset) -> str:
 
 def _about(config: Config, network: Network | Joint, dataset: Dataset) -> str:
     own = [network] if isinstance(network, Network) else network._networks()
-    seen = " and ".join(f"{part.modality.name} ({part.spec['encoder']['name']})" for part in own)
+    seen = plain(" and ".join(f"{part.modality.name} ({part.spec['encoder']['name']})" for part in own))
     size = sum(p.numel() for p in network.parameters()) / 1e6
-    classes = f"{len(network.classes)} classes: {', '.join(network.classes)}" if network.classes else "no classes"
+    names = network.classes or []
+    classes = f"{len(names)} classes: {plain(', '.join(names))}" if names else "no classes"
     lines = [
         f"Input: {seen}; {size:.2f} M parameters; {classes}. Features have {network.dims.pooled} dimensions.",
         "",
-        f"- **Data**: {dataset.name}, {dataset.samples('train')} training samples, split {dataset.split_rule}.",
-        f"- **Licence of the data**: {dataset.licence}. It may also apply to models trained on the data.",
+        f"- **Data**: {plain(dataset.name)}, {dataset.samples('train')} training samples, split "
+        f"{plain(dataset.split_rule)}.",
+        f"- **Licence of the data**: {plain(dataset.licence)}. It may also apply to models trained on the data.",
         f"- **Teacher**: {_teacher(config)}.",
-        f"- **Losses**: {', '.join(config.losses)}; {_length(config)} of {config.data.batch_size} samples.",
+        f"- **Losses**: {plain(', '.join(config.losses))}; {_length(config)} of {config.data.batch_size} samples.",
     ]
     return "\n".join(lines)
+
+
+def plain(text: str) -> str:
+    """Text from data or settings for Markdown: no HTML, link, code or line break of its own."""
+    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", _inert(text))
+
+
+def _inert(text: str) -> str:
+    """Markdown in one line without HTML."""
+    return escape(printable(" ".join(text.split())), quote=False)
 
 
 def _length(config: Config) -> str:
@@ -103,10 +118,10 @@ def _teacher(config: Config) -> str:
         return "none; trained on labels"
     if config.teacher.run is not None:
         runs = [config.teacher.run] if isinstance(config.teacher.run, str) else config.teacher.run
-        return " and ".join(f"the run `{Path(run).name}`" for run in runs)
+        return " and ".join(f"the run `{printable(Path(run).name).replace('`', '_')}`" for run in runs)
     model: Any = config.teacher.encoder
     own = dict(model) if isinstance(model, dict) else {}
-    return f"{own.get('name', model)} {Path(str(own.get('model', ''))).name}".strip()
+    return plain(f"{own.get('name', model)} {Path(str(own.get('model', ''))).name}".strip())
 
 
 def _use(done: Export) -> str:
@@ -136,9 +151,9 @@ def _number(value: float) -> str:
 
 def _limits(config: Config, dataset: Dataset, done: Export) -> str:
     lines = [
-        f"The model was trained and tested on {dataset.name} only, not on other sensors, places or subjects. "
+        f"The model was trained and tested on {plain(dataset.name)} only, not on other sensors, places or subjects. "
         "Probabilities are not calibrated. An input that belongs to none of the classes still gets one of them.",
-        *(f"- {note}" for note in done.notes),
+        *(f"- {_inert(note)}".replace("[", "\\[") for note in done.notes),
     ]
     if len(done.top1) == 2:
         full, small = done.top1.values()

@@ -9,10 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.disk_errors import machine_fault
 from pipeline.common.errors import UserError
 from pipeline.common.walk import files_under
 from pipeline.data.dataset import MANIFEST, Layout
-from pipeline.data.decoding import decode_view
+from pipeline.data.decoding import check_pixels, decode_view
 from pipeline.data.manifest import load_dataset, verify_files
 from pipeline.data.member_formats import SAME_FORMAT
 from pipeline.data.member_names import USUAL_NAMES
@@ -59,10 +60,13 @@ def look_at_file(view: View, path: Path) -> Any:
 
     Raises:
         SampleError: The file cannot be read.
+        UserError: The machine fails: no permission, too many open files.
     """
     try:
         return look_at(view, path.read_bytes())
     except (OSError, ValueError) as error:
+        if fault := machine_fault(error, path):
+            raise fault from None
         raise SampleError(Skipped(path.name, 0, str(path), "unreadable", f"{path}: {error}", False)) from None
 
 
@@ -72,6 +76,7 @@ def look_at(view: View, data: bytes) -> Any:
     Raises:
         ValueError: The bytes are not valid for the modality.
     """
+    check_pixels(data)
     return view.whole(view.modality.decode(data, {}))
 
 

@@ -13,7 +13,7 @@ from modalities import Text
 from pipeline import config as configs
 from pipeline.common.errors import UserError
 from pipeline.data.views import View
-from pipeline.evaluate.shared_space import load_space
+from pipeline.evaluate.shared_space import SPACE, load_space
 from pipeline.inference.faiss_index import Hit, open_index, unit
 from pipeline.inference.inputs import look_at
 from pipeline.inference.student import Student, network_folder
@@ -62,6 +62,9 @@ def sides(run: Path) -> dict[Role, Side]:
         if teacher is not None:
             raise UserError(f"{run}: the shared space of student and teacher is missing; run `wcord evaluate {run}`.")
         return {"student": Side(student, unit)}
+    dims = student.network.dims.pooled, teacher.dims.pooled if teacher is not None else space.weights.shape[1]
+    if space.weights.shape != dims:
+        raise UserError(f"{folder / SPACE}: is not of these networks; run `wcord evaluate {run}` again.")
     own: dict[Role, Side] = {"student": Side(student, lambda x: unit(space.of_student(x)))}
     if teacher is not None:
         own["teacher"] = Side(Student(teacher), lambda x: unit(space.of_teacher(x)))
@@ -93,6 +96,11 @@ def search(folder: Path, modality: str, query: str, count: int) -> list[Hit]:
         raise UserError(f"{query}: {error.strerror}. Give a {modality} file.") from None
     except ValueError as error:
         raise UserError(f"{query}: {error}. Give a {modality} file.") from None
+    if index.vectors.d != vector.shape[1]:
+        raise UserError(
+            f"{folder}: the index is of vectors of {index.vectors.d} dimensions, the run of {vector.shape[1]}. Rebuild "
+            f"it: `wcord embed {index.about['run']} DATA --index {folder}`."
+        )
     return index.search(vector, count)[0]
 
 

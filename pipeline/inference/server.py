@@ -5,6 +5,7 @@ Uploads are decoded by the modality in memory. They are never stored, and no fil
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import re
@@ -22,14 +23,25 @@ import numpy as np
 from modalities import Text
 from pipeline.common.errors import UserError
 from pipeline.common.optional_deps import require_package
+from pipeline.data.decoding import check_pixels
 from pipeline.inference.faiss_index import unit
 from pipeline.inference.search import Role, Side, sides
+from pipeline.inference.server_guard import (
+    Room,
+    TooLarge,
+    TrustedHosts,
+    impatient_protocol,
+    read_upload,
+    stated_length,
+)
 from pipeline.runs.artifacts import Embeddings, Thumbnails, read_embeddings, read_thumbnails
 
 log = logging.getLogger(__name__)
 
 LIMIT = 20_000_000
 """Maximum size of an upload in bytes."""
+UPLOADS = 5
+"""Number of uploads of that size that are in memory at a time; others wait."""
 CLASSES, NEIGHBOURS = 5, 6
 INLINE = "style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 POLICY = f"default-src 'none'; img-src 'self' data:; connect-src 'self'; {INLINE}"
@@ -107,6 +119,7 @@ class Desk:
         side = self.sides[role]
         assert side.view is not None
         modality = side.view.modality
+        check_pixels(data)
         with self.lock:
             value = modality.decode(data, {})
             out = side.network.features([side.view.whole(value)])
@@ -131,11 +144,11 @@ def app(run: Path, hosts: tuple[str, ...] = ("127.0.0.1", "localhost")) -> Any:
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.middleware import Middleware
-    from starlette.requests import Request
+    from starlette.requests import ClientDisconnect, Request
     from starlette.responses import HTMLResponse, JSONResponse, Response
     from starlette.routing import Route
 
-    desk = Desk(run)
+    desk, room = Desk(run), Room(UPLOADS * LIMIT)
     page = (Path(__file__).parent / "server_page.html").read_text().replace("RUN_NAME", escape(run.resolve().name))
 
     async def home(request: Request) -> Response:
@@ -148,48 +161,33 @@ def app(run: Path, hosts: tuple[str, ...] = ("127.0.0.1", "localhost")) -> Any:
         role: Any = request.path_params["role"]
         if role not in desk.sides:
             return JSONResponse({"error": f"no {role} here"}, 404)
-        data = bytearray()
-        async for part in request.stream():
-            data += part
-            if len(data) > LIMIT:
-                return JSONResponse({"error": f"more than {LIMIT // 1_000_000} MB; send a smaller file"}, 413)
         try:
-            return JSONResponse(await run_in_threadpool(desk.answer, role, bytes(data)))
+            async with room.taken(stated_length(request, LIMIT)):
+                data = await read_upload(request, LIMIT)
+                return JSONResponse(await run_in_threadpool(desk.answer, role, data))
         except ValueError as error:
             return JSONResponse({"error": str(error)}, 422)
+        except TooLarge:
+            return JSONResponse({"error": f"more than {LIMIT // 1_000_000} MB; send a smaller file"}, 413)
+        except asyncio.TimeoutError:
+            return JSONResponse({"error": "the file did not arrive in time"}, 408)
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody reads it
 
     async def picture(request: Request) -> Response:
         pictures = desk.gallery.pictures(request.path_params["role"]) if desk.gallery is not None else None
         index = request.path_params["index"]
-        if pictures is None or index >= len(pictures):
+        if pictures is None or not re.fullmatch("[0-9]{1,9}", index) or int(index) >= len(pictures):
             return Response(status_code=404)
-        return Response(png(pictures[index]), media_type="image/png")
+        return Response(png(pictures[int(index)]), media_type="image/png")
 
     routes = [
         Route("/", home),
         Route("/about", about),
         Route("/look/{role}", look, methods=["POST"]),
-        Route("/picture/{role}/{index:int}", picture),
+        Route("/picture/{role}/{index}", picture),
     ]
-    return Starlette(routes=routes, middleware=[Middleware(_TrustedHosts, hosts=hosts)])
-
-
-class _TrustedHosts:
-    """ASGI middleware: 400 for requests whose `Host` is not in `hosts`; `*` accepts all.
-
-    The middleware of Starlette truncates IPv6 addresses at their first colon.
-    """
-
-    def __init__(self, app: Any, hosts: tuple[str, ...]) -> None:
-        self.app, self.hosts = app, hosts
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        from starlette.responses import PlainTextResponse
-
-        given = dict(scope.get("headers", ())).get(b"host", b"").decode("latin-1")
-        name = re.sub(r":\d*$", "", given).strip("[]").lower()
-        known = scope["type"] == "lifespan" or "*" in self.hosts or name in self.hosts
-        await (self.app if known else PlainTextResponse("Invalid host header", 400))(scope, receive, send)
+    return Starlette(routes=routes, middleware=[Middleware(TrustedHosts, hosts=hosts)])
 
 
 def serve(run: Path, host: str, port: int) -> None:
@@ -208,7 +206,8 @@ def serve(run: Path, host: str, port: int) -> None:
     names = ("*",) if host in ("0.0.0.0", "::") else ("127.0.0.1", "localhost", host.lower())
     application = app(run, names)
     log.info(f"{run}: {url(host, port)} (stop with Ctrl-C)")
-    uvicorn.Server(uvicorn.Config(application, log_level="warning")).run(sockets=[listener])
+    settings = uvicorn.Config(application, http=impatient_protocol(), log_level="warning")
+    uvicorn.Server(settings).run(sockets=[listener])
 
 
 def url(host: str, port: int) -> str:

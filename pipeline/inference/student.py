@@ -16,7 +16,8 @@ from pipeline.common.errors import UserError
 from pipeline.data.skipped import SampleError, Skipped
 from pipeline.data.views import collate_view
 from pipeline.inference.inputs import Input, find_inputs
-from pipeline.models.network import DESCRIPTION, Joint, Network, load_network
+from pipeline.models.description import DESCRIPTION
+from pipeline.models.network import Joint, Network, load_network
 
 BATCH = 64
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +12,7 @@ from modalities.base import Modality
 from pipeline.common.errors import UserError
 from pipeline.config.settings import Config
 from pipeline.data.source import OpenDataset
-from pipeline.models.network import DESCRIPTION
+from pipeline.models.description import read_description
 
 
 def check_inputs(config: Config, data: OpenDataset) -> None:
@@ -56,8 +55,8 @@ def _modalities(config: Config) -> Iterator[tuple[str, Modality]]:
         yield from (("teacher", modality) for modality in _built(teacher.modality))
     for run in [teacher.run] if isinstance(teacher.run, str) else teacher.run or []:
         try:
-            spec = json.loads((Path(run) / "student" / DESCRIPTION).read_bytes())["modality"]
-        except (OSError, ValueError, KeyError, TypeError):  # loading it later raises a clear error
+            spec = read_description(Path(run) / "student")["modality"]
+        except (UserError, ValueError, KeyError):  # loading it later raises a clear error
             continue
         yield from ((f"teacher ({run})", modality) for modality in _built(spec))
 

@@ -23,15 +23,16 @@ import modalities
 from losses import Dims, Features
 from modalities.base import Modality
 from modalities.encoders.base import Encoder
+from pipeline.common.disk_errors import machine_fault
 from pipeline.common.errors import UserError
 from pipeline.common.files import write_atomic
-from pipeline.common.run_format import FORMAT, check_format
+from pipeline.common.run_format import FORMAT
 from pipeline.config.components import FREEZE
 from pipeline.config.messages import near
 from pipeline.data.views import View
 from pipeline.models.decoder import Decoder, resized
+from pipeline.models.description import DESCRIPTION, Bounded, check_size, inside, part_of, read_description
 
-DESCRIPTION = "network.json"
 WEIGHTS = "model.safetensors"
 PARTS = "modality", "encoder"
 WHERE_WEIGHTS_LIE = "model", "weights"
@@ -297,25 +298,22 @@ def load_network(folder: str | Path) -> Network | Joint:
     """
     folder = Path(folder)
     path = folder / DESCRIPTION
-    network: Network | Joint
     try:
-        spec = json.loads(path.read_bytes())
-        check_format(spec.get("version"), path)
+        spec = read_description(folder)
         if "python" in spec:
             raise UserError(
                 f"{folder}: the student of wcord.distill is a module of {spec['python']}, which only your program can "
                 f"build. Load {WEIGHTS} into it."
             )
-        if "networks" in spec:
-            parts = [load_single(_inside(folder, part)) for part in spec["networks"]]
-            network = Joint(parts, spec["classes"], spec.get("dense", False))
-        else:
-            modality, encoder = ({k: _inside(folder, v) for k, v in spec[part].items()} for part in PARTS)
-            network = build_network(modality, encoder, spec["classes"], str(path), spec.get("dense", False))
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found. Use the folder of a finished run (`wcord train`).") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: damaged ({error}). Train again, or restore the folder.") from None
+        with Bounded(folder / WEIGHTS):
+            network = _build(spec, folder)
+        check_size(network.view)
+    except UserError:
+        raise
+    except Exception as error:  # networks raise anything for damaged settings
+        reason = " ".join(str(error).split())[:200]
+        damaged = UserError(f"{path}: damaged ({reason}). Train again, or restore the folder.")
+        raise machine_fault(error, path) or damaged from None
     own = network.head if isinstance(network, Joint) else network
     try:
         state = load_file(folder / WEIGHTS)
@@ -329,6 +327,15 @@ def load_network(folder: str | Path) -> Network | Joint:
             f"{folder / WEIGHTS}: does not match {DESCRIPTION} in the same folder: {reason}. Restore both or retrain."
         ) from None
     return network
+
+
+def _build(spec: Mapping[str, Any], folder: Path) -> Network | Joint:
+    """Build the network of a description, without its weights."""
+    if "networks" in spec:
+        parts = [load_single(part_of(folder, part)) for part in spec["networks"]]
+        return Joint(parts, spec["classes"], spec.get("dense", False))
+    modality, encoder = ({k: inside(folder, v) for k, v in spec[part].items()} for part in PARTS)
+    return build_network(modality, encoder, spec["classes"], str(folder / DESCRIPTION), spec.get("dense", False))
 
 
 def digest(network: nn.Module) -> str:
@@ -366,13 +373,3 @@ def load_single(folder: str | Path) -> Network:
     if isinstance(network, Joint):
         raise UserError(f"{folder}: is a joint network and cannot be part of another one; list its parts instead.")
     return network
-
-
-def _inside(folder: Path, value: Any) -> Any:
-    """Resolve `./name` in a description to a path in the folder."""
-    if not (isinstance(value, str) and value.startswith("./")):
-        return value
-    path = (folder / value).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        raise ValueError(f"{value} is outside the folder")
-    return str(path)

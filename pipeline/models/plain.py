@@ -18,7 +18,8 @@ from pipeline.common.errors import UserError
 from pipeline.common.files import write_atomic
 from pipeline.common.run_format import FORMAT
 from pipeline.config.settings import IN_PYTHON
-from pipeline.models.network import DESCRIPTION, WEIGHTS, Network
+from pipeline.models.description import DESCRIPTION
+from pipeline.models.network import WEIGHTS, Network
 
 
 class PlainEncoder(Encoder):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.common.disk_errors import machine_fault
 from pipeline.common.files import sha256
 from pipeline.common.process_pool import report_progress
 from pipeline.data.dataset import MANIFEST, Layout, Shard
@@ -119,7 +120,11 @@ class Scan:
 
 
 def scan(job: ScanJob) -> Scan:
-    """Read a shard. Everything that is wrong with it becomes a fault, never an exception."""
+    """Read a shard. Everything that is wrong with it becomes a fault, never an exception.
+
+    Raises:
+        UserError: The machine fails: no permission, too many open files.
+    """
     found = Scan(job)
     path, shard = job.shard.path(job.layout.folder), job.shard
     cure, whole = REWRITE if shard.url else REBUILD, False
@@ -139,6 +144,8 @@ def scan(job: ScanJob) -> Scan:
         _samples(path, found)
         whole = size == shard.bytes
     except (tarfile.TarError, ValueError, OverflowError, RecursionError, OSError) as error:
+        if machine := machine_fault(error, path):
+            raise machine from None
         found.fault("", f"the tar is damaged after {len(found.keys)} samples ({error}); {cure}")
     if whole and (stated := refuted(shard, path, len(found.keys), found.fields, job.layout.names)) is not None:
         found.fault("", stated)

@@ -10,6 +10,7 @@ from pathlib import PurePath
 
 from pydantic import BaseModel, ValidationError
 
+from pipeline.common.disk_errors import machine_fault
 from pipeline.common.process_pool import report_progress
 from pipeline.data.dataset import Shard
 from pipeline.data.foreign import PACKING
@@ -135,6 +136,8 @@ def _open(index: int, sample: SourceSample, job: ShardJob) -> tuple[dict[str, by
         where = sample.files.get("meta.json", where)
         meta = read_meta(members.get("meta.json", b"{}"))
     except OSError as error:
+        if fault := machine_fault(error, where):
+            raise fault from None
         return {}, [Refusal(sample.key, str(error.filename or where), f"cannot be read: {error.strerror or error}")], {}
     except ValueError as error:
         return {}, [Refusal(sample.key, where, str(error))], {}

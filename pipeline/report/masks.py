@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import colorsys
-import zipfile
 from html import escape
 
 import cv2
 import numpy as np
 
 from pipeline.common.errors import UserError
+from pipeline.runs.artifacts import read_arrays
 from pipeline.runs.reader import Run
 
 COLUMNS = {
@@ -33,13 +33,11 @@ def masks_section(run: Run) -> dict[str, str]:
         UserError: The file is damaged.
     """
     path = run.folder / "evaluation" / "masks.npz"
-    if not path.is_file():
+    if (arrays := read_arrays(path)) is None:
         return {}
     prefix = "student/IoU/"
     iou = {key.removeprefix(prefix): value for key, value in run.results.items() if key.startswith(prefix)}
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
         names = [str(name) for name in arrays["classes"]]
         shown = {name: heading for name, heading in COLUMNS.items() if name in arrays}
         colours = palette(len(names))
@@ -48,7 +46,7 @@ def masks_section(run: Run) -> dict[str, str]:
         for row, key in enumerate(arrays["keys"]):
             cells = (_cell(arrays[name][row], colours, width, height, f"{shown[name]}, {key}") for name in shown)
             rows.append(f"<tr>{''.join(cells)}</tr>")
-    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, IndexError, TypeError, cv2.error) as error:
         raise UserError(f"{path}: damaged ({error}). Run `wcord evaluate` again for this run.") from None
     head = "".join(f"<th>{heading}</th>" for heading in shown.values())
     used = np.unique(np.concatenate([arrays[name].ravel() for name in shown if arrays[name].ndim == 3]))

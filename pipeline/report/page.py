@@ -54,7 +54,7 @@ def report(runs: Sequence[Path], out: Path | None = None) -> Path:
     read = [read_run(folder) for folder in runs]
     path = out or read[0].folder / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, page(read).encode())
+    write_atomic(path, page(read).encode("utf-8", "backslashreplace"))
     return path
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from modalities.base import Caption
+from pipeline.common.disk_errors import machine_fault
 from pipeline.common.errors import UserError
 
 
@@ -93,7 +93,7 @@ def read_embeddings(folder: Path) -> Embeddings | None:
         UserError: The file does not have the format that `evaluate` writes.
     """
     path = folder / "evaluation" / "embeddings.npz"
-    if (data := _load(path)) is None:
+    if (data := read_arrays(path)) is None:
         return None
     keys = _array(path, data, "keys", 1, "U")
     classes = _array(path, data, "classes", 1, "U") if _filled(data, "classes") else np.empty(0, "U1")
@@ -123,7 +123,7 @@ def read_thumbnails(folder: Path, samples: int) -> Thumbnails | None:
         UserError: The file does not have the format that `evaluate` writes.
     """
     path = folder / "evaluation" / "thumbnails.npz"
-    if (data := _load(path)) is None:
+    if (data := read_arrays(path)) is None:
         return None
     rows = _array(path, data, "rows", 1, "iu")
     if rows.min() < 0 or rows.max() >= samples:
@@ -156,7 +156,7 @@ def read_confusion(folder: Path) -> Confusion | None:
         UserError: The file does not have the format that `evaluate` writes.
     """
     path = folder / "evaluation" / "confusion.npz"
-    if (data := _load(path)) is None:
+    if (data := read_arrays(path)) is None:
         return None
     if not _filled(data, "classes"):
         return Confusion([], {})
@@ -173,14 +173,19 @@ def spread(embeddings: np.ndarray) -> float:
     return float(1 - np.square(embeddings.mean(axis=0)).sum())
 
 
-def _load(path: Path) -> dict[str, np.ndarray] | None:
-    if not path.is_file():
+def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
+    """Read an npz file of a run; None if there is none.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    if not path.exists():
         return None
     try:
         with np.load(path, allow_pickle=False) as data:
             return dict(data)
-    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise _fault(path, f"not a readable npz file ({error})") from None
+    except Exception as error:  # zipfile raises what it likes for a damaged archive
+        raise machine_fault(error, path) or _fault(path, f"not a readable npz file ({error})") from None
 
 
 def _filled(data: dict[str, np.ndarray], name: str) -> bool:

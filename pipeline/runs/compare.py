@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.common.console import printable
 from pipeline.common.errors import UserError
 from pipeline.common.files import write_atomic
 from pipeline.runs.reader import (
@@ -150,12 +151,12 @@ class Comparison:
         tables = []
         for header, *rows in (self.rows(), self.difference_rows()):
             table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-            for i, name in enumerate(header):
+            for i, name in enumerate(map(printable, header)):
                 # Do not break words, down to a width of 80 columns.
                 width = max(len(word) for word in name.split()) if i else None
                 table.add_column(Text(name), justify="right" if i else "left", min_width=width, no_wrap=i == 0)
             for row in rows:
-                table.add_row(*(Text(cell) for cell in row))
+                table.add_row(*(Text(printable(cell)) for cell in row))
             if rows:
                 tables.append(table)
         return Lines(*tables, Text(RULE, style="dim"), *(Text(f"note: {note}") for note in self.notes))
@@ -220,7 +221,7 @@ def compare_groups(groups: Sequence[Group], out: Path | None = None, baseline: s
     names = [group.name for group in groups]
     if baseline is not None and baseline not in names:
         raise UserError(f"baseline: there is no method {baseline!r}; choose one of {', '.join(names)}.")
-    notes = tuple(f"{run.folder}: {note}" for run in read for note in run.notes)
+    notes = tuple(printable(f"{run.folder}: {note}") for run in read for note in run.notes)
     chosen = groups[names.index(baseline)] if baseline is not None else groups[0]
     apart = ((group, measured_apart(group, chosen)) for group in groups)
     notes += tuple(
@@ -278,7 +279,7 @@ def group_by_method(runs: Sequence[Run]) -> tuple[Group, ...]:
         members[key].append(run)
     if not members:
         raise UserError("Nothing to compare: give at least one run folder.")
-    names = distinct([group[0].stem for group in members.values()])
+    names = distinct([printable(group[0].stem) for group in members.values()])
     return tuple(Group(name, tuple(group)) for name, group in zip(names, members.values(), strict=True))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.common.errors import UserError
 from pipeline.common.files import write_atomic
 from pipeline.config.settings import Config
-from pipeline.models.network import DESCRIPTION
+from pipeline.models.description import DESCRIPTION
 from pipeline.runs.checkpoint import list_checkpoints
 
 RESULTS = ("student", "results.json", "evaluation", "report.html", "nonfinite_rank*.json")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import shlex
+import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,7 +143,7 @@ def read_run(folder: str | Path) -> Run:
         if not (folder / name).is_file():
             notes.append(f"{name} is missing: {hint}.")
     log = read_log(folder / names[1], notes)
-    results = _read_results(folder / names[2], notes)
+    results = read_results(folder / names[2], notes)
     return Run(folder, config, log, results, tuple(notes))
 
 
@@ -229,7 +229,16 @@ def read_line(line: bytes) -> dict[str, float] | None:
     return row
 
 
-def _read_results(path: Path, notes: list[str]) -> dict[str, float]:
+def read_results(path: Path, notes: list[str]) -> dict[str, float]:
+    """Read `results.json` as name -> finite value; `{}` if it is missing.
+
+    Args:
+        path: The file.
+        notes: Values that were skipped are appended to it, as a sentence.
+
+    Raises:
+        UserError: The file is damaged.
+    """
     if not path.is_file():
         return {}
     try:
@@ -238,11 +247,21 @@ def _read_results(path: Path, notes: list[str]) -> dict[str, float]:
         raise UserError(f"{path}: not JSON ({error}). Run `wcord evaluate` again.") from None
     if not isinstance(results, dict):
         raise UserError(f"{path}: not a JSON object of names and numbers. Run `wcord evaluate` again.")
-    finite = {key: value for key, value in results.items() if _is_number(value) and math.isfinite(value)}
-    if left_out := sorted(results.keys() - finite.keys()):
-        notes.append(f"results.json: skipped values that are not finite numbers: {', '.join(left_out)}.")
-    return finite
+    valid = {key: value for key, value in results.items() if _is_number(value) and _is_possible(key, value)}
+    if left_out := sorted(results.keys() - valid.keys()):
+        notes.append(
+            f"results.json: skipped values that are not finite numbers or out of range: {', '.join(left_out)}."
+        )
+    return valid
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_possible(key: str, value: float) -> bool:
+    """Whether a result can have this value: finite, at most 1 for a fraction, and not negative for what is counted."""
+    if is_fraction(key):
+        return 0 <= value <= 1
+    counted = key.startswith(("samples/", "parameters/", "skipped/"))
+    return abs(value) <= sys.float_info.max and (value >= 0 or not counted)

@@ -95,12 +95,24 @@ def send_picture(config: Config, run: Path, title: str, picture: np.ndarray, ste
         picture: uint8 RGB `[H, W, 3]`.
         step: Step at which the trackers show it.
     """
-    known = json.loads((run / TRACKED).read_bytes()) if (run / TRACKED).is_file() else {}
+    known = _known(run / TRACKED)
     for name in [name for name in config.train.trackers if name in ("tensorboard", *known)]:
         try:
             SENDERS[name](run, known.get(name, ""), title, picture, step)
         except Exception as error:  # noqa: PERF203 - each raises its own errors, and results do not depend on it
             log.warning(f"train.trackers: {name} did not accept the {title} ({type(error).__name__}: {error}).")
+
+
+def _known(path: Path) -> dict[str, str]:
+    """The name of the run in each tracker. {} if the file is missing or damaged, on which no result depends."""
+    try:
+        known = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        log.warning(f"{path}: damaged ({error}); pictures are not sent to the trackers named there.")
+        return {}
+    return {name: own for name, own in known.items() if isinstance(own, str)} if isinstance(known, dict) else {}
 
 
 def _send_to_tensorboard(run: Path, known: str, title: str, picture: np.ndarray, step: int) -> None:

@@ -369,6 +369,8 @@ WRONG: dict[str, Wrong] = {
         "free disk space and continue with `--resume`",
         full(errno.EDQUOT),
     ),
+    "too many open files": (TRAIN, "too many open files", "Raise the limit (`ulimit -n 65536`)", full(errno.EMFILE)),
+    "a disk that breaks": (TRAIN, "the disk failed", "Check it (`dmesg`) or its network", full(errno.EIO)),
     "an evaluation of no run": (
         "evaluate nowhere",
         "nowhere: not a run folder (no config.yaml)",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import multiprocessing
+import unicodedata
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from pipeline.common.console import (
     log_level,
     log_to_console,
     log_to_console_by_default,
+    printable,
     rank,
+    say_data,
     world_size,
 )
 from pipeline.common.process_pool import map_jobs
@@ -197,3 +200,48 @@ def test_the_rank_is_read_tolerantly(monkeypatch: pytest.MonkeyPatch, value: str
     monkeypatch.setenv("RANK", value)
     monkeypatch.setenv("WORLD_SIZE", value)
     assert (rank(), world_size()) == (expected, expected or 1)
+
+
+ESCAPES = "\x1b]0;title\x07\x1b[2J\x9b31m\r\u202e\udc9b"
+
+
+def is_safe(text: str) -> bool:
+    """Whether a terminal shows the text and does nothing else."""
+    return all(c.isprintable() or c in "\n\t" for c in text)
+
+
+def test_no_character_that_commands_a_terminal_is_printed() -> None:
+    shown = {chr(n): printable(chr(n)) for n in range(0x11000)}
+    unchanged = {c for c, text in shown.items() if c == text}
+    assert not {c for c in unchanged if unicodedata.category(c) in ("Cc", "Cs")} - {"\n", "\t"}
+    assert not unchanged & set("\u202a\u202e\u2066\u2069")
+    assert {c for c in shown if unicodedata.category(c)[0] in "LMNPSZ"} <= unchanged
+    assert printable("a\x1b[2J\udcffb") == r"a\x1b[2J\udcffb"
+
+
+def test_escapes_in_names_reach_no_log_message_or_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    log_to_console()
+    log.info(f"sample {ESCAPES}")
+    log.warning(f"sample {ESCAPES}")
+    for seed, name in enumerate(("a", "b")):
+        run = tmp_path / f"{name}{ESCAPES}"
+        run.mkdir()
+        (run / "results.json").write_text('{"student/top1": 0.5, "x\\u001b[2J": null}')
+        (run / "config.yaml").write_text(f"seed: {seed}")
+    compared = call("compare", *sorted(tmp_path.iterdir()), "--out", tmp_path / "out")
+    assert call("check", tmp_path / f"nowhere{ESCAPES}") == 2
+    assert compared == 0
+    out, err = capsys.readouterr()
+    assert out.count("\\x1b]0;title") > 2
+    assert err.count("\\x1b]0;title") > 1
+    assert is_safe(out.replace("\x1b[2m", "").replace("\x1b[0m", ""))  # the styles of the table
+    assert is_safe(err)
+
+
+def test_data_is_changed_for_a_terminal_only(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say_data("a\x1b[2J,1\n")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    say_data("a\x1b[2J,1\n")
+    assert capsys.readouterr().out == "a\x1b[2J,1\na\\x1b[2J,1\n"

@@ -63,6 +63,8 @@ class BadServer(BaseHTTPRequestHandler):
             start, stop = int(wanted[1]), int(wanted[2] or len(data) - 1) + 1
             data = data[start:stop]
         self.send_response(206 if wanted and self.ranges else 200)
+        if wanted and self.ranges:
+            self.send_header("Content-Range", f"bytes {start}-{start + len(data) - 1}/{path.stat().st_size}")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if self.command == "HEAD":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,10 +21,11 @@ import pipeline
 from pipeline import config as configs
 from pipeline.common.errors import UserError
 from pipeline.common.owner import owned
+from pipeline.data.manifest import load_dataset
 from pipeline.export import bundle as module
 from pipeline.export.bundle import export, push
-from pipeline.export.model_card import Export
-from pipeline.models.network import build_network, save_network
+from pipeline.export.model_card import Export, card
+from pipeline.models.network import build_network, load_network, save_network
 from pipeline.train import train
 
 pytest.importorskip("onnxscript")
@@ -231,3 +233,19 @@ def test_pushing_is_private_and_its_refusal_is_said(exported: Path, monkeypatch:
     monkeypatch.setattr(Hub, "refuses", True)
     with pytest.raises(UserError, match="--push me/student: 401 Unauthorized Log in with `hf auth login`"):
         push(exported, "me/student")
+
+
+def test_nothing_in_the_card_is_html_or_a_link_of_the_data(runs: Path, tmp_path: Path) -> None:
+    bad = "<img src=x onerror=alert(1)>[click](javascript:alert(2))`<b>`\x1b[2J\n# heading"
+    config, network = configs.load(runs / "student.yaml"), load_network(runs / "student" / "student")
+    network.classes = [bad, "a_b"]
+    dataset = load_dataset(config.data.shards if isinstance(config.data.shards, str) else "")
+    dataset = dataset.model_copy(update={"name": bad, "licence": bad, "split_rule": bad})
+    done = Export(tmp_path, notes=[f"The teacher was not measured: {bad}"])
+    text = card(runs / "student", config, network, dataset, done)
+    body = text.partition("---\n\n")[2]
+    assert "<" not in body
+    assert re.search(r"(?<!\\)\[", body) is None
+    assert "\x1b" not in text
+    assert r"a\_b" in body
+    assert [line for line in body.splitlines() if line.startswith("# ")] == ["# student"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from modalities import depth_map
+from pipeline.common.disk_errors import machine_fault
 from pipeline.common.errors import UserError
 from pipeline.common.file_names import nfc
 from pipeline.common.spill import Spilled, blob, scratch
@@ -261,7 +262,13 @@ def stamp(files: Iterable[str]) -> tuple[int, str]:
 
 
 def refusal(key: str, where: str, error: Exception) -> Refusal:
-    """Make a refusal from an exception. An OSError has its own file name."""
+    """Make a refusal from an exception. An OSError has its own file name.
+
+    Raises:
+        UserError: The machine failed: no permission, too many open files.
+    """
+    if fault := machine_fault(error, where):
+        raise fault from None
     if isinstance(error, OSError):
         lost = isinstance(error, FileNotFoundError)
         return Refusal(key, str(error.filename or where), "no such file" if lost else str(error.strerror))
