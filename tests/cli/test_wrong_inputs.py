@@ -489,7 +489,11 @@ WRONG: dict[str, Wrong] = {
         "nowhere.png: no such file or folder",
         "Give files, folders, packed data sets or shards",
     ),
-    "a folder without such files": ("predict run run/student", "no depth files found", "(.npy, .npz, .png, .tif, .tiff)"),
+    "a folder without such files": (
+        "predict run run/student",
+        "no depth files found",
+        "(.npy, .npz, .png, .tif, .tiff)",
+    ),
     "a file that is not what its name says": (
         "predict run text.png",
         "none of 1 inputs can be read",
