@@ -1,4 +1,4 @@
-"""A data set of small photos in memory and streamed: samples per second, equality of pixels, and accuracy.
+"""A dataset of small photos in memory and streamed: samples per second, equality of pixels, and accuracy.
 
 python -m benchmarks.in_memory --cifar PATH        folder with {train,test}/<class>/*.jpg
 """

@@ -1,4 +1,4 @@
-"""The data sets of the study: hand gestures in RGB and depth, and CIFAR-10, with validation splits."""
+"""The datasets of the study: hand gestures in RGB and depth, and CIFAR-10, with validation splits."""
 
 from __future__ import annotations
 

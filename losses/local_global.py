@@ -1,4 +1,4 @@
-"""Contrast between local features of one network and global features of the other, for small data sets.
+"""Contrast between local features of one network and global features of the other, for small datasets.
 
 If there are few samples, the positions of a feature map still give many anchors: Deep InfoMax (Hjelm et al. 2019, arXiv
 1808.06670), here between teacher and student, as in CRD's transfer to NYU-Depth (Tian et al. 2020, arXiv 1910.10699).

@@ -127,7 +127,7 @@ class Depth(Modality):
             if meta.get("intrinsics") is None:
                 raise ValueError(
                     "cannot convert disparity to metres (`baseline` is set): meta.json has no intrinsics; "
-                    "pack the data set with `--intrinsics fx,fy,cx,cy`"
+                    "pack the dataset with `--intrinsics fx,fy,cx,cy`"
                 )
             metres = np.divide(camera[0] * self.baseline, metres, out=np.zeros_like(metres), where=valid)
         return DepthMap(metres, valid, camera, gravity(meta))

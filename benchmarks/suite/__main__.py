@@ -27,7 +27,7 @@ CORES = os.cpu_count() or 1
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the datasets")
     parser.add_argument("--out", type=Path, default=Path("runs/suite"))
     parser.add_argument("--settings", nargs="+", default=[], help="names of settings; default: all")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="folder of the YAMLs of the settings")

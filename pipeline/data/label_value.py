@@ -48,7 +48,7 @@ class LabelValue:
         except RecursionError:
             raise ValueError("not JSON") from None
         except (KeyError, TypeError, IndexError):
-            raise ValueError(f"no value at {'.'.join(self.path)}") from None
+            raise ValueError(f"has no value at {'.'.join(self.path)}") from None
         if not isinstance(value, (str, int, bool)):
             raise ValueError(f"{'.'.join(self.path)} is neither a string nor an integer")
         return str(value)
@@ -73,8 +73,8 @@ class ForeignLabel:
     """A label in foreign shards: its location and its classes.
 
     Attributes:
-        value: Location of the value, with the member as wcord names it.
-        names: Class names in order. A value is the name or the index of a class.
+        value: Location of the value, with the member's name in wcord.
+        names: Class names in order. A value is either the name or the index of a class.
     """
 
     value: LabelValue

@@ -1,6 +1,6 @@
 """Indexes foreign shards by their tar headers: samples, sizes, members and label values. The counts are stored.
 
-The index of the webdataset library (wids) needs to read each shard completely, and stores its result with the shards.
+The index of the webdataset library (wids) is not used: it reads each shard completely and is stored with the shards.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from pipeline.data.tar import group_members, in_members, read_members
 
 COUNTS = "counts.jsonl"
 THREADS = 16
-"""Requests to a store at a time."""
+"""Number of concurrent requests to a store."""
 
 WORTH_PROCESSES = 64 << 20
-"""Bytes of shards; below this total, starting processes takes longer than counting."""
+"""Total size of the shards in bytes below which starting processes takes longer than counting."""
 
 VERSIONS = ("ETag", "etag", "mtime", "LastModified", "Last-Modified", "last_commit")
 """Keys under which stores report the version of an object."""
 
 MOST_VALUES = 100_000
-"""Maximum number of distinct values of a label; a member with more values is not a class."""
+"""Maximum number of distinct values of a label; a member with more values is not a class label."""
 
 
 class Count(BaseModel):
@@ -171,7 +171,7 @@ def _state(url: str) -> tuple[int, str]:
         raise UserError(f"{url}: cannot be read ({error}). Check data.shards and your permissions.") from None
     if info.get("size") is None:
         raise UserError(
-            f"{url}: the server does not report the file size, which range requests need. Download the shard."
+            f"{url}: the server does not report the file size, which range requests require. Download the shard."
         )
     return int(info["size"]), str(next((info[key] for key in VERSIONS if info.get(key)), ""))
 
@@ -246,4 +246,6 @@ def _refuse_gzip(file: BinaryIO) -> None:
     start = file.read(2)
     file.seek(0)
     if start == b"\x1f\x8b":
-        raise ValueError("the tar is compressed with gzip, so samples cannot be read by position; unpack it (`gunzip`)")
+        raise ValueError(
+            "the tar is compressed with gzip, so samples cannot be read by position; decompress it (`gunzip`)"
+        )

@@ -64,13 +64,13 @@ def evaluate(run: str | Path, probe: Sequence[str | Path] = ()) -> Results:
 
     Args:
         run: The run folder.
-        probe: Packed data sets, the same or others, on which to probe the layers of the student.
+        probe: Packed datasets, the same or others, on which to probe the layers of the student.
 
     Returns:
         Name -> value, as in `results.json`. Accuracies and recalls are in [0, 1].
 
     Raises:
-        UserError: The run is not finished, or its teacher, data set or a baseline is missing.
+        UserError: The run is not finished, or its teacher, dataset or a baseline is missing.
 
     Example:
         ```python
@@ -137,11 +137,11 @@ def evaluate(run: str | Path, probe: Sequence[str | Path] = ()) -> Results:
 
 
 def probe_layers(network: Network | Joint, folder: str | Path, config: Config) -> Results:
-    """Fit a linear probe and k-NN on each layer of a frozen network, on another data set.
+    """Fit a linear probe and k-NN on each layer of a frozen network, on another dataset.
 
     Args:
         network: The network.
-        folder: The packed data set. Its training split is used for fitting.
+        folder: The packed dataset. Its training split is used for fitting.
         config: Config of the run, for workers, split and neighbours.
 
     Returns:
@@ -149,12 +149,12 @@ def probe_layers(network: Network | Joint, folder: str | Path, config: Config) -
         mean of each feature map, in order.
 
     Raises:
-        UserError: The data set has no classes or lacks a split.
+        UserError: The dataset has no classes or lacks a split.
     """
     data = open_dataset(folder, policy=Policy(config.data.max_faulty, config.data.unpaired))
     classes = data.manifest.classes
     if not classes:
-        raise UserError(f"{folder}: the data set has no classes to probe; pack it with labels.")
+        raise UserError(f"{folder}: the dataset has no classes to probe; pack it with labels.")
     data = replace(data, label=config.data.label if config.data.label in classes else next(iter(classes)))
     train, test = data.split("train"), data.split(config.evaluation.split)
     seen = embed({"pooled": network}, train, config, layers=True, most=config.evaluation.samples)
@@ -218,7 +218,7 @@ def embed(
             known = {role: own for role, own in masks.items() if networks[role].classes == tally.names}
             tally.add(batch["key"], batch["mask"], known)
     if not found.keys:
-        raise UserError(f"{source.folder}: no sample can be read; run `wcord check` on the data set.")
+        raise UserError(f"{source.folder}: no sample can be read; run `wcord check` on the dataset.")
     found.label = np.concatenate(label)
     found.features = {role: np.concatenate(parts) for role, parts in features.items()}
     found.prediction = {role: np.concatenate(parts) for role, parts in prediction.items() if parts}
@@ -272,7 +272,7 @@ def _write_examples(
     config: Config,
 ) -> None:
     own = networks["student"].classes or []
-    shown = classes or own  # zero-shot classes, if the data set has none
+    shown = classes or own  # zero-shot classes, if the dataset has none
     unknown = np.full(len(found.keys), -1)
     samples = {
         "keys": np.array(found.keys),

@@ -60,7 +60,7 @@ def export(run: Path, out: Path) -> Export:
         What was written and measured.
 
     Raises:
-        UserError: The run is not finished or its data set is missing, or `out` is not empty.
+        UserError: The run is not finished or its dataset is missing, or `out` is not empty.
     """
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run}: not a run folder (no config.yaml). Give the `run` of a config that was trained.")

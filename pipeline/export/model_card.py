@@ -58,7 +58,7 @@ def card(run: Path, config: Config, network: Network | Joint, dataset: Dataset, 
         run: The run folder.
         config: Config of the run.
         network: The student.
-        dataset: The data set it was trained on.
+        dataset: The dataset it was trained on.
         done: What was exported.
     """
     parts = [

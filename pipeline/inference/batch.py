@@ -26,7 +26,7 @@ def write_embeddings(
 
     Args:
         run: The run folder, or an exported student.
-        places: Files, folders, packed data sets or shards.
+        places: Files, folders, packed datasets or shards.
         out: Pooled features as `.npy`, with the keys in `NAME.keys.json`, or as `.parquet` with columns `key` and
             `embedding`; None writes no file.
         index: Folder of an index of unit vectors in the shared space of student and teacher; None writes no index.
@@ -66,7 +66,7 @@ def write_predictions(run: Path, places: Sequence[Path], out: Path | None, skipp
 
     Args:
         run: The run folder, or an exported student.
-        places: Files, folders, packed data sets or shards.
+        places: Files, folders, packed datasets or shards.
         out: A `.csv` or `.jsonl` file; None returns the CSV instead.
         skipped: Inputs that cannot be read are appended to it.
 

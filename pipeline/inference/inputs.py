@@ -1,4 +1,4 @@
-"""Inputs for a finished network: files, folders of files, packed data sets and single shards."""
+"""Inputs for a finished network: files, folders of files, packed datasets and single shards."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Input:
 
 
 def find_inputs(places: Iterable[str | Path], sight: ViewSpec) -> Iterator[Input]:
-    """Yield all samples of files, folders, packed data sets (with dataset.json, all splits) and `.tar` shards.
+    """Yield all samples of files, folders, packed datasets (with dataset.json, all splits) and `.tar` shards.
 
     In a folder, files with a suffix of the modality are read in sorted order, including sub-folders and links; hidden
     files are skipped.
@@ -78,7 +78,7 @@ def _files(place: Path, view: View) -> list[Path]:
     if place.is_file():
         return [place]
     if not place.is_dir():
-        raise UserError(f"{place}: no such file or folder. Give files, folders, packed data sets or shards.")
+        raise UserError(f"{place}: no such file or folder. Give files, folders, packed datasets or shards.")
     suffixes = {f".{member.rpartition('.')[2]}" for member in view.modality.members}
     suffixes |= {".jpeg"} if ".jpg" in suffixes else set()
     try:

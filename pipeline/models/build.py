@@ -35,8 +35,8 @@ def build_model(config: Config, data: OpenDataset | None = None, samples: int | 
 
     Args:
         config: The config.
-        data: Its data set; None opens it.
-        samples: Number of training samples of all data sets of a mixture; None for those of `data`.
+        data: Its dataset; None opens it.
+        samples: Number of training samples of all datasets of a mixture; None for those of `data`.
 
     Returns:
         The model, on the CPU.
@@ -95,7 +95,7 @@ def build_teacher(config: Config, data: OpenDataset | None = None) -> Network | 
 
     Args:
         config: The config.
-        data: Its data set, which has the classes for a zero-shot teacher; None opens it if needed.
+        data: Its dataset, which has the classes for a zero-shot teacher; None opens it if needed.
 
     Returns:
         The network of one or several finished runs, or a pretrained network without a head; None if the config has no
@@ -124,10 +124,10 @@ def class_names(config: Config, data: OpenDataset) -> list[str] | None:
 
     Args:
         config: The config.
-        data: Its data set.
+        data: Its dataset.
 
     Returns:
-        The classes of the data set, else those named for a zero-shot teacher, else None.
+        The classes of the dataset, else those named for a zero-shot teacher, else None.
     """
     zero_shot = config.teacher.zero_shot if config.teacher else None
     return data.classes or (zero_shot.names if zero_shot else None)
@@ -159,7 +159,7 @@ def fingerprint(config: Config, teacher: Network | Joint, data: OpenDataset) -> 
     Args:
         config: The config.
         teacher: The teacher.
-        data: The data set.
+        data: The dataset.
 
     Returns:
         The fingerprint of the teacher, its input and the training split.

@@ -1,4 +1,4 @@
-"""Checks that the data set has the fields that the networks read, before any network is built."""
+"""Checks that the dataset has the fields that the networks read, before any network is built."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check_inputs(config: Config, data: OpenDataset) -> None:
 
     Args:
         config: Config of the run.
-        data: Its data set.
+        data: Its dataset.
 
     Raises:
         UserError: No sample has the input of a network. The message lists the fields of the samples.
@@ -42,7 +42,7 @@ def check_inputs(config: Config, data: OpenDataset) -> None:
             )
             raise UserError(
                 f"{role}: the modality `{modality.name}` reads {read}, but no sample of {data.folder} has it. The "
-                f"samples have: {found}. Choose another modality, {cure}, or set data.join to a data set that has it."
+                f"samples have: {found}. Choose another modality, {cure}, or set data.join to a dataset that has it."
             )
 
 

@@ -1,4 +1,4 @@
-"""Checks a packed data set before training: reads every byte, reports each fault in one line, and changes nothing."""
+"""Checks a packed dataset before training: reads every byte, reports each fault in one line, and changes nothing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Report:
     """The result of a check.
 
     Attributes:
-        facts: What the data set contains, one line each.
+        facts: What the dataset contains, one line each.
         notes: Observations that may be correct, one line each.
         faults: What must be fixed, one line each: shard, key, member, fault and fix.
     """
@@ -53,10 +53,10 @@ def check(
     processes: int | None = None,
     near_duplicates: bool = False,
 ) -> Report:
-    """Read all shards of a data set and compare them with `dataset.json` and with each other.
+    """Read all shards of a dataset and compare them with `dataset.json` and with each other.
 
     Args:
-        folder: The data set.
+        folder: The dataset.
         ranks: Number of processes that will train, to check if there are enough shards.
         workers: Number of loader workers of each process.
         quick: Only check the structure of the tars, labels, meta and text. Images and audio are not decoded, hashes
@@ -107,7 +107,7 @@ class Findings:
     """Combines what was found in the shards. Keys and groups are on disk, so that memory does not grow with samples.
 
     Args:
-        dataset: The data set.
+        dataset: The dataset.
     """
 
     def __init__(self, dataset: Dataset) -> None:

@@ -1,4 +1,4 @@
-"""Class balance of the samples of a data set, and of the pixels of its masks."""
+"""Class balance of the samples of a dataset, and of the pixels of its masks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Balance:
     """Counts of samples by class for each label, and of pixels by value for each mask, in every split.
 
     Args:
-        dataset: The data set.
+        dataset: The dataset.
     """
 
     def __init__(self, dataset: Dataset) -> None:

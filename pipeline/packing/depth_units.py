@@ -78,7 +78,7 @@ class Depths:
             )
 
     def faults(self) -> Iterator[str]:
-        """Two units in one data set, with a sample of each shard that has maps in the rarer unit."""
+        """Two units in one dataset, with a sample of each shard that has maps in the rarer unit."""
         found, near_part = _two_units(_sorted(self.medians)), _two_units(_sorted(self.near))
         if found is None or near_part is None or found[2] != near_part[2]:
             return

@@ -17,7 +17,7 @@ SMALLEST = 256
 """Bytes. Smaller files are empty by nature, such as a mask of one class, and equal without being the same recording."""
 
 TOLERATED = 0.01
-"""Up to this fraction of a split, equal members are a note, since public data sets have some. More is a fault, ..."""
+"""Up to this fraction of a split, equal members are a note, since public datasets have some. More is a fault, ..."""
 
 FEW = 10
 """... unless it is no more than this many samples."""

@@ -42,7 +42,7 @@ def index(
         fields: Field -> extensions, as in `data.fields`.
         hashed: Compute the sha256 of local shards, which reads them completely.
         workers: Number of processes; None for one per CPU core.
-        name: Name of the data set.
+        name: Name of the dataset.
 
     Returns:
         The manifest.

@@ -55,7 +55,7 @@ def pack(
 
     Args:
         plan: What a recipe found.
-        out: Folder of the data set, or URL of a store such as `s3://bucket/set`.
+        out: Folder of the dataset, or URL of a store such as `s3://bucket/set`.
         fractions: Split -> fraction of the samples, for samples without a split in the plan (see `splits.assign`).
         seed: Seed of the split and of the order of samples.
         shard_bytes: Target size of a shard in bytes.
@@ -221,7 +221,7 @@ class Packing:
             return {"digest": "unreadable"}
 
     def _clear(self, there: Collection[str], keep: Collection[str]) -> None:
-        """Remove what packing writes, and nothing else; `dataset.json` first, since the rest alone is not a data set.
+        """Remove what packing writes, and nothing else; `dataset.json` first, since the rest alone is not a dataset.
 
         Args:
             there: Names of the files that exist.
@@ -249,7 +249,7 @@ def _check_names(plan: Plan) -> None:
         try:
             name.encode()
         except UnicodeEncodeError:  # noqa: PERF203
-            raise UserError(f"{name!a}: names of classes and data sets must be UTF-8; rename it.") from None
+            raise UserError(f"{name!a}: names of classes and datasets must be UTF-8; rename it.") from None
 
 
 def _is_shard(name: str) -> bool:

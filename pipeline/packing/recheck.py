@@ -17,14 +17,14 @@ from pipeline.packing.scan import in_range, labels_of
 
 
 def recheck(folder: str | Path, listed: str | Path) -> Report:
-    """Check only the listed samples of a data set, and report those that still have a fault.
+    """Check only the listed samples of a dataset, and report those that still have a fault.
 
     Args:
-        folder: The data set.
+        folder: The dataset.
         listed: The `skipped.jsonl` of a run.
 
     Raises:
-        UserError: The list does not exist or belongs to another data set.
+        UserError: The list does not exist or belongs to another dataset.
     """
     listed = Path(listed)
     if not listed.is_file():
@@ -34,7 +34,7 @@ def recheck(folder: str | Path, listed: str | Path) -> Report:
     shards = {shard.file: (split, shard) for split, own in reversed(dataset.splits.items()) for shard in own}
     skipped = sorted(read_skipped(listed), key=lambda s: (s.shard, s.place))
     if strangers := sorted({s.shard for s in skipped} - shards.keys()):
-        raise UserError(f"{listed}: lists {strangers[0]}, which is not in {folder}: it belongs to another data set.")
+        raise UserError(f"{listed}: lists {strangers[0]}, which is not in {folder}: it belongs to another dataset.")
     found = Report(facts=[f"{len(skipped)} samples listed ({in_words(counts(skipped))})"])
     for file, group in groupby(skipped, key=lambda s: s.shard):
         for one, fault in _again(folder, dataset, *shards[file], list(group)):
@@ -43,7 +43,7 @@ def recheck(folder: str | Path, listed: str | Path) -> Report:
             elif one.unpaired:
                 found.notes.append(f"{file}: {one.key}: {one.cause}; nothing else is wrong")
             else:
-                # Faults of a joined data set are not in this one: the message names its folder.
+                # Faults of a joined dataset are not in this one: the message names its folder.
                 found.notes.append(f"{file}: {one.key or f'sample {one.place}'}: readable now; before: {one.message}")
     return found
 

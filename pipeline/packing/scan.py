@@ -34,13 +34,13 @@ class ScanJob:
     """A shard to read.
 
     Attributes:
-        layout: The data set: its folder, and where a sample is in its shards.
+        layout: The dataset: its folder, and where a sample is in its shards.
         split: Name of the split.
         shard: Its entry in `dataset.json`.
         expected: Fields that most samples have.
         classes: Label name -> number of classes.
         masks: Labels that are masks.
-        foreign: Label name -> its place in the shards, for data sets that wcord did not pack.
+        foreign: Label name -> its place in the shards, for datasets that wcord did not pack.
         quick: Do not decode images and audio, and do not compute hashes.
         looks: Compute how photos look, to find near duplicates.
     """
@@ -249,7 +249,7 @@ def in_range(name: str, label: int, classes: Mapping[str, int]) -> int:
     """Check that a label is valid and return it.
 
     Raises:
-        ValueError: The data set does not have the label, or it is out of range.
+        ValueError: The dataset does not have the label, or it is out of range.
     """
     if (count := classes.get(name)) is None:
         raise ValueError(f"label `{name}` has no classes in {MANIFEST}; pack the data again")

@@ -38,7 +38,7 @@ class ShardJob:
     """One shard to write.
 
     Attributes:
-        folder: Folder of the data set.
+        folder: Folder of the dataset.
         file: Name of the shard.
         digest: Digest of everything that determines its content.
         samples: `(index, sample)`.
@@ -61,7 +61,7 @@ def cut(plan: Plan, folder: str, placed: bytes, seed: int, shard_bytes: int, min
 
     Args:
         plan: The plan.
-        folder: Folder of the data set.
+        folder: Folder of the dataset.
         placed: Index in `SPLITS` of each sample.
         seed: Seed of the shuffle.
         shard_bytes: Target size of a shard in bytes.

@@ -75,7 +75,7 @@ def _not_finite(name: str, data: bytes) -> str:
 
 
 def faults(run: Run) -> str:
-    """Samples of each data set of a mixture, skipped samples by cause, and skipped steps, as HTML."""
+    """Samples of each dataset of a mixture, skipped samples by cause, and skipped steps, as HTML."""
     parts = [_drawn_samples(run), _skipped_samples(run)]
     if alone := run.results.get("unpaired/train") or run.last("unpaired"):
         parts.append(f"<p>{alone:.1%} of the training samples had no teacher view and were used with labels only.</p>")
@@ -93,8 +93,8 @@ def _drawn_samples(run: Run) -> str:
     rows: list[list[TableCell]] = [
         [name, (value, f"{value:,.0f}"), (value / total, f"{value / total:.1%}")] for name, value in drawn.items()
     ]
-    words = "Training samples drawn from each data set of the mixture."
-    return f'<p class="hint">{words}</p>{table(["data set", "samples", "share"], rows)}'
+    words = "Training samples drawn from each dataset of the mixture."
+    return f'<p class="hint">{words}</p>{table(["dataset", "samples", "share"], rows)}'
 
 
 def _skipped_samples(run: Run) -> str:

@@ -138,8 +138,8 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint:
         made_of = with_current_names(about["identity"])
         if identity.get(SHARDS) != made_of.get(SHARDS, identity.get(SHARDS)):
             raise UserError(
-                f"{path}: the training shards have changed: data.shards or data.join names another data set, or it "
-                "was packed again. Restore the data set, start again with --overwrite, or choose another `run`."
+                f"{path}: the training shards have changed: data.shards or data.join names another dataset, or it "
+                "was packed again. Restore the dataset, start again with --overwrite, or choose another `run`."
             )
         differing = [key for key in identity if key != SHARDS and made_of.get(key) != identity[key]]
         if differing:

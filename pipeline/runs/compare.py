@@ -248,7 +248,7 @@ def _measured_on(run: Run) -> dict[str, Any]:
     sections = {name: run.config.get(name) for name, _ in known}
     found = {f"{name}.{key}": own[key] for name, key in known if isinstance(own := sections[name], dict) and key in own}
     if "data.shards" in found:
-        found["data.shards"] = Path(str(found["data.shards"])).name  # one data set may have several copies
+        found["data.shards"] = Path(str(found["data.shards"])).name  # one dataset may have several copies
     return found | {key: run.results[key] for key in ("samples/test",) if key in run.results}
 
 

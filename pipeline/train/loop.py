@@ -215,10 +215,10 @@ def check_evaluation_split(config: Config, dataset: OpenDataset) -> None:
 
     Args:
         config: The config.
-        dataset: The data set.
+        dataset: The dataset.
 
     Raises:
-        UserError: The split is missing, but needed for validation, or the data set is packed.
+        UserError: The split is missing, but needed for validation, or the dataset is packed.
     """
     split = config.evaluation.split
     if dataset.manifest.extensions and not dataset.manifest.samples(split) and not config.evaluation.every:
@@ -251,7 +251,7 @@ def _set_up(config: Config, dataset: OpenDataset, accelerator: Accelerator, call
             "evaluation.every: validation requires class logits, but no loss trains them; set it to 0, or add "
             "cross_entropy or kd."
         )
-    if distillation.cache:  # a cache belongs to a single data set
+    if distillation.cache:  # a cache belongs to a single dataset
         source = replace(source, cache=distillation.cache)
         mixture = mixture and replace(mixture, sources=(source,))
     identity = identity_of(config, distillation, dataset, mixture)

@@ -121,7 +121,7 @@ def identity_of(
     Args:
         config: The config.
         model: The model.
-        data: The data set.
+        data: The dataset.
         mixture: The mixture, if there is one.
     """
     settings = config.model_dump(mode="json")
@@ -145,7 +145,7 @@ def identity_of(
 
 
 def _digest(data: OpenDataset) -> str:
-    """A short hash of the training split and of joined data sets, independent of their location."""
+    """A short hash of the training split and of joined datasets, independent of their location."""
     hashes = [shard.content for shard in data.manifest.splits["train"]]
     others = [manifest.digest() for _, manifest in data.others]
     return hashlib.sha256(" ".join([*hashes, *others]).encode()).hexdigest()[:16]

@@ -241,7 +241,7 @@ WRONG: dict[str, Wrong] = {
     "a compressed shard": (
         f"{TRAIN} 'data.shards=more/*'",
         "samples of a compressed tar cannot be read by position",
-        "Unpack it to a .tar",
+        "Decompress it to a .tar",
         write("more/0.tar.gz", b""),
     ),
     "a pattern of nothing": (
@@ -287,7 +287,7 @@ WRONG: dict[str, Wrong] = {
     ),
     "a label that is not there": (
         f"{TRAIN} data.label=colour",
-        "no label `colour` in this data set",
+        "no label `colour` in this dataset",
         "it has: label, parity",
     ),
     "a batch larger than the data": (
@@ -298,7 +298,7 @@ WRONG: dict[str, Wrong] = {
     "a split that is not there": (
         f"{TRAIN} evaluation.every=2 evaluation.split=dev",
         "split `dev` has no samples",
-        "splits of this data set: train (96 samples)",
+        "splits of this dataset: train (96 samples)",
     ),
     "a run folder that holds a run": (
         "train config.yaml",
@@ -319,7 +319,7 @@ WRONG: dict[str, Wrong] = {
     "a checkpoint of other shards": (
         "train config.yaml --resume",
         "the training shards have changed",
-        "Restore the data set, start again with --overwrite",
+        "Restore the dataset, start again with --overwrite",
         repacked,
     ),
     "a student without a checkpoint": (
@@ -357,11 +357,16 @@ WRONG: dict[str, Wrong] = {
     ),
     "a process that no other joins": (TRAIN, "the processes did not connect to", "see its error message", alone),
     "a GPU's memory that is full": (TRAIN, "out of GPU memory", "set train.micro_batch", no_memory),
-    "a disk that is full": (TRAIN, "no space left", "free disk space and continue with `--resume`", full(errno.ENOSPC)),
+    "a disk that is full": (
+        TRAIN,
+        "no space left",
+        "free disk space and run the command again with `--resume`",
+        full(errno.ENOSPC),
+    ),
     "a quota that is used up": (
         TRAIN,
         "no space left",
-        "free disk space and continue with `--resume`",
+        "free disk space and run the command again with `--resume`",
         full(errno.EDQUOT),
     ),
     "an evaluation of no run": (
@@ -400,7 +405,7 @@ WRONG: dict[str, Wrong] = {
         write("run/config.yaml", "run: ["),
     ),
     "a report of no run": ("report nowhere", "nowhere: no such run folder", "Give the folder that `wcord train` wrote"),
-    "a report onto a folder": ("report run --out data", "data: is a folder", "Choose the name of a file"),
+    "a report onto a folder": ("report run --out data", "data: is a folder", "Pass the path of a file"),
     "a comparison with an unknown method": (
         "compare run --baseline crd",
         "there is no method 'crd'",
@@ -471,16 +476,16 @@ WRONG: dict[str, Wrong] = {
         "the folder contains another packing",
         "Choose another folder, or pass `overwrite`",
     ),
-    "an unknown data set": ("pack dataset cifar11 data out", "cifar11: unknown data set", "choose one of cifar10"),
-    "a data set in the wrong folder": (
+    "an unknown dataset": ("pack dataset cifar11 data out", "cifar11: unknown dataset", "choose one of cifar10"),
+    "a dataset in the wrong folder": (
         "pack dataset cifar10 data out",
         "data_batch_1.bin: No such file",
-        "Unpack the binary version of the data set here",
+        "Unpack the binary version of the dataset here",
     ),
     "a file that is not there": (
         "predict run nowhere.png",
         "nowhere.png: no such file or folder",
-        "Give files, folders, packed data sets or shards",
+        "Give files, folders, packed datasets or shards",
     ),
     "a folder without such files": ("predict run run/student", "no depth files found", "(.npy, .png)"),
     "a file that is not what its name says": (
@@ -510,7 +515,7 @@ WRONG: dict[str, Wrong] = {
         "x.png: No such file or directory",
         "Give a depth file",
     ),
-    "no query": ("search index", "set exactly one query", "e.g. --depth query.png"),
+    "no query": ("search index", "pass exactly one query", "e.g. --depth query.png"),
     "an export onto a folder": ("export run data", "data: already exists", "choose a new folder, or remove it"),
     "an export of no run": (
         "export nowhere out",
@@ -524,28 +529,28 @@ WRONG: dict[str, Wrong] = {
         "cannot listen on 203.0.113.7:8000",
         "Use a free port and an address of this machine",
     ),
-    "no onnx": ("export run out", "this needs onnx", "pip install 'wcord[export]'", without("onnx")),
+    "no onnx": ("export run out", "this requires onnx", "pip install 'wcord[export]'", without("onnx")),
     "no faiss": (
         "embed run data --index out",
-        "this needs faiss",
+        "this requires faiss",
         "pip install 'wcord[search]'",
         without("faiss"),
     ),
     "no pyarrow": (
         "embed run data --out out.parquet",
-        "this needs pyarrow",
+        "this requires pyarrow",
         "pip install 'wcord[search]'",
         without("pyarrow"),
     ),
     "no uvicorn": (
         "serve run --port 0",
-        "this needs uvicorn",
+        "this requires uvicorn",
         "pip install 'wcord[serve]'",
         without("uvicorn"),
     ),
     "no wandb": (
         f"{TRAIN} train.trackers=[wandb]",
-        "this needs wandb",
+        "this requires wandb",
         "pip install 'wcord[track]'",
         without("wandb"),
     ),
@@ -564,13 +569,13 @@ WRONG: dict[str, Wrong] = {
     ),
     "a password in an address": (
         f"{TRAIN} data.shards=https://me:secret@host/data",
-        "https://…@host: the URL of a data set must not contain a user name or password",
+        "https://…@host: the URL of a dataset must not contain a user name or password",
         "configure the credentials as the client of the store expects them",
     ),
     "a test split that is not there": (
         f"{TRAIN} evaluation.split=tset",
         "evaluation.split: data: split `tset` has no samples",
-        "splits of this data set: train (96 samples), test (30 samples)",
+        "splits of this dataset: train (96 samples), test (30 samples)",
     ),
     "a folder that another process writes": (
         f"{TRAIN} --overwrite",

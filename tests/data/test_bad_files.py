@@ -1,4 +1,4 @@
-"""Every kind of bad file among good ones in a packed data set: named, counted, and the loader goes on."""
+"""Every kind of bad file among good ones in a packed dataset: named, counted, and the loader goes on."""
 
 from __future__ import annotations
 

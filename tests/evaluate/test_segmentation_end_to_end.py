@@ -35,7 +35,7 @@ TEACHER = ["student.modality=rgb", "data.label=shape"]
 
 
 def masked(index: int) -> dict[str, bytes]:
-    """A sample of the small data set with its shape's class as a mask; each fifth has none."""
+    """A sample of the small dataset with its shape's class as a mask; each fifth has none."""
     made = members(index)
     depth = cv2.imdecode(np.frombuffer(made["depth.png"], np.uint8), cv2.IMREAD_UNCHANGED)
     mask = np.where(depth < 1100, 10 * (1 + index % 3), 0).astype(np.uint8)

@@ -203,7 +203,7 @@ def test_what_a_killed_export_left_is_replaced_and_a_live_one_is_not(runs: Path,
 
 def test_a_missing_package_names_the_extra(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match=r"this needs onnxruntime: pip install 'wcord\[export\]'"):
+    with pytest.raises(UserError, match=r"this requires onnxruntime: pip install 'wcord\[export\]'"):
         export(runs / "student", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

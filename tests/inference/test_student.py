@@ -134,7 +134,7 @@ def test_search_crosses_the_modalities(
             "there is no teacher to embed with",
         ),
         (["search", "nowhere", "--depth", "x.png"], "no index found"),
-        (["search", "FILES"], "set exactly one query: --MODALITY FILE"),
+        (["search", "FILES"], "pass exactly one query: --MODALITY FILE"),
         (["search", "FILES/index", "--sound", "x.wav"], "no network of"),
         (["search", "FILES/index", "--depth", "FILES/photos/0.jpg"], "0.jpg:"),
     ],

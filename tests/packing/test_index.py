@@ -123,7 +123,7 @@ def test_a_hashed_shard_is_known_by_its_content(shards: list[Path], tmp_path: Pa
     data = bytearray(shards[0].read_bytes())
     data[data.index(b"number 0") + 7] = ord("9")
     shards[0].write_bytes(data)
-    with pytest.raises(UserError, match=r"00000\.tar: its sha256 is not the one in dataset\.json"):
+    with pytest.raises(UserError, match=r"00000\.tar: its SHA-256 differs from the one in dataset\.json"):
         keys(tmp_path / "index", "train")
 
 

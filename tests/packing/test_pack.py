@@ -282,7 +282,7 @@ def add_row(row: str) -> Callable[[Path], None]:
 BAD: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "8-bit depth": (write("maps/a/004.png", png(np.full((4, 4), 9, np.uint8))), "004.png", "1-channel 8-bit.*16-bit"),
     "colour depth": (write("maps/a/004.png", png(np.full((4, 4, 3), 9, np.uint8))), "004.png", "3-channel 8-bit"),
-    "no reading": (write("maps/a/004.png", png(np.zeros((4, 4), np.uint16))), "004.png", "without a single reading"),
+    "no reading": (write("maps/a/004.png", png(np.zeros((4, 4), np.uint16))), "004.png", "without any depth values"),
     "truncated PNG": (write("maps/a/004.png", depth_map(4)[:-20]), "004.png", "truncated"),
     "damaged PNG": (
         write("maps/a/004.png", depth_map(4)[:150] + b"\0\1\2\3" + depth_map(4)[154:]),
@@ -335,7 +335,7 @@ def test_too_much_refused_stops_all_and_takes_no_effect(tmp_path: Path) -> None:
 def test_class_names_that_are_no_text_are_told_before_anything_is_written(source: Path, tmp_path: Path) -> None:
     plan = plan_of(source)
     plan.classes["label"] = ["caf\udce9", *plan.classes["label"][1:]]
-    with pytest.raises(UserError, match=r"'caf\\udce9': names of classes and data sets must be UTF-8"):
+    with pytest.raises(UserError, match=r"'caf\\udce9': names of classes and datasets must be UTF-8"):
         pack(plan, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -58,7 +58,7 @@ def in_memory(samples: Sequence[SourceSample], fractions: Mapping[str, float], s
 
 
 def random_samples(seed: int) -> list[SourceSample]:
-    """Groups of 1 to 30 samples; every other data set has groups that mix classes."""
+    """Groups of 1 to 30 samples; every other dataset has groups that mix classes."""
     rng = np.random.default_rng(seed)
     found = []
     for group in range(int(rng.integers(12, 60))):

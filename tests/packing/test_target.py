@@ -40,7 +40,7 @@ def memory() -> Iterator[Any]:
 
 
 def stored(files: Any, folder: str) -> dict[str, bytes]:
-    """What a reader of the data set sees."""
+    """What a reader of the dataset sees."""
     names = files.find(folder)
     return {name.rpartition("/")[2]: files.cat_file(name) for name in names if "/.pack/" not in name}
 

@@ -1,4 +1,4 @@
-"""`wcord check --config`: what the networks of a config see of a data set."""
+"""`wcord check --config`: what the networks of a config see of a dataset."""
 
 from __future__ import annotations
 

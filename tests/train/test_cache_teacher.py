@@ -42,7 +42,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def data(shapes: Path, tmp_path: Path) -> Path:
-    """A copy of the data set: side-cars are written into it."""
+    """A copy of the dataset: side-cars are written into it."""
     return Path(shutil.copytree(shapes, tmp_path / "data"))
 
 
@@ -276,7 +276,7 @@ def test_a_cache_of_another_teacher_or_of_changed_data_is_refused(student: Path,
     content[len(content) // 2] ^= 1
     sidecar.write_bytes(content)
     with pytest.raises(
-        UserError, match=r"train-000000.tar: its cached features, train-000000.first.tar: its sha256 is not"
+        UserError, match=r"train-000000.tar: its cached features, train-000000.first.tar: its SHA-256 differs"
     ):
         train(config)
 

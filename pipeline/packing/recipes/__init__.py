@@ -1,1 +1,1 @@
-"""Recipes: what a data set consists of, for each layout of recordings on disk."""
+"""Recipes: what a dataset consists of, for each layout of recordings on disk."""

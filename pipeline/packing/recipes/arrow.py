@@ -211,7 +211,7 @@ def _saved(folder: Path) -> list[Path]:
 
 def _inside(folder: Path, name: str) -> Path:
     if Path(name).name != name or name == "..":
-        raise UserError(f"{folder}: `{name}` is not a file name in this folder; save the data set again.")
+        raise UserError(f"{folder}: `{name}` is not a file name in this folder; save the dataset again.")
     return folder / name
 
 
@@ -223,7 +223,7 @@ def _json(path: Path, key: str) -> Any:
 
 
 def _one_configuration(source: Path, parquet: Sequence[Path]) -> None:
-    """Check that all files are of one configuration of a data set, which has a folder of its own on the hub.
+    """Check that all files are of one configuration of a dataset, which has a folder of its own on the hub.
 
     Raises:
         UserError: They are not. The message names the configurations.
@@ -234,7 +234,7 @@ def _one_configuration(source: Path, parquet: Sequence[Path]) -> None:
         several = ", ".join(listed[:10]) + (f" and {len(listed) - 10} more" if len(listed) > 10 else "")
         other = next(folder for folder in listed if folder != ".")
         raise UserError(
-            f"{source}: contains several data sets or configurations: {several}. Pack one of them, such as "
+            f"{source}: contains several datasets or configurations: {several}. Pack one of them, such as "
             f"{source / other}."
         )
 

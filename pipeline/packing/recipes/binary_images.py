@@ -1,4 +1,4 @@
-"""Image data sets in binary files of fixed-size records, as published: CIFAR-10, CIFAR-100 and STL-10."""
+"""Image datasets in binary files of fixed-size records, as published: CIFAR-10, CIFAR-100 and STL-10."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _count(path: Path, size: int) -> int:
     try:
         count, rest = divmod(path.stat().st_size, size)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}. Unpack the binary version of the data set here.") from None
+        raise UserError(f"{path}: {error.strerror}. Unpack the binary version of the dataset here.") from None
     if rest or not count:
         raise UserError(
             f"{path}: {path.stat().st_size} bytes are not a multiple of the record size {size}; unpack it again."
@@ -131,7 +131,7 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UserError(
-            f"{path}: {error.strerror}. The file is part of the data set; unpack the archive again."
+            f"{path}: {error.strerror}. The file is part of the dataset; unpack the archive again."
         ) from None
 
 

@@ -93,4 +93,4 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); the file is part of the data set.") from None
+        raise UserError(f"{path}: cannot be read ({error}); the file is part of the dataset.") from None

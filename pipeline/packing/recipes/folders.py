@@ -40,7 +40,7 @@ def plan(
     name: str | None = None,
     licence: str = "not stated",
 ) -> Plan:
-    """Plan a data set from parallel folders: `photos/cat/001.jpg` belongs to `maps/cat/001.png`.
+    """Plan a dataset from parallel folders: `photos/cat/001.jpg` belongs to `maps/cat/001.png`.
 
     Samples that lack a field are rejected. Hidden files (`.DS_Store`) are skipped, and links to folders are followed.
 
@@ -52,7 +52,7 @@ def plan(
         group: `parent` keeps the files of a folder in one split. Otherwise a regular expression that is searched in
             the path without suffix (`cat/001`): the group is its first group or else the whole match. None makes every
             sample a separate group.
-        name: Name of the data set; None for the name of the folder.
+        name: Name of the dataset; None for the name of the folder.
         licence: Licence of the data.
 
     Raises:

@@ -27,7 +27,7 @@ def plan(
     name: str | None = None,
     licence: str = "not stated",
 ) -> Plan:
-    """Plan a data set from such a folder.
+    """Plan a dataset from such a folder.
 
     The splits of a folder are kept. A single split is divided by the fractions.
 
@@ -37,7 +37,7 @@ def plan(
             `text`, if there is only one of each.
         labels: Class columns; the first is the task. By default, all columns of class labels.
         group: Column of groups, which stay in one split. None, or an empty cell, makes a row a separate group.
-        name: Name of the data set; None for the name of the folder.
+        name: Name of the dataset; None for the name of the folder.
         licence: Licence of the data.
 
     Raises:

@@ -41,7 +41,7 @@ def plan(
     partners: str | Path | None = None,
     seed: int = 0,
 ) -> Plan:
-    """Plan a data set from a table. Invalid rows are rejected.
+    """Plan a dataset from a table. Invalid rows are rejected.
 
     Rows that differ only in their caption are one sample with several captions. Other rows with the same first file are
     in one group, unless `group` or `split` is given.
@@ -59,7 +59,7 @@ def plan(
         key: Column or template of sample names. By default the column `id`, or else the path of the first file.
         classes: Names of the classes of the first label, in order. Numbers are then indices, and other values are
             rejected.
-        name: Name of the data set; None for the name of the folder.
+        name: Name of the dataset; None for the name of the folder.
         licence: Licence of the data.
         partners: A second table. Every row gets a partner of the same class and split, chosen by seed (see
             `pipeline.packing.recipes.partners`). Its columns are named `partner.NAME`, and its paths are relative to

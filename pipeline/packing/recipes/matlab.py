@@ -24,5 +24,5 @@ def read_matlab(path: Path, name: str) -> np.ndarray:
     try:
         found: np.ndarray = loadmat(str(path))[name]
     except (OSError, KeyError, ValueError, NotImplementedError) as error:
-        raise UserError(f"{path}: cannot read `{name}` ({error}); the file is part of the data set.") from None
+        raise UserError(f"{path}: cannot read `{name}` ({error}); the file is part of the dataset.") from None
     return found

@@ -1,4 +1,4 @@
-"""The plan of a data set. A recipe makes a plan, the same for the same sources, and packing executes it."""
+"""The plan of a dataset. A recipe makes a plan, the same for the same sources, and packing executes it."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Plan:
 
     Attributes:
         recipe: Name of the recipe.
-        name: Name of the data set.
+        name: Name of the dataset.
         options: Settings of the user as JSON. They identify the packing in a folder.
         samples: Use `spilled` if there may be many.
         refused: Rejected sources.

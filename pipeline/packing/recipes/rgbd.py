@@ -1,4 +1,4 @@
-"""RGB-D data sets, as published: NYU-Depth v2 and SUN RGB-D."""
+"""RGB-D datasets, as published: NYU-Depth v2 and SUN RGB-D."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def nyu_depth_v2(source: Path) -> Plan:
         for name in ("images", "depths", "labels"):
             file[name]
     except (OSError, KeyError) as error:
-        raise UserError(f"{path}: not the labelled data set of NYU-Depth v2: {error}") from None
+        raise UserError(f"{path}: not the labelled dataset of NYU-Depth v2: {error}") from None
     names, mark = number_classes(kinds), stamp([str(path)])[1]
     classes, masks, table = {"label": names, "mask": objects}, {"mask": list(range(1, len(objects) + 1))}, None
     if (mapping := source / "classMapping40.mat").is_file():

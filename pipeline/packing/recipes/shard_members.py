@@ -26,11 +26,11 @@ QUALITY = 95
 
 @dataclass(frozen=True)
 class Naming:
-    """How the members of a data set are called here.
+    """How the members of a dataset are called here.
 
     Attributes:
         names: Extension -> member, for members that are renamed.
-        keeps_meta: Whether its `meta.json` has our format: that of other data sets may be anything.
+        keeps_meta: Whether its `meta.json` has our format: that of other datasets may be anything.
     """
 
     names: Mapping[str, str]

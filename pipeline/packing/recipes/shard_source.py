@@ -1,4 +1,4 @@
-"""Shards to pack as one data set: what their members, labels and groups are, and what changes when the shards do."""
+"""Shards to pack as one dataset: what their members, labels and groups are, and what changes when the shards do."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.packing.recipes.shard_rows import RowJob
 
 @dataclass(frozen=True)
 class ShardSource:
-    """Foreign shards, or those of a packed data set.
+    """Foreign shards, or those of a packed dataset.
 
     Attributes:
         spec: A packed or indexed folder, or patterns of shards.
@@ -50,7 +50,7 @@ class ShardSource:
         """
         dataset = load_dataset(spec, label or "label")
         if label and not dataset.extensions:
-            raise UserError(f"--label {label}: a packed data set has its labels in dataset.json; remove the option.")
+            raise UserError(f"--label {label}: a packed dataset has its labels in dataset.json; remove the option.")
         if label and label not in dataset.classes:
             raise UserError(f"--label {label}: no sample has a class there; members are {_listed(dataset.extensions)}.")
         if classes and not label and "label" not in dataset.classes:
@@ -104,14 +104,14 @@ class ShardSource:
         return {self._address(shard): (shard.file, f"{shard.bytes} {shard.sha256 or shard.state}") for shard in shards}
 
     def classes(self) -> dict[str, list[str]]:
-        """Label of the new data set -> names of its classes; masks are not among them."""
+        """Label of the new dataset -> names of its classes; masks are not among them."""
         if not self.dataset.extensions:
             return {label: self.dataset.classes[label] for label in self.dataset.counts()}
         label = self.label or "label"
         return {"label": self.dataset.classes[label]} if label in self.dataset.classes else {}
 
     def _labels(self) -> dict[str, ForeignLabel]:
-        """Label of the new data set -> where its value is."""
+        """Label of the new dataset -> where its value is."""
         if self.dataset.extensions:
             value = self._named(LabelValue.parse(self.label or "cls"))
             return {label: ForeignLabel(value, tuple(names)) for label, names in self.classes().items()}

@@ -1,4 +1,4 @@
-"""Audio data sets, as published: ESC-50 and Speech Commands."""
+"""Audio datasets, as published: ESC-50 and Speech Commands."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _lines(path: Path) -> list[str]:
     try:
         return path.read_text().split()
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; the file is part of the data set and defines the splits.") from None
+        raise UserError(f"{path}: {error.strerror}; the file is part of the dataset and defines the splits.") from None
 
 
 def _add(

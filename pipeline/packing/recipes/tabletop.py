@@ -11,7 +11,7 @@ def plan(scenes: int, seed: int = 0, size: int = 96) -> Plan:
 
     Args:
         scenes: Number of scenes.
-        seed: Seed of the data set.
+        seed: Seed of the dataset.
         size: Width and height in pixels.
 
     Raises:

@@ -53,9 +53,9 @@ def plan(
     name: str | None = None,
     licence: str | None = None,
 ) -> Plan:
-    """Plan a data set from WebDataset shards.
+    """Plan a dataset from WebDataset shards.
 
-    The splits of the shards are kept, if there are several: those of an index or a packed data set, or those that their
+    The splits of the shards are kept, if there are several: those of an index or a packed dataset, or those that their
     names tell. A single one is divided by fractions.
 
     Args:
@@ -69,7 +69,7 @@ def plan(
         filters: Stages of the user, `package.module:name`, that exclude or change samples.
         join: Other shards, which complete the samples with the fields of the same key.
         workers: Number of processes.
-        name: Name of the data set; that of the shards without one.
+        name: Name of the dataset; that of the shards without one.
         licence: Licence of the data; that of the shards without one.
 
     Raises:
@@ -126,7 +126,7 @@ def refuse_inside(shards: Sequence[str], out: str) -> None:
 
     Args:
         shards: What is packed.
-        out: Folder of the new data set.
+        out: Folder of the new dataset.
 
     Raises:
         UserError: It is.

@@ -27,12 +27,12 @@ FIELD_UNITS: dict[str, str] = {
 
 
 def scene(seed: int, index: int, size: int = 96) -> dict[str, bytes]:
-    """Render a sample of the data set as a pure function of the arguments.
+    """Render a sample of the dataset as a pure function of the arguments.
 
     Classes are equally likely. Colour, material and pose are independent of the class.
 
     Args:
-        seed: Seed of the data set.
+        seed: Seed of the dataset.
         index: Index of the sample.
         size: Width and height in pixels.
 

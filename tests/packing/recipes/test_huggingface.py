@@ -186,7 +186,7 @@ def test_configurations_below_each_other_are_not_mixed(tmp_path: Path) -> None:
     for name in ("full", "small"):
         (tmp_path / name / "train").mkdir(parents=True)
         parquet.write_table(table([row(0), row(1)]), tmp_path / name / "train" / "0000.parquet")
-    with pytest.raises(UserError, match=r"several data sets or configurations: full, small. Pack one of them, such as"):
+    with pytest.raises(UserError, match=r"several datasets or configurations: full, small. Pack one of them, such as"):
         huggingface.plan(tmp_path)
     assert len(huggingface.plan(tmp_path / "small", {"rgb": "image"}).samples) == 2
 

@@ -141,7 +141,7 @@ def test_a_packed_set_keeps_labels_groups_and_camera(tmp_path: Path) -> None:
         assert {name: new.get(name) for name in ("group", "labels", "intrinsics")} == {
             name: old.get(name) for name in ("group", "labels", "intrinsics")
         }
-    with pytest.raises(UserError, match=r"a packed data set has its labels in dataset\.json"):
+    with pytest.raises(UserError, match=r"a packed dataset has its labels in dataset\.json"):
         recipe.plan([str(folder)], label="label")
 
 
