@@ -25,12 +25,12 @@ log = logging.getLogger(__name__)
 
 
 def check_missing(training: Training, step: int) -> bool:
-    """Whether validation of the step that the run resumes from is missing, because the run was stopped there."""
+    """Whether the validation of the step to resume from is missing, because the run was stopped there."""
     if training.held_out is None or step == 0 or step % training.config.evaluation.every:
         return False
     found = read_log(training.run / "metrics.jsonl", []).get(step, {})
     missing = [not any(name.startswith("held_out/") for name in found)]
-    return bool(broadcast_object_list(missing)[0])  # other processes may not see the run folder
+    return bool(broadcast_object_list(missing)[0])  # other processes may have no access to the run folder
 
 
 def check_held_out(training: Training, step: int, log: Log) -> dict[str, float]:
@@ -99,6 +99,6 @@ def held_out_score(
 def no_labels(source: Source) -> str:
     """The error message for a split without usable labels."""
     return (
-        f"evaluation.every: requires labelled samples in evaluation.split, but {source.folder} has none that can be "
-        "used; set it to 0."
+        f"evaluation.every: requires labelled samples in evaluation.split, but {source.folder} has no usable ones "
+        "there. Set evaluation.every to 0."
     )

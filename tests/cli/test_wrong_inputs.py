@@ -157,7 +157,7 @@ WRONG: dict[str, Wrong] = {
     ),
     "a key given twice": (
         "train bad.yaml",
-        "run: is given twice, in lines 1 and 2",
+        "run: is set twice, in lines 1 and 2",
         "keep one",
         write("bad.yaml", "run: a\nrun: b"),
     ),
@@ -340,7 +340,7 @@ WRONG: dict[str, Wrong] = {
     ),
     "half precision without a GPU": (
         f"{TRAIN} train.precision=fp16",
-        "fp16 needs a GPU",
+        "fp16 requires a GPU",
         "use fp32 (or bf16) on a CPU",
     ),
     "FSDP without a GPU": (
@@ -383,7 +383,7 @@ WRONG: dict[str, Wrong] = {
     "weights cut short": (
         "evaluate run",
         "model.safetensors: does not match network.json",
-        "Restore both or retrain",
+        "Restore both, or train again",
         cut("run/student/model.safetensors"),
     ),
     "a run of a newer version": (
@@ -473,14 +473,14 @@ WRONG: dict[str, Wrong] = {
     },
     "a packing onto another": (
         "pack tabletop data --scenes 8 --size 32 --workers 1",
-        "the folder contains another packing",
+        "the folder contains a different packing",
         "Choose another folder, or pass `overwrite`",
     ),
     "an unknown dataset": ("pack dataset cifar11 data out", "cifar11: unknown dataset", "choose one of cifar10"),
     "a dataset in the wrong folder": (
         "pack dataset cifar10 data out",
         "data_batch_1.bin: No such file",
-        "Unpack the binary version of the dataset here",
+        "Extract the binary version of the dataset here",
     ),
     "a file that is not there": (
         "predict run nowhere.png",
@@ -579,7 +579,7 @@ WRONG: dict[str, Wrong] = {
     ),
     "a folder that another process writes": (
         f"{TRAIN} --overwrite",
-        "is writing it",
+        "is writing to it",
         "choose another folder",
         hold_run,
     ),

@@ -453,7 +453,7 @@ def test_references_in_a_circle_are_refused(faults: Faults, text: str) -> None:
 
 def test_a_key_given_twice_names_both_lines(faults: Faults) -> None:
     assert faults(("  batch_size: 32", "  batch_size: 32\n  shards: other")) == [
-        "data.shards: is given twice, in lines 3 and 5; keep one (x.yaml line 5)"
+        "data.shards: is set twice, in lines 3 and 5; keep one (x.yaml line 5)"
     ]
 
 

@@ -220,7 +220,7 @@ def test_what_nobody_can_tell_apart_is_refused(tmp_path: Path, samples: Any, mes
 def test_a_gzipped_tar_is_refused_whatever_it_is_called(tmp_path: Path) -> None:
     path = plain_tar(tmp_path / "0.tar", [tiny(0)])
     path.write_bytes(gzip.compress(path.read_bytes()))
-    with pytest.raises(UserError, match=r"0\.tar: the tar is compressed with gzip.* unpack it \(`gunzip`\)"):
+    with pytest.raises(UserError, match=r"0\.tar: the tar is compressed with gzip.* decompress it \(`gunzip`\)"):
         load_dataset(path)
 
 

@@ -109,7 +109,7 @@ def test_going_on_with_other_workers_is_said(make_config: Any, capsys: pytest.Ca
     path = make_config()
     train(configs.load(path))
     train(configs.load(path, ["train.steps=13", "data.workers=1"]), resume=True)
-    assert "was written with data.workers=0, now it is 1. Batches have other samples" in capsys.readouterr().err
+    assert "was written with data.workers=0, now it is 1. Batches contain other samples" in capsys.readouterr().err
 
 
 def test_a_finished_run_is_neither_repeated_nor_overwritten_by_accident(make_config: Any) -> None:
@@ -444,7 +444,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint(make_config: Any, tmp_path: Path,
             break
     said = started.stdout.read()
     assert started.wait(60) == 128 + number, said
-    stopped = int(re.search(r"stopped at step (\d+) by a signal; resume with --resume", said)[1])  # type: ignore[index]
+    stopped = int(re.search(r"stopped at step (\d+) by a signal; continue with --resume", said)[1])  # type: ignore[index]
     assert list_checkpoints(cut / "checkpoints")[-1].name == f"step_{stopped:08d}"
     run_config(path, *steps, resume=True)
     assert all(torch.equal(weights(whole)[key], value) for key, value in weights(cut).items())
@@ -599,7 +599,7 @@ def test_timeout_before_a_launcher_ends_with_a_checkpoint(make_config: Any) -> N
     started = start_two_and_take_five_steps([str(path), *settings], "timeout", "-s", "TERM", "250")
     started.send_signal(signal.SIGTERM)  # which it passes on as it does its own
     said = started.communicate(timeout=100)[0]
-    stopped = int(re.search(r"stopped at step (\d+) by a signal; resume with --resume", said)[1])  # type: ignore[index]
+    stopped = int(re.search(r"stopped at step (\d+) by a signal; continue with --resume", said)[1])  # type: ignore[index]
     checkpoints = list_checkpoints(Path(configs.load(path).run) / "checkpoints")
     assert [checkpoint.name for checkpoint in checkpoints] == [f"step_{stopped:08d}"]
 

@@ -1,4 +1,4 @@
-"""Labels of a table as spreadsheets and pandas write them: `1`, `1.0`, `01` and ` 1 ` are one class, `-1` is none."""
+"""Reads labels as spreadsheets and pandas write them: `1`, `1.0`, `01` and ` 1 ` are one class, `-1` is no label."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ MISSING = {
     *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA"),
     *("NULL", "NaN", "None", "n/a", "nan", "null"),
 }
-"""Cells without a value, as `pandas.read_csv` has them."""
+"""Cell contents that mean "no value", as in `pandas.read_csv`."""
 
 NONE = re.compile(r"-0*1(\.0*)?")
-"""Minus one, which stands for no class."""
+"""Spellings of minus one, which means no label."""
 
 WHOLE = re.compile(r"[+-]?[0-9]{1,18}(\.0*)?")
 
 
 @dataclass(frozen=True)
 class LabelColumn:
-    """How the cells of a label column are read.
+    """Determines how the cells of a label column are read.
 
     Attributes:
         name: The column.
-        whole: Whether all its values are whole numbers.
-        classes: Names of classes that are given; they are names whatever they look like.
+        whole: Whether all values of the column are whole numbers.
+        classes: Class names set by the user; these always count as names, even if they look like numbers.
     """
 
     name: str
@@ -37,7 +37,7 @@ class LabelColumn:
 
     @classmethod
     def of(cls, name: str, cells: Iterable[str], classes: Collection[str] = ()) -> LabelColumn:
-        """Look at all cells of a column, and log what is read otherwise than it is written."""
+        """Inspect all cells of a column, and log which values are not read as they are written."""
         distinct = {cell.strip() for cell in cells}
         known = frozenset(classes)
         values = distinct - known - MISSING

@@ -1,4 +1,4 @@
-"""Public datasets that are packed from the files as published."""
+"""Public datasets that can be packed from their published files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def plan(name: str, source: Path) -> Plan:
 
     Args:
         name: Name of the dataset.
-        source: The folder with the unpacked files.
+        source: Folder with the extracted files.
 
     Raises:
         UserError: The dataset is unknown, or files are missing.
@@ -41,6 +41,6 @@ def plan(name: str, source: Path) -> Plan:
         raise UserError(f"{name}: unknown dataset; choose one of {', '.join(KNOWN)}.")
     found = KNOWN[name](source)
     if not found.samples:
-        raise UserError(f"{source}: contains no sample of {name}; unpack the dataset into this folder.")
+        raise UserError(f"{source}: contains no samples of {name}; extract the dataset into this folder.")
     check_unique(found.samples)
     return found

@@ -1,4 +1,4 @@
-"""Audio datasets, as published: ESC-50 and Speech Commands."""
+"""Published audio datasets: ESC-50 and Speech Commands."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def esc50(source: Path) -> Plan:
     Folds 1 to 4 are the training split, fold 5 is the test split. Clips of one recording are in the same fold.
 
     Args:
-        source: The unpacked folder.
+        source: Folder with the extracted files.
 
     Raises:
         UserError: The table is missing or lacks a column.
@@ -53,7 +53,7 @@ def speech_commands(source: Path) -> Plan:
     and are skipped.
 
     Args:
-        source: The unpacked folder.
+        source: Folder with the extracted files.
 
     Raises:
         UserError: A list is missing.

@@ -13,13 +13,15 @@ from pipeline.train.callbacks.base import Callback, Context
 
 
 class EarlyStopping(Callback):
-    """Ends the run when a validation metric has not improved for some validations.
+    """Ends the run when a validation metric has not improved for `patience` validations.
 
     Args:
-        monitor: A metric of the validation during training, e.g. `top1`.
+        monitor: Name of a validation metric, e.g. `top1`.
         patience: Number of consecutive validations without improvement.
-        min_delta: Smallest change that counts as improvement.
-        mode: Whether the metric should fall or rise; auto decides by its name: losses and ranks should fall.
+        min_delta: Smallest change that counts as an improvement.
+        mode: Whether the metric should decrease (min) or increase (max). auto decides by its name: losses and ranks
+            should
+        decrease.
     """
 
     def __init__(
@@ -36,15 +38,17 @@ class EarlyStopping(Callback):
         self.best_step = self.waited = 0
 
     def on_start(self, context: Context) -> None:
-        """Check that there will be validations."""
+        """Check that validation is enabled."""
         if not context.config.evaluation.every:
-            raise UserError("early_stopping: there is no validation during training; set evaluation.every.")
+            raise UserError("early_stopping: requires validation during training; set evaluation.every.")
 
     def on_validation(self, context: Context) -> None:
         """Compare the metric with the best one so far."""
         if self.monitor not in context.metrics:
             known = ", ".join(context.metrics) or "none"
-            raise UserError(f"early_stopping.monitor: validation has no {self.monitor!r}. It has: {known}.")
+            raise UserError(
+                f"early_stopping.monitor: there is no validation metric {self.monitor!r}. Choose one of: {known}."
+            )
         value = float(context.metrics[self.monitor])
         score = -value if self.falls else value
         if score > self.best + self.min_delta:
@@ -59,7 +63,7 @@ class EarlyStopping(Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value and the validations since."""
+        """The best value and the number of validations since then."""
         best = None if self.best == -math.inf else self.best
         return {"best": best, "best_step": self.best_step, "waited": self.waited}
 

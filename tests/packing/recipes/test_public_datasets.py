@@ -68,7 +68,7 @@ def test_cifar100(tmp_path: Path) -> None:
     assert samples["train_00000"]["label.txt"] == b"4"
     assert json.loads(samples["train_00000"]["meta.json"])["labels"] == {"coarse": 1}
     (source / "fine_label_names.txt").write_text("apple\n")
-    with pytest.raises(UserError, match="the files have class 4, but there are only 1 names"):
+    with pytest.raises(UserError, match="the files contain class 4, but there are only 1 class names"):
         known.plan("cifar100", source)
 
 
@@ -95,7 +95,7 @@ def test_a_cut_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "train.bin").write_bytes(bytes(3000))
     with pytest.raises(UserError, match="3000 bytes are not a multiple of the record size 3074"):
         known.plan("cifar100", tmp_path)
-    with pytest.raises(UserError, match="Unpack the binary version of the dataset here"):
+    with pytest.raises(UserError, match="Extract the binary version of the dataset here"):
         known.plan("cifar10", tmp_path)
 
 

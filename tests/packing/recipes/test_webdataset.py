@@ -259,7 +259,7 @@ def test_a_changed_filter_is_another_packing(shards: Path, tmp_path: Path) -> No
     [
         ("packing_filters:nothing", "--filter: packing_filters:nothing: module packing_filters has no 'nothing'"),
         ("packing_filters:broken", "--filter: packing_filters:broken failed on .*KeyError: 'score'"),
-        ("packing_filters:wrong", "--filter: packing_filters:wrong must leave members as bytes; text.txt is int"),
+        ("packing_filters:wrong", "--filter: packing_filters:wrong must return every member as bytes; text.txt is int"),
     ],
 )
 def test_a_filter_that_fails_stops_packing(shards: Path, name: str, message: str) -> None:
@@ -321,7 +321,7 @@ def test_more_processes_give_the_same_bytes_and_nothing_is_written_twice(shards:
 def test_a_shard_that_changes_while_it_is_packed_is_refused(shards: Path, tmp_path: Path) -> None:
     plan = recipe.plan([str(shards)])
     shard_writer(shards, map(captioned, range(1, 41)), maxcount=16)
-    with pytest.raises(UserError, match="is not where it was: the shard has changed"):
+    with pytest.raises(UserError, match="is no longer where it was; the shard has changed"):
         pack(plan, tmp_path / "out")
 
 
@@ -364,9 +364,9 @@ def test_shards_of_a_store_are_read_in_pieces(shards: Path, tmp_path: Path, monk
         (("--field", "rgb=png"), "--field rgb=png: no sample has it; there are cls, jpg, json, txt"),
         (("--field", "rgb"), "--field rgb: expected a field and its source"),
         (("--field", "label=cls"), "--field label=cls: `label` cannot be a field"),
-        (("--label", "json:nothing"), "--label json:nothing: no sample has a class there; members are cls, jpg"),
+        (("--label", "json:nothing"), "--label json:nothing: no sample has a class there; the members are cls, jpg"),
         (("--group", "jsno:clip"), "--group jsno:clip: no sample has a member `jsno`; members are cls, jpg"),
-        (("--classes", "missing.txt"), "--classes missing.txt: .*Name a text file with one class a line"),
+        (("--classes", "missing.txt"), "--classes missing.txt: .*Specify a text file with one class per line"),
         (("--filter", "nowhere:f"), "--filter: nowhere:f: cannot import nowhere"),
         (("--join", "nowhere"), "nowhere.*not found"),
     ],
