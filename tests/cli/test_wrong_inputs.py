@@ -372,7 +372,7 @@ WRONG: dict[str, Wrong] = {
     "an evaluation of no run": (
         "evaluate nowhere",
         "nowhere: not a run folder (no config.yaml)",
-        "Give the `run` of a config that was trained",
+        "Pass the run folder that `wcord train` created",
     ),
     "an evaluation of an unfinished run": (
         "evaluate run",
@@ -404,7 +404,7 @@ WRONG: dict[str, Wrong] = {
         "line 1, column 7",
         write("run/config.yaml", "run: ["),
     ),
-    "a report of no run": ("report nowhere", "nowhere: no such run folder", "Give the folder that `wcord train` wrote"),
+    "a report of no run": ("report nowhere", "nowhere: no such run folder", "Pass the run folder that `wcord train` created"),
     "a report onto a folder": ("report run --out data", "data: is a folder", "Pass the path of a file"),
     "a comparison with an unknown method": (
         "compare run --baseline crd",
@@ -485,7 +485,7 @@ WRONG: dict[str, Wrong] = {
     "a file that is not there": (
         "predict run nowhere.png",
         "nowhere.png: no such file or folder",
-        "Give files, folders, packed datasets or shards",
+        "Pass files, folders, packed datasets or shards",
     ),
     "a folder without such files": ("predict run run/student", "no depth files found", "(.npy, .png)"),
     "a file that is not what its name says": (
@@ -499,7 +499,7 @@ WRONG: dict[str, Wrong] = {
         "--out out.xlsx",
         "the name must end with .csv or .jsonl",
     ),
-    "embeddings with nowhere to go": ("embed run data", "nothing to write", "give --out FILE.npy"),
+    "embeddings with nowhere to go": ("embed run data", "nothing to write", "pass --out FILE.npy"),
     "an index that is not there": (
         "search nowhere --depth x.png",
         "nowhere: no index found",
@@ -520,7 +520,7 @@ WRONG: dict[str, Wrong] = {
     "an export of no run": (
         "export nowhere out",
         "nowhere: not a run folder",
-        "Give the `run` of a config that was trained",
+        "Pass the run folder that `wcord train` created",
     ),
     "a busy port": ("serve run --port BUSY", "port BUSY is busy", "choose another one: --port"),
     "a port that cannot be": ("serve run --port 99999", "cannot listen on 127.0.0.1:99999", "port must be 0-65535"),

@@ -127,7 +127,7 @@ def test_search_crosses_the_modalities(
         (["predict", "STUDENT", "FILES/photos"], "no depth files found (.npy, .png)"),
         (["predict", "STUDENT", "FILES/maps", "--out", "x.txt"], "must end with .csv or .jsonl"),
         (["predict", "nowhere", "FILES/maps"], "not found. Use the folder of a finished run"),
-        (["embed", "STUDENT", "FILES/maps"], "nothing to write: give --out"),
+        (["embed", "STUDENT", "FILES/maps"], "nothing to write: pass --out"),
         (["embed", "STUDENT", "FILES/maps", "--out", "x.csv"], "must end with .npy or .parquet"),
         (
             ["embed", "TEACHER", "FILES/photos", "--by", "teacher", "--out", "x.npy"],

@@ -192,7 +192,7 @@ def test_captions_stand_as_scale_sound_and_text(text: str, tmp_path: Path) -> No
     assert "1.0 s &lt;b&gt;</blockquote>" in report([folder]).read_text(encoding="utf-8")
     captions = folder / "evaluation" / "captions.json"
     captions.write_text(captions.read_text().replace("#30123b", "red;x:url(y)"))
-    with pytest.raises(UserError, match="not captions"):
+    with pytest.raises(UserError, match="does not contain captions"):
         report([folder])
 
 
@@ -206,7 +206,7 @@ def test_a_supervised_run_has_no_teacher(tmp_path: Path) -> None:
     np.savez(path, **data)
     words = Page(report([folder]).read_text(encoding="utf-8")).text
     assert "was trained without a teacher" in words
-    assert "No gallery: without a teacher" in words
+    assert "No gallery: retrieval requires a teacher" in words
     assert "; teacher " not in words
 
 

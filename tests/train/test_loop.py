@@ -345,7 +345,7 @@ def test_when_all_checkpoints_are_damaged_it_says_so(make_config: Any) -> None:
     run = run_config(make_config())
     for checkpoint in list_checkpoints(run / "checkpoints"):
         (checkpoint / "model.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match=r"step_00000010: damaged.*There is no undamaged one before it; .*--overwrite"):
+    with pytest.raises(UserError, match=r"step_00000010: damaged.*There is no earlier undamaged checkpoint; .*--overwrite"):
         run_config(make_config(), resume=True)
 
 
