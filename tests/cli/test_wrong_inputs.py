@@ -210,7 +210,7 @@ WRONG: dict[str, Wrong] = {
     "a class that cannot be imported": (
         f"{TRAIN} student.encoder=nowhere:Net",
         "cannot import nowhere",
-        "is its folder on PYTHONPATH?",
+        "add its folder to PYTHONPATH",
     ),
     "settings that exclude each other": (
         f"{TRAIN} train.compile=true train.gradient_checkpointing=true",
@@ -231,7 +231,7 @@ WRONG: dict[str, Wrong] = {
     "a model that is not there": (
         f"{TRAIN} student.modality=rgb 'student.encoder={{name: transformers, model: ./nowhere}}'",
         "cannot read model './nowhere'",
-        "check the name, or download it",
+        "check the name, or download the model",
     ),
     "a command for a shard": (
         f"{TRAIN} 'data.shards=pipe:cat x.tar'",
@@ -404,7 +404,11 @@ WRONG: dict[str, Wrong] = {
         "line 1, column 7",
         write("run/config.yaml", "run: ["),
     ),
-    "a report of no run": ("report nowhere", "nowhere: no such run folder", "Pass the run folder that `wcord train` created"),
+    "a report of no run": (
+        "report nowhere",
+        "nowhere: no such run folder",
+        "Pass the run folder that `wcord train` created",
+    ),
     "a report onto a folder": ("report run --out data", "data: is a folder", "Pass the path of a file"),
     "a comparison with an unknown method": (
         "compare run --baseline crd",
@@ -513,7 +517,7 @@ WRONG: dict[str, Wrong] = {
     "a query that is not there": (
         "search index --depth x.png",
         "x.png: No such file or directory",
-        "Give a depth file",
+        "Pass a depth file",
     ),
     "no query": ("search index", "pass exactly one query", "e.g. --depth query.png"),
     "an export onto a folder": ("export run data", "data: already exists", "choose a new folder, or remove it"),
@@ -562,7 +566,7 @@ WRONG: dict[str, Wrong] = {
     ),
     "no torchaudio": (
         f"{TRAIN} data.shards=sounds teacher=null student.modality=audio student.encoder=log_mel_cnn",
-        "audio needs torchaudio",
+        "audio requires torchaudio",
         "pip install torchaudio soundfile",
         without("torchaudio"),
         sounds,

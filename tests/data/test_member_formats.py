@@ -208,7 +208,7 @@ def test_point_clouds_are_read_and_are_what_they_are_called(kind: str) -> None:
     reason = "copy it again" if kind == "bin" else f"but those of a .{kind} file; rename it to .{kind}"
     with pytest.raises(ValueError, match=rf"not those of a .{other} file.*{reason}"):
         inspect(f"points.{other}", data)
-    with pytest.raises(ValueError, match=r"truncated|not a whole|not a complete|no point cloud"):
+    with pytest.raises(ValueError, match=r"truncated|not a whole|not a complete|not a point cloud"):
         inspect(f"points.{kind}", data[:-3])
     with pytest.raises(ValueError, match=r"expected \.ply or \.pcd or \.npz or \.npy or \.bin, got"):
         member_name("points", "a.xyz")

@@ -86,7 +86,7 @@ def test_bad_files_are_named(case: str) -> None:
 
 def test_a_huge_file_is_refused_before_it_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("modalities.audio.MOST_VALUES", 15_999)
-    with pytest.raises(ValueError, match="1 s of audio in one sample is too long; split it"):
+    with pytest.raises(ValueError, match="1 s of audio is too long for one sample; split it"):
         Audio().decode(sound_file(tone(1.0)), {})
 
 

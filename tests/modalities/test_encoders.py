@@ -172,7 +172,7 @@ def test_an_encoder_of_ones_own_is_named_by_its_module():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({}, "no name given.*cnn5"),
+        ({}, "the name is missing.*cnn5"),
         ({"name": "cnn"}, "did you mean 'cnn5'.*cnn5, .*resnet, .*resnet8x4, .*transformers"),
         ({"name": "cnn5", "widht": 3}, "did you mean 'width'"),
         ({"name": "cnn5", "channels": 3}, "no setting 'channels'"),

@@ -119,7 +119,7 @@ def test_commands_say_what_cannot_be_built_from_a_run(tmp_path: Path) -> None:
     [
         ({"losses": ["kdd"]}, "there is no 'kdd', did you mean 'kd'"),
         ({"losses": [{"name": "kd", "heat": 2}]}, r"losses\.kd\.heat"),
-        ({"losses": ["kd"], "teacher": mlp(4, 3)}, "needs logits of the same classes"),
+        ({"losses": ["kd"], "teacher": mlp(4, 3)}, "requires student and teacher to have logits for the same classes"),
         ({"losses": ["kd"], "teacher": None}, "requires a teacher"),
         ({"data": iter([(X, Y)])}, "can be read only once"),
         ({"data": [X.numpy()]}, "a batch is a ndarray"),
