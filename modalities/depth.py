@@ -154,7 +154,7 @@ class Depth(Modality):
         return torch.from_numpy(seen)
 
     def fill(self, seen: np.ndarray, depth: DepthMap, kept: np.ndarray) -> None:
-        """Write the channels into `seen [C, size, size]`. Normals use all depth values, even those that dropout drops."""
+        """Write the channels into `seen [C, size, size]`. Normals use all depth values, also dropped ones."""
         match self.input:
             case "depth":
                 seen[0], seen[1] = self.scaled(depth.metres, kept), kept
