@@ -246,7 +246,7 @@ class Depth(Modality):
     def caption(self, value: DepthMap) -> Caption:
         """The depth in metres at both ends of the colour scale of `picture`."""
         if not value.valid.any():
-            return Caption("no reading")
+            return Caption("no depth values")
         near, far = shown_range(value)
         return Caption(f"{near:.2f} to {far:.2f} m", turbo_css())
 

@@ -220,12 +220,12 @@ WRONG: dict[str, Wrong] = {
     "a teacher that is not there": (
         f"{TRAIN} teacher.run=nowhere",
         "nowhere/student/network.json: not found",
-        "Use the folder of a finished run",
+        "Use the run folder of a completed training",
     ),
     "a teacher that is not finished": (
         f"{TRAIN} teacher.run=half",
         "half/student/network.json: not found",
-        "Use the folder of a finished run",
+        "Use the run folder of a completed training",
         write("half/config.yaml", "run: half"),
     ),
     "a model that is not there": (
@@ -255,11 +255,15 @@ WRONG: dict[str, Wrong] = {
         "Repair the shard or remove it from data.shards",
         write("more/0.tar", bytes(100)),
     ),
-    "data that are not there": (f"{TRAIN} data.shards=nowhere", "nowhere/dataset.json: not found", "Run `wcord pack`"),
+    "data that are not there": (
+        f"{TRAIN} data.shards=nowhere",
+        "nowhere/dataset.json: not found",
+        "run the same `wcord pack`",
+    ),
     "data that are a file": (
         f"{TRAIN} data.shards=config.yaml",
         "config.yaml/dataset.json: is not a folder, or one of its parents is a file",
-        "Choose another place",
+        "Choose another path",
     ),
     "a dataset.json that is cut short": (
         TRAIN,
@@ -308,9 +312,9 @@ WRONG: dict[str, Wrong] = {
     "a run folder below a file": (
         "train config.yaml run=config.yaml/run",
         "is not a folder, or one of its parents is a file",
-        "Choose another place",
+        "Choose another path",
     ),
-    "a run folder that nobody may write": ("train config.yaml run=/sys/run", "/sys/run: ", "hoose another place"),
+    "a run folder that nobody may write": ("train config.yaml run=/sys/run", "/sys/run: ", "hoose another path"),
     "a checkpoint of other settings": (
         "train config.yaml --resume student.encoder.width=8",
         "student changed since it was written",
@@ -377,7 +381,7 @@ WRONG: dict[str, Wrong] = {
     "an evaluation of an unfinished run": (
         "evaluate run",
         "network.json: not found",
-        "Use the folder of a finished run",
+        "Use the run folder of a completed training",
         remove("run/student"),
     ),
     "weights cut short": (
@@ -416,7 +420,7 @@ WRONG: dict[str, Wrong] = {
         "choose one of run",
     ),
     "a bench that is not there": ("bench nowhere.yaml", "nowhere.yaml: no such bench", "a shipped bench: cifar100"),
-    "a check of no data": ("check nowhere", "nowhere/dataset.json: not found", "Run `wcord pack`"),
+    "a check of no data": ("check nowhere", "nowhere/dataset.json: not found", "run the same `wcord pack`"),
     "a table that is not there": (
         "pack manifest nowhere.csv out --field rgb=x",
         "nowhere.csv: No such file",
@@ -460,7 +464,7 @@ WRONG: dict[str, Wrong] = {
     "shares that leave nothing": (
         "pack tabletop out --test 1.5",
         "--test 1.5 and --val 0.0",
-        "must be at least 0, with a sum below 1",
+        "each must be at least 0, and their sum below 1",
     ),
     **{
         f"shards of {size} MB": (f"pack tabletop out --shard-mb {size}", f"--shard-mb {float(size)}", "such as 64")

@@ -119,7 +119,7 @@ def test_what_it_cannot_do_is_said(tmp_path: Path) -> None:
     _, notes = reader(DEPTH | {"input": "normals"}, CNN, tmp_path)
     assert "preprocess.py is missing" in notes[0]
     _, module = reader(DEPTH | {"baseline": 0.1}, CNN, tmp_path)
-    with pytest.raises(ValueError, match="needs the camera intrinsics"):
+    with pytest.raises(ValueError, match="pass the camera intrinsics"):
         module.read(MAPS[0])
     _, module = reader({"name": "points", "extra": 1}, {"name": "pointnet", "width": 4}, tmp_path)
     with pytest.raises(ValueError, match="no points with 4 columns"):

@@ -219,7 +219,7 @@ def test_a_student_takes_model_and_extractor_with_it(model: Path, tmp_path: Path
 
 def test_a_model_that_does_not_hear_is_refused(tmp_path: Path) -> None:
     transformers.BertModel(transformers.BertConfig(**SMALL, vocab_size=9)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"has no feature extractor for audio: preprocessor_config.json is needed"):
+    with pytest.raises(ValueError, match=r"has no feature extractor for audio: preprocessor_config.json is required"):
         Audio().encoder({"name": "transformers", "model": str(tmp_path)})
 
 

@@ -429,7 +429,7 @@ def test_weights_are_whole_and_safetensors_or_refused(models, tmp_path):
         PretrainedVision(3, model=str(tmp_path / "m"))
     path.unlink()
     torch.save(weights, tmp_path / "m" / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"model\.safetensors is needed"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is required"):
         PretrainedVision(3, model=str(tmp_path / "m"))
     assert PretrainedVision(3, model=str(tmp_path / "m"), weights="random").dim == 16
 

@@ -137,7 +137,7 @@ REFUSED: list[tuple[bytes, str]] = [
     (ply(ROWS).replace(b"float x", b"complex x"), "the header of the PLY is damaged"),
     (ply(ROWS).replace(b"float x", b"int x"), r"this one has x \(int32\)"),
     (ply(ROWS).replace(b"element vertex", b"element face"), "does not start with its vertices"),
-    (ply(ROWS).replace(b"end_header", b"end"), "without the end of its header"),
+    (ply(ROWS).replace(b"end_header", b"end"), "the end of its header is not within"),
     (with_columns(2, XYZ, b"1 2.0 3\n4 5\n"), "the points are damaged"),
     (with_columns(1, XYZ, b"1 2 three\n"), "the points are damaged"),
     (with_columns(9, XYZ, b"1 2 3\n" * 8 + b" " * 99), "copy it again"),

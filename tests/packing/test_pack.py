@@ -287,7 +287,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "damaged PNG": (
         write("maps/a/004.png", depth_map(4)[:150] + b"\0\1\2\3" + depth_map(4)[154:]),
         "004.png",
-        "does not decode",
+        "cannot be decoded",
     ),
     "truncated JPEG": (truncated, "004.jpg", "its end is missing"),
     "truncated JPEG with a thumbnail": (thumbnail, "004.jpg", "its end is missing"),

@@ -82,7 +82,7 @@ def test_an_image_to_text_student_by_a_pattern_alone(
     log = losses(run)
     assert len(log) == 12
     assert log[-1] < log[0]
-    assert "all samples are for training" in capsys.readouterr().out
+    assert "all samples are used for training" in capsys.readouterr().out
     assert not list((tmp_path / "shards").glob("*.json*")) or how == "img2dataset"
 
 

@@ -214,7 +214,8 @@ def test_a_check_on_a_split_without_labels_is_refused_before_the_first_step(make
     (data / MANIFEST).write_text(about.model_dump_json())
     path = make_config(shards=data)
     with pytest.raises(
-        UserError, match=r"evaluation.every: requires labelled samples in evaluation.split, .* set it to 0"
+        UserError,
+        match=r"evaluation.every: requires labelled samples in evaluation.split, .* Set evaluation.every to 0",
     ):
         run_config(path, "evaluation.every=6")
     assert not Path(configs.load(path).run).exists()
@@ -224,7 +225,8 @@ def test_a_check_on_a_split_without_labels_is_refused_before_the_first_step(make
 def test_a_check_on_a_student_without_a_head_is_refused_before_the_first_step(make_config: Any, teacher: str) -> None:
     path = make_config("student", teacher, "  wcord: {dim: 8}")
     with pytest.raises(
-        UserError, match=r"evaluation.every: validation requires class logits, but no loss trains them; set it to 0"
+        UserError,
+        match=r"evaluation.every: validation requires class logits, but no loss trains them; set evaluation.every to 0",
     ):
         run_config(path, "evaluation.every=6")
     assert not Path(configs.load(path).run).exists()
@@ -617,8 +619,8 @@ def test_when_one_of_two_processes_is_killed_the_other_ends_with_a_reason(make_c
     os.kill(int(ranks[-1]), signal.SIGKILL)
     said = started.communicate(timeout=60)[0]
     assert started.returncode != 0
-    assert "error: another process ended, or did not respond for 60 s (train.timeout)" in said
-    assert "Resume with --resume." in said
+    assert "error: another process failed, or did not respond for 60 s (train.timeout)" in said
+    assert "then run with --resume." in said
     assert sorted(re.findall(r"exitcode +: (-?\d+)", said)) == ["-9", "2"]  # before the launcher ends it
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
 

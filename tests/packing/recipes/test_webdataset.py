@@ -279,7 +279,7 @@ def test_shards_are_joined_by_key_in_whatever_order_they_are(shards: Path, tmp_p
     for key, sample in samples(tmp_path / "out").items():
         assert sample["audio.wav"] == wav(50 + int(key))
         assert sample["text.txt"] == captioned(int(key))[1]["txt"]
-    missing = f"no sample of this key in {tmp_path / 'sounds'}"
+    missing = f"no sample with this key in {tmp_path / 'sounds'}"
     assert {key: reason for key, (_, reason) in refused(tmp_path / "out").items()} == {
         f"{n:09d}": missing for n in (7, 11)
     }
