@@ -202,7 +202,7 @@ def test_models_of_transformers_hear_each_sound_as_if_it_were_alone(model: Path)
         alone = torch.cat([encoder(audio.collate([sound])).pooled for sound in sounds])
     torch.testing.assert_close(together, alone, atol=2e-5, rtol=1e-4)
     check_modality(audio, [sound_file(tone(0.4))], specs=[spec])
-    with pytest.raises(ValueError, match="needs 16000 Hz, but the modality has 8000; set its `rate: 16000`"):
+    with pytest.raises(ValueError, match="requires 16000 Hz, but the modality has 8000; set its `rate: 16000`"):
         Audio(rate=8000).encoder(spec)
 
 
