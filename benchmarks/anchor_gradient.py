@@ -2,9 +2,9 @@
 
     python -m benchmarks.anchor_gradient
 
-The student's features are those of the teacher mixed with noise, so that the cosine similarity of a true pair is about
-`alignment`. The gradient of `LocalTransport` with respect to them is compared with that of `anchor: 0`, which is
-feature regression.
+The student's features are the teacher's features mixed with noise, such that the cosine similarity of a true pair is
+about `alignment`. The gradient of `LocalTransport` with respect to them is compared with the gradient for `anchor: 0`,
+which is feature regression.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def gradient(anchor: float, student: Tensor, teacher: Tensor) -> tuple[Tensor, f
 
 
 def compared(anchor: float, alignment: float, copies: int, batch: int, dim: int, seeds: int) -> tuple[float, float]:
-    """Mean cosine similarity of the gradients of `anchor` and 0, and mean mass on the pairs."""
+    """Mean cosine similarity of the gradients for `anchor` and for 0, and mean mass on the true pairs."""
     cosines, diagonals = [], []
     for seed in range(seeds):
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Speed-up by the teacher cache: an epoch of a small depth student with a ViT-B teacher, with and without cache.
+"""Speed-up from the teacher cache: an epoch of a small depth student with a ViT-B teacher, with and without cache.
 
 python -m benchmarks.cache
 """

@@ -1,8 +1,8 @@
-"""`python -m benchmarks.colours`: would colour jitter be cheaper in batches on the training device?
+"""`python -m benchmarks.colours`: is colour jitter cheaper in batches on the training device?
 
 Photos leave the loader as uint8 and are converted to float on the device. Only `jitter`, an affine map of each pixel,
-could move there. This measures the map in the loader, on one core and with everything else that the loader does with a
-photo, and the same map of a batch on the device, as one matrix product.
+could move there. This measures the map in the loader, on one core and together with all other processing of a photo,
+and the same map for a batch on the device, as one matrix product.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BATCH, SIZE = 64, 224
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=3.0, help="for each figure")
+    parser.add_argument("--seconds", type=float, default=3.0, help="seconds per measurement")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
@@ -49,14 +49,14 @@ def main() -> None:
     assert (on_device()[0].cpu().view(SIZE, SIZE, 3).int() - torch.from_numpy(expected).int()).abs().max() <= 1
     took = medians(
         {
-            "loader, all but the colours": lambda: plain.augment(plain.decode(data, {}), GEOMETRY, SIZE, rng),
+            "loader, without the colours": lambda: plain.augment(plain.decode(data, {}), GEOMETRY, SIZE, rng),
             "loader, with the colours": lambda: coloured.augment(coloured.decode(data, {}), GEOMETRY, SIZE, rng),
             f"{device.type}, the colours of a batch": on_device,
         },
         arguments.seconds,
     )
     for (name, seconds), samples in zip(took.items(), (1, 1, BATCH), strict=True):
-        print(f"{name:32s} {1e6 * seconds / samples:8.1f} us a photo")
+        print(f"{name:32s} {1e6 * seconds / samples:8.1f} us per photo")
 
 
 if __name__ == "__main__":

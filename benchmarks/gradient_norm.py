@@ -1,4 +1,4 @@
-"""WCoRD with gradient-norm balancing of its two terms, which the study compares with fixed weights."""
+"""WCoRD with gradient-norm balancing of its two terms; the study compares it with fixed weights."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ MOMENTUM = 0.9
 class GradientNormWCoRD(WCoRD):
     """`global_weight` times the global term, and a local term scaled to the same gradient norm, on raw features.
 
-    The gradients are those with respect to the student's pooled features `[B, D]`. The ratio of their norms is a
-    running mean over steps, as in GradNorm (Chen et al. 2018, arXiv 1711.02257) without its task rates.
+    Gradients are taken with respect to the student's pooled features `[B, D]`. The ratio of their norms is averaged
+    over steps, as in GradNorm (Chen et al. 2018, arXiv 1711.02257) without its task rates.
     """
 
     ratio: Tensor

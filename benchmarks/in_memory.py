@@ -1,4 +1,4 @@
-"""A data set of small photos in memory and streamed: samples per second, equality of pixels, and accuracy.
+"""Compares in-memory with streamed training on small photos: samples per second, equality of pixels, accuracy.
 
 python -m benchmarks.in_memory --cifar PATH        folder with {train,test}/<class>/*.jpg
 """
@@ -96,7 +96,7 @@ def loading(source: Source) -> None:
 
 
 def training(data: Path, epochs: int) -> None:
-    """Train both with three seeds, interleaved, so that other load on the machine affects both."""
+    """Train both with three seeds, interleaved, so other load on the machine affects both equally."""
     top1: dict[bool, list[float]] = {False: [], True: []}
     speed: dict[bool, list[float]] = {False: [], True: []}
     for seed in range(SEEDS):
@@ -118,7 +118,7 @@ def training(data: Path, epochs: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cifar", type=Path, required=True, help="folder with {train,test}/<class>/*.jpg")
-    parser.add_argument("--each", type=int, default=500, help="training photos of each class")
+    parser.add_argument("--each", type=int, default=500, help="training photos per class")
     parser.add_argument("--epochs", type=int, default=10)
     options = parser.parse_args()
     data = FOLDER / f"data_{options.each}"

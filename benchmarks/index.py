@@ -1,4 +1,4 @@
-"""`wcord index` against reading the headers of the same shards by tarfile, in paired rounds.
+"""Compares `wcord index` with reading the headers of the same shards with tarfile, in paired rounds.
 
 python -m benchmarks.index
 """
@@ -34,7 +34,7 @@ def write_shards(folder: Path, size: int) -> list[str]:
 
 
 def by_tarfile(paths: list[str]) -> int:
-    """Count samples by the standard library."""
+    """Count samples with the standard library."""
     keys = set[str]()
     for path in paths:
         with tarfile.open(path) as tar:
@@ -50,7 +50,7 @@ def by_index(paths: list[str]) -> int:
 
 
 def seconds(count: Callable[[list[str]], int], paths: list[str]) -> float:
-    """Time of one pass over the headers."""
+    """Seconds for one pass over the headers."""
     begun = time.perf_counter()
     assert count(paths) == SHARDS * SAMPLES
     return time.perf_counter() - begun
@@ -58,11 +58,11 @@ def seconds(count: Callable[[list[str]], int], paths: list[str]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bytes", type=int, default=20_000, help="size of an image")
+    parser.add_argument("--bytes", type=int, default=20_000, help="size of an image in bytes")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         paths = write_shards(Path(folder), options.bytes)
-        by_tarfile(paths)  # the files are in memory from here on
+        by_tarfile(paths)  # from here on, the files are in the page cache
         rounds = [(seconds(by_tarfile, paths), seconds(by_index, paths)) for _ in range(5)]
     theirs, ours = (median(column) for column in zip(*rounds, strict=True))
     ratio = median(their / own for their, own in rounds)

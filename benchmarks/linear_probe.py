@@ -1,4 +1,4 @@
-"""How well the frozen features of an encoder separate the classes of CIFAR-10: the accuracy of a linear probe.
+"""Measures how well frozen features of an encoder separate the classes of CIFAR-10, with a linear probe.
 
 python -m benchmarks.linear_probe FILE.zip
 

@@ -1,4 +1,4 @@
-"""The paired stream against a plain webdataset loop with the same decoding and augmentation; memory over many samples.
+"""Compares the paired stream with a plain webdataset loop with equal decoding and augmentation; memory over samples.
 
 python -m benchmarks.loader
 python -m benchmarks.loader --memory 1000000
@@ -45,7 +45,7 @@ def views() -> dict[str, View]:
 
 
 def bare(folder: Path, workers: int) -> Iterator[Any]:
-    """A plain loop without order, resume, labels or checks; one random generator per worker."""
+    """A plain loop without fixed order, resuming, labels or checks; one random generator per worker."""
     own = views()
 
     def prepare(sample: dict[str, Any]) -> list[Any]:
@@ -74,7 +74,7 @@ def ours(folder: Path, workers: int) -> Iterator[Any]:
 
 
 def ours_of_others(folder: Path, workers: int) -> Iterator[Any]:
-    """The same shards by their pattern, as if somebody else had written them."""
+    """The same shards, opened by a pattern like foreign shards."""
     source = open_split(f"{folder.absolute()}/train-*.tar", "train", "label")
     augmentation = Augmentation(crop=CROP, flip=True)
     return loader(TrainStream(source, views(), augmentation, batch=BATCH, shuffle=SHUFFLE), workers, CPU)
@@ -142,7 +142,8 @@ def memory(samples: int) -> None:
     """Print resident memory of the training process and of its worker after each tenth of the samples."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "data"
-        # In another process: the worker would inherit the heap that writing leaves, and copy it page by page.
+        # In another process: otherwise, the worker would inherit the heap left over from writing and copy it page by
+        # page.
         spawn(_write_small, (folder, samples))
         small = {"teacher": View(RGB(), 4), "student": View(Depth(), 4)}
         stream = TrainStream(open_split(folder, "train", "label"), small, batch=250, shuffle=SHUFFLE)

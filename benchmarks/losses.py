@@ -1,6 +1,6 @@
-"""`make bench-losses`: cost of the losses, compared with published forms, other libraries and hardware limits.
+"""`make bench-losses`: cost of the losses, compared with published versions, other libraries and hardware limits.
 
-All are measured in one run and interleaved, since the speed of a shared machine drifts. Results are medians and ratios
+All measurements are interleaved in one run, since the speed of a shared machine drifts. Results are medians and ratios
 of medians.
 """
 
@@ -27,7 +27,7 @@ Work = Callable[[], object]
 
 
 def medians(works: dict[str, Work], seconds: float) -> dict[str, float]:
-    """Median seconds per call of each work; interleaved, 3 to 200 calls and about `seconds` seconds each."""
+    """Median seconds per call of each function, interleaved, with 3 to 200 calls and about `seconds` seconds each."""
     took: dict[str, list[float]] = {name: [] for name in works}
     left = dict.fromkeys(works, seconds)
     for work in works.values():
@@ -57,7 +57,7 @@ def peak_bytes(work: Work) -> int:
 
 
 def published_global_term(batch: int, negatives: int, dim: int, rows: int) -> Work:
-    """The published form: `[B, M, d]` gathered from each of two banks, and a product with every anchor."""
+    """The published version: gathers `[B, M, d]` from each of two banks and multiplies it with every anchor."""
     banks = F.normalize(torch.randn(2, rows, dim), dim=2)
     weights = [torch.randn(256, dim, requires_grad=True) for _ in range(2)]
     h = torch.randn(2, batch, 256)
@@ -215,8 +215,8 @@ def bench_gradient_caching(seconds: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each figure")
-    parser.add_argument("--rows", type=int, default=32_768, help="batch of the row-blocked path")
+    parser.add_argument("--seconds", type=float, default=2.0, help="seconds per measurement")
+    parser.add_argument("--rows", type=int, default=32_768, help="batch size of the row-blocked path")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     print(f"{len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} threads, torch {torch.__version__}\n")

@@ -2,9 +2,9 @@
 
     python -m benchmarks.matrix_data --gestures DIR --signs DIR --spoken DIR --emoji DIR
 
-gestures: RGB-D frames with index.csv, hand_rgb/ and hand_depth/; two sessions with a unique background are the test
-split. signs: photos of signed digits, DIGIT/*.JPG. spoken: recordings/DIGIT_SPEAKER_INDEX.wav; index 0 to 4 are the
-official test split. emoji: index.csv with two styles of drawing, names, keywords and categories.
+gestures: RGB-D frames with index.csv, hand_rgb/ and hand_depth/; the test split consists of two sessions with unique
+backgrounds. signs: photos of signed digits, DIGIT/*.JPG. spoken: recordings/DIGIT_SPEAKER_INDEX.wav; indices 0 to 4
+are the official test split. emoji: index.csv with two drawing styles, names, keywords and categories.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def gestures(source: Path, out: Path) -> Plan:
 
 
 def hand_digits(source: Path, spoken: Path, out: Path) -> Plan:
-    """Depth of hands and recordings of digits: each of the ten gestures represents one digit."""
+    """Depth maps of hands and recordings of digits: each of the ten gestures represents one digit."""
     rows = _hands(source)
     for row in rows:
         row["class"] = NAMES[int(row["label"])]
@@ -78,13 +78,13 @@ def digits(signs: Path, spoken: Path, out: Path) -> Plan:
 
 
 def digit_names(spoken: Path, out: Path) -> Plan:
-    """Recordings of spoken digits and the name of the digit as text."""
+    """Recordings of spoken digits, with the name of the digit as text."""
     table = write_table(out / "digit_names.csv", _spoken(spoken))
     return manifest.plan(table, {"audio": "sound", "text": "class"}, ["class"], split="split")
 
 
 def emoji(source: Path, out: Path) -> Plan:
-    """Two drawings of each emoji, if it has both, and its captions: name, other names, keywords."""
+    """Two drawings of each emoji (if both exist), and its captions: name, other names, keywords."""
     rows = [row for row in csv.DictReader((source / "index.csv").open()) if row["image_twemoji"]]
     for row in rows:
         row["captions"] = "\n".join(filter(None, (row["name"], row["aliases"], row["keywords"])))
@@ -93,7 +93,7 @@ def emoji(source: Path, out: Path) -> Plan:
 
 
 def _hands(source: Path) -> list[dict[str, str]]:
-    """In a session (`clip`), a person shows all gestures. A split by gesture would leak the backgrounds of the test
+    """In a session (`clip`), one person shows all gestures. A split by gesture would leak the backgrounds of the test
     split.
     """
     rows = list(csv.DictReader((source / "index.csv").open()))

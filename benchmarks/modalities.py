@@ -1,7 +1,6 @@
-"""`make bench-modalities`: cost per sample of a modality compared with the decoder of its format, on one core.
+"""`make bench-modalities`: cost of a modality per sample, compared with the decoder of its format, on one core.
 
-`by hand` corresponds to the whole modality: the same result with plain calls of OpenCV, NumPy and soundfile, without
-checks.
+`by hand` computes the result of the whole modality with plain calls of OpenCV, NumPy and soundfile, without checks.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ GEOMETRY = Geometry(0.1, 0.1, 0.9, 0.9, True)
 
 
 def adapter(modality: Modality, data: bytes, size: int) -> Work:
-    """Decode and augment, as a loader does in training."""
+    """Decode and augment, as the loader does in training."""
     rng = np.random.default_rng(0)
     return lambda: modality.augment(modality.decode(data, {}), GEOMETRY, size, rng)
 
@@ -111,7 +110,7 @@ def depth(kind: str) -> dict[str, Work]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each figure")
+    parser.add_argument("--seconds", type=float, default=2.0, help="seconds per measurement")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)

@@ -1,11 +1,11 @@
-"""`pack` against a plain tar writer that opens the same images, and the memory of `pack` and `check`.
+"""Compares `pack` with a plain tar writer that decodes the same images; measures the memory of `pack` and `check`.
 
 python -m benchmarks.packing
 python -m benchmarks.packing --memory 50000 100000 200000
 
-The plain writer is tarfile of the standard library, on which TarWriter of webdataset is based: it reads the files,
-decodes each image to validate it, and writes the files unchanged. `pack` does the same, hashes the shards, and adds a
-member of metadata to each sample. The memory is the peak unique set size (USS) of the process that reads the table,
+The plain writer is the standard library's tarfile, on which webdataset's TarWriter is based: it reads the files,
+decodes each image to validate it, and writes the files unchanged. `pack` does the same, and also hashes the shards and
+adds a metadata member to each sample. Memory is the peak unique set size (USS) of the process that reads the table,
 plans and packs, or checks.
 """
 

@@ -1,8 +1,8 @@
-"""Gain from transport between positions of feature maps: layers and anchors, on the validation splits of the study.
+"""Gain from transport between feature-map positions, by layer and anchor, on the validation splits of the study.
 
     python -m benchmarks.positions compression --cifar PATH_TO_CIFAR10
 
-One seed, with settings, data and teachers of the study (trained if they are missing). The choice made here is
+One seed, with the settings, data and teachers of the study (trained if missing). The result of this selection is
 evaluated on other data: `wcord bench cifar10_small`.
 """
 

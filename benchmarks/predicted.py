@@ -1,10 +1,10 @@
-"""The cost model of docs/scaling.md against training runs on this machine: predicted and measured time of a step.
+"""Compares the cost model of docs/scaling.md with training runs on this machine: predicted and measured step time.
 
 python -m benchmarks.predicted
 
-The `rgb_to_depth` experiment, with one thread per process that reads its own data, so that nothing overlaps and a step
-is the sum of its parts. The cost of a sample is measured separately at a batch of 64, with as many parallel processes
-as the run has; likewise the losses of a global batch and an exchange of the gradients.
+It runs the `rgb_to_depth` experiment with one thread per process, which also reads its own data, so nothing overlaps
+and a step is the sum of its parts. The cost per sample is measured separately at a batch size of 64, with as many
+parallel processes as in the run, and so are the losses of a global batch and one gradient exchange.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from pipeline.models.build import build_model
 
 BATCH = 64
 RUNS = ((1, 64), (1, 256), (2, 128), (2, 512))
-"""Number of processes, and global batch."""
+"""Number of processes, and global batch size."""
 
 
 def cost(processes: int, batch: int, overrides: list[str]) -> dict[str, float]:
-    """CPU seconds per sample of each part at a batch size: mean over `processes` that run in parallel."""
+    """CPU seconds per sample of each part at a batch size, averaged over `processes` parallel processes."""
     with get_context("spawn").Pool(processes) as pool:
         found = pool.map(cost_per_sample, [[*overrides, f"data.batch_size={batch}"]] * processes, chunksize=1)
     return {part: sum(one[part] for one in found) / processes for part in found[0]}

@@ -11,7 +11,7 @@ from losses.relational import relational_divergence
 
 
 class RelationalKL(Loss):
-    """KL divergence between the softmax similarities within the batch of teacher and student."""
+    """KL divergence between the softmax similarities of teacher and student within the batch."""
 
     def __init__(self, student: Dims, teacher: Dims) -> None:
         super().__init__()

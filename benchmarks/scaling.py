@@ -1,4 +1,4 @@
-"""The cost model of docs/scaling.md: measures its constants here and predicts training on many GPUs.
+"""The cost model of docs/scaling.md: measures its constants on this machine and predicts training on many GPUs.
 
 python -m benchmarks.scaling
 
@@ -41,9 +41,9 @@ from pipeline.data.views import View
 from pipeline.packing.pack import pack
 from pipeline.packing.recipes import tabletop
 
-# Published for one A100 SXM: 312 TFLOP/s in bf16, 2.0 TB/s of memory, 600 GB/s of NVLink in both directions together.
+# Published for one A100 SXM: 312 TFLOP/s in bf16, 2.0 TB/s of memory bandwidth, 600 GB/s of NVLink (bidirectional).
 PEAK, MEMORY, LINK = 312e12, 2.0e12, 300e9
-# Published for a machine of eight: one 200 Gbit/s adapter per GPU.
+# Published for machines with eight GPUs: one 200 Gbit/s adapter per GPU.
 NETWORK = 25e9
 # Assumed: utilisation of compute and of links, and CPU cores per GPU.
 UTILISATION, LINK_SHARE, CORES = 0.35, 0.7, 12
@@ -95,7 +95,7 @@ def features_seconds() -> float:
 
 
 def loss_seconds(n: int, ranks: int = 1) -> float:
-    """CPU seconds, on one thread, of a rank's part of WCoRD with a global batch of n, forward and backward.
+    """CPU seconds (one thread) for a rank's part of WCoRD with a global batch of n, forward and backward.
 
     The teacher has 768 dimensions, the student 128.
     """
@@ -104,7 +104,7 @@ def loss_seconds(n: int, ranks: int = 1) -> float:
     own = n // ranks
     student, teacher = Features(torch.randn(own, DIM, requires_grad=True)), Features(torch.randn(own, 768))
     batch = {"label": torch.full((own,), -1), "group": torch.full((own,), -1)}
-    # Ranks must call it equally often.
+    # All ranks must call it equally often.
     return cpu_seconds(lambda: loss(student, teacher, batch).backward(), 2.0 if ranks == 1 else 0.0)
 
 
@@ -115,7 +115,7 @@ def _share(rank: int, folder: str, n: int) -> None:
 
 
 def shared_loss_seconds(n: int) -> float:
-    """CPU seconds of WCoRD with a global batch of n on each of two processes, mean."""
+    """Mean CPU seconds per process for WCoRD with a global batch of n on two processes."""
     with tempfile.TemporaryDirectory() as folder:
         spawn(_share, (folder, n), nprocs=2)
         return sum(float(Path(folder, f"{rank}").read_text()) for rank in range(2)) / 2
@@ -134,7 +134,7 @@ def _reduce(rank: int, folder: str, size: int) -> None:
 
 
 def gloo_bytes_a_second(size: int = 4 << 20) -> float:
-    """Bytes per second of an all-reduce between two processes on this machine."""
+    """Bytes per second in an all-reduce between two processes on this machine."""
     with tempfile.TemporaryDirectory() as folder:
         spawn(_reduce, (folder, size), nprocs=2)
         return float(Path(folder, "speed").read_text())
@@ -145,8 +145,8 @@ def predicted(gpus: int, constants: dict[str, float], student: str, cached: bool
     n = gpus * BATCH
     bandwidth = LINK_SHARE * (LINK if gpus <= GPUS_A_MACHINE else NETWORK)
     seen = 0.0 if cached else constants["teacher"]
-    # Matrices [n, n + queue], read and written. Up to LARGEST_WHOLE, every rank computes the losses of the whole global
-    # batch. Beyond, each rank computes the rows of its samples, and again in the backward pass.
+    # Matrices [n, n + queue] are read and written. Up to LARGEST_WHOLE, every rank computes the losses of the whole
+    # global batch. Beyond that, each rank computes the rows of its samples, and again in the backward pass.
     shared = n > LARGEST_WHOLE
     entries = n * (n + QUEUE) / (gpus if shared else 1)
     matrices = 4.0 * entries

@@ -2,8 +2,8 @@
 
     python -m benchmarks.search --vectors 1000000
 
-The vectors have 128 dimensions and a structure like embeddings: 1,000 clusters in a curved surface of 24 dimensions,
-with noise. `--structure none` draws them uniformly on the sphere, where no index can be much faster than exhaustive
+The vectors have 128 dimensions and are structured like embeddings: 1,000 noisy clusters on a curved surface of 24
+dimensions. `--structure none` draws them uniformly on the sphere, where no index can be much faster than exhaustive
 search.
 """
 
@@ -38,7 +38,7 @@ def draw(count: int, seed: int, structure: bool) -> np.ndarray:
 
 
 def timed(vectors: Any, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Milliseconds of each query, one at a time, and the rows found."""
+    """Milliseconds per query (run one at a time), and the rows found."""
     times, rows = [], []
     for query in queries:
         begun = time.perf_counter()

@@ -2,7 +2,7 @@
 
     python -m benchmarks.segmentation_data --gestures DIR
 
-hands: RGB-D frames of hands with a mask, split by clip (index.csv, rgb/, depth/, mask/). tabletop: generated scenes.
+hands: RGB-D frames of hands with masks, split by clip (index.csv, rgb/, depth/, mask/). tabletop: synthetic scenes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def hands(source: Path, out: Path) -> Plan:
-    """The frames with a mask, which is 255 on the hand."""
+    """The frames that have a mask, which is 255 on the hand."""
     rows = [row for row in csv.DictReader((source / "index.csv").open()) if row["mask"]]
     fields = {"rgb": f"{source}/rgb/{{id}}.jpg", "depth": f"{source}/depth/{{id}}.png", "mask": f"{source}/{{mask}}"}
     plan = manifest.plan(write_table(out / "hands.csv", rows), fields, ["class"], group="{subject}/{class}/{clip}")

@@ -1,12 +1,12 @@
-"""The study behind the defaults: all methods in three settings with the same tuning, over seeds, and its tables.
+"""The study behind the defaults: all methods in three settings with equal tuning and several seeds, and its tables.
 
     python -m benchmarks.study --gestures PATH_TO_HAND_GESTURES_RGBD --cifar PATH_TO_CIFAR10
 
-gestures: RGB teacher to depth student, the same ten classes, a tenth of the labels. other_task: the teacher knows five
-of the gestures and the student learns the other five, so there are no logits to distil. compression: RGB to RGB, large
-to small, all labels, trials of 1,500 steps and runs of 15 epochs. The weight of each method is the best of TRIALS on
-the validation split (one seed), extended if the best is the first or the last. The test split is evaluated once, with
-fixed weights. Finished runs are kept: the same command resumes.
+gestures: RGB teacher to depth student, the same ten classes, a tenth of the labels. other_task: the teacher was trained
+on five of the gestures and the student learns the other five, so there are no logits to distil. compression: RGB to
+RGB, large to small, all labels, trials of 1,500 steps and runs of 15 epochs. The weight of each method is the best of
+TRIALS on the validation split (one seed); the range is extended if the best one is the first or the last. The test
+split is evaluated once, with fixed weights. Finished runs are kept: to resume, run the same command again.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ STUDENTS = 16
 """Number of students that one process trains in parallel."""
 
 TRIALS = (0.1, 0.3, 1.0, 3.0, 10.0)
-"""Factors of a method's usual weight that are tried."""
+"""Factors on a method's usual weight to try."""
 BELOW, BEYOND = (0.03, 0.01), (30.0, 100.0)
-"""Further factors, tried one after the other while the smallest or largest factor is the best."""
+"""Further factors, tried one after another as long as the smallest or largest factor is the best."""
 
 FORM_SEEDS = 3
 SETTINGS = ("gestures", "other_task", "compression")
@@ -65,7 +65,7 @@ class Setting:
     left_out: tuple[str, ...] = ()
     """Methods without runs on the test split, to save time."""
     forms: bool = True
-    """Whether FORMS are trained, too."""
+    """Whether FORMS are also trained."""
 
     def config(self, out: Path, run: Path, losses: Losses, seed: int, split: str) -> Config:
         teacher = f"{{run: {out / self.teacher[0]}}}" if losses != TASK else "null"
@@ -167,7 +167,7 @@ def tuning(setting: Setting, out: Path) -> list[Config]:
 
 
 def factors(setting: Setting, out: Path, method: str) -> list[float]:
-    """TRIALS and, once these are finished, further factors as long as the outermost one is the best."""
+    """TRIALS and, once they are finished, further factors as long as the outermost one is the best."""
     tried = list(TRIALS)
     below, beyond = list(BELOW), list(BEYOND)
     while all((out / setting.name / "tuning" / _trial(method, f) / "results.json").exists() for f in tried):
@@ -226,7 +226,7 @@ def choose(settings: Sequence[Setting], out: Path) -> dict[str, dict[str, Losses
 
 
 def final_methods(setting: Setting, chosen: Mapping[str, Mapping[str, Losses]]) -> dict[str, Losses]:
-    """Name -> losses in addition to that of the task; features are also combined with KD if there is KD."""
+    """Name -> losses in addition to the task loss. If KD applies, feature losses are also combined with it."""
     own = dict(chosen[setting.name])
     if own["wcord tuned"] == own["wcord"]:
         del own["wcord tuned"]
@@ -243,7 +243,7 @@ def runs(setting: Setting, out: Path, methods: Mapping[str, Losses], seed: int) 
 
 
 def submit(pool: ProcessPoolExecutor, students: list[Config]) -> list[Any]:
-    """Submit jobs of at most STUDENTS students, of about equal size."""
+    """Submit jobs of about equal size with at most STUDENTS students each."""
     jobs = -(-len(students) // STUDENTS)
     return [pool.submit(train_together, students[i::jobs]) for i in range(jobs)]
 
@@ -254,7 +254,7 @@ def wait(jobs: Iterable[Any]) -> None:
 
 
 def table(setting: Setting, out: Path, methods: Sequence[str], seeds: int) -> None:
-    """Print the table of methods as Markdown, compared with labels only and with forms of WCoRD."""
+    """Print the table of methods as Markdown, compared with training on labels only and with variants of WCoRD."""
     found = [_run(out, setting, name, seed) for name in methods for seed in range(seeds)]
     baselines = ["labels", *(name for name in ("wcord", "wcord without positions", "wcord + kd") if name in methods)]
     for baseline in baselines:

@@ -15,7 +15,7 @@ OURS, OTHERS = "#1f6feb", "#6e7781"
 
 
 def read_table(page: str) -> tuple[list[str], dict[str, list[tuple[float, float] | None]]]:
-    """Settings, and method -> mean and standard deviation in each of them; None if it does not apply."""
+    """The settings, and method -> mean and standard deviation per setting (None if the method does not apply)."""
     rows = [line.strip().strip("|").split("|") for line in page.splitlines() if line.startswith("| ")]
     start = next(number for number, row in enumerate(rows) if row[0].strip() == "top-1 %")
     settings = [cell.strip() for cell in rows[start][1:]]

@@ -1,4 +1,4 @@
-"""The data sets of the study: hand gestures in RGB and depth, and CIFAR-10, with validation splits."""
+"""The datasets of the study: hand gestures in RGB and depth, and CIFAR-10, with validation splits."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ CORES = os.cpu_count() or 1
 
 
 def pack_gestures(source: Path, out: Path) -> None:
-    """Pack hand gestures with three labels: the class, and the class if the other task's teacher knows it, or does not.
+    """Pack hand gestures with 3 labels: the class; the class if the other task's teacher knows it; the class if not.
 
-    The split is by session: in a clip, a person shows all gestures in front of one background. Of the clips of all
-    three people, one is the test split and one the validation split.
+    Splits consist of whole sessions: in a clip, one person shows all gestures in front of one background. One clip
+    (with all three people) is the test split, and one is the validation split.
     """
     rows = list(csv.DictReader((source / "index.csv").open()))
     taught = set(sorted({row["class"] for row in rows})[::2])

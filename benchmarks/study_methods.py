@@ -1,4 +1,4 @@
-"""The methods of the study: losses in addition to that of the task, with their usual weights."""
+"""The methods of the study: losses in addition to the task loss, with their usual weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FEATURES: dict[str, Losses] = {
 JOINED = ("wcord", "wcord tuned", *FEATURES)
 """Methods that are also combined with KD at its usual weight.
 
-At a hundredfold weight, which can be the best for KD alone, KD would dominate the other loss.
+With a hundredfold weight, which can be the best for KD alone, KD would dominate the other loss.
 """
 
 
@@ -54,7 +54,7 @@ WCORD: dict[str, Losses] = {
 DEFAULT, POOLED = "local_heavy_relational_light_positions_20", "local_heavy_relational_light"
 """The default `wcord` at the time of the study, with and without transport between positions.
 
-It is the same in every setting: the best by the sum over the validation splits.
+It is the same in every setting: the variant with the best sum over the validation splits.
 """
 
 PAPER: Losses = {
@@ -96,4 +96,4 @@ FORMS: dict[str, Losses] = {
     "wcord without positions": WCORD[POOLED],
     "wcord by gradient norm": {GRADIENT_NORM: {}},
 }
-"""The terms separately, with one change each, at the weights of the form `plain`; and two versions of `wcord`."""
+"""The terms separately, each with one change, with the weights of the form `plain`; and two variants of `wcord`."""

@@ -1,4 +1,4 @@
-"""The experiment of the demo with several seeds: depth students with 5 % of the labels on generated tabletop scenes.
+"""The demo experiment with several seeds: depth students with 5 % of the labels on synthetic tabletop scenes.
 
 python -m benchmarks.tabletop
 """

@@ -1,8 +1,8 @@
 """`make bench`: samples per second of a real training run, compared with the limit of this machine.
 
 The limit is the number of cores divided by the CPU time of one sample in all parts of training (reading, decoding and
-augmentation; teacher; student; losses; optimiser). Each part is measured separately on one thread, with the same part
-running on every core, since cores that share a cache or a clock slow each other down. A ratio of 1 means that no time
+augmentation; teacher; student; losses; optimiser). Each part is measured separately on one thread while the same part
+runs on every core, since cores that share caches or clock limits slow each other down. A ratio of 1 means that no time
 is lost to waiting, copying and scheduling. The training run is the shipped `rgb_to_depth` experiment.
 """
 
@@ -42,7 +42,7 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 def cpu_seconds(work: Callable[[], object], seconds: float = 5.0) -> float:
     """Mean CPU seconds per call of `work`, over as many calls as fit in `seconds`, after a warm-up.
 
-    It is the mean, since some calls of the stream do work for others: the first of an epoch fills the shuffle buffer.
+    The mean is used because some calls do work for others: the first call of an epoch fills the shuffle buffer.
     """
     work()
     calls, begun, until = 0, time.process_time(), time.perf_counter() + seconds
@@ -118,7 +118,7 @@ def measured(run: Path) -> tuple[float, float]:
 
 
 def prepare(folder: Path, steps: int) -> list[str]:
-    """Pack data and train a teacher; return the overrides of a run on them that only takes steps."""
+    """Pack data and train a teacher; return overrides for a run that uses both and only takes training steps."""
     pack(tabletop.plan(2000), folder / "data", workers=CORES)
     data = f"data.shards={folder / 'data'}"
     teacher = train(configs.load("rgb_teacher", [data, f"run={folder / 'teacher'}", "train.steps=5"]))
@@ -127,7 +127,7 @@ def prepare(folder: Path, steps: int) -> list[str]:
 
 
 def run_training(folder: Path, name: str, launcher: list[str], overrides: list[str]) -> Path:
-    """Train in one or several new processes, and return the run folder."""
+    """Train in one or more new processes, and return the run folder."""
     run = folder / name
     command = [sys.executable, *launcher, "-m", "pipeline", "train", "rgb_to_depth", *overrides, f"run={run}"]
     subprocess.run([*command, "--overwrite"], env=os.environ | ENVIRONMENT[name], stdout=subprocess.DEVNULL, check=True)
@@ -137,15 +137,17 @@ def run_training(folder: Path, name: str, launcher: list[str], overrides: list[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=3, help="rounds, each of which measures the parts, then the runs")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="number of rounds; each measures the parts, then the runs"
+    )
     arguments = parser.parse_args()
     costs: list[dict[str, float]] = []
     speeds: dict[str, list[tuple[float, float]]] = {"one": [], "many": []}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         overrides = prepare(folder, arguments.steps)
-        # The batch per process is that of the single process and of the parts. Each process reads its own data,
-        # since there is one process per core already.
+        # The batch size per process equals that of the single process and of the parts. Each process reads its own
+        # data, since there is already one process per core.
         several = [*overrides, f"data.batch_size={64 * CORES}", "data.workers=0"]
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(CORES)]
         for _ in range(arguments.rounds):

@@ -1,7 +1,7 @@
 """Trains several students of one teacher in parallel, with the same result as `wcord train` for each of them.
 
-Common work is shared: each batch is read, decoded and augmented once and run through the teacher once. A comparison of
-ten losses therefore costs little more than the passes of the ten students.
+Common work is done only once: each batch is read, decoded, augmented and run through the teacher once. A comparison of
+ten losses therefore costs little more than the forward and backward passes of the ten students.
 """
 
 from __future__ import annotations
@@ -54,8 +54,9 @@ def train_together(configs: Sequence[Config], measure: Measure | None = None) ->
 
     Args:
         configs: The configs.
-        measure: Computes the results of the students, to which their effective rank is added. By default accuracies of
-            the heads and on frozen features.
+        measure: Computes the results of the students; their effective rank is added. By default, accuracies of the
+            heads
+        and on frozen features.
     """
     torch.set_num_threads(1)
     configs = [config for config in configs if not (Path(config.run) / "results.json").exists()]

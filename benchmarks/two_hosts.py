@@ -1,4 +1,4 @@
-"""Two hosts, simulated by network namespaces: a run on both, a run whose link is cut, and the same run resumed.
+"""Simulates two hosts with network namespaces: a run on both, a run whose link is cut, and its resumption.
 
 python -m benchmarks.two_hosts (Linux, as root)
 """
@@ -45,7 +45,7 @@ def network() -> Iterator[None]:
 
 
 class Host:
-    """`accelerate launch` on one of the hosts; `output` is what it has printed so far."""
+    """`accelerate launch` on one of the hosts; `output` contains everything that it has printed so far."""
 
     def __init__(self, rank: int, path: Path, name: str, *flags: str) -> None:
         launch = ["accelerate.commands.launch", "--multi_gpu", "--num_machines", "2", "--num_processes", "2"]

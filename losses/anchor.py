@@ -11,7 +11,7 @@ def anchored_log_prior(marginal: Tensor, anchor: float) -> Tensor:
 
     Args:
         marginal: Marginal m, `[n]`.
-        anchor: a in [0, 1]: 0 keeps each sample at its own pair, 1 has no information about pairs.
+        anchor: a in [0, 1]: 0 fixes each sample to its own pair, 1 carries no information about pairs.
 
     Returns:
         `[n, n]`.

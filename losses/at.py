@@ -22,7 +22,7 @@ class AT(Loss):
     average-pooled.
 
     Args:
-        first: Index of the first pair that is compared. The paper uses 1, which skips the stem of a ResNet.
+        first: Index of the first pair of maps to compare. The paper uses 1, which skips the stem of a ResNet.
 
     Raises:
         ValueError: A network has no maps, or `first` leaves none.

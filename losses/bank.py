@@ -12,11 +12,11 @@ CHUNK = 1 << 24
 """Number of elements of the largest intermediate tensor: 64 MiB in fp32."""
 
 DENSE = 100
-"""If the bank has at most this many times the rows that are read, multiplying by the whole bank is as fast."""
+"""Multiplying by the whole bank is as fast if it has at most this many times as many rows as are read."""
 
 
 class Bank(nn.Module):
-    """A memory bank `rows [N, dim]`. Updates blend a row with the new vector of its sample.
+    """A memory bank `rows [N, dim]`. An update blends a row with the new vector of its sample.
 
     The bank is constant for autograd. Gathered rows `[B, K, dim]` are never materialised: either all N rows are
     multiplied at once and K of the products are selected, or the K rows are read for a few samples at a time.
@@ -41,7 +41,7 @@ class Bank(nn.Module):
 
         Args:
             x: `[B, dim]`.
-            index: Rows, `[B, K]`.
+            index: Row indices, `[B, K]`.
 
         Returns:
             `[B, K]`.
@@ -58,7 +58,7 @@ class Bank(nn.Module):
 
         Args:
             weight: `[B, K]`.
-            index: Rows, `[B, K]`.
+            index: Row indices, `[B, K]`.
 
         Returns:
             `[B, dim]`.
@@ -75,7 +75,7 @@ class Bank(nn.Module):
 
         Args:
             x: New vectors, `[B, dim]`.
-            index: Their rows, `[B]`. If an index occurs twice, the last vector is used.
+            index: Row indices, `[B]`. If an index occurs twice, the last vector is used.
         """
         last = last_occurrence(index, len(self.rows))
         before = self.rows[index]
@@ -94,7 +94,7 @@ class Bank(nn.Module):
 def last_occurrence(index: Tensor, samples: int) -> Tensor:
     """For each position of `index`, find the last position with the same value.
 
-    Writes through it do not depend on their order.
+    With these positions, the result of a write does not depend on the order of its elements.
 
     Args:
         index: `[B]`, values below `samples`.
@@ -110,16 +110,16 @@ def last_occurrence(index: Tensor, samples: int) -> Tensor:
 def draw_negatives(index: Tensor, labels: Tensor, count: int, key: Tensor) -> Tensor:
     """Draw negatives for each sample.
 
-    Samples with the same known label are excluded, and so is the sample itself. If all samples have the same label,
-    only the sample itself is excluded. Each of the n remaining samples has the same probability count / n: they are
-    placed end to end from a random start and divided into `count` segments, and one is drawn from each segment. If n >=
-    count, there are no duplicates.
+    The sample itself and all samples with the same known label are excluded. If all samples have the same label, only
+    the sample itself is excluded. Each of the n remaining samples has the same probability count / n: from a random
+    start, they are divided into `count` consecutive segments, and one sample is drawn from each segment. If n >= count,
+    there are no duplicates.
 
     Args:
         index: The samples, `[B]`.
         labels: Labels of the training set, `[N]`, -1 for unknown.
         count: Number of negatives per sample.
-        key: Random int64, `[B]`.
+        key: Random keys, int64 `[B]`.
 
     Returns:
         Indices of the negatives, `[B, count]`.
@@ -143,11 +143,11 @@ def draw_negatives(index: Tensor, labels: Tensor, count: int, key: Tensor) -> Te
 
 
 def random_bits(key: Tensor, count: int) -> Tensor:
-    """Draw 31 random bits with a counter-based generator: a function of the key and the column.
+    """Draw 31 random bits with a counter-based generator, as a function of the key and the column.
 
-    The generators of torch would have to draw the numbers of all ranks on each rank, synchronise with the device, and
-    cannot be compiled. Counters are multiplied by the golden ratio and mixed twice, as in SplitMix64 (Steele et al.
-    2014).
+    torch's generators are not used: they would have to draw the numbers of all ranks on every rank, would synchronise
+    with the device, and cannot be compiled. Counters are multiplied by the golden ratio and mixed twice, as in
+    SplitMix64 (Steele et al. 2014).
 
     Args:
         key: int64 `[B]`.

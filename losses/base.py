@@ -13,9 +13,9 @@ from torch import Tensor, nn
 Batch = dict[str, Any]
 """A batch of B samples from the data stream.
 
-Losses read `label [B]` and `group [B]`, int64, -1 for unknown, and `index [B]`, int64, the index of each sample in the
-training set. In segmentation, `mask [B, H, W]` has the class of each pixel, int64, -1 for unknown, and all labels are
--1. LocalTransport also reads `weight [B]`, float, if the caller sets it; the data stream does not.
+Losses read `label [B]` and `group [B]`, int64, where -1 means unknown, and `index [B]`, int64, the index of each sample
+in the training set. In segmentation, `mask [B, H, W]`, int64, contains the class of each pixel (-1 means unknown), and
+all labels are -1. LocalTransport also reads `weight [B]`, float, if the caller sets it; the data stream does not.
 """
 
 
@@ -47,7 +47,7 @@ class Dims:
     Attributes:
         pooled: D of `pooled`.
         maps: C of each map.
-        classes: K of `logits`; None without a head.
+        classes: K of `logits`; None if the network has no head.
         dense: Whether the logits are per pixel, `[B, K, H, W]`.
         sizes: `(H, W)` of each map, `(N,)` of tokens, None if the size varies between batches; empty if it was not
             requested.
@@ -61,17 +61,17 @@ class Dims:
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """Convert to at least fp32: half types become fp32, and float64 is kept for gradient checks."""
+    """Convert to at least fp32: half-precision types become fp32; float64 is kept for gradient checks."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def known(batch: Batch, name: str, samples: Tensor) -> Tensor:
-    """Get an int64 column of a batch, or -1 (unknown) for all samples if the batch does not have it.
+    """Get an int64 column of a batch, or -1 (unknown) for all samples if the batch lacks the column.
 
     Args:
         batch: The batch.
         name: `label`, `group` or `index`.
-        samples: A tensor `[B, ...]` with the number of samples and the device.
+        samples: Any tensor `[B, ...]`; only its length and device are used.
 
     Returns:
         `[B]`, int64.
@@ -81,7 +81,7 @@ def known(batch: Batch, name: str, samples: Tensor) -> Tensor:
 
 
 def check_choice(name: str, value: object, choices: Collection[str]) -> None:
-    """Check the value of a keyword. Configs are checked earlier, by the annotation.
+    """Check the value of a keyword. For configs, the annotation has already been checked.
 
     Raises:
         ValueError: The value is not one of the choices.
@@ -93,7 +93,7 @@ def check_choice(name: str, value: object, choices: Collection[str]) -> None:
 Metrics = Callable[[], Mapping[str, Tensor]]
 """A function that returns metrics by name: detached scalar tensors.
 
-It is called only when metrics are logged, on all ranks at once. It must not keep a graph: detach its inputs.
+It is called only when metrics are logged, on all ranks at once. It must not keep the graph alive: detach its inputs.
 """
 
 
@@ -103,8 +103,10 @@ class LossOutput(NamedTuple):
     Attributes:
         loss: The loss, a scalar, fp32.
         metrics: Computes the metrics of this batch. By default there are none.
-        parts: For a loss of several terms, the weighted terms of the sum by the keyword of their weight (any name
-            except `weight`). The collapse guard measures and lowers each separately. Empty for a loss of one term.
+        parts: For a loss with several terms: keyword of the weight of a term (any name except `weight`) -> weighted
+            term.
+        The terms add up to the loss. The collapse guard measures and reduces each separately. Empty for a loss with a
+        single term.
     """
 
     loss: Tensor
@@ -118,25 +120,25 @@ class LossOutput(NamedTuple):
 
 
 class Loss(nn.Module):
-    """A term of the objective. `loss(student, teacher, batch)` returns a scalar, fp32, for `backward`.
+    """A term of the objective. `loss(student, teacher, batch)` returns an fp32 scalar for `backward`.
 
-    The mean over ranks, which DDP computes for the gradients, is the loss of the global batch. A loss that compares
-    samples must therefore gather them; other losses use the local samples.
+    The loss of the global batch is the mean over ranks, which DDP computes for the gradients. A loss that compares
+    samples must therefore gather them; all other losses use the local samples.
 
     A loss is built as `LossClass(student_dims, teacher_dims, **keywords)`. Configs set the keywords and are validated
-    against their annotations. Projections and critics are parameters; queues and banks are registered buffers, so that
-    they are saved in checkpoints.
+    against their annotations. Projections and critics are parameters; queues and banks are registered buffers, so they
+    are saved in checkpoints.
 
-    Class attributes tell the pipeline what a loss needs:
+    Class attributes declare what a loss requires:
 
     - `needs_teacher`, `needs_teacher_logits`, `needs_student_logits`: the teacher, and logits.
     - `needs_maps`: `Features.maps`. Other losses do not receive maps.
     - `needs_sizes`: `Dims.sizes`, the sizes of the maps.
-    - `needs_index`: `batch["index"]`, for a loss that stores something per sample. Its keyword `samples` is set to the
-      size of the training set. Such a loss cannot be computed on held-out samples.
-    - `reads_pixels`: the loss also supports logits of pixels.
-    - `per_sample`: the loss is a mean of independent samples, without statistics or queues. Only such losses support
-      gradient accumulation. The default is False, which is always safe.
+    - `needs_index`: `batch["index"]`, for a loss that keeps state per sample. The pipeline sets its keyword `samples`
+    to the size of the training set. Such a loss cannot be computed on held-out samples.
+    - `reads_pixels`: the loss also supports per-pixel logits.
+    - `per_sample`: the loss is a mean over independent samples, without statistics or queues. Only such losses support
+    gradient accumulation. The default, False, is always safe.
     - `never_decayed`: names of parameters without weight decay, such as a temperature.
     """
 
@@ -194,13 +196,13 @@ class Loss(nn.Module):
         return found
 
     def averaged(self, batch: Batch) -> Tensor:
-        """Count the samples that the mean of a `per_sample` loss is over, e.g. only labelled ones.
+        """Count the samples that a `per_sample` loss averages over, e.g. only labelled ones.
 
         Args:
             batch: See `Batch`, with `key`.
 
         Returns:
-            An integer scalar, on the device of the batch; by default the number of samples.
+            An integer scalar on the device of the batch; by default, the number of samples.
         """
         tensors = [value for value in batch.values() if isinstance(value, Tensor)]
         return torch.tensor(len(batch["key"]), device=tensors[0].device if tensors else None)

@@ -1,4 +1,4 @@
-"""Batch normalisation inside a loss: over the global batch, without running statistics."""
+"""Batch normalisation inside a loss, over the global batch and without running statistics."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 class BatchNorm(nn.Module):
     """Batch normalisation over the global batch, `weight * (x - mean) / sqrt(var + epsilon) + bias`.
 
-    The same as `nn.BatchNorm2d` in training (Ioffe and Szegedy 2015, arXiv 1502.03167), for projectors that are
-    discarded after training. The result does not depend on the number of ranks, and a batch of one value per channel is
-    allowed. There are no running statistics that a batch with NaN would destroy: evaluation also normalises by the
-    batch.
+    Equivalent to `nn.BatchNorm2d` in training mode (Ioffe and Szegedy 2015, arXiv 1502.03167), for projectors that are
+    discarded after training. The result does not depend on the number of ranks, and a batch with one value per channel
+    is allowed. Evaluation also uses batch statistics: there are no running statistics that a batch with NaN would
+    destroy.
 
     Args:
         channels: C of the maps `[B, C, H, W]`. B must be the same on every rank.

@@ -13,17 +13,19 @@ from losses.gather import gather
 
 
 class CC(Loss):
-    """Correlation congruence: consecutive samples of the global batch should not have correlated errors.
+    """Correlation congruence: penalise correlated errors between consecutive samples of the global batch.
 
     `loss = mean_i <delta_i, delta_i+1>` with `delta_i = |s_i - t_i|`. Requires no labels. Published with dim 128 and
     weight 0.02. Both embeddings are trained and can shrink together, so the value alone does not show how well the
     student matches the teacher. A batch of one sample gives 0.
 
     Args:
-        dim: Both `pooled` features are embedded by a trained linear layer of this size. Null compares them directly.
+        dim: Output size of the trained linear layers that embed the `pooled` features of both networks. Null compares
+            the
+        features directly.
 
     Raises:
-        ValueError: There is no embedding, and the two `pooled` features differ in size.
+        ValueError: `dim` is None, but the `pooled` features of the networks differ in size.
     """
 
     def __init__(self, student: Dims, teacher: Dims, *, dim: Annotated[int, Gt(0)] | None = 128) -> None:

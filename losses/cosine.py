@@ -1,4 +1,4 @@
-"""Feature regression by cosine similarity: the baseline for every contrastive loss."""
+"""Feature regression by cosine similarity: the baseline for all contrastive losses."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Cosine(Loss):
     """Feature regression: the cosine distance between projected student and teacher features.
 
     `loss = 1 - cos(W s + b, t)` of `pooled`, averaged over the batch, in [0, 2]. Requires no labels. This is the hint
-    loss of Romero et al. 2015 (arXiv 1412.6550) at the last layer, without the scale. Only the student is projected, to
-    the size of the teacher, so that the target cannot drift.
+    loss of Romero et al. 2015 (arXiv 1412.6550) at the last layer, without the scale. Only the student is projected (to
+    the size of the teacher), so the target cannot drift.
 
     Args:
-        standardise: Standardise the teacher's features by running mean and standard deviation (`losses.standardise`).
-            Otherwise, their common mean and largest dimensions dominate the cosine.
+        standardise: Standardise the teacher's features by their running mean and standard deviation
+        (`losses.standardise`). Otherwise, their common mean and largest dimensions dominate the cosine.
     """
 
     def __init__(self, student: Dims, teacher: Dims, *, standardise: bool = True) -> None:

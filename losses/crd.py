@@ -25,19 +25,19 @@ class CRD(Loss):
     """Contrastive representation distillation with a memory bank.
 
     `loss = -E_i[log h_ii + sum_j log(1 - h_ij)]` with `h = p / (p + M / N)` and `p = exp(<s_i, t_j> / tau) / Z`, plus
-    the same with the roles exchanged. Each student embedding is contrasted with M negatives from a bank of the N
-    teacher embeddings, and each teacher embedding with M from the bank of the student. Negatives have other labels if
-    labels are known, and never include the sample itself. Z is set on the first batch to N times the mean of the
-    exponential.
+    the same with the roles of the networks exchanged. Each student embedding is contrasted with M negatives from a bank
+    of the N teacher embeddings, and each teacher embedding with M negatives from the student's bank. Negatives never
+    include the sample itself and, if labels are known, have other labels. Z is set on the first batch to N times the
+    mean of the exponential.
 
-    Reads `batch["index"]`, `[B]`, the index of each sample in the training set. If `batch["contrast_index"]`, `[B, 1 +
-    M]`, is given, it replaces the random draw; its first column is the sample itself.
+    Reads `batch["index"]`, `[B]`, the index of each sample in the training set. If the batch contains
+    `batch["contrast_index"]`, `[B, 1 + M]`, it replaces the random draw; its first column is the sample itself.
 
     Args:
         dim: Size of the L2-normalised embeddings.
         negatives: M, the number of negatives per sample.
         temperature: tau.
-        momentum: Weight of the old row when a sample updates its row of a bank.
+        momentum: Weight of the old row when a sample updates its row in a bank.
         samples: N, the size of the training set. Set by the pipeline.
 
     Raises:
@@ -64,7 +64,8 @@ class CRD(Loss):
         super().__init__()
         if samples is None or samples < 2:
             raise ValueError(
-                f"CRD keeps a bank of the training set: samples must be the size of the set, at least 2, not {samples}."
+                f"CRD keeps a bank of the training set: samples must be the size of the set (at least 2), not "
+                f"{samples}."
             )
         self.negatives, self.temperature = negatives, temperature
         self.student_projection = CosineProjection(student.pooled, dim)
@@ -78,7 +79,7 @@ class CRD(Loss):
 
     def forward(self, student: Features, teacher: Features, batch: Batch) -> LossOutput:
         if "index" not in batch:
-            raise ValueError('CRD needs batch["index"], the index of each sample in the training set.')
+            raise ValueError('CRD requires batch["index"], the index of each sample in the training set.')
         s = self.student_projection(full_precision(student.pooled))
         t = self.teacher_projection(full_precision(teacher.pooled))
         own = torch.stack([batch["index"], known(batch, "label", s)], 1)
@@ -88,7 +89,7 @@ class CRD(Loss):
         if contrast is None:
             contrast = self._draw(batch["index"], labels)
 
-        # The loss of a sample needs only the banks: each rank computes its local samples, DDP averages gradients.
+        # The loss of a sample needs only the banks: each rank computes its local samples, and DDP averages gradients.
         with torch.autocast(s.device.type, enabled=False):
             x_student = self.teacher_bank.similarity(s.detach(), contrast) / self.temperature  # [B, 1 + M]
             x_teacher = self.student_bank.similarity(t.detach(), contrast) / self.temperature
@@ -120,10 +121,10 @@ class CRD(Loss):
         """The loss of anchors `[B, dim]` with `log_p [B, 1 + M]`, the positive first.
 
         Since `log h = -softplus(-u)` and `log(1 - h) = -softplus(u) - log(1 + EPS N / M)`, where u is the logit of h,
-        the gradient is sigmoid(u) (minus 1 for the positive) times the rows of the bank. It is computed here, so that
-        autograd neither stores rows nor requires the bank to be unchanged until the backward. `inner` carries the
-        gradient and adds nothing to the value. (An autograd.Function does not work: compiled, it runs in the backward,
-        after the bank has been updated.)
+        the gradient is sigmoid(u) (minus 1 for the positive) times the rows of the bank. It is computed here, so
+        autograd neither stores rows nor requires the bank to stay unchanged until the backward pass. `inner` carries
+        the gradient and adds nothing to the value. (An autograd.Function does not work: when compiled, it runs in the
+        backward pass, after the bank has been updated.)
         """
         count, negatives = len(log_p), log_p.shape[1] - 1
         ratio = negatives / len(self.labels)

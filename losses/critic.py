@@ -33,14 +33,15 @@ class LipschitzProjection(nn.Module):
     """A 1-Lipschitz projection into the unit ball, `W clip(x / r + b)`. `[B, D] -> [B, dim]`, fp32.
 
     r is the running mean norm of the input, clip projects onto the unit ball, and W is spectrally normalised. For fixed
-    r, every operation is 1-Lipschitz in `x / r` and the result is in the unit ball. Therefore `<p(x), q(y)>` of two
-    such projections is 1-Lipschitz in each argument. L2 normalisation instead of the clip would not be, since it
-    magnifies short vectors. While W changes, POWER_ITERATIONS per step estimate its norm to within 10 %.
+    r, every operation is 1-Lipschitz in `x / r`, and the result is in the unit ball. Therefore, the product
+    `<p(x), q(y)>` of two such projections is 1-Lipschitz in each argument. With L2 normalisation instead of the clip,
+    it would not be, since short vectors would be magnified. POWER_ITERATIONS per step estimate the norm of the changing
+    W to within 10 %.
 
     Args:
         features: D.
         dim: Output size.
-        centred: The inputs have zero mean, and b is omitted.
+        centred: Whether the inputs have zero mean; if so, b is omitted.
     """
 
     norm: Tensor
@@ -55,7 +56,7 @@ class LipschitzProjection(nn.Module):
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
-        """Update the running mean norm: plain average over the first 100 batches, exponential afterwards.
+        """Update the running mean norm: a plain average over the first 100 batches, exponential afterwards.
 
         Batches that are not finite are skipped.
 
@@ -68,7 +69,7 @@ class LipschitzProjection(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """W, `[dim, D]`. Each access in training continues the power iteration: read it once per step."""
+        """W, `[dim, D]`. In training, each access continues the power iteration, so read it only once per step."""
         return cast(Tensor, self.linear.weight)
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -76,7 +77,7 @@ class LipschitzProjection(nn.Module):
 
         Args:
             x: `[B, D]`.
-            weight: W, if it has been read already.
+            weight: W, if it has already been read.
         """
         with torch.autocast(x.device.type, enabled=False):
             return functional.linear(self._clipped(x), self.weight if weight is None else weight)
@@ -84,7 +85,7 @@ class LipschitzProjection(nn.Module):
     def products(self, x: Tensor, norm: Tensor, weight: Tensor) -> Callable[[Tensor], Tensor]:
         """Make a function from anchors `[A, dim]` to the products `<anchor, p(x)>`, `[A, B]`.
 
-        Inputs are not projected, whatever their number: `<a, W x> = <W'a, x>`.
+        The inputs, however many, are not projected: `<a, W x> = <W'a, x>`.
 
         Args:
             x: Inputs, `[B, D]`.
@@ -105,20 +106,20 @@ class LipschitzProjection(nn.Module):
 
     @property
     def _scale(self) -> Tensor:
-        """r, or 1 as long as all inputs were 0: dividing by less would make the gradients of such a network explode."""
+        """r, or 1 as long as all inputs have been 0, since dividing by less would make gradients explode."""
         return torch.where(self.norm > 1e-6, self.norm, 1.0)
 
 
 class SpectralProjection(nn.Module):
     """A spectrally normalised linear layer, `W x + b`. `[B, D] -> [B, dim]`, fp32.
 
-    This is the literal "Lipschitz by spectral normalisation". It is 1-Lipschitz but unbounded, so that `<p(x), q(y)>`
-    is Lipschitz in x with the constant `|q(y)|`.
+    This is "Lipschitz by spectral normalisation" taken literally. It is 1-Lipschitz but unbounded, so `<p(x), q(y)>` is
+    Lipschitz in x with the constant `|q(y)|`.
 
     Args:
         features: D.
         dim: Output size.
-        centred: The inputs have zero mean, and b is omitted.
+        centred: Whether the inputs have zero mean; if so, b is omitted.
     """
 
     def __init__(self, features: int, dim: int, centred: bool = False) -> None:
@@ -130,7 +131,7 @@ class SpectralProjection(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """W, `[dim, D]`. Each access in training continues the power iteration: read it once per step."""
+        """W, `[dim, D]`. In training, each access continues the power iteration, so read it only once per step."""
         return cast(Tensor, self.linear.weight)
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -138,7 +139,7 @@ class SpectralProjection(nn.Module):
 
         Args:
             x: `[B, D]`.
-            weight: W, if it has been read already.
+            weight: W, if it has already been read.
         """
         with torch.autocast(x.device.type, enabled=False):
             return functional.linear(full_precision(x), self.weight if weight is None else weight, self._bias)
@@ -165,7 +166,7 @@ class CosineProjection(nn.Module):
     Args:
         features: D.
         dim: Output size.
-        centred: The inputs have zero mean, and the bias is omitted.
+        centred: Whether the inputs have zero mean; if so, the bias is omitted.
     """
 
     def __init__(self, features: int, dim: int, centred: bool = False) -> None:

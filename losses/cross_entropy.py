@@ -1,4 +1,4 @@
-"""Supervised cross-entropy of labelled samples or pixels."""
+"""Supervised cross-entropy on labelled samples or pixels."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from losses.logits import target
 class CrossEntropy(Loss):
     """Supervised softmax cross-entropy of the student's logits.
 
-    The mean is over the labelled samples (or pixels) of the global batch. The label -1 is skipped. A batch without
-    labels gives 0 with a gradient of 0.
+    The mean is over the labelled samples (or pixels) of the global batch; the label -1 is ignored. A batch without
+    labels gives 0 and zero gradients.
 
     Args:
-        label_smoothing: Probability that is distributed over all classes.
+        label_smoothing: Probability mass that is distributed evenly over all classes.
     """
 
     needs_teacher = False
@@ -49,6 +49,6 @@ class CrossEntropy(Loss):
             reduction="sum",
             label_smoothing=self.label_smoothing,
         )
-        # DDP averages over ranks, so each rank divides by the mean count: labels may be unevenly distributed.
+        # DDP averages over ranks, so each rank divides by the mean count, since labels may be unevenly distributed.
         labelled = sum_over_ranks((label >= 0).sum()).clamp(min=1)
         return total * ranks() / labelled

@@ -30,7 +30,7 @@ def effective_rank(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def relative_std(x: Tensor) -> Tensor:
-    """Root mean variance divided by root mean square: 0 if all vectors are equal, 1 if they are centred.
+    """Root mean variance divided by root mean square: 0 if all vectors are equal, 1 if their mean is 0.
 
     Args:
         x: `[B, D]`.
@@ -43,7 +43,7 @@ def relative_std(x: Tensor) -> Tensor:
 def similarity_gap(s: Tensor, t: Tensor) -> Tensor:
     """Mean cosine of the pairs `(s_i, t_i)` minus that of all other combinations.
 
-    It is 0 if pairs cannot be distinguished from others. No `[B, B]` matrix is computed.
+    It is 0 if pairs cannot be distinguished from other combinations. No `[B, B]` matrix is computed.
 
     Args:
         s: `[B, D]`.

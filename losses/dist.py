@@ -21,17 +21,17 @@ class DIST(Loss):
 
     `loss = T^2 * (beta * mean_i[1 - r(S_i., T_i.)] + gamma * mean_k[1 - r(S_.k, T_.k)])`, where r is Pearson's
     correlation, and S and T are the probabilities `[N, K]` of the global batch at temperature T. Requires no labels.
-    The defaults are those published for CIFAR-100. With N = 1, the second term is the constant 1. The gradient of a
-    correlation grows without bound as the student's probabilities become constant; below `CONSTANT`, the denominator is
-    therefore held fixed.
+    The defaults are those published for CIFAR-100. With N = 1, the second term is the constant 1. As the student's
+    probabilities become constant, the gradient of a correlation would grow without bound. Therefore, once their
+    deviation from the mean is below 1e-3 of their norm, the denominator of the correlation is held fixed.
 
     Args:
-        beta: Weight of the relations between the classes of a sample.
-        gamma: Weight of the relations between the samples of a class.
+        beta: Weight of the correlation over the classes of each sample.
+        gamma: Weight of the correlation over the samples for each class.
         temperature: T, for student and teacher.
 
     Raises:
-        ValueError: Teacher and student do not have logits of the same classes, at least two.
+        ValueError: Teacher and student do not both have logits for the same classes (at least two).
     """
 
     needs_teacher_logits = True

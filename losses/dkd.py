@@ -16,18 +16,20 @@ from losses.logits import paired_classes, paired_logits
 class DKD(Loss):
     """Decoupled knowledge distillation: separate terms for the target class and the other classes.
 
-    `loss = T^2 * (alpha * KL(b_T || b_S) + beta * KL(q_T || q_S))`, averaged over the batch. b are the probabilities of
-    the target class and the rest, q those of the other classes, renormalised. KD is the same with alpha 1 and beta the
-    teacher's probability of the rest. If a sample has no label (-1), the teacher's argmax is the target class. The
-    paper increases the weight linearly over the first 20 epochs: in a config, `schedule: {warmup: 20 epochs}`.
+    `loss = T^2 * (alpha * KL(b_T || b_S) + beta * KL(q_T || q_S))`, averaged over the batch. b is the binary
+    distribution (target class, all others); q is the distribution over the other classes, renormalised. KD is the
+    special case in which alpha is 1 and beta is the teacher's probability of all others. If a sample has no label (-1),
+    the teacher's argmax is the target class. The paper increases the weight linearly over the first 20 epochs: in a
+    config, `schedule: {warmup: 20}`.
 
     Args:
-        alpha: Weight of the target class against the rest.
-        beta: Weight of the other classes. The paper uses 2 to 8 on CIFAR-100, depending on the teacher's confidence.
+        alpha: Weight of the binary term (target class against all others).
+        beta: Weight of the term for the other classes. The paper uses 2 to 8 on CIFAR-100, depending on the teacher's
+        confidence.
         temperature: T, for student and teacher.
 
     Raises:
-        ValueError: Teacher and student do not have logits of the same classes, at least two.
+        ValueError: Teacher and student do not both have logits for the same classes (at least two).
     """
 
     needs_teacher_logits = True
@@ -59,7 +61,7 @@ class DKD(Loss):
 
 
 def _binary(target: Tensor, others: Tensor) -> Tensor:
-    """Logits `[B, 2]` of the target and the rest; the latter is the logsumexp of the other classes."""
+    """Logits `[B, 2]` of the target and of all others, i.e. the logsumexp of the other classes."""
     return torch.cat([target, others.logsumexp(1, keepdim=True)], dim=1)
 
 

@@ -1,4 +1,4 @@
-"""A feature bank: the last features of each training sample, some of which are drawn in every step."""
+"""A feature bank: the latest features of each training sample, from which rows are drawn in every step."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from losses.finite import all_finite
 class FeatureBank(nn.Module):
     """Row-aligned tensors (features, labels, groups) with one row per training sample.
 
-    Rows are buffers, so that they are saved in checkpoints. `filled [samples]` marks rows that have been written. Write
-    the gathered batch, so that all ranks have the same bank; they then also draw the same rows.
+    Rows are buffers, so they are saved in checkpoints. `filled [samples]` marks rows that have been written. Write the
+    gathered batch: all ranks then have the same bank and draw the same rows.
 
     Args:
         samples: Size of the training set.
@@ -36,9 +36,9 @@ class FeatureBank(nn.Module):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def draw(self) -> Tensor:
-        """Draw distinct rows with equal probability: a function of the seed and the step.
+        """Draw distinct rows with equal probability, as a function of the seed and the step.
 
-        The rows are placed end to end from a random start and divided into segments; one is drawn from each segment.
+        From a random start, the rows are divided into consecutive segments, and one is drawn from each segment.
 
         Returns:
             Row indices, `[drawn]`.
@@ -69,10 +69,10 @@ class FeatureBank(nn.Module):
 
     @torch.no_grad()
     def write(self, index: Tensor, **rows: Tensor) -> None:
-        """Replace rows in every column. If a value is not finite, no row is replaced, but the step still counts.
+        """Replace rows in every column. If any value is not finite, no row is replaced, but the step still counts.
 
         Args:
-            index: Rows, `[B]`, at least 0. If an index occurs twice, the last row is used.
+            index: Row indices, `[B]`, at least 0. If an index occurs twice, the last row is used.
             rows: Column -> values, `[B, ...]`.
         """
         last, finite = last_occurrence(index, self.samples), all_finite(*rows.values())

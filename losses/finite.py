@@ -1,4 +1,4 @@
-"""Keep the state of a loss finite: a single bad batch would otherwise spoil all later steps."""
+"""Keeps the state of a loss finite, since a single bad batch would otherwise corrupt all later steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def all_finite(*values: Tensor) -> Tensor:
     """Check that all values of all tensors are finite.
 
     Returns:
-        A bool scalar on the device of the tensors. There is no synchronisation with the device.
+        A bool scalar on the device of the tensors, without synchronising with the device.
     """
     return torch.stack([value.isfinite().all() for value in values]).all()
 
@@ -21,7 +21,7 @@ def keep_finite(*updates: tuple[Tensor, Tensor]) -> None:
     """Update buffers, unless a new value is not finite.
 
     Args:
-        updates: Pairs of a buffer and its new value. Either all or none are written.
+        updates: Pairs of a buffer and its new value. Either all of them are written or none.
     """
     finite = all_finite(*(new for _, new in updates))
     for buffer, new in updates:

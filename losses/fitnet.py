@@ -19,16 +19,16 @@ class FitNet(Loss):
     `loss = mean((ReLU(BN(conv(m_S))) - m_T)^2)`, where the convolution maps the student's map to the size and channels
     of the teacher's. The regressor is that of the CRD benchmark (Tian et al. 2020, arXiv 1910.10699), published with
     weight 100. If the student's map is twice as large, the convolution is 3x3 with stride 2; if it is half as large,
-    4x4 transposed with stride 2; otherwise its kernel is `1 + H_S - H_T` by `1 + W_S - W_T`. For tokens `[B, N, C]`,
-    the last ones form the square grid. Requires maps of a fixed size.
+    4x4 transposed with stride 2; otherwise, its kernel is `1 + H_S - H_T` by `1 + W_S - W_T`. Of tokens `[B, N, C]`,
+    the last ones that form a square grid are used. Requires maps of a fixed size.
 
     Args:
-        layer: Index of the pair of maps, from shallow to deep; negative from the deepest. Null means the middle one (2
-            of the four maps of a CIFAR ResNet, as published). If the networks have different numbers of maps, the
-            deepest are paired.
+        layer: Index of the pair of maps, from shallow to deep; negative values count from the deepest. Null means the
+        middle one (index 2 of the four maps of a CIFAR ResNet, as published). If the networks have different numbers
+        of maps, the deepest ones are paired.
 
     Raises:
-        ValueError: A network has no maps or no such layer, or the sizes are unknown, variable or not supported.
+        ValueError: A network has no maps or lacks this layer, or the sizes are unknown, variable or not supported.
     """
 
     needs_maps: ClassVar[bool] = True
@@ -66,7 +66,7 @@ def _twice(large: Size, small: Size) -> bool:
 
 
 def _convolution(channels: tuple[int, int], student: Size, teacher: Size) -> nn.Module:
-    """The convolution between two sizes, without a bias, which the normalisation would remove."""
+    """The convolution between two sizes, without a bias, since normalisation would remove it."""
     if _twice(student, teacher):
         return nn.Conv2d(*channels, kernel_size=3, stride=2, padding=1, bias=False)
     if _twice(teacher, student):

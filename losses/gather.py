@@ -40,7 +40,7 @@ def _all_gather(local: Tensor) -> Tensor:
 
 
 def ranks() -> int:
-    """The number of processes of the training; 1 without a process group."""
+    """The number of training processes (world size); 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -50,10 +50,10 @@ def rank() -> int:
 
 
 def gather(local: Tensor) -> Tensor:
-    """Concatenate a tensor of all ranks in rank order, with gradient. The identity on a single rank.
+    """Concatenate a tensor over all ranks in rank order, with gradient. The identity on a single rank.
 
-    Every rank then computes the same loss of the global batch. The backward sums the gradients of the ranks. Together
-    with the average of DDP, parameters get exactly the gradient of a single process with the whole batch.
+    Every rank then computes the same loss of the global batch. The backward pass sums the gradients over ranks.
+    Together with DDP's averaging, parameters get exactly the gradient of a single process with the whole batch.
 
     Args:
         local: `[B, ...]`, with the same B on every rank.
@@ -70,7 +70,8 @@ def gather(local: Tensor) -> Tensor:
 def sum_of_shares(share: Tensor) -> Tensor:
     """Sum the parts of a global loss that each rank has computed, with gradient.
 
-    In the backward, each part gets the gradient of the sum times the number of ranks, which the average of DDP cancels.
+    In the backward pass, each part gets the gradient of the sum times the number of ranks, which DDP's averaging
+    cancels.
 
     Args:
         share: The part of this rank.

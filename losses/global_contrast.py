@@ -3,7 +3,7 @@
 Chen et al. 2021, arXiv 2012.08674 (GCKT); the log link after Ozair et al. 2019, arXiv 1903.11780.
 
 With a 1-Lipschitz critic `g(t, s) = <p(t), q(s)>`, the paper maximises E_joint[g] - E_product[g] over critic and
-student. Taken literally (`link: linear`), this only rewards a cross-covariance, and embeddings lose rank. Inside a
+student. Taken literally (`link: linear`), this only rewards cross-covariance, and embeddings lose rank. Inside a
 log-softmax, the same critic must distinguish each pair from its negatives (`link: log_softmax`, the default).
 """
 
@@ -31,45 +31,48 @@ from losses.standardise import Standardise
 from losses.temperature import bounded_temperature
 
 SAMPLED = 256
-"""Number of samples of a batch whose negatives are counted for the log."""
+"""Number of samples per batch whose negatives are counted for the log."""
 
 
 class GlobalContrast(Loss):
-    """WCoRD's global term: contrast each pair with negatives by a Lipschitz critic.
+    """WCoRD's global term: contrast each pair with negatives, using a Lipschitz critic.
 
-    `loss = -E_i[log softmax_j(g(t_j, s_i) / tau + log w_ij)]_i`, averaged with the same with the roles exchanged.
-    Negatives are the global batch, a queue of past samples and rows drawn from a bank of all training samples. Their
-    weights `w_ij` in [0, 1] reduce false negatives. A sample updates its row of the bank, which stores D_T + dim
-    numbers per sample.
+    `loss = -E_i[log softmax_j(g(t_j, s_i) / tau + log w_ij)]_i`, averaged with the same loss with the roles of the
+    networks exchanged. Negatives come from the global batch, a queue of past samples, and rows drawn from a bank of all
+    training samples. Their weights `w_ij` in [0, 1] reduce the effect of false negatives. Each sample updates its row
+    of the bank, which stores D_T + dim numbers per sample.
 
     Args:
         student: Dims of the student.
         teacher: Dims of the teacher.
         dim: Size of the projections.
-        critic: `lipschitz` (spectrally normalised, input divided by its running norm and clipped to the unit ball),
-            `spectral` (only spectrally normalised, unbounded) or `cosine` (L2-normalised projections as in InfoNCE and
-            CRD, not Lipschitz).
+        critic: `lipschitz` (spectrally normalised; input divided by its running norm and clipped to the unit ball),
+        `spectral` (only spectrally normalised; unbounded) or `cosine` (L2-normalised projections as in InfoNCE and
+        CRD; not Lipschitz).
         link: `log_softmax` is the formula above. `linear` is the literal dual, `E_neg[g] - E_pos[g]`. `bounded` is the
-            same dual with CRD's probability h instead of g. `log_bounded` is the loss of CRD, `-E_pos[log h] -
-            E_neg[log(1 - h)]`.
-        weighting: For the last three links, whether E_neg is the mean over the M negatives or their sum (M times as
-            large, as in CRD; degenerate with `linear`).
-        temperature: Initial value of tau, in [0.01, 1]. The linear link has none.
+        same dual with CRD's probability h instead of g. `log_bounded` is the loss of CRD, `-E_pos[log h] -
+        E_neg[log(1 - h)]`.
+        weighting: For `linear`, `bounded` and `log_bounded`: whether E_neg is the mean over the M negatives or their
+            sum
+        (M times as large, as in CRD; degenerate with `linear`).
+        temperature: Initial value of tau, in [0.01, 1]. Not used by `link: linear`.
         learn_temperature: Whether tau is learnt, within these bounds.
-        queue: Number of past samples in the queue; 0 for none.
-        bank: Number of rows of the bank that are drawn per step for the whole batch; 0 for none.
-        negatives: Number of rows of the bank that each sample draws separately, as in CRD. If `exclude` contains label,
-            they have other labels. They are the only negatives: queue and batch are not used. 0 for none.
-        samples: Size of the training set, required by a bank. Set by the pipeline.
-        exclude: Samples with the same known label or group are not negatives of each other. If `batch["index"]` is
-            given, the earlier features of a sample are not its negatives, either.
+        queue: Number of past samples in the queue; 0 disables it.
+        bank: Number of rows that are drawn from the bank per step for the whole batch; 0 disables it.
+        negatives: Number of rows that each sample draws separately from the bank, as in CRD. If `exclude` contains
+            label,
+        they have other labels. They are then the only negatives: queue and batch are not used. 0 disables this.
+        samples: Size of the training set, required if there is a bank. Set by the pipeline.
+        exclude: Samples that share a known label or group are not negatives of each other. If the batch contains
+            `index`,
+        past features of a sample are not its negatives, either.
         discount: Weight negatives by `clamp((0.5 - cos(t_i, t_j)) / 0.5, 1e-4, 1)`, where t are standardised teacher
-            features.
+        features.
         standardise: Standardise the teacher's features by running statistics before the critic.
 
     Raises:
-        ValueError: A value is invalid; `bank` or `negatives` is set without `samples`, or both are set; `discount` is
-            set without `standardise`; or there is a bank, but the batch has no index.
+        ValueError: A value is invalid; `bank` or `negatives` is set without `samples`; both are set; `discount` is set
+        without `standardise`; or there is a bank, but the batch has no index.
     """
 
     needs_index = True
@@ -104,7 +107,7 @@ class GlobalContrast(Loss):
         if not 0.01 <= temperature <= 1:
             raise ValueError(f"temperature: {temperature} is not within [0.01, 1]")
         if (bank or negatives) and samples is None:
-            raise ValueError("a bank stores a row per training sample: set samples to the size of the training set")
+            raise ValueError("a bank stores one row per training sample: set samples to the size of the training set")
         if negatives and samples == 1:
             raise ValueError("negatives are other samples: samples must be at least 2")
         if bank and negatives:
@@ -123,7 +126,7 @@ class GlobalContrast(Loss):
         )
         self.register_buffer("log_normaliser", torch.tensor(-math.inf))  # not set yet
         # Features of a frozen teacher stay valid, except for the statistics of their standardisation, which converge
-        # early. Queue and bank therefore store them, and they are projected by the current weights.
+        # early. Queue and bank therefore store unprojected features, and the current weights project them.
         columns = {
             "teacher": (teacher.pooled, torch.float32),
             "norm": (0, torch.float32),
@@ -155,11 +158,12 @@ class GlobalContrast(Loss):
             w = self.teacher_projection.weight
             t = self.teacher_projection(h, w)
             own |= {"teacher": h, "norm": h.norm(dim=1)}
-            # The global batch with the pairs on the diagonal, then the past. Copies: the past changes after this step.
+            # First the global batch, with the pairs on the diagonal, then the past (copies, since it changes after this
+            # step).
             past = self._past()
             columns = {name: torch.cat([x, *(y.to(x.dtype) for y in past[name])]) for name, x in own.items()}
             columns["filled"] = torch.cat([torch.ones_like(own["index"], dtype=torch.bool), *past["filled"]])
-            # Dividing the anchors by the temperature instead of the products saves passes over the products.
+            # Dividing the anchors (not the products) by the temperature saves passes over the products.
             tau = 1 if self.link == "linear" else self.temperature
             keys = self.bank.keys(len(s)) if self.bank is not None and self.negatives else None
             products = self.teacher_projection.products(columns["teacher"], columns["norm"], w)
@@ -192,7 +196,7 @@ class GlobalContrast(Loss):
         return dict(zip(names, found.unbind(1), strict=True))
 
     def _past(self) -> dict[str, list[Tensor]]:
-        """The columns of past samples in the queue and of rows of the bank, and which are `filled`.
+        """The columns of past samples in the queue and of rows of the bank, and `filled`, which marks the valid ones.
 
         The student's features are copies, since autograd saves them.
         """
@@ -220,8 +224,8 @@ class GlobalContrast(Loss):
     def _log_weight(self, columns: dict[str, Tensor], rows: slice, keys: Tensor | None = None) -> Tensor:
         """Compute `log w_ij [rows, N + Q]` of some samples of the batch: 0 for the pair itself, -inf for non-negatives.
 
-        columns: of batch and past `[N + Q, ...]`; label, group and index are -1 for unknown. keys: `[N]`, for separate
-        draws of the samples.
+        columns: of batch and past, `[N + Q, ...]`; -1 means unknown for label, group and index. keys: `[N]`, for the
+        separate draws of the samples.
         """
         everything, norms = columns["teacher"], columns["norm"].clamp(min=1e-12)
         none = self._no_negatives(columns, rows, keys)
@@ -246,7 +250,7 @@ class GlobalContrast(Loss):
         return none
 
     def _drawn(self, columns: dict[str, Tensor], rows: slice, keys: Tensor) -> Tensor:
-        """Which columns `[rows, N + Q]` the samples draw separately: rows of the bank, and none of the batch."""
+        """Which columns `[rows, N + Q]` the samples draw separately: only rows of the bank, none of the batch."""
         n = len(keys)
         index, label = columns["index"][:n], columns["label"]
         labels = label[n:].index_put((index,), label[:n]) if "label" in self.exclude else torch.full_like(label[n:], -1)

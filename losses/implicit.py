@@ -1,8 +1,8 @@
 """The gradient of a transport plan by the implicit function theorem (Luise et al. 2018, arXiv 1805.11897).
 
-Unrolling stores the intermediates of every iteration, and differentiates an approximate solution. At the optimum, the
-derivative of the plan with respect to the cost depends on the plan and its marginals only: one linear system, whatever
-the number of iterations.
+Unrolling stores the intermediate results of every iteration and differentiates an approximate solution. At the optimum,
+the derivative of the plan with respect to the cost depends only on the plan and its marginals: one linear system,
+regardless of the number of iterations.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ RIDGE = 1e-10
 
 
 def implicit(plan: Tensor, cost: Tensor, epsilon: float | Tensor) -> Tensor:
-    """Return the plan with the gradient with respect to `cost` for exact, fixed marginals.
+    """Return the plan with its gradient with respect to `cost`, for exact, fixed marginals.
 
-    The backward solves an `[m, m]` system in float64, for fp32 plans, too.
+    The backward pass solves an `[m, m]` system in float64, even for fp32 plans.
 
     Args:
         plan: The entropic optimum for `cost` and `epsilon`, `[n, m]`. Rows and columns without mass are ignored.

@@ -19,11 +19,11 @@ from losses.temperature import bounded_temperature
 
 
 class InfoNCE(Loss):
-    """InfoNCE: classify the matching pair among the samples of the global batch, in both directions.
+    """InfoNCE: identify the matching pair among the samples of the global batch, in both directions.
 
     Args:
         dim: Size of the L2-normalised projections.
-        temperature: Initial value; learnt within [0.01, 1].
+        temperature: Initial temperature, which is learnt within [0.01, 1].
     """
 
     never_decayed = ("log_temperature",)

@@ -9,8 +9,8 @@ Each of these problems is solved approximately, by one Sinkhorn iteration (L = 1
     b = c / (Q' a)                  (3)
     P(t+1) = diag(a) Q diag(b)      (4)
 
-P(t) converges to an optimum of the linear programme for every beta: beta determines the speed, whereas the epsilon of
-`sinkhorn` determines the result. Entries outside the optimum decay like exp(-t / beta), below the range of fp32, so all
+P(t) converges to an optimum of the linear programme for every beta: beta only affects the speed, whereas the epsilon of
+`sinkhorn` affects the result. Entries outside the optimum decay like exp(-t / beta), below the range of fp32, so all
 computations are in the log domain.
 """
 
@@ -52,7 +52,7 @@ def ipot(
     if cost.ndim < 2 or 0 in cost.shape:
         raise ValueError(f"ipot: the cost must be [..., n, m] with n and m at least 1, not {list(cost.shape)}")
     if not beta > 0:
-        raise ValueError(f"ipot: beta must be above 0, in the cost's unit, not {beta}")
+        raise ValueError(f"ipot: beta must be above 0 (in units of the cost), not {beta}")
     if iterations < 1:
         raise ValueError(f"ipot: iterations must be at least 1, not {iterations}")
     log_kernel = cost.to(torch.promote_types(cost.dtype, torch.float32)) / -beta  # log G

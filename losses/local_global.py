@@ -1,6 +1,6 @@
-"""Contrast between local features of one network and global features of the other, for small data sets.
+"""Contrasts local features of one network with global features of the other; useful for small datasets.
 
-If there are few samples, the positions of a feature map still give many anchors: Deep InfoMax (Hjelm et al. 2019, arXiv
+Even with few samples, the positions of a feature map give many anchors: Deep InfoMax (Hjelm et al. 2019, arXiv
 1808.06670), here between teacher and student, as in CRD's transfer to NYU-Depth (Tian et al. 2020, arXiv 1910.10699).
 """
 
@@ -24,15 +24,15 @@ from losses.temperature import bounded_temperature
 class LocalGlobal(Loss):
     """Contrast each position of a student's map with the global features of the teacher, and vice versa.
 
-    `loss = -E_ix[log softmax_j(<s_ix, t_j> / tau)]_i`, averaged with the same with the roles exchanged. s_ix is the
-    student's deepest map at position x of sample i, and t_j the teacher's pooled feature of sample j, both after
-    L2-normalised projections. Negatives are the other samples of the global batch, except those of the same known
-    group, since the frames of a clip show one scene.
+    `loss = -E_ix[log softmax_j(<s_ix, t_j> / tau)]_i`, averaged with the same loss with the roles of the networks
+    exchanged. s_ix is the student's deepest map at position x of sample i, and t_j is the teacher's pooled feature of
+    sample j, both projected and L2-normalised. Negatives are the other samples of the global batch, except those of the
+    same known group, since the frames of a clip show one scene.
 
     Args:
         dim: Size of the projections.
-        side: Maximum number of positions per side; larger maps are average-pooled.
-        temperature: Initial value of tau; learnt within [0.01, 1].
+        side: Maximum height and width of the maps in positions; larger maps are average-pooled.
+        temperature: Initial value of tau, which is learnt within [0.01, 1].
 
     Raises:
         ValueError: A network has no maps.
@@ -83,6 +83,6 @@ class LocalGlobal(Loss):
         return here + rank() * len(here)
 
     def _same_group(self, group: Tensor, own: Tensor) -> Tensor:
-        """Which samples are not negatives of those of this rank, bool `[b, B]`."""
+        """Which samples are not negatives of this rank's samples, bool `[b, B]`."""
         same = (group[:, None] == gather(group)) & (group >= 0)[:, None]
         return same.scatter(1, own[:, None], False)

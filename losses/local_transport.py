@@ -1,11 +1,11 @@
-"""The local term of WCoRD: optimal transport between the features of student and teacher within the batch.
+"""The local term of WCoRD: optimal transport between the features of student and teacher within a batch.
 
 Chen et al. 2021, arXiv 2012.08674 (LCKT):  min_P sum_ij P_ij c(s_i, t_j)  under uniform marginals.
 
-The plain plan ignores which student feature belongs to which teacher feature, although this is known. It is therefore
-anchored:  min_P <P, C> + epsilon KL(P || P0)  with  P0 = (1 - a) I/B + a 11'/B^2. a = 0 is feature regression, a = 1
-the plain term; in between, near-duplicates in the batch share their mass. For non-uniform marginals m, P0 = (1 - a)
-diag(m) + a m m'.
+The plain plan ignores the known correspondence between student and teacher features. It is therefore anchored:
+min_P <P, C> + epsilon KL(P || P0)  with  P0 = (1 - a) I/B + a 11'/B^2. a = 0 is feature regression, a = 1 the plain
+term; in between, near-duplicates in the batch share their mass. For non-uniform marginals m, P0 = (1 - a) diag(m) +
+a m m'.
 """
 
 from __future__ import annotations
@@ -35,45 +35,49 @@ from losses.unit import unit
 class LocalTransport(Loss):
     """WCoRD's local term: the cost of transport from student to teacher features, `sum_ij P_ij c(s_i, t_j)`.
 
-    The sum is over the global batch. `batch["weight"]`, `[B]`, at least 0 and not all 0, sets the marginals, i.e. how
-    much mass each sample sends and receives, and its weight in the relations. Samples of weight 0 are ignored.
+    The sum is over the global batch. `batch["weight"]`, `[B]`, at least 0 and not all 0, sets the marginals (how much
+    mass each sample sends and receives) and the weight of each sample in the relational term. Samples with weight 0 are
+    ignored.
 
-    For global batches larger than `rows.LARGEST_WHOLE`, the plan is never materialised if the cost is `cosine`,
-    marginals are uniform and fixed, and all keywords except `space`, `standardise`, `epsilon`, `iterations`, `anchor`
-    (above 0) and `relational` are the defaults. This does not apply if the loss itself is compiled.
+    For global batches larger than `rows.LARGEST_WHOLE`, the plan is never materialised, provided that the cost is
+    `cosine`, the marginals are uniform and fixed, and all keywords except `space`, `standardise`, `epsilon`,
+    `iterations`, `anchor` (above 0) and `relational` have their defaults. This does not apply if the loss itself is
+    compiled.
 
     Args:
         student: Dims of the student.
         teacher: Dims of the teacher.
-        cost: `cosine`, i.e. `1 - cos(s, t)` in [0, 2], `euclidean` or `squared_euclidean`. The latter two use features
-            that are not normalised, and are means over dimensions.
-        space: `teacher` compares in the feature space of the teacher, and only the student is projected. `shared`
-            projects both to `dim` (as in the paper; both can then drift together). `raw` compares pooled features
-            directly, which must have the same size.
-        standardise: Standardise the teacher's features by running statistics, in `teacher` and `shared` space.
+        cost: `cosine`, i.e. `1 - cos(s, t)` in [0, 2], `euclidean` or `squared_euclidean`. The latter two use
+        unnormalised features and average over dimensions.
+        space: `teacher`: compare in the feature space of the teacher; only the student is projected. `shared`: project
+        both to `dim` dimensions, as in the paper; both can then drift together. `raw`: compare pooled features
+        directly; they must have the same size.
+        standardise: Standardise the teacher's features by running statistics (in `teacher` and `shared` space).
         dim: Size of the shared space.
-        solver: `sinkhorn`, with entropic regularisation, or `ipot`, without: the proximal point iteration of the first
-            author's public code (`losses.ipot`). `ipot` does not support an anchor and requires `anchor: 1`.
-        epsilon: Entropic regularisation of `sinkhorn`, in units of the cost, or of its mean in the batch
-            (`relative_epsilon`).
+        solver: `sinkhorn`: entropic regularisation. `ipot`: no regularisation; the proximal point iteration of the
+            first
+        author's public code (`losses.ipot`). `ipot` does not support an anchor and requires `anchor: 1`.
+        epsilon: Entropic regularisation of `sinkhorn`, in units of the cost or, with `relative_epsilon`, of its mean in
+        the batch.
         relative_epsilon: Multiply epsilon by the mean cost of the batch, without gradient.
-        start_epsilon: Initial epsilon, which decreases geometrically to `epsilon`. Null keeps epsilon constant.
-        anneal_steps: Number of training steps in which it decreases.
+        start_epsilon: Initial epsilon, which decreases geometrically to `epsilon`. Null keeps it constant.
+        anneal_steps: Number of training steps over which epsilon decreases.
         iterations: Number of iterations of `sinkhorn`.
         beta: Weight of the proximal term of `ipot`, above 0, in units of the cost.
         proximal_steps: Number of proximal steps of `ipot`; usually 20 to 50.
-        anchor: `a` above, in [0, 1].
-        marginal_penalty: Relax the marginals at this price per unit of KL, so that a sample without a counterpart need
-            not be matched. Null keeps them fixed.
-        plan_gradient: `detached` is the gradient of the entropic optimum: by the envelope theorem, P is its gradient
-            with respect to the cost; only the value omits the entropy. `unrolled` differentiates `sum P c` through the
-            iterations, `implicit` through the optimum they converge to (`losses.implicit`).
-        relational: Weight of a Gromov term: the similarities of the student within the batch should match those of the
-            teacher under the same plan. 0 disables it.
+        anchor: Strength of the anchor: the plan's prior is P0 = (1 - a) I/B + a 11'/B^2 with a in [0, 1]. 0 fixes each
+        sample to its own pair, 1 is plain transport.
+        marginal_penalty: Relax the marginals (unbalanced transport) with this weight of their KL divergence, so samples
+        without a counterpart need not be matched. Null keeps the marginals fixed.
+        plan_gradient: `detached`: treat the plan as constant. By the envelope theorem, this is the gradient of the
+        entropic optimum; only the value omits the entropy. `unrolled`: differentiate `sum P c` through the
+        iterations. `implicit`: differentiate it through the optimum that they converge to (`losses.implicit`).
+        relational: Weight of a Gromov term, which matches the student's similarities within the batch to those of the
+        teacher under the same plan. 0 disables it.
 
     Raises:
         ValueError: A value is invalid; raw features differ in size; `implicit` is combined with relaxed marginals; or
-            `ipot` with an anchor or another feature of `sinkhorn`.
+        `ipot` is combined with an anchor or another feature of `sinkhorn`.
     """
 
     steps: Tensor
@@ -119,7 +123,9 @@ class LocalTransport(Loss):
                 f"teacher's {teacher.pooled}; use teacher or shared"
             )
         if plan_gradient == "implicit" and marginal_penalty is not None:
-            raise ValueError("plan_gradient: implicit requires fixed marginals; remove marginal_penalty, or unroll")
+            raise ValueError(
+                "plan_gradient: implicit requires fixed marginals; remove marginal_penalty, or use unrolled"
+            )
         if solver == "ipot":
             _check_ipot(anchor, plan_gradient, marginal_penalty, relative_epsilon, start_epsilon)
         self.solver, self.beta, self.proximal_steps = solver, beta, proximal_steps
@@ -147,7 +153,7 @@ class LocalTransport(Loss):
         """Compute the loss. Its parts are `transport` and, if above 0, `relational`."""
         h_student, h_teacher = gather(full_precision(student.pooled)), gather(full_precision(teacher.pooled))
         weight = self._marginal(batch)
-        if weight is not None:  # whatever their features are, including nan
+        if weight is not None:  # regardless of their features, which may be nan
             none = (weight == 0)[:, None]
             h_student, h_teacher = h_student.masked_fill(none, 0.0), h_teacher.masked_fill(none, 0.0)
         if self.training and isinstance(self.standardise, Standardise):
@@ -157,7 +163,9 @@ class LocalTransport(Loss):
             s, t = self.student_projection(h_student), self.teacher_projection(h_teacher)
             if self.cost == "cosine":
                 s, t = unit(s), unit(t)  # [B, d]
-            large = len(s) > rows.LARGEST_WHOLE and not torch.compiler.is_compiling()  # blocks read sums on the host
+            large = (
+                len(s) > rows.LARGEST_WHOLE and not torch.compiler.is_compiling()
+            )  # the blocked version reads sums on the host
             if self.blocked and weight is None and large:
                 return self._by_blocks(s, t, h_student, h_teacher)
             cost = self._cost(s, t, weight)  # [B, B]
@@ -171,7 +179,7 @@ class LocalTransport(Loss):
         return LossOutput.sum_of(parts, metrics)
 
     def _by_blocks(self, s: Tensor, t: Tensor, h_student: Tensor, h_teacher: Tensor) -> LossOutput:
-        """The same without materialising the plan, from unit vectors `[B, d]` and features `[B, D_S]`, `[B, D_T]`."""
+        """The loss without materialising the plan, from unit vectors `[B, d]` and features `[B, D_S]`, `[B, D_T]`."""
         n = len(s)
         odds = 1 + n * (1 - self.anchor) / self.anchor
         uniform = h_student.new_full((n,), 1 / n)
@@ -199,7 +207,7 @@ class LocalTransport(Loss):
         squared = (norms - 2 * s @ t.T).clamp(min=0) / s.shape[1]
         if self.cost == "squared_euclidean":
             return squared
-        # The square root has no gradient at distance 0, and a wrong one if the distance is a rounding error.
+        # The square root has no gradient at distance 0, and a wrong one if the distance is only a rounding error.
         rounding = torch.finfo(s.dtype).eps * norms.detach() / s.shape[1]
         return (squared + rounding + 1e-12).sqrt()
 
@@ -236,7 +244,7 @@ def _check_ipot(
     relative_epsilon: bool,
     start_epsilon: float | None,
 ) -> None:
-    """Raise ValueError if a feature is requested that IPOT does not support, naming the setting to change."""
+    """Raise ValueError for features that IPOT does not support; the message states the setting to change."""
     asked = {
         "anchor: 1": anchor < 1,
         "plan_gradient: detached": plan_gradient != "detached",
@@ -245,4 +253,4 @@ def _check_ipot(
         "start_epsilon: null": start_epsilon is not None,
     }
     if cure := ", ".join(setting for setting, needed in asked.items() if needed):
-        raise ValueError(f"solver: ipot only solves the plain problem: set {cure}, or solver: sinkhorn")
+        raise ValueError(f"solver: ipot only solves the unregularised problem: set {cure}, or solver: sinkhorn")

@@ -14,16 +14,16 @@ from losses.logits import paired_classes, paired_logits
 
 
 class LogitStandardisedKD(KD):
-    """KD of standardised logits: `z(x) = (x - mean(x)) / std(x)` per sample, with the unbiased deviation.
+    """KD on standardised logits: `z(x) = (x - mean(x)) / std(x)` per sample, with the unbiased standard deviation.
 
-    The student then has to match the order and relative size of the teacher's logits, but not their shift and scale.
+    The student then has to match the order and relative sizes of the teacher's logits, but not their shift and scale.
     Requires no labels. Published with weight 9.
 
     Args:
         temperature: The base temperature of the paper.
 
     Raises:
-        ValueError: Teacher and student do not have logits of the same classes, at least two.
+        ValueError: Teacher and student do not both have logits for the same classes (at least two).
     """
 
     def __init__(self, student: Dims, teacher: Dims, *, temperature: Annotated[float, Gt(0)] = 2.0) -> None:
@@ -36,5 +36,5 @@ class LogitStandardisedKD(KD):
 
 
 def _standardise(x: Tensor) -> Tensor:
-    # The deviation of a head that is initialised with zeros is 0: the minimum bounds its first gradients.
+    # A head that is initialised with zeros has a standard deviation of 0: the minimum bounds its first gradients.
     return (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True).clamp(min=1e-3)

@@ -9,7 +9,7 @@ from losses.base import Batch, Dims, Features, full_precision, known
 
 
 def paired_classes(loss: str, student: Dims, teacher: Dims, least: int = 1) -> int:
-    """Check that both networks have logits of the same classes.
+    """Check that both networks have logits for the same classes.
 
     Args:
         loss: Name of the loss, for the message.
@@ -26,8 +26,9 @@ def paired_classes(loss: str, student: Dims, teacher: Dims, least: int = 1) -> i
     if student.classes is None or student.classes != teacher.classes or student.classes < least:
         number = f", {least} or more," if least > 1 else ""
         raise ValueError(
-            f"{loss} needs logits of the same classes{number} on both sides; the student has {student.classes}, the "
-            f"teacher {teacher.classes}. Use a feature loss (wcord, info_nce) for a teacher of another task."
+            f"{loss} requires student and teacher to have logits for the same classes{number}; the student has "
+            f"{student.classes}, the teacher {teacher.classes}. Use a feature loss (wcord, info_nce) for a teacher of "
+            "another task."
         )
     return student.classes
 
@@ -36,7 +37,7 @@ def paired_logits(student: Features, teacher: Features) -> tuple[Tensor, Tensor]
     """Get the logits of both networks in at least fp32.
 
     Returns:
-        `[B, K]` each. For logits of pixels, `[B H W, K]` each, at the resolution of the student.
+        `[B, K]` each. For per-pixel logits, `[B H W, K]` each, at the resolution of the student.
     """
     assert student.logits is not None
     assert teacher.logits is not None
@@ -52,7 +53,7 @@ def target(student: Features, batch: Batch) -> Tensor:
     """Get the target classes of the student's logits.
 
     Returns:
-        int64, -1 for unknown: `label [B]`, or `mask [B, H, W]` for logits of pixels.
+        int64, -1 if unknown: `label [B]`, or `mask [B, H, W]` for per-pixel logits.
     """
     assert student.logits is not None
     label: Tensor = known(batch, "label", student.logits) if student.logits.ndim == 2 else batch["mask"]

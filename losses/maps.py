@@ -1,4 +1,4 @@
-"""Feature maps in a common form: read, pair and resize them."""
+"""Converts feature maps to a common form, pairs them and resizes them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _grid(size: tuple[int, ...]) -> Size:
 
 
 def grid_shape(side: int, *maps: Tensor) -> tuple[int, int]:
-    """Largest height and width, each at most `side`, that all maps have."""
+    """Largest height and width (each at most `side`) that all maps reach."""
     shapes = [as_grid(x).shape[2:] for x in maps]
     return min(side, *(shape[0] for shape in shapes)), min(side, *(shape[1] for shape in shapes))
 
@@ -72,12 +72,13 @@ def paired_channels(name: str, student: Dims, teacher: Dims, first: int = 0) -> 
     if not student.maps or not teacher.maps:
         side = "student" if not student.maps else "teacher"
         raise ValueError(
-            f"{name} compares feature maps, and the {side} has none. Use an encoder that returns maps, or a loss that "
-            "reads the pooled features (wcord, info_nce)."
+            f"{name} compares feature maps, but the {side} has none. Use an encoder that returns maps, or a loss on "
+            "the "
+            "pooled features (wcord, info_nce)."
         )
     pairs = min(len(student.maps), len(teacher.maps))
     if first >= pairs:
-        raise ValueError(f"{name}: first: {first} leaves no pairs; {pairs} maps can be paired.")
+        raise ValueError(f"{name}: first: {first} leaves no pairs of maps; it must be below {pairs}.")
     return pair_up(student.maps, teacher.maps, first)
 
 

@@ -16,12 +16,13 @@ from losses.maps import paired_channels, paired_maps, same_size
 class NST(Loss):
     """Neuron selectivity transfer: match the distributions of channel activations.
 
-    `loss = sum_l MMD^2(channels of m_S^l, channels of m_T^l)` with kernel `<x, y>^2`, averaged over samples. A channel
-    is the L2-normalised vector of its values over positions. Requires feature maps. If the networks have different
-    numbers of maps, the deepest ones are paired. If sizes differ, the larger map is average-pooled.
+    `loss = sum_l MMD^2(channels of m_S^l, channels of m_T^l)` with kernel `<x, y>^2`, averaged over samples. Each
+    channel is represented by the L2-normalised vector of its values over positions. Requires feature maps. If the
+    networks have different numbers of maps, the deepest ones are paired. If sizes differ, the larger map is
+    average-pooled.
 
     Args:
-        first: Index of the first pair that is compared. The paper uses 1, which skips the stem of a ResNet.
+        first: Index of the first pair of maps to compare. The paper uses 1, which skips the stem of a ResNet.
 
     Raises:
         ValueError: A network has no maps, or `first` leaves none.
@@ -45,7 +46,7 @@ def _discrepancy(student: Tensor, teacher: Tensor) -> Tensor:
     s, t = (F.normalize(x.flatten(2), dim=2) for x in (student, teacher))  # [B, C, H W]
     with torch.autocast(s.device.type, enabled=False):
         if s.shape[2] <= max(s.shape[1], t.shape[1]):
-            # <x, y>^2 = <xx', yy'>: the same value from matrices over positions, which are smaller here.
+            # <x, y>^2 = <xx', yy'>: this gives the same value with matrices over positions, which are smaller here.
             difference = _second_moment(s) - _second_moment(t)
             return difference.square().sum((1, 2)).mean()
         return _mean_kernel(s, s) + _mean_kernel(t, t) - 2 * _mean_kernel(s, t)

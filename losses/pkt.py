@@ -13,12 +13,12 @@ EPSILON = 1e-7
 
 
 class PKT(Loss):
-    """Probabilistic knowledge transfer: match the probability of each sample to be a neighbour of each other.
+    """Probabilistic knowledge transfer: match the probabilities that sample j is a neighbour of sample i.
 
     `loss = mean_ij[P_ij log(P_ij / Q_ij)]`, where P (teacher) and Q (student) are the row-normalised `(1 + cos(x_i,
-    x_j)) / 2` of all `[N, N]` pairs of the global batch, including i = j. The two `pooled` features may differ in size.
-    Requires neither labels nor a projection. The value is small because of the mean over pairs: published with weight
-    30000.
+    x_j)) / 2` of all `[N, N]` pairs of the global batch, including i = j. The `pooled` features of the networks may
+    differ in size. Requires neither labels nor a projection. The mean over pairs makes the value small: the published
+    weight is 30000.
     """
 
     def __init__(self, student: Dims, teacher: Dims) -> None:

@@ -1,9 +1,9 @@
 """WCoRD's local term between the positions of feature maps: transport within each sample instead of within the batch.
 
-If both networks see the same picture, it is known which part of the student's map belongs to which part of the
-teacher's, except for what lies between two cells or is shifted between two sensors. The plan of each sample is
-therefore anchored at its positions, as that of `LocalTransport` is at its samples: min_P <P, C> + epsilon KL(P || P0),
-P0 = (1 - a) I/n + a 11'/n^2.
+If both networks receive views of the same scene, the correspondence between positions of the two maps is known, except
+for content between two cells and shifts between two sensors. The plan of each sample is therefore anchored at its
+positions, as the plan of `LocalTransport` is at its samples: min_P <P, C> + epsilon KL(P || P0), P0 = (1 - a) I/n + a
+11'/n^2.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ from losses.unit import unit
 class PositionTransport(Loss):
     """Transport between the positions of a student's and a teacher's feature map.
 
-    `loss = E_i[sum_xy P_ixy (1 - cos(s_ix, t_iy))]`, where s is a 1x1 projection of a map of the student, and t a map
-    of the teacher with standardised channels. The plan is constant in the backward, as in the gradient of the entropic
-    optimum.
+    `loss = E_i[sum_xy P_ixy (1 - cos(s_ix, t_iy))]`, where s is a student's map after a 1x1 convolution, and t is a
+    teacher's map with standardised channels. The plan is constant in the backward pass, which gives the gradient of the
+    entropic optimum.
 
     Args:
-        layer: Index of the pair of maps; negative from the deepest.
-        side: Maximum number of positions per side; larger maps are average-pooled, both to the same size.
+        layer: Index of the pair of maps; negative values count from the deepest.
+        side: Maximum height and width of the maps in positions; larger maps are average-pooled, both to the same size.
         epsilon: Entropic regularisation, in units of the cost.
         iterations: Number of Sinkhorn iterations.
-        anchor: a above, in [0, 1]. 0 is regression of the map; 1 has no information about positions.
+        anchor: a in the prior P0 = (1 - a) I/n + a 11'/n^2, in [0, 1]. 0 is regression of the map; 1 carries no
+        information about positions.
 
     Raises:
         ValueError: A network has no maps, or there is no such layer.

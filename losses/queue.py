@@ -1,4 +1,4 @@
-"""A FIFO queue of past features: negatives beyond the batch, without an index into the training set."""
+"""A FIFO queue of past features: negatives beyond the batch that need no index into the training set."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from losses.finite import all_finite
 class Queue(nn.Module):
     """The last rows of row-aligned tensors (features, labels, groups) of past global batches.
 
-    Slots are buffers, so that they are saved in checkpoints. `filled [length]` marks slots that have been written. Push
-    the gathered batch, so that all ranks have the same queue.
+    Slots are buffers, so they are saved in checkpoints. `filled [length]` marks slots that have been written. Push the
+    gathered batch: all ranks then have the same queue.
 
     Args:
         length: Number of slots.
@@ -33,7 +33,7 @@ class Queue(nn.Module):
         self.register_buffer("head", torch.zeros((), dtype=torch.int64))
 
     def column(self, name: str) -> Tensor:
-        """A column itself, for use without autograd: later pushes change it."""
+        """A column itself (not a copy), for use without autograd, since later pushes change it."""
         column: Tensor = getattr(self, name)
         return column
 
@@ -45,8 +45,8 @@ class Queue(nn.Module):
     def push(self, **rows: Tensor) -> None:
         """Append rows to every column, replacing the oldest ones.
 
-        If there are more rows than slots, the last rows are kept. If a value is not finite, no row is added: the
-        training step is skipped, too.
+        If there are more rows than slots, the last rows are kept. If any value is not finite, no row is added, since
+        the training step is also skipped.
 
         Args:
             rows: Column -> values, `[B, ...]`.

@@ -1,4 +1,4 @@
-"""Find classes by name: a known name, or `package.module:Class`. Used for losses, modalities and encoders."""
+"""Finds losses, modalities and encoders by a known name or by `package.module:Class`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def find(name: str, known: Mapping[str, Class], base: Class, kind: str) -> Class
         return known[name]
     if ":" in name:
         return import_class(name, base)
-    raise ValueError(f"{kind}: there is no {name!r}{near(name, known)}; a class of your own is package.module:Class")
+    raise ValueError(f"{kind}: there is no {name!r}{near(name, known)}; for your own class, use package.module:Class")
 
 
 def import_object(path: str) -> Any:
@@ -42,7 +42,7 @@ def import_object(path: str) -> Any:
     try:
         return attrgetter(name)(importlib.import_module(module))
     except ImportError as error:
-        raise ValueError(f"{path}: cannot import {module} ({error}); is its folder on PYTHONPATH?") from error
+        raise ValueError(f"{path}: cannot import {module} ({error}); add its folder to PYTHONPATH") from error
     except AttributeError:
         raise ValueError(f"{path}: module {module} has no {name!r}") from None
 

@@ -1,4 +1,4 @@
-"""Relations between samples: the Gromov part of transport between feature spaces that are not directly comparable."""
+"""Relations between samples: the Gromov part of transport between feature spaces that cannot be compared directly."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TEMPERATURE = 0.1
 """Temperature of the softmax over similarities."""
 
 LEAST_LOG = -1e4
-"""Log weight of the sample itself and of neighbours of weight 0. Unlike with -inf, their terms are 0, not nan."""
+"""Log weight of the sample itself and of neighbours with weight 0. With -inf, their terms would be nan, not 0."""
 
 
 def relational_divergence(
@@ -25,22 +25,23 @@ def relational_divergence(
     """Divergence between the similarity structures of student and teacher (Park et al. 2019; Passalis and Tefas 2018).
 
     `mean_i KL(r_i(teacher) || r_i(student))`, where `r_i` is the softmax over j != i of `cos(x_i, x_j) / temperature`
-    of features that are centred by the mean of the batch. arXiv 1904.05068 and 1803.10837.
+    for features minus their batch mean. arXiv 1904.05068 and 1803.10837.
 
     Args:
-        student: `[B, D_S]`, of the global batch, equal on all ranks.
-        teacher: `[B, D_T]`, of the global batch, equal on all ranks.
-        plan: Transport plan `[B, B]` that maps the similarities of the teacher to the students before the softmax, `(B
-            P) S_T (B P)'`. None uses the pairs as given.
+        student: `[B, D_S]`, the global batch, identical on all ranks.
+        teacher: `[B, D_T]`, the global batch, identical on all ranks.
+        plan: Transport plan `[B, B]` that maps the teacher's similarities to the student's samples before the softmax,
+            `(B
+        P) S_T (B P)'`. None uses the pairs as they are.
         temperature: Temperature of the softmax.
-        weight: Weights of the samples, `[B]`, sum 1, in both means and for neighbours in the softmax. None means
-            uniform. Samples of weight 0 are ignored.
+        weight: Weights of the samples, `[B]`, with sum 1, in both means and for neighbours in the softmax. None means
+        uniform. Samples with weight 0 are ignored.
 
     Returns:
         A scalar; 0 for fewer than 3 samples.
     """
     n = len(student)
-    if n < 3:  # with at most one neighbour, all relations are the same
+    if n < 3:  # with at most one neighbour, all softmax distributions are the same
         return student.sum() * 0
     log_prior = None  # uniform weights do not change the softmax
     if weight is None:
@@ -50,7 +51,7 @@ def relational_divergence(
         log_prior = weight.log().clamp(min=LEAST_LOG)
     carried = directions(teacher, weight)
     if plan is not None:
-        # S_T is a product of directions: B^2 D operations instead of B^3.
+        # S_T is a product of unit vectors, so this takes B^2 D operations instead of B^3.
         carried = plan / weight.masked_fill(weight == 0, 1)[:, None] @ carried
     return divergence_of_directions(directions(student, weight), carried, weight, temperature, log_prior)
 

@@ -16,14 +16,15 @@ from losses.gather import gather
 class RKD(Loss):
     """Relational knowledge distillation: match distances and angles between samples.
 
-    `loss = distance * mean_ij[h(d_ij^S - d_ij^T)] + angle * mean_ijk[h(a_ijk^S - a_ijk^T)]` with smooth L1 (Huber) h. d
-    are distances within the global batch of N samples, divided by their mean; a are the cosines of the angles at i
-    between j and k. The two `pooled` features may differ in size. Requires neither labels nor a projection. Published
-    with weight 1. Memory and time grow with N^3: for N = 256, the angles of one network take 64 MiB.
+    `loss = distance * mean_ij[h(d_ij^S - d_ij^T)] + angle * mean_ijk[h(a_ijk^S - a_ijk^T)]`, where h is smooth L1
+    (Huber), d are the distances within the global batch of N samples, divided by their mean, and a are the cosines of
+    the angles at i between j and k. The `pooled` features of the networks may differ in size. Requires neither labels
+    nor a projection. Published with weight 1. Memory and time grow with N^3: for N = 256, the angles of one network
+    take 64 MiB.
 
     Args:
-        distance: Weight of the distances.
-        angle: Weight of the angles.
+        distance: Weight of the distance term.
+        angle: Weight of the angle term.
     """
 
     def __init__(
@@ -52,6 +53,6 @@ def _relations(x: Tensor) -> tuple[Tensor, Tensor]:
     difference = x[None] - x[:, None]  # [N, N, D]
     distance = difference.norm(dim=2)
     mean = distance.sum() / (distance > 0).sum().clamp(min=1)
-    # The direction to a duplicate is undefined: an infinite distance makes unit vector and gradient 0 instead of NaN.
+    # The direction to a duplicate is undefined. An infinite distance makes unit vector and gradient 0 instead of NaN.
     unit = difference / distance.masked_fill(distance <= 1e-6 * mean, torch.inf)[:, :, None]
     return distance / mean.clamp(min=1e-12), unit @ unit.transpose(1, 2)

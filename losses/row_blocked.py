@@ -1,4 +1,4 @@
-"""Transport between large batches in blocks of rows: memory grows linearly with the batch.
+"""Transport between large batches in blocks of rows: memory grows only linearly with the batch.
 
 Each rank computes the rows of its local samples. Ranks only exchange column sums, one vector per iteration.
 """
@@ -17,7 +17,7 @@ from losses.gather import gather, least_over_ranks, ranks, sum_over_ranks
 from losses.rows import own_rows, row_blocks
 
 SMALLEST_SUM = 1e-30
-"""Smaller column sums are recomputed in the log domain. fp32 loses entries below e^-87 of the row maximum."""
+"""Column sums below this are recomputed in the log domain. fp32 loses entries below e^-87 of the row maximum."""
 
 
 def transport_cost(
@@ -33,12 +33,13 @@ def transport_cost(
     The gradient is that of the cost for fixed P (envelope theorem). The other outputs have no gradient.
 
     Args:
-        x: `[n, d]`, L2-normalised, of the global batch, equal on all ranks. Computed in fp32 or float64.
+        x: `[n, d]`, L2-normalised, the global batch, identical on all ranks. Computed in fp32 or float64.
         y: `[m, d]`, as x.
         epsilon: Entropic regularisation, in units of the cost.
         iterations: Number of Sinkhorn iterations.
-        diagonal_odds: Prior odds of a true pair against any other, at least 1. For the anchored prior `(1 - a) I/n +
-            a/n^2`, they are 1 + n (1 - a) / a.
+        diagonal_odds: Prior odds of a true pair against any other pair, at least 1. For the anchored prior `(1 - a) I/n
+            +
+        a/n^2`, they are 1 + n (1 - a) / a.
         carried: Features `[m, D]` to multiply by the plan, or None.
 
     Returns:
@@ -107,12 +108,12 @@ class _Problem:
     def potentials(self, iterations: int) -> tuple[Tensor, Tensor]:
         """Potentials of rows and columns in units of epsilon.
 
-        Each iteration is one pass over the kernel. Only if a column sum underflowed, all iterations are repeated with
-        two passes. Reading the sums synchronises with the device, so this is checked once.
+        Each iteration is one pass over the kernel. If a column sum has underflowed, all iterations are repeated with
+        two passes each. This is checked only once, since reading the sums synchronises with the device.
         """
         f, g, least = self._iterate(iterations, by_logarithms=False)
         fine = least_over_ranks((least > SMALLEST_SUM).float())  # False for nan, which results from a sum of 0
-        if not fine:  # minimum over ranks, which must all take the same branch
+        if not fine:  # a minimum over ranks, since all must take the same branch
             f, g, _ = self._iterate(iterations, by_logarithms=True)
         return f, g
 

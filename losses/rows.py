@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from losses.gather import rank, ranks, sum_of_shares
 
 LARGEST_WHOLE = 4096
-"""For larger global batches, losses avoid storing a matrix of all pairs if possible."""
+"""For global batches larger than this, losses avoid storing a matrix of all pairs if possible."""
 
 BLOCK_ELEMENTS = 1 << 23
 """Number of elements of such a matrix in memory at once."""
@@ -25,7 +25,9 @@ def own_rows(rows: int) -> slice:
     """
     share, left = divmod(rows, ranks())
     if left:
-        raise ValueError(f"{rows} rows cannot be the global batch of {ranks()} ranks: each must have the same number")
+        raise ValueError(
+            f"a global batch of {rows} rows is not divisible by {ranks()} ranks; all must have the same number"
+        )
     return slice(rank() * share, (rank() + 1) * share)
 
 
@@ -39,8 +41,8 @@ def row_blocks(rows: int, columns: int) -> Iterator[slice]:
 def sum_by_rows(term: Callable[[slice], Tensor], rows: int, columns: int) -> Tensor:
     """Evaluate a term that is a sum over the rows of a matrix of the global batch.
 
-    For more than LARGEST_WHOLE rows, each rank sums its local rows block by block, and recomputes each block in the
-    backward. The inputs of the term must not change until then.
+    For more than LARGEST_WHOLE rows, each rank sums its local rows block by block and recomputes each block in the
+    backward pass. The inputs of the term must not change until then.
 
     Args:
         term: Function from a slice of rows to their sum.

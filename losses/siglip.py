@@ -19,15 +19,15 @@ from losses.temperature import bounded_temperature
 
 
 class SigLIP(Loss):
-    """SigLIP: binary classification of each combination of the global batch as matching or not.
+    """SigLIP: binary classification of every combination in the global batch as matching or not.
 
     `loss = -1/N sum_ij log sigmoid(z_ij (scale * <s_i, t_j> + bias))`, z = 1 for pairs and -1 otherwise. There is no
     softmax over the N samples. Requires no labels.
 
     Args:
         dim: Size of the L2-normalised projections.
-        scale: Initial value of the inverse temperature; learnt within [1, 100].
-        bias: Initial value of the learnt bias. With -10, nearly all combinations are predicted as negative at first.
+        scale: Initial inverse temperature, which is learnt within [1, 100].
+        bias: Initial value of the learnt bias. With -10, nearly all combinations are initially predicted as negative.
     """
 
     never_decayed = ("log_temperature", "bias")

@@ -1,7 +1,7 @@
 """Entropic optimal transport by Sinkhorn iterations (Cuturi 2013; Peyre and Cuturi 2019, sections 4.2 and 4.4).
 
-There are three implementations of the same iteration: products with the kernel on the CPU without gradient and with
-uniform marginals, which is fastest (`_by_kernel`); the log domain in all other cases (`_by_logarithms`); and the log
+There are three implementations of the same iteration: products with the kernel, which is fastest, on the CPU without
+gradient and with uniform marginals (`_by_kernel`); the log domain in all other cases (`_by_logarithms`); and the log
 domain compiled by torch.compile for GPUs (`_fused`).
 """
 
@@ -25,7 +25,7 @@ LONGEST_STRIDE = 8
 """Maximum number of iterations between two checks of the scalings."""
 
 LARGE_BYTES = 1 << 22
-"""Larger kernels do not stay in the CPU caches between iterations."""
+"""Kernels larger than this do not stay in the CPU caches between iterations."""
 
 BLOCK_BYTES = 3 << 19
 """Size of a block of rows that stays in the cache of a core between the two products of an iteration."""
@@ -47,14 +47,15 @@ def sinkhorn(
         cost: `[..., n, m]`, any float dtype. Computed in fp32 (float64 is kept), also inside autocast. Gradients flow
             through the iterations if it requires them.
         epsilon: Entropic regularisation, above 0, in units of the cost.
-        iterations: Number of row and column updates. It is fixed, so that there is no synchronisation with the device.
+        iterations: Number of row and column updates, fixed to avoid synchronisation with the device.
         log_prior: Log of the reference plan, `[n, m]`, -inf for forbidden entries; by default log 1/(n m).
         log_row: Log of the row marginal, `[..., n]`, -inf for excluded rows; by default log 1/n.
         log_column: Log of the column marginal, `[..., m]`, -inf for excluded columns; by default log 1/m.
-        marginal_penalty: Instead of fixing the marginals, penalise KL(marginal of P || marginal) by this weight, above
-            0 (Chizat et al. 2018).
-        compiled: Fuse the iterations in the log domain by torch.compile. For GPUs, where each would launch a dozen
-            kernels.
+        marginal_penalty: Instead of fixing the marginals, penalise KL(marginal of P || marginal) with this weight,
+            above
+        0 (Chizat et al. 2018).
+        compiled: Fuse the iterations in the log domain with torch.compile. Use it on GPUs, where each iteration would
+        otherwise launch a dozen kernels.
 
     Returns:
         `[..., n, m]`. Column sums are exact unless penalised; `marginal_error` measures the error of the rows.
@@ -86,7 +87,7 @@ def _check(cost: Tensor, epsilon: float | Tensor, iterations: int, marginal_pena
     if cost.ndim < 2 or 0 in cost.shape:
         raise ValueError(f"sinkhorn: the cost must be [..., n, m] with n and m at least 1, not {list(cost.shape)}")
     if not isinstance(epsilon, Tensor) and not epsilon > 0:  # reading a tensor would synchronise with the device
-        raise ValueError(f"sinkhorn: epsilon must be above 0, in the cost's unit, not {epsilon}")
+        raise ValueError(f"sinkhorn: epsilon must be above 0 (in units of the cost), not {epsilon}")
     if iterations < 1:
         raise ValueError(f"sinkhorn: iterations must be at least 1, not {iterations}")
     if marginal_penalty is not None and not marginal_penalty > 0:
@@ -100,7 +101,7 @@ def _log_kernel(cost: Tensor, epsilon: float | Tensor, log_prior: Tensor | None)
 
 
 def _without(log_kernel: Tensor, marginal: Tensor) -> tuple[Tensor, Tensor]:
-    """The kernel without rows or columns whose marginal is -inf, and the marginal, made finite."""
+    """The kernel with rows or columns of marginal -inf masked, and the marginal made finite."""
     none = marginal == -math.inf
     return log_kernel.masked_fill(none, -math.inf), marginal.masked_fill(none, 0.0)
 
@@ -108,10 +109,10 @@ def _without(log_kernel: Tensor, marginal: Tensor) -> tuple[Tensor, Tensor]:
 def _by_logarithms(
     log_kernel: Tensor, row: Tensor, column: Tensor, iterations: int, damping: float | Tensor = 1.0
 ) -> Tensor:
-    """Compute the plan in the log domain, stable for every kernel.
+    """Compute the plan in the log domain, which is stable for every kernel.
 
     If cost / epsilon is large, fp32 loses the marginals when they are added to the potentials. Potentials are therefore
-    absorbed into the kernel, often at the beginning. The last update is a softmax, which needs no potentials.
+    absorbed into the kernel, more often at the beginning. The last update is a softmax, which needs no potentials.
     """
     f, g = torch.zeros_like(log_kernel[..., :1]), torch.zeros_like(log_kernel[..., :1, :])
     done, stride = 0, 1
@@ -136,10 +137,10 @@ def _potentials(
     f: Tensor | float,
     g: Tensor | float,
 ) -> tuple[Tensor, Tensor]:
-    """What a number of iterations adds to the potentials `f [..., n, 1]`, `g [..., 1, m]`, in units of epsilon.
+    """The increments of the potentials `f [..., n, 1]`, `g [..., 1, m]` after some iterations, in units of epsilon.
 
-    They are already part of log K:  f = damping * (row - logsumexp_j(log K + g)), g = damping * (column -
-    logsumexp_i(log K + f)).
+    The potentials themselves are already part of log K:  f = damping * (row - logsumexp_j(log K + g)), g = damping *
+    (column - logsumexp_i(log K + f)).
     """
     held_f, held_g = (1 - damping) * f, (1 - damping) * g
     own_g = torch.zeros_like(log_kernel[..., :1, :])
@@ -161,8 +162,8 @@ def _fused() -> Callable[..., Tensor]:
 
 
 def _logsumexp(x: Tensor, dim: int) -> Tensor:
-    """logsumexp, but 0 if all entries are -inf: the marginal of such a row is -inf, too, and both would make nan."""
-    if x.requires_grad:  # also masked before, else the gradient is nan
+    """logsumexp, but 0 if all entries are -inf: such a row also has a marginal of -inf, and both would give nan."""
+    if x.requires_grad:  # mask before as well; otherwise, the gradient is nan
         empty = x.detach().amax(dim, keepdim=True) == -math.inf
         return torch.logsumexp(x.masked_fill(empty, 0.0), dim, keepdim=True).masked_fill(empty, 0.0)
     total = torch.logsumexp(x, dim, keepdim=True)
@@ -173,7 +174,7 @@ def _by_kernel(kernel: Tensor, log_kernel: Callable[[], Tensor], iterations: int
     """Compute the same plan for uniform marginals by products (Schmitzer 2019, arXiv 1610.06519).
 
     With absorbed potentials, K has moderate values, and an iteration is  u = 1 / K v,  v = 1 / K'u. The marginals only
-    change a factor, which is applied at the end. If u or v leaves its range, the iterations since the last check are
+    affect a factor, which is applied at the end. If u or v leaves its range, the iterations since the last check are
     repeated: one in the log domain, which is absorbed, and the others by products.
 
     kernel: log K, overwritten by the plan. log_kernel: recomputes log K, which is rarely needed.
@@ -214,9 +215,9 @@ def _scalings(kernel: Tensor, v: Tensor, iterations: int) -> tuple[Tensor, Tenso
 def _scalings_of_large(kernel: np.ndarray, v: np.ndarray, iterations: int) -> tuple[Tensor, Tensor]:
     """The same, reading the kernel from memory once per iteration.
 
-    Each thread processes its rows in blocks, and a block is still in the cache of the core for the second product.
-    NumPy releases the GIL and is faster for a block; its own threads would divide the second product by columns, across
-    the caches of the cores.
+    Each thread processes its rows in blocks, so a block is still in the core's cache for the second product. NumPy
+    releases the GIL and is faster for a single block; its own threads would divide the second product by columns,
+    across the caches of the cores.
     """
     threads = torch.get_num_threads()
     u, columns = np.empty(len(kernel), kernel.dtype), np.empty((threads, len(v)), kernel.dtype)
@@ -232,7 +233,7 @@ def _scalings_of_large(kernel: np.ndarray, v: np.ndarray, iterations: int) -> tu
 
 
 def _one_pass(blocks: list[tuple[np.ndarray, np.ndarray]], v: np.ndarray, column: np.ndarray) -> None:
-    """Compute u = 1 / K v of some rows. Their part of K'u is written to `column`."""
+    """Compute u = 1 / K v for some rows, and write their part of K'u to `column`."""
     column.fill(0)
     with np.errstate(all="ignore"):
         for block, u in blocks:
@@ -251,7 +252,7 @@ def _moderate(scaling: Tensor) -> bool:
 
 
 def marginal_error(plan: Tensor, row: Tensor | None = None) -> Tensor:
-    """The mass in wrong rows, `sum_i |sum_j P_ij - r_i|`, in [0, 2].
+    """The error of the row marginal, `sum_i |sum_j P_ij - r_i|`, in [0, 2].
 
     Args:
         plan: `[..., n, m]`.

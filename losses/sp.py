@@ -18,8 +18,8 @@ class SP(Loss):
     """Similarity-preserving distillation: match the similarities between samples.
 
     `loss = |G_S - G_T|_F^2 / B^2`, where G is the Gram matrix of the flattened deepest maps of the global batch of B
-    samples, with L2-normalised rows. Requires feature maps, which may differ in channels and size. A single sample
-    gives 0.
+    samples, with L2-normalised rows. Requires feature maps, which may differ in channels and size. A batch of one
+    sample gives 0.
 
     Raises:
         ValueError: A network has no maps.

@@ -1,6 +1,6 @@
 """Standardise features to zero mean and unit variance per dimension.
 
-Teacher features are standardised by running statistics, student features by those of the batch.
+Teacher features are standardised by running statistics, student features by batch statistics.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from losses.finite import keep_finite
 class Standardise(nn.Module):
     """Standardise features `[B, D]` by running statistics, `(x - mean) / std`, in fp32.
 
-    Statistics are a plain average over the first `window` training batches, and an exponential one afterwards; they are
-    thus valid from the first batch. Update with the gathered batch, so that all ranks have the same statistics.
+    Statistics are a plain average over the first `window` training batches and an exponential one afterwards, so they
+    are valid from the first batch on. Update with the gathered batch: all ranks then have the same statistics.
 
     Args:
         dim: D.
@@ -41,7 +41,7 @@ class Standardise(nn.Module):
 
         Args:
             x: The gathered batch, `[N, D]`.
-            weight: Weights of the samples, `[N]`, sum 1. None means uniform.
+            weight: Weights of the samples, `[N]`, with sum 1. None means uniform.
         """
         x = full_precision(x)
         weight = x.new_full((len(x),), 1 / len(x)) if weight is None else weight.to(x.dtype)
@@ -63,16 +63,16 @@ class Standardise(nn.Module):
 
 
 LEAST_SHARE = 0.01
-"""Minimum variance relative to the mean square of all dimensions: smaller variance is not amplified further."""
+"""Minimum variance relative to the mean square of all dimensions; smaller variances are not amplified further."""
 SMALLEST_SQUARE = 1e-12
 
 
 def standardised(x: Tensor) -> Tensor:
-    """Standardise by the batch: `(x - mean) / sqrt(variance + 0.01 mean square)` per dimension of the global batch.
+    """Standardise by batch statistics: `(x - mean) / sqrt(variance + 0.01 mean square)` per dimension (global batch).
 
-    Unlike a teacher, a student changes during training. The statistics of the batch are therefore used, and gradients
-    flow through them. The mean square is over all dimensions and includes the mean: features whose common mean grows
-    become smaller here, instead of unchanged.
+    Unlike a teacher, a student changes during training. Batch statistics are therefore used, and gradients flow through
+    them. The mean square is over all dimensions and includes the mean, so the result shrinks if the common mean of the
+    features grows.
 
     Args:
         x: Features of the samples of this rank, `[B, D]`, fp32 or float64, with the same B on every rank.
@@ -82,6 +82,6 @@ def standardised(x: Tensor) -> Tensor:
     """
     mean, variance = moments(x)
     mean_square = (variance + mean.square()).mean()
-    # A smaller divisor would make the gradients of features that are all 0 explode.
+    # With a smaller divisor, gradients would explode if all features are 0.
     floor = torch.where(mean_square > SMALLEST_SQUARE, LEAST_SHARE * mean_square, 1.0)
     return (x - mean) / (variance + floor).sqrt()

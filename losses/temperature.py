@@ -13,8 +13,8 @@ LEAST, LARGEST = 0.01, 1.0
 def bounded_temperature(log_temperature: Tensor) -> Tensor:
     """Compute `exp(log_temperature)` after clamping the parameter to [log 0.01, log 1] in place.
 
-    Clamping the value instead would give no gradient out of bounds, and a parameter that an optimiser had moved there
-    could never return.
+    If only the value were clamped, there would be no gradient out of bounds, and a parameter that the optimiser has
+    moved there could never return.
     """
     with torch.no_grad():
         log_temperature.clamp_(math.log(LEAST), math.log(LARGEST))

@@ -20,13 +20,13 @@ class VID(Loss):
     """Variational information distillation: negative log likelihood of the teacher's features given the student's.
 
     `loss = sum_l mean[(t_l - mu_l(s_l))^2 / v_l + log v_l] / 2`, up to a constant. mu_l is a trained regressor (three
-    1x1 convolutions with ReLU), and v_l a trained variance per teacher channel. The l are pairs of maps; the larger map
-    of a pair is pooled to the smaller size, and tokens that differ in number are averaged. If the networks have
-    different numbers of maps, the deepest ones are paired. If one has no maps, `pooled` is used instead. Requires no
-    labels. Published with weight 1. The value becomes negative once the student predicts the teacher well.
+    1x1 convolutions with ReLU), and v_l a trained variance per teacher channel. l runs over pairs of maps. The larger
+    map of a pair is pooled to the smaller size; if the numbers of tokens differ, tokens are averaged. If the networks
+    have different numbers of maps, the deepest ones are paired. If one has no maps, `pooled` is used instead. Requires
+    no labels. Published with weight 1. The value becomes negative once the student predicts the teacher well.
 
     Args:
-        first: Index of the first pair that is compared. The paper uses 1, which skips the stem of a ResNet.
+        first: Index of the first pair of maps to compare. The paper uses 1, which skips the stem of a ResNet.
 
     Raises:
         ValueError: `first` leaves no pairs.

@@ -1,4 +1,4 @@
-"""WCoRD: the global (dual) and the local (primal) term together (Chen et al. 2021, arXiv 2012.08674)."""
+"""WCoRD: the sum of the global (dual) and the local (primal) term (Chen et al. 2021, arXiv 2012.08674)."""
 
 from __future__ import annotations
 
@@ -17,28 +17,29 @@ from losses.standardise import standardised
 
 
 class WCoRD(Loss):
-    """WCoRD: `global_weight * GlobalContrast + local_weight * LocalTransport`, of standardised student features.
+    """WCoRD: `global_weight * GlobalContrast + local_weight * LocalTransport`, on standardised student features.
 
-    Both terms project the student's features linearly. Features that are standardised by the batch
-    (`losses.standardise.standardised`) are equally easy to project whatever their scale and mean, and gradients do not
-    grow if features shrink. The same weights work for any teacher: both terms compare directions of standardised
-    teacher features.
+    Both terms project the student's features linearly. Since these are standardised by batch statistics
+    (`losses.standardise.standardised`), their scale and mean have no effect, and gradients do not grow when features
+    shrink. The same weights work for any teacher, since both terms compare directions of standardised teacher features.
 
-    Sample weights (`batch["weight"]`) only apply to the local term. To set other keywords, list `global_contrast` and
-    `local_transport` separately; these do not standardise the student's features.
+    Sample weights (`batch["weight"]`) only apply to the local term. To set further keywords, use the losses
+    `global_contrast` and `local_transport` instead; these do not standardise the student's features.
 
     Args:
         student: Dims of the student.
         teacher: Dims of the teacher.
         global_weight: Weight of the global term.
-        local_weight: Weight of the local term. Both weights were chosen on the validation splits of `benchmarks.suite`.
+        local_weight: Weight of the local term. Both default weights were chosen on the validation splits of
+        `benchmarks.suite`.
         dim: Size of the projections of the global term.
         queue: Number of past samples that the global term uses as negatives.
-        exclude: Samples with the same known label or group are not negatives of each other in the global term.
+        exclude: Samples that share a known label or group are not negatives of each other in the global term.
         epsilon: Entropic regularisation of the local term, in units of the cost `1 - cos`.
-        anchor: Anchor of the local term, in [0, 1]. 0 maps each sample to its own pair, which is feature regression.
-        relational: Weight of the Gromov part of the local term. It helps with a good teacher and few labels, but is
-            harmful with a teacher of another task or with wrong pairs; it is therefore 0 by default.
+        anchor: Anchor of the local term, in [0, 1]. 0 maps each sample to its own pair (feature regression); 1 is plain
+        transport.
+        relational: Weight of the Gromov part of the local term. It helps with a good teacher and few labels, but harms
+        with a teacher of another task or with mismatched pairs. The default is therefore 0.
     """
 
     def __init__(

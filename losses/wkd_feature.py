@@ -14,16 +14,18 @@ from losses.maps import as_map, paired_channels
 
 
 class WKDFeature(Loss):
-    """WKD-F: match mean and standard deviation of the deepest feature map per sample.
+    """WKD-F: match the mean and standard deviation of the deepest feature map of each sample.
 
     `loss = mean_i (ratio * |mu_S - mu_T|^2 + |sigma_S - sigma_T|^2)`, summed over channels. With ratio 1, this is W2^2
-    between Gaussians of diagonal covariance that are fitted to the map of each sample; mu and (unbiased) sigma are over
-    positions. The student's map `[B, C, H, W]`, or tokens `[B, N, C]`, is projected by a 1x1 convolution to the
-    channels of the teacher, batch normalisation and ReLU. The maps may differ in size. The published weight is 0.08,
-    with a cosine decay from epoch 150 of 240.
+    between Gaussians with diagonal covariance that are fitted to the map of each sample; mu and (unbiased) sigma are
+    computed over positions. The student's map `[B, C, H, W]`, or tokens `[B, N, C]`, is projected to the teacher's
+    channels by a 1x1 convolution, batch normalisation and ReLU. The maps may differ in size. The published weight is
+    0.08, with a cosine decay from epoch 150 of 240.
 
     Args:
-        ratio: Weight of the means relative to the deviations. The paper uses 4, and 8 together with `WKDLogit`.
+        ratio: Weight of the mean term relative to the standard-deviation term. The paper uses 4, or 8 when combined
+            with
+        `WKDLogit`.
 
     Raises:
         ValueError: A network has no maps.
@@ -35,7 +37,7 @@ class WKDFeature(Loss):
         super().__init__()
         self.ratio = ratio
         channels = paired_channels("WKDFeature", student, teacher)[-1]
-        # The normalisation would remove a bias.
+        # Without bias, since normalisation would remove it.
         convolution = nn.Conv2d(*channels, kernel_size=1, bias=False)
         self.projector = nn.Sequential(convolution, BatchNorm(channels[1]), nn.ReLU())
 

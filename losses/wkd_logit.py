@@ -22,29 +22,31 @@ class WKDLogit(Loss):
     """WKD-L: transport of class probabilities under a cost that reflects the similarity of classes.
 
     `loss = mean_i (-p_T(y) log p_S(y) + transport * <P, C>)`, where P is the entropic plan between the classes other
-    than y. P moves the student's probabilities at `temperature` to the teacher's, both renormalised without y, under
-    the class cost `C = 1 - exp(-sharpen * C_0)`. Gradients flow through the iterations of P, since C does not depend on
-    the student. y is the label, or the teacher's most probable class if there is no label.
+    than y. P transports the student's probabilities at `temperature` to the teacher's, both renormalised without y,
+    under the class cost `C = 1 - exp(-sharpen * C_0)`. Since C does not depend on the student, gradients flow through
+    the iterations of P. y is the label, or the teacher's most probable class if there is no label.
 
-    `<P, C>` is entropic and not fully converged: it is not 0 if both networks agree, and if costs are many times
-    epsilon, 10 iterations leave much of the mass unmoved and the value is too small (metric `marginal_error`, in [0,
-    2]). Published with a cosine decay of the weight of the transport from epoch 150 of 240.
+    `<P, C>` is entropic and not fully converged: it is not 0 even if both networks agree. If costs are many times
+    epsilon, 10 iterations leave much of the mass in place, and the value is too small; the metric `marginal_error`, in
+    [0, 2], shows this. Published with a cosine decay of the transport weight from epoch 150 of 240.
 
     Args:
-        temperature: Temperature of both networks in the transport. The term of the target class has none.
-        transport: Weight relative to the term of the target class. The paper uses 600, and 200 together with
-            `WKDFeature`.
-        epsilon: Entropic regularisation in units of C, which is in [0, 1]. From 0.03, exp(-1 / epsilon) and its square
-            are in the range of fp32.
+        temperature: Temperature of both networks in the transport term. The target-class term uses none.
+        transport: Weight of the transport term relative to the target-class term. The paper uses 600, or 200 when
+        combined with `WKDFeature`.
+        epsilon: Entropic regularisation in units of C, which is in [0, 1]. It must be at least 0.03: then exp(-1 /
+        epsilon) and its square are in the range of fp32.
         iterations: Number of Sinkhorn iterations.
-        sharpen: 1 as in the paper; 0 uses `C = C_0`.
-        cost_file: C_0 as a NumPy file (`.npy`) of `[K, K]`, with the K classes in the order of the student: symmetric,
-            in [0, 1], 0 on the diagonal. The paper uses `1 - CKA` of the features of two classes over the training set.
-            Null uses `ClassCost`, which is estimated during training.
+        sharpen: Factor in the class cost C: 1 as in the paper; 0 means `C = C_0`.
+        cost_file: C_0 as a NumPy file (`.npy`) of shape `[K, K]`, with the K classes in the student's order; symmetric,
+            in
+        [0, 1], with zeros on the diagonal. The paper uses `1 - CKA` between the features of two classes over the
+        training set. Null estimates C_0 during training (`ClassCost`).
 
     Raises:
-        ValueError: `epsilon` is too small; `cost_file` cannot be read or is not such a matrix; or the networks do not
-            have logits of the same classes, at least two.
+        ValueError: `epsilon` is too small; `cost_file` cannot be read or does not contain such a matrix; or the
+            networks
+        do not both have logits for the same classes (at least two).
     """
 
     needs_teacher_logits = True
@@ -85,7 +87,7 @@ class WKDLogit(Loss):
         return LossOutput(self.transport * distance.mean() - confidence.mean(), partial(self._metrics, error))
 
     def class_cost(self) -> Tensor:
-        """C, `[K, K]`: read from the file or estimated so far, and sharpened."""
+        """C, `[K, K]`: read from the file, or the current estimate, and sharpened."""
         cost = self.fixed if self.running is None else self.running()
         return -torch.expm1(-self.sharpen * cost) if self.sharpen else cost
 
@@ -96,9 +98,9 @@ class WKDLogit(Loss):
     def _transport(self, student: Tensor, teacher: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """`<P, C>` of each sample, `[B]`, by Sinkhorn iterations, and the error of the teacher's marginal, a scalar.
 
-        The marginal of the student is exact, since it is updated last. All samples share one cost, which is at most 1.
-        Therefore the kernel does not underflow, no `[B, K, K]` tensor is needed, and an iteration is two matrix
-        products. Classes of probability 0 are ignored.
+        The student's marginal is exact, since it is updated last. All samples share one cost, which is at most 1.
+        Therefore, the kernel does not underflow, no `[B, K, K]` tensor is needed, and an iteration consists of two
+        matrix products. Classes with probability 0 are ignored.
         """
         with torch.autocast(student.device.type, enabled=False):
             cost = self.class_cost().to(student)
@@ -122,15 +124,15 @@ def _read_cost(file: str, classes: int) -> Tensor:
         with Path(file).open("rb") as opened:
             cost = torch.from_numpy(np.lib.format.read_array(opened, allow_pickle=False).astype(np.float32))
     except (OSError, ValueError) as error:
-        raise ValueError(f"cost_file: {file}: cannot be read as a NumPy file (.npy) of numbers ({error})") from error
+        raise ValueError(f"cost_file: {file}: cannot be read as a numeric NumPy file (.npy): {error}") from error
     if cost.shape != (classes, classes):
-        raise ValueError(f"cost_file: {file}: its shape is {list(cost.shape)}, not {[classes, classes]}")
+        raise ValueError(f"cost_file: {file}: has shape {list(cost.shape)}; expected {[classes, classes]}")
     if not (torch.allclose(cost, cost.T, atol=1e-5) and cost.min() >= -1e-5 and cost.max() <= 1 + 1e-5):
         raise ValueError(
             f"cost_file: {file}: not symmetric, or not in [0, 1]; it must be 1 - CKA of all pairs of classes"
         )
     if not cost.diagonal().abs().max() <= 1e-5:
-        raise ValueError(f"cost_file: {file}: its diagonal is not 0; the cost of a class to itself must be 0")
+        raise ValueError(f"cost_file: {file}: the diagonal, i.e. the cost between a class and itself, must be 0")
     return ((cost + cost.T) / 2).clamp(0, 1).fill_diagonal_(0)
 
 
@@ -138,10 +140,10 @@ class ClassCost(torch.nn.Module):
     """Running estimate of the class cost `C_ij = 1 - CKA_ij`, in [0, 1].
 
     CKA is the centred kernel alignment of two classes in the feature space of the teacher. The paper computes it once
-    from the features of the training set. Here, running means of the classes replace them: for the linear kernel `m m'`
-    between feature dimensions, where m is the mean of a class, CKA is the squared correlation of two means over
-    dimensions. Variation within classes is ignored, and no pass over the data is needed. Classes that have not been
-    seen are dissimilar to all others: cost 1, and the distance is then total variation.
+    from the features of the training set. Here, running class means replace these features: for the linear kernel
+    `m m'` between feature dimensions, where m is a class mean, CKA is the squared correlation of two means over
+    dimensions. Variation within classes is ignored, but no extra pass over the data is needed. Classes that have not
+    occurred yet are dissimilar to all others: the cost is 1, and the distance reduces to total variation.
 
     Args:
         classes: K.

@@ -1,4 +1,4 @@
-"""The supported modalities, one file each."""
+"""The supported modalities, one file per modality."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Audio: any sample rate and number of channels, mixed down to mono and resampled to the rate in the config."""
+"""Audio with any sample rate and number of channels, mixed to mono and resampled to the rate in the config."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from modalities.torchaudio_loader import import_soundfile, import_torchaudio
 MOST_VALUES = 100_000_000
 """Upper limit on samples x channels of a file, before and after resampling: 50 minutes of stereo at 16 kHz."""
 MOST_FILTER = 16_000_000
-"""Upper limit on the size of a resampling filter. Rates without a common factor would need gigabytes."""
+"""Upper limit on the size of a resampling filter. For rates without a common factor, it would take gigabytes."""
 
 
 PLAYED = 16_000
@@ -39,9 +39,9 @@ class Audio(Modality):
 
     Args:
         rate: Sample rate in Hz. All audio is resampled to it.
-        seconds: Maximum length of an excerpt in seconds. Training draws its position at random, evaluation takes the
-            centre. Shorter excerpts are padded to the longest of their batch.
-        gain: Maximum random change of loudness in training, in dB.
+        seconds: Maximum length of an excerpt in seconds. Training draws its position at random; evaluation takes the
+        centre. Shorter excerpts are padded to the longest one in the batch.
+        gain: Maximum random gain in training, in dB in both directions.
         snr: Signal-to-noise ratio in dB of white noise that is added to every excerpt. Training draws new noise each
             time; evaluation uses the same noise for the same excerpt. None adds no noise.
         field: Name of the shard field if it is not `audio`.
@@ -78,18 +78,18 @@ class Audio(Modality):
         return torch.from_numpy(excerpt * np.float32(factor))
 
     def collate(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Pad to `waveform [B, T]`, float32, with zeros; `length [B]`, int64, is the length of each in samples."""
+        """Pad with zeros to `waveform [B, T]`, float32; `length [B]`, int64, contains the lengths in samples."""
         lengths = torch.tensor([len(value) for value in values])
         return {"waveform": pad_sequence(list(values), batch_first=True), "length": lengths}
 
     def encoder(self, spec: Mapping[str, Any]) -> Encoder:
-        import_soundfile()  # fail early: decoding needs it
+        import_soundfile()  # fail early, since decoding requires it
         return build(self.encoders, spec, self.rate)
 
     def picture(self, value: np.ndarray) -> np.ndarray:
         """Render the mel spectrogram with a range of 60 dB, low frequencies at the bottom."""
         mel = _mel(self.rate)
-        # Reflection padding of half a window needs at least one sample more than that.
+        # Reflection padding by half a window requires at least one sample more than that.
         padded = np.pad(value, (0, max(mel.n_fft // 2 + 1 - len(value), 0)))
         power = mel(torch.from_numpy(padded))
         decibel = 10 * power.clamp(min=1e-10).log10()
@@ -112,7 +112,7 @@ def read_sound(data: bytes, rate: int) -> tuple[np.ndarray, int]:
 
     Args:
         data: The bytes of a WAV, FLAC, OGG or MP3 file.
-        rate: Target sample rate in Hz. It only limits how much memory the resampled audio may need.
+        rate: Target sample rate in Hz, used only to limit the memory of the resampled audio.
 
     Returns:
         The mean over the channels, float32 `[samples]`, and the sample rate of the file in Hz.
@@ -126,11 +126,12 @@ def read_sound(data: bytes, rate: int) -> tuple[np.ndarray, int]:
             exact = knows_its_length(data)
             grown = max(1, rate / file.samplerate)
             if file.frames * file.channels * grown > MOST_VALUES:
-                raise ValueError(f"{file.frames / file.samplerate:.0f} s of audio in one sample is too long; split it")
+                raise ValueError(f"{file.frames / file.samplerate:.0f} s of audio is too long for one sample; split it")
             shared = math.gcd(file.samplerate, rate)
             if file.samplerate // shared * (rate // shared) > MOST_FILTER:
                 raise ValueError(
-                    f"cannot resample from {file.samplerate} Hz to {rate} Hz: the filter is too large; convert it first"
+                    f"cannot resample from {file.samplerate} Hz to {rate} Hz: the filter is too large; convert the "
+                    "file first"
                 )
             sound, source_rate = file.read(dtype="float32", always_2d=True), file.samplerate
             if exact and len(sound) < file.frames:
@@ -143,7 +144,7 @@ def read_sound(data: bytes, rate: int) -> tuple[np.ndarray, int]:
         raise ValueError("the audio has no samples")
     mono: np.ndarray = sound[:, 0] if sound.shape[1] == 1 else sound.mean(1)
     if not np.isfinite(mono).all():
-        raise ValueError("the audio has NaN or infinite samples; export it again")
+        raise ValueError("the audio contains NaN or infinite samples; export it again")
     if not mono.any():
         raise ValueError("the audio is completely silent")
     return mono, source_rate

@@ -20,7 +20,7 @@ __all__ = ["Caption", "Encoder", "Features", "Geometry", "Modality"]
 
 
 FEW_READINGS = 0.2
-"""Median coverage below which users are warned."""
+"""Median coverage below which a warning is logged."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Caption:
 
 
 class Modality(ABC):
-    """Everything the program needs to know about one kind of data. Subclass it to add a modality.
+    """Everything that the program needs to know about one kind of data. Subclass it to add a modality.
 
-    A config names it: `modality: depth`, or `{name: depth, near: 0.2}` with keywords of the constructor, which are
-    validated against their annotations. An instance must be small and picklable, since it is sent to the loader
-    workers.
+    A config refers to it as `modality: depth`, or `{name: depth, near: 0.2}` with keywords of the constructor, which
+    are validated against their annotations. An instance must be small and picklable, since it is sent to the data
+    loader workers.
 
     Example:
         ```python
@@ -58,19 +58,19 @@ class Modality(ABC):
     name: ClassVar[str]
     """The name in configs, e.g. `depth`."""
     fields: ClassVar[tuple[str, ...]]
-    """Shard members that it reads, in order of preference, e.g. `("rgb.jpg", "rgb.png")`. A sample needs one of them.
+    """Shard members to read, in order of preference, e.g. `("rgb.jpg", "rgb.png")`. A sample needs one of them.
     """
     field: str | None = None
     """Field to read instead of that in `fields`, in the same formats. Declare it as a keyword to let configs set it."""
     revision: ClassVar[int] = 1
     """Increase it when `decode` or `augment` return other values than before: cached features of an earlier
-    revision are then refused."""
+    revision are then rejected."""
     encoders: ClassVar[Mapping[str, type[Encoder]]] = {}
-    """Encoder classes by their name in configs. Configs are validated against their keyword-only parameters."""
+    """Name in configs -> encoder class. Configs are validated against its keyword-only parameters."""
 
     @property
     def members(self) -> tuple[str, ...]:
-        """The shard members that this instance reads: `fields`, or their suffixes with `field` as the name."""
+        """The shard members that this instance reads: `fields`, or their extensions with `field` as the name."""
         if self.field is None:
             return self.fields
         return tuple(f"{self.field}.{member.partition('.')[2]}" for member in self.fields)
@@ -87,7 +87,8 @@ class Modality(ABC):
             Any value that `augment` and `picture` accept.
 
         Raises:
-            ValueError: The bytes are not valid for this modality. The message says what is wrong and what is expected.
+            ValueError: The bytes are not valid for this modality. The message states what was found and what is
+                expected.
         """
 
     @abstractmethod
@@ -95,7 +96,7 @@ class Modality(ABC):
         """Apply the geometry of the sample and the modality's own photometric augmentation.
 
         Args:
-            value: What `decode` returned. It must not be modified.
+            value: A result of `decode`. It must not be modified.
             geometry: Crop and flip, drawn once per sample and shared by all modalities and masks.
             size: Input size of the encoder: pixels of an image, time steps of a series. Others may ignore it.
             rng: Source of randomness; None in evaluation, which must be deterministic.
@@ -106,7 +107,7 @@ class Modality(ABC):
         """
 
     def collate(self, values: Sequence[Tensor]) -> Any:
-        """Make a batch of the tensors that `augment` returned; by default stack them to `[B, ...]`.
+        """Make a batch from tensors that `augment` returned. By default, they are stacked to `[B, ...]`.
 
         Args:
             values: B tensors. Override this method if their shapes differ.
@@ -117,10 +118,10 @@ class Modality(ABC):
         return torch.stack(list(values))
 
     def coverage(self, batch: Any) -> Tensor | None:
-        """The fraction of each input that holds a reading; None by default, for data without missing parts.
+        """The fraction of each input that contains valid values. The default, None, is for data without missing parts.
 
         Args:
-            batch: What `collate` returned for B samples.
+            batch: A result of `collate` for B samples.
 
         Returns:
             float `[B]` in [0, 1], or None.
@@ -129,13 +130,13 @@ class Modality(ABC):
 
     @abstractmethod
     def encoder(self, spec: Mapping[str, Any]) -> Encoder:
-        """Build the encoder that a config describes.
+        """Build an encoder as specified in a config.
 
         Args:
             spec: The name and settings, e.g. `{"name": "cnn5", "width": 32}`.
 
         Raises:
-            ValueError: The modality does not have that encoder or setting. The message lists the valid ones.
+            ValueError: The modality does not have this encoder or setting. The message lists the valid ones.
         """
 
     def portable(self, spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -143,8 +144,8 @@ class Modality(ABC):
 
         Args:
             spec: The spec that this instance was built from.
-            folder: Folder of the student. A modality that reads files or a model hub copies what it needs into a
-                sub-folder and names it `./sub-folder` in the spec.
+            folder: Folder of the student. A modality that reads files or uses a model hub copies what it needs into a
+            subfolder and refers to it as `./subfolder` in the spec.
         """
         return dict(spec)
 

@@ -1,4 +1,4 @@
-"""The colours that a quantity is shown in, from blue over green to red."""
+"""The colour map for quantities, from blue via green to red."""
 
 from __future__ import annotations
 

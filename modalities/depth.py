@@ -1,4 +1,4 @@
-"""Depth maps: metres per pixel, with a mask of pixels without a reading."""
+"""Depth maps: metres per pixel, with a mask of valid pixels."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ TALLEST = 2.5
 """Height in metres above the lowest surface that `hha` maps to 1."""
 
 VALIDITY = {"depth": 1, "depth+normals": 1, "inverse": 1}
-"""Kind of input -> channel of validity; the last of four for all others."""
+"""Kind of input -> index of the validity channel; for all others, it is the last of four."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Depth(Modality):
     """Depth maps from 16-bit PNG or TIFF, or from `.npy` or `.npz` in metres.
 
-    The input of the encoder is float32, and 0 where a pixel has no reading. The kinds of `input` are:
+    The input of the encoder is float32, and 0 where a pixel has no depth value. The kinds of `input` are:
 
     - `depth`: depth in [-1, 1]; the second channel is validity (0 or 1).
     - `depth+normals`: the same, followed by the unit surface normal (x right, y down, z away from the camera; it
@@ -44,36 +44,36 @@ class Depth(Modality):
     - `inverse`: 1 / depth in [-1, 1], 1 at `near`, and validity.
     - `vertex`: x, y, z of the point, scaled like depth, and validity.
     - `hha`: inverse depth, height above the lowest surface / 2.5 m, angle to gravity in [-1, 1], and validity. Gravity
-      is read from `meta["gravity"]` or else estimated from floors and walls.
+      is read from `meta["gravity"]`; if missing, it is estimated from floors and walls.
     - `image`: depth in [0, 1], repeated to 3 channels for networks that need RGB input; no validity.
-    - `points`: up to `points` of the vertices, sampled anew in training, for the encoder `pointnet`.
+    - `points`: up to `points` of the vertices, resampled every time in training, for the encoder `pointnet`.
 
     Args:
         input: What the encoder receives; see above.
         scale: Metres per unit of the PNG or TIFF; 0.001 means millimetres.
-        baseline: Distance between two cameras in metres. If set, the PNG holds disparity in units of `scale` pixels,
-            and depth is fx * baseline / disparity.
+        baseline: Distance between two cameras in metres. If set, the PNG contains disparity in units of `scale` pixels,
+        and depth is fx * baseline / disparity.
         near: Depth in metres that maps to -1. Smaller values are clipped.
         far: Depth in metres that maps to 1. Larger values are clipped.
-        centre: Map `span` metres around the median depth of the crop to [-1, 1] instead, so that the distance from the
-            camera is removed.
-        span: Metres from the median to 1, for `centre`.
+        centre: Instead of `near` to `far`, map `span` metres in both directions around the median depth of the crop to
+        [-1, 1], which removes the distance from the camera.
+        span: Distance in metres from the median depth to the depth that maps to 1, for `centre`.
         points: Maximum number of points, for `input: points`.
-        jitter: In training, the depth of a sample is multiplied by a factor from [1 - jitter, 1 + jitter].
-        dropout: In training, mean fraction of pixels that lose their reading, as single pixels and as one rectangle.
+        jitter: In training, the depth of a sample is multiplied by a random factor from [1 - jitter, 1 + jitter].
+        dropout: In training, mean fraction of pixels whose depth is dropped, as single pixels and as one rectangle.
         quantisation: In training, depth is rounded to steps of up to this many metres at 1 m. The steps grow with the
-            square of the depth, as those of stereo cameras do. 0 disables it.
-        ragged: In training, each pixel takes its reading from up to this many pixels away. This keeps planes intact
-            and frays edges. 0 disables it.
+        square of the depth, as in stereo cameras. 0 disables it.
+        ragged: In training, each pixel takes its depth from a random pixel up to this many pixels away. This keeps
+        planes intact and makes edges ragged. 0 disables it.
         field: Name of the shard field if it is not `depth`.
 
     Raises:
-        ValueError: `near` is not smaller than `far`, or is 0 for an input that needs 1 / depth.
+        ValueError: `near` is not smaller than `far`, or is 0 for an input that uses 1 / depth.
     """
 
     name: ClassVar[str] = "depth"
     fields: ClassVar[tuple[str, ...]] = ("depth.png", "depth.npy", "depth.npz", "depth.tiff")
-    revision: ClassVar[int] = 2  # 2: sparse maps keep their readings when they shrink
+    revision: ClassVar[int] = 2  # 2: sparse maps keep their depth values when downscaled
     encoders: ClassVar[Mapping[str, type[Encoder]]] = {**IMAGE_ENCODERS, "pointnet": PointNet}
 
     input: Literal["depth", "depth+normals", "normals", "inverse", "vertex", "hha", "image", "points"] = "depth"
@@ -106,13 +106,13 @@ class Depth(Modality):
 
         Args:
             data: A 16-bit PNG or TIFF, or a `.npy` file or an `.npz` file with one array in metres.
-            meta: `meta["intrinsics"]` has fx, fy, cx, cy in pixels, and the width and height of the image that they
-                belong to if its resolution differs. Without intrinsics, the horizontal field of view is assumed to be
-                60 degrees.
+            meta: `meta["intrinsics"]` contains fx, fy, cx, cy in pixels, and also width and height if they refer to an
+            image of another resolution. Without intrinsics, the horizontal field of view is assumed to be 60
+            degrees.
 
         Raises:
-            ValueError: The file cannot be read, has no reading at all, or holds disparity and `meta` has no
-                intrinsics.
+            ValueError: The file cannot be read or has no valid pixels, or it contains disparity and `meta` has no
+            intrinsics.
         """
         if data.startswith((b"\x93NUMPY", ARCHIVE)):
             metres = read_metres(data)
@@ -122,13 +122,13 @@ class Depth(Modality):
             raw = read_raw(data)
             metres, valid = raw * np.float32(self.scale), raw > 0
         if not valid.any():
-            raise ValueError("the depth map has no valid pixel")
+            raise ValueError("the depth map has no valid pixels")
         camera = intrinsics(meta, *metres.shape)
         if self.baseline is not None:
             if meta.get("intrinsics") is None:
                 raise ValueError(
                     "cannot convert disparity to metres (`baseline` is set): meta.json has no intrinsics; "
-                    "pack the data set with `--intrinsics fx,fy,cx,cy`"
+                    "pack the dataset with `--intrinsics fx,fy,cx,cy`"
                 )
             metres = np.divide(camera[0] * self.baseline, metres, out=np.zeros_like(metres), where=valid)
         return DepthMap(metres, valid, camera, gravity(meta))
@@ -155,7 +155,7 @@ class Depth(Modality):
         return torch.from_numpy(seen)
 
     def fill(self, seen: np.ndarray, depth: DepthMap, kept: np.ndarray) -> None:
-        """Write the channels into `seen [C, size, size]`. Normals use all readings, also those that dropout removes."""
+        """Write the channels into `seen [C, size, size]`. Normals use all depth values, also dropped ones."""
         match self.input:
             case "depth":
                 seen[0], seen[1] = self.scaled(depth.metres, kept), kept
@@ -178,7 +178,7 @@ class Depth(Modality):
                 np.subtract(angle / np.float32(math.pi / 2), 1, out=seen[2])
 
     def sample(self, depth: DepthMap, kept: np.ndarray, rng: np.random.Generator | None) -> Tensor:
-        """Sample points `[N, 3]`, evenly spaced if `rng` is None; a single point at 0 if there is no reading."""
+        """Sample points `[N, 3]`, evenly spaced if `rng` is None; a single point at 0 if no pixel is valid."""
         readings = np.flatnonzero(kept)
         count = min(len(readings), self.points)
         if count == 0:
@@ -188,7 +188,7 @@ class Depth(Modality):
         return torch.from_numpy(self.scaled_vertices(depth, kept).reshape(3, -1).T[chosen])
 
     def middle_and_half(self, metres: np.ndarray, valid: np.ndarray) -> tuple[np.float32, np.float32]:
-        """The depth in metres that maps to 0, and the distance in metres from there to 1."""
+        """The depth in metres that maps to 0, and the distance from there to the depth that maps to 1."""
         if self.centre:
             return np.float32(np.median(metres[valid]) if valid.any() else 0), np.float32(self.span)
         return np.float32((self.near + self.far) / 2), np.float32((self.far - self.near) / 2)
@@ -222,20 +222,22 @@ class Depth(Modality):
         return {"points": pad_sequence(list(values), batch_first=True), "mask": mask}
 
     def coverage(self, batch: Any) -> Tensor | None:
-        """The fraction of pixels with a reading; None for `points`, which are sampled from the readings."""
+        """The fraction of valid pixels; None for `points`, which are sampled from valid pixels."""
         if self.input == "points":
             return None
-        # `image` has no validity, but 0 only at `near` and where there is no reading.
+        # `image` has no validity channel, but is 0 only at `near` and at invalid pixels.
         valid = batch[:, 0] != 0 if self.input == "image" else batch[:, VALIDITY.get(self.input, 3)]
         return valid.float().mean((1, 2))
 
     def encoder(self, spec: Mapping[str, Any]) -> Encoder:
         if (spec.get("name") == "pointnet") != (self.input == "points"):
-            raise ValueError(f"encoder {spec.get('name')}: pointnet needs `input: points`, other encoders need images")
+            raise ValueError(
+                f"encoder {spec.get('name')}: pointnet requires `input: points`; all other encoders require images"
+            )
         return build(self.encoders, spec, self.channels)
 
     def picture(self, value: DepthMap) -> np.ndarray:
-        """Render near as blue, far as red, missing as black; the range is the 2nd to 98th percentile."""
+        """Render near as blue, far as red and missing as black; the colour range is the 2nd to 98th percentile."""
         if not value.valid.any():
             return np.zeros((*value.valid.shape, 3), np.uint8)
         near, far = shown_range(value)
@@ -245,7 +247,7 @@ class Depth(Modality):
     def caption(self, value: DepthMap) -> Caption:
         """The depth in metres at both ends of the colour scale of `picture`."""
         if not value.valid.any():
-            return Caption("no reading")
+            return Caption("no depth values")
         near, far = shown_range(value)
         return Caption(f"{near:.2f} to {far:.2f} m", turbo_css())
 
@@ -257,7 +259,7 @@ def shown_range(depth: DepthMap) -> tuple[float, float]:
 
 
 def dropped(size: int, fraction: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw a mask `[size, size]` of dropped readings: half single pixels, half one rectangle.
+    """Draw a mask `[size, size]` of dropped pixels: half of them single pixels, half in one rectangle.
 
     Args:
         size: Side of the mask in pixels.
@@ -270,8 +272,8 @@ def dropped(size: int, fraction: float, rng: np.random.Generator) -> np.ndarray:
     width, height = side * aspect, side / aspect
     left, top = rng.random(2) * (1 - width, 1 - height)
     x0, x1, y0, y1 = (round(edge * size) for edge in (left, left + width, top, top + height))
-    # The pixels are drawn last, so that views of different sizes get the same rectangle. A Poisson number of draws
-    # with replacement drops each pixel with probability `rate`, like one draw per pixel, but faster.
+    # The pixels are drawn last, so views of different sizes get the same rectangle. A Poisson number of draws with
+    # replacement drops each pixel with probability `rate`, like one draw per pixel, but faster.
     mask = np.zeros((size, size), bool)
     mask.ravel()[rng.integers(size * size, size=rng.poisson(-math.log1p(-rate) * size * size))] = True
     mask[y0:y1, x0:x1] = True
@@ -279,7 +281,7 @@ def dropped(size: int, fraction: float, rng: np.random.Generator) -> np.ndarray:
 
 
 def quantised(metres: np.ndarray, step: float) -> np.ndarray:
-    """Round 1 / depth to whole steps: `step` metres at 1 m, four times as much at 2 m."""
+    """Round 1 / depth to whole steps, which correspond to `step` metres at 1 m and four times as much at 2 m."""
     if step == 0:
         return metres
     disparity = np.divide(1, metres, out=np.zeros_like(metres), where=metres > 0)
@@ -288,7 +290,7 @@ def quantised(metres: np.ndarray, step: float) -> np.ndarray:
 
 
 def frayed(depth: DepthMap, pixels: int, rng: np.random.Generator) -> DepthMap:
-    """Replace each reading by one up to `pixels` away: the random shifts of Barron and Malik (2013)."""
+    """Replace each depth value by one up to `pixels` away: the random shifts of Barron and Malik (2013)."""
     height, width = depth.metres.shape
     shift = rng.integers(-pixels, pixels + 1, (2, height, width))
     rows = np.clip(np.arange(height)[:, None] + shift[0], 0, height - 1)
@@ -300,7 +302,7 @@ def read_raw(data: bytes) -> np.ndarray:
     """Decode a 16-bit PNG or TIFF to uint16 `[H, W]`.
 
     Raises:
-        ValueError: It is not a complete PNG or TIFF with one channel of 16 bits.
+        ValueError: `data` is not a complete PNG or TIFF with one channel of 16 bits.
     """
     kind = "TIFF" if data.startswith(BEGINS) else "PNG"
     tiff_size(data) if kind == "TIFF" else image_size(data)  # rejects decompression bombs
@@ -309,12 +311,12 @@ def read_raw(data: bytes) -> np.ndarray:
     except cv2.error:
         raw = None
     if raw is None:
-        raise ValueError(f"cannot read a {kind} from {len(data)} bytes; depth needs a complete 16-bit {kind}")
+        raise ValueError(f"cannot read a {kind} from {len(data)} bytes; depth requires a complete 16-bit {kind}")
     if raw.ndim != 2:
-        raise ValueError(f"{kind} with {raw.shape[2]} channels: depth needs one channel of 16 bits")
+        raise ValueError(f"{kind} with {raw.shape[2]} channels: depth requires one channel of 16 bits")
     if raw.dtype != np.uint16:
         kind = f"{'signed ' if raw.dtype.kind == 'i' else ''}{8 * raw.itemsize}-bit {kind}"
-        raise ValueError(f"{kind}: depth needs 16 bits; convert it to a 16-bit PNG in millimetres")
+        raise ValueError(f"{kind}: depth requires 16 bits; convert it to a 16-bit PNG in millimetres")
     return raw
 
 
@@ -322,7 +324,7 @@ def read_metres(data: bytes) -> np.ndarray:
     """Read float `[H, W]` in metres from a `.npy` file, or an `.npz` file with one array.
 
     Raises:
-        ValueError: It is not a two-dimensional float array. Pickles are rejected.
+        ValueError: `data` is not a two-dimensional float array. Pickles are rejected.
     """
     metres = read_map(data)
     if metres.ndim != 2 or metres.dtype.kind != "f":

@@ -12,16 +12,16 @@ import numpy as np
 from modalities.geometry import Geometry
 
 SURFACES = 4000
-"""Number of evenly spaced pixels that gravity and the lowest surface are estimated from."""
+"""Number of evenly spaced pixels from which gravity and the lowest surface are estimated."""
 
 ROWS = 96
-"""Normals are computed for this many rows at a time, so that the working set stays in the cache of a core."""
+"""Number of rows for which normals are computed at a time, so the working set stays in the cache of a core."""
 
 SQUARABLE = np.float32(1e-6), np.float32(1e6)
-"""Range of depth in metres for which the square of 1 / depth fits in float32. A missing reading (0) is clipped too."""
+"""Range of depth in metres for which the square of 1 / depth fits in float32. Missing values (0) are clipped too."""
 
 HALF, ANY = np.float32(0.499), np.float32(1e-5)
-"""Least fraction of valid source pixels of a valid pixel, in dense and in sparse maps."""
+"""Minimum fraction of valid source pixels for a pixel to be valid, in dense and in sparse maps."""
 
 FIELD_OF_VIEW = math.radians(60)  # horizontal, used if meta.json has no intrinsics; typical of depth cameras
 
@@ -32,7 +32,7 @@ class DepthMap:
 
     Args:
         metres: Depth, float32 `[H, W]`; 0 where not valid.
-        valid: bool `[H, W]`, True where the sensor has a reading.
+        valid: bool `[H, W]`, True where the sensor measured a depth.
         intrinsics: fx, fy, cx, cy in pixels of this map.
         gravity: Unit vector of the direction in which objects fall (x right, y down, z away from the camera); None if
             it was not measured.
@@ -47,10 +47,10 @@ class DepthMap:
 def transform(depth: DepthMap, geometry: Geometry, size: int) -> DepthMap:
     """Crop, flip and scale the depth map and its intrinsics to `[size, size]`.
 
-    The depth of a pixel is the mean over its valid source pixels. In a dense map it is valid if at least half of them
-    are, so that the borders of holes stay where they are. In a sparse map, such as projected LiDAR, it is valid if any
-    of them is: half of them never are. A map is sparse if its readings share their pixels mostly with holes (see
-    `least_weight`).
+    The depth of a pixel is the mean over its valid source pixels. In a dense map, a pixel is valid if at least half of
+    its source pixels are, which keeps the borders of holes in place. In a sparse map, such as projected LiDAR, where
+    half of them never are, one valid source pixel is enough. A map counts as sparse if most source pixels around its
+    valid ones are holes (see `least_weight`).
     """
     weight = geometry.resize(depth.valid.astype(np.float32), size)
     total = geometry.resize(depth.metres, size)
@@ -68,11 +68,11 @@ def least_weight(weight: np.ndarray) -> np.float32:
     """The weight that a pixel must exceed to be valid.
 
     Args:
-        weight: Fraction of the source pixels of each pixel that are valid, float32 `[size, size]`.
+        weight: Fraction of valid source pixels for each pixel, float32 `[size, size]`.
 
     Returns:
-        0.5 (with room for rounding errors) if the mean reading is in a pixel of which at least half is valid: a dense
-        map, whatever its holes. Else nearly 0: a sparse map.
+        0.5 (with a margin for rounding errors) for a dense map, in which the average valid source pixel belongs to a
+        pixel that is at least half valid. Nearly 0 for a sparse map.
     """
     readings = float(weight.sum())
     return HALF if float((weight * weight).sum()) >= 0.5 * readings else ANY
@@ -87,7 +87,8 @@ def intrinsics(meta: Mapping[str, Any], height: int, width: int) -> tuple[float,
         width: Width of the map in pixels.
 
     Returns:
-        fx, fy, cx, cy in pixels of the map. Without intrinsics in `meta`, a horizontal field of view of 60 degrees.
+        fx, fy, cx, cy in pixels of the map. Without intrinsics in `meta`, a horizontal field of view of 60 degrees is
+        assumed.
 
     Raises:
         ValueError: The intrinsics in `meta` are incomplete or not positive.
@@ -113,7 +114,7 @@ def gravity(meta: Mapping[str, Any]) -> tuple[float, float, float] | None:
     """Read `meta["gravity"]` as a unit vector; None if it is missing.
 
     Raises:
-        ValueError: It is not three finite numbers, or all are 0.
+        ValueError: The value is not three finite numbers, or all of them are 0.
     """
     given = meta.get("gravity")
     if given is None:
@@ -157,13 +158,13 @@ def _normals(depth: DepthMap, top: int, known: np.ndarray, found: np.ndarray) ->
     fx, fy, cx, cy = (np.float32(number) for number in depth.intrinsics)
     rows, width = known.shape
     count = known.size
-    inverse = np.ones((rows + 1, width), np.float32)  # one row more: the lower neighbours
+    inverse = np.ones((rows + 1, width), np.float32)  # one more row, for the lower neighbours
     metres = depth.metres[top : top + rows + 1]
     np.clip(metres, *SQUARABLE, out=inverse[: len(metres)])
     np.divide(1, inverse, out=inverse)
     here, everything = inverse[:rows], inverse.ravel()
     a, b, c = found
-    # Flattened: the wrong right neighbour of the last column is masked by `known`.
+    # Flattened: `known` masks the last column, whose right neighbour is wrong.
     np.subtract(everything[:count], everything[1 : count + 1], out=a.reshape(-1))
     np.subtract(everything[:count], everything[width:], out=b.reshape(-1))
     np.multiply(a, cx - np.arange(width, dtype=np.float32), out=c)
@@ -193,7 +194,7 @@ def rays(depth: DepthMap) -> tuple[np.ndarray, np.ndarray]:
 
 
 def down(normal: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """Estimate the direction of gravity from surface normals: floors are perpendicular to it, walls are parallel.
+    """Estimate the direction of gravity from surface normals: floors are perpendicular to it, walls parallel.
 
     Five iterations use the surfaces within 45 degrees of the expected direction, five those within 15 degrees (Gupta,
     Arbelaez and Malik 2013).

@@ -1,4 +1,4 @@
-"""The EXIF orientation of a JPEG: how viewers, and the decoder of photos, turn its pixels."""
+"""The EXIF orientation of a JPEG: how viewers and the photo decoder rotate and mirror its pixels."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def orientation(data: bytes) -> int:
         data: The bytes of an image file.
 
     Returns:
-        1 to 8; 1 (as stored) for other files and without EXIF. 2 to 4 mirror the photo or turn it by 180 degrees; 5 to
-        8 exchange its width and height.
+        1 to 8; 1 (as stored) for other files and without EXIF. 2 to 4 mirror the photo or rotate it by 180 degrees; 5
+        to 8 swap width and height.
     """
     at = 2
     while data.startswith(b"\xff\xd8") and at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:

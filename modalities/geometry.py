@@ -1,4 +1,4 @@
-"""Crop and flip of a sample, drawn once and applied to every image-like modality and to masks."""
+"""The crop and flip of a sample, drawn once and applied to all image-like modalities and to masks."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 class Geometry:
     """A crop box in fractions of the width and height of the source, then a horizontal flip.
 
-    Fractions instead of pixels let an RGB image and a depth map of different resolution show the same part of the
-    scene. A box may extend beyond [0, 1]; the outside is 0 (black, no reading).
+    With fractions instead of pixels, an RGB image and a depth map of different resolutions show the same part of the
+    scene. A box may extend beyond [0, 1]; the outside is 0 (black, no depth).
 
     Args:
         left: Left edge of the box.
@@ -48,12 +48,12 @@ class Geometry:
         return Geometry(left, top, left + width, top + height, flipped)
 
     def centre(self, share: float) -> Geometry:
-        """The central part of the box whose sides have this share of its sides."""
+        """The centre part of the box, with sides of this fraction of its sides."""
         x, y = (self.right - self.left) * (1 - share) / 2, (self.bottom - self.top) * (1 - share) / 2
         return replace(self, left=self.left + x, top=self.top + y, right=self.right - x, bottom=self.bottom - y)
 
     def box(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """The crop in whole pixels of a source of that size: x0, y0, x1, y1, ends excluded; at least one pixel."""
+        """The crop in whole pixels of a source of this size: x0, y0, x1, y1, ends excluded; at least one pixel."""
         x0, y0 = min(round(self.left * width), width - 1), min(round(self.top * height), height - 1)
         x1, y1 = max(round(self.right * width), x0 + 1), max(round(self.bottom * height), y0 + 1)
         return x0, y0, x1, y1
@@ -78,8 +78,8 @@ class Geometry:
         Args:
             image: `[H, W, ...]`.
             size: Side of the result in pixels.
-            nearest: Nearest-neighbour interpolation, for labels and masks. Otherwise linear, with averaging where it
-                shrinks.
+            nearest: Use nearest-neighbour interpolation, for labels and masks. Otherwise linear interpolation, with
+            averaging when downscaling.
 
         Returns:
             `[size, size, ...]` of the same dtype.
@@ -99,7 +99,7 @@ class Geometry:
     def intrinsics(
         self, source: tuple[float, float, float, float], shape: tuple[int, ...], size: int
     ) -> tuple[float, float, float, float]:
-        """Transform camera intrinsics like `resize` transforms the image; pixel centres are integers.
+        """Transform camera intrinsics as `resize` transforms the image; pixel centres are integers.
 
         Args:
             source: fx, fy, cx, cy in pixels of the source.

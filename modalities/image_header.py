@@ -1,4 +1,4 @@
-"""Size and completeness of an image from its header, without decoding it."""
+"""Determines the size and completeness of an image from its header, without decoding it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import struct
 MOST_PIXELS = 100_000_000
 
 MOST_SCANS = 100
-"""Scans of a JPEG. Encoders write about ten; thousands in half a megabyte decode for minutes."""
+"""Maximum number of scans in a JPEG. Encoders write about ten; thousands would take minutes to decode."""
 
 
 def image_size(data: bytes) -> tuple[int, int]:
@@ -19,7 +19,7 @@ def image_size(data: bytes) -> tuple[int, int]:
     """
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         width, height = struct.unpack(">II", data[16:24]) if len(data) >= 24 else (0, 0)
-        whole = data.rfind(b"IEND\xaeB`\x82") > 0  # from the end, which is fast
+        whole = data.rfind(b"IEND\xaeB`\x82") > 0  # search from the end, which is fast
     elif data.startswith(b"\xff\xd8"):
         (width, height), scan = _jpeg_header(data)
         whole = scan > 0 and data.rfind(b"\xff\xd9", scan) > 0
@@ -50,7 +50,7 @@ def stated_size(data: bytes) -> tuple[int, int]:
 def _jpeg_header(data: bytes) -> tuple[tuple[int, int], int]:
     """Walk the segments to the first scan; return the size and the offset of the scan (0 if there is none).
 
-    Searching the whole file for an end marker is not enough, since an embedded thumbnail has one too.
+    Searching the whole file for an end marker is not enough, since an embedded thumbnail also has one.
     """
     size, at = (0, 0), 2
     while at + 4 <= len(data) and data[at] == 0xFF:

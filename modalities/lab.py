@@ -1,4 +1,4 @@
-"""Luminance and chrominance of a photo in CIE L*a*b*: two paired modalities from a single sensor."""
+"""Luminance and chrominance of a photo in CIE L*a*b*: two paired modalities from one sensor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Imports Open3D on systems without libusb, which its wheel needs."""
+"""Imports Open3D on systems without libusb, which its wheel requires."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from types import ModuleType
 
 
 def import_open3d() -> ModuleType:
-    """Import `open3d`, with the libusb of the `libusb-package` wheel if that is installed.
+    """Import `open3d`, with the libusb of the `libusb-package` wheel if it is installed.
 
     Raises:
-        ImportError: The system lacks a library that Open3D loads. The message says what to install.
+        ImportError: The system lacks a library that Open3D loads. The message states what to install.
     """
-    # Without libusb-package, the system may have the library. If not, the import below fails with its name.
+    # Without libusb-package, the system may provide the library. If not, the import below fails with its name.
     with suppress(ImportError, OSError):
         path = importlib.import_module("libusb_package").get_library_path()
         if path is not None:

@@ -1,7 +1,7 @@
-"""Points out of the bytes of a `.ply`, `.pcd`, `.npz` or `.npy`, or of the raw floats of LiDAR sets (`.bin`).
+"""Reads points from the bytes of a `.ply`, `.pcd`, `.npz` or `.npy`, or from raw floats as in LiDAR datasets (`.bin`).
 
-NumPy reads what is a plain table once its header has been verified, which takes no temporary file. Open3D, whose import
-takes seconds, is loaded for compressed PCDs only.
+Once a header has been verified, NumPy reads all plain tables, without temporary files. Open3D, which takes seconds to
+import, is only used for compressed PCDs.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from modalities.open3d_loader import import_open3d
 from modalities.point_header import MOST_BYTES, MOST_POINTS, PCD_BEGINS, Layout, pcd_layout, ply_layout
 
 KEYS = ("points", "xyz")
-"""Arrays of an `.npz` that are taken before all others."""
+"""Arrays of an `.npz` that take precedence over all others."""
 FARTHEST = 1e10
-"""The largest coordinate. What is no cloud has larger ones when its bytes are read as floats."""
+"""The largest valid coordinate. Bytes that are not a point cloud give larger ones when read as floats."""
 PACKED_COLOURS = ("rgb", "rgba")
-"""Fields of a PCD that hold a colour in the bits of one number: red, green and blue from the third byte down."""
+"""Fields of a PCD that pack a colour into one number: red, green and blue from the third byte down."""
 PADDING = "_"
 
 
 def points_kind(data: bytes) -> str:
-    """`ply`, `pcd`, `npz`, `npy`, or `bin`, which is everything else: raw floats have no mark."""
+    """The kind of file: `ply`, `pcd`, `npz`, `npy`, or else `bin`, since raw floats have no signature."""
     if data.startswith((b"ply\n", b"ply\r")):
         return "ply"
     if data.startswith(b"\x93NUMPY"):
@@ -39,19 +39,19 @@ def points_kind(data: bytes) -> str:
 
 
 def read_points(data: bytes, columns: int, extra: int) -> np.ndarray:
-    """Points of any of the five kinds.
+    """Read points from any of the five kinds of files.
 
     Args:
         data: The bytes of a file.
-        columns: float32 numbers of a point in a `.bin`.
-        extra: How many of the columns after x, y and z are wanted; in a `.ply` or `.pcd`, 8-bit ones and packed colours
-            become 0 to 1.
+        columns: Number of float32 values per point in a `.bin`.
+        extra: Number of columns after x, y and z to read. In a `.ply` or `.pcd`, 8-bit columns and packed colours are
+        scaled to [0, 1].
 
     Returns:
-        x, y, z and the other columns, float32 or float64 `[N, 3 + extra]`; rows with NaN or infinity are dropped.
+        x, y, z and the extra columns, float32 or float64 `[N, 3 + extra]`. Rows with NaN or infinity are dropped.
 
     Raises:
-        ValueError: The bytes are not of such a file, are cut short, or hold no point or too few columns.
+        ValueError: The bytes are not such a file, are truncated, or contain no points or too few columns.
     """
     match points_kind(data):
         case "ply":
@@ -67,18 +67,18 @@ def read_points(data: bytes, columns: int, extra: int) -> np.ndarray:
     with np.errstate(over="ignore"):
         table = table[np.isfinite(table.astype(np.float32)).all(1)]
     if not len(table):
-        raise ValueError("a point cloud without a single point that is finite")
+        raise ValueError("a point cloud without any finite points")
     if (farthest := float(np.abs(table).max(0)[:3].max())) > FARTHEST:
-        raise ValueError(f"a coordinate of {farthest:.3g}: these bytes are damaged, or no point cloud")
+        raise ValueError(f"a coordinate of {farthest:.3g}: the file is damaged, or is not a point cloud")
     return table
 
 
 def raw_floats(data: bytes, columns: int) -> np.ndarray:
-    """float32 `[N, columns]` of a `.bin`; ValueError where the bytes are no whole number of rows."""
+    """Read a `.bin` as float32 `[N, columns]`. Raises ValueError if the bytes are not a whole number of rows."""
     if not data or len(data) % (4 * columns):
         raise ValueError(
-            f"{len(data)} bytes are no point cloud: neither PLY, PCD, npz nor npy, nor float32 rows of {columns} "
-            "columns; `columns` of the modality points says how many a .bin has"
+            f"{len(data)} bytes are not a point cloud: neither PLY, PCD, npz or npy, nor float32 rows of {columns} "
+            "columns; for a .bin, set `columns` of the modality points to its number of columns"
         )
     return np.frombuffer(data, "<f4").reshape(-1, columns)
 
@@ -87,16 +87,17 @@ def _columns(array: np.ndarray, extra: int) -> np.ndarray:
     """The first columns of an array `[N, C]` of numbers."""
     if array.ndim != 2 or array.dtype.kind not in "fiu" or not len(array) or len(array) > MOST_POINTS:
         raise ValueError(
-            f"an array of {array.dtype} {list(array.shape)}: points are numbers [N, C], N from 1 to {MOST_POINTS}"
+            f"an array of {array.dtype} {list(array.shape)}: points must be numbers [N, C], with N from 1 to "
+            f"{MOST_POINTS}"
         )
     if array.shape[1] < 3 + extra:
-        raise ValueError(f"{array.shape[1]} columns: x, y, z and `extra: {extra}` need {3 + extra}")
+        raise ValueError(f"{array.shape[1]} columns: x, y, z and `extra: {extra}` require {3 + extra}")
     wide = array.dtype.itemsize > 4 or (array.dtype.kind != "f" and array.dtype.itemsize > 2)
     return array[:, : 3 + extra].astype(np.float64 if wide else np.float32)
 
 
 def _archived(data: bytes) -> np.ndarray:
-    """The array of an `.npz`: `points`, `xyz`, or else the first that is `[N, C]`; pickles are refused."""
+    """The array of an `.npz`: `points`, `xyz`, or else the first one of shape `[N, C]`. Pickles are rejected."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = {name.removesuffix(".npy"): name for name in archive.namelist()}
@@ -107,13 +108,13 @@ def _archived(data: bytes) -> np.ndarray:
                 array = read_array(archive.read(name))
                 if preferred or array.ndim == 2:
                     return array
-    except Exception as error:  # zipfile raises what it likes for a damaged archive
-        raise ValueError(f"not a whole archive of NumPy arrays: {error}") from None
+    except Exception as error:  # for a damaged archive, zipfile may raise any error
+        raise ValueError(f"not a complete archive of NumPy arrays: {error}") from None
     raise ValueError(f"the archive has neither {' nor '.join(KEYS)}, nor an array [N, C]")
 
 
 def _table(layout: Layout, extra: int) -> np.ndarray:
-    """x, y, z and the next columns of a `.ply` or `.pcd`, in the order of the file."""
+    """x, y, z and the following columns of a `.ply` or `.pcd`, in the order of the file."""
     own = _values(layout)
     found = [own[layout.names.index(axis)] for axis in "xyz"]
     for name, column in zip(layout.names, own, strict=True):
@@ -138,7 +139,7 @@ def _unpacked(name: str, column: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _values(layout: Layout) -> list[np.ndarray]:
-    """Each column `[N]` in the type that the header says."""
+    """Each column `[N]`, in the type that the header declares."""
     if layout.encoding == "compressed":
         return _decompressed(layout)
     if layout.encoding == "binary":
@@ -156,10 +157,10 @@ def _values(layout: Layout) -> list[np.ndarray]:
 
 
 def _decompressed(layout: Layout) -> list[np.ndarray]:
-    """The columns of a compressed PCD, by Open3D. It is given a header of our own, which leaves nothing to believe."""
+    """The columns of a compressed PCD, read by Open3D. It receives our own header instead of the untrusted one."""
     if len({layout.types[layout.names.index(axis)] for axis in "xyz"}) > 1:
-        raise ValueError("a compressed PCD with x, y and z of unlike types; save it as `binary`")
-    # Names that mean nothing to it, so that each column stays as it is.
+        raise ValueError("a compressed PCD in which x, y and z have different types; save it as `binary`")
+    # These names have no meaning for Open3D, so each column stays unchanged.
     names = [name if name in ("x", "y", "z") else f"c{place}" for place, name in enumerate(layout.names)]
     lines = {
         "VERSION": ["0.7"],
@@ -175,7 +176,7 @@ def _decompressed(layout: Layout) -> list[np.ndarray]:
     }
     header = "".join(f"{word} {' '.join(values)}\n" for word, values in lines.items())
     open3d = import_open3d()
-    with tempfile.TemporaryDirectory() as folder:  # it reads files only
+    with tempfile.TemporaryDirectory() as folder:  # Open3D can only read files
         path = Path(folder) / "points.pcd"
         path.write_bytes(header.encode() + layout.body)
         with open3d.utility.VerbosityContextManager(open3d.utility.VerbosityLevel.Error):

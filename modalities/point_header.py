@@ -1,7 +1,7 @@
-"""What the header of a `.ply` or a `.pcd` says of its points, held against the bytes that follow.
+"""Reads the header of a `.ply` or a `.pcd`, and verifies it against the bytes that follow.
 
-Open3D 0.20 believes headers: a damaged one crashes it, and of a file that is cut short it returns memory that nobody
-wrote. So headers are read here, strictly, and only sizes that the file can have are passed on.
+Open3D 0.20 trusts headers: a damaged one crashes it, and for a truncated file, it returns uninitialised memory.
+Headers are therefore parsed strictly here, and only sizes that fit the file are passed on.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 MOST_POINTS = 10_000_000
 MOST_BYTES = 1_000_000_000
-"""Limits on what a file may unpack to: a few kilobytes can claim, or be compressed from, gigabytes."""
+"""Limits on the decompressed size of a file: a few kilobytes can declare, or expand to, gigabytes."""
 MOST_COLUMNS = 256
 LONGEST_HEADER = 65_536
 """Bytes."""
@@ -34,10 +34,10 @@ PCD_BEGINS = re.compile(rb"(#[^\n]*\n|\s)*(VERSION|FIELDS|COLUMNS)\s")
 
 @dataclass(frozen=True)
 class Layout:
-    """The table of a file's points, which `body` holds whole.
+    """The layout of a file's points, all of which `body` contains.
 
-    names, types: of its columns; a NumPy type such as `<f4` each. encoding: `ascii`, a line each; `binary`, row by row;
-    `compressed`, by LZF and column by column.
+    names, types: of the columns; each type is a NumPy type such as `<f4`. encoding: `ascii`, one line per point;
+    `binary`, row by row; `compressed`, with LZF, column by column.
     """
 
     count: int
@@ -53,7 +53,7 @@ class Layout:
 
 
 def ply_layout(data: bytes) -> Layout:
-    """The vertices of a PLY; ValueError for what is none, or not there to its end."""
+    """Parse a PLY and return its vertices. Raises ValueError if it is invalid or truncated."""
     header, body = _split(data, rb"(?:^|[\r\n])end_header[ \t]*(?:\r\n|\r|\n)", "PLY")
     lines = [line.split() for line in re.split(r"[\r\n]+", header)]
     encoding, order, elements = "", "", list[tuple[str, str, list[tuple[str, str]]]]()
@@ -72,15 +72,15 @@ def ply_layout(data: bytes) -> Layout:
             case _:
                 raise ValueError(f"the header of the PLY is damaged: {' '.join(words)[:60]!r}")
     if not encoding or not elements or elements[0][0] != "vertex":
-        raise ValueError("the PLY has no format, or does not begin with its vertices; export it as a point cloud")
+        raise ValueError("the PLY has no format, or does not start with its vertices; export it as a point cloud")
     _, count, columns = elements[0]
     if any(kind == "list" for _, kind in columns):
-        raise ValueError("the PLY has lists in its vertices; export it as a point cloud")
+        raise ValueError("the vertices of the PLY contain lists; export it as a point cloud")
     return _checked(_whole(count), columns, order, encoding, body)
 
 
 def pcd_layout(data: bytes) -> Layout:
-    """The points of a PCD; ValueError for what is none, or not there to its end."""
+    """Parse a PCD and return its points. Raises ValueError if it is invalid or truncated."""
     header, body = _split(data, rb"(?:^|\n)DATA[ \t]+[a-z_]+[ \t]*\r?\n", "PCD")
     entries = dict[str, list[str]]()
     for line in header.split("\n"):
@@ -91,7 +91,7 @@ def pcd_layout(data: bytes) -> Layout:
     counts = [_whole(count) for count in entries.get("COUNT", ["1"] * len(names))]
     encoding = {"ascii": "ascii", "binary": "binary", "binary_compressed": "compressed"}.get("".join(entries["DATA"]))
     if encoding is None or not len(names) == len(sizes) == len(kinds) == len(counts) or sum(counts) > MOST_COLUMNS:
-        raise ValueError("the header of the PCD is damaged: DATA, or one of FIELDS, SIZE, TYPE and COUNT")
+        raise ValueError("the header of the PCD is damaged: check DATA, FIELDS, SIZE, TYPE and COUNT")
     if encoding == "compressed" and set(counts) > {1}:
         raise ValueError("a compressed PCD with several values in a field; save it as `binary`")
     columns = list[tuple[str, str]]()
@@ -107,29 +107,31 @@ def pcd_layout(data: bytes) -> Layout:
 
 
 def _split(data: bytes, end: bytes, kind: str) -> tuple[str, bytes]:
-    """The header, with its last line, and what follows."""
+    """The header including its last line, and the bytes after it."""
     match = re.search(end, data[:LONGEST_HEADER])
     if match is None:
-        raise ValueError(f"the {kind} is damaged: {min(len(data), LONGEST_HEADER)} bytes without the end of its header")
+        raise ValueError(
+            f"the {kind} is damaged: the end of its header is not within {min(len(data), LONGEST_HEADER)} bytes"
+        )
     last = match.end() if kind == "PCD" else match.start()
     return data[:last].decode("latin-1"), data[match.end() :]
 
 
 def _whole(number: str) -> int:
-    """A number of things; ValueError for what is none."""
+    """Parse a count. Raises ValueError if it is not one."""
     if not re.fullmatch(r"[0-9]{1,12}", number):
-        raise ValueError(f"the header is damaged: {number[:40]!r} is no count")
+        raise ValueError(f"the header is damaged: {number[:40]!r} is not a count")
     return int(number)
 
 
 def _checked(count: int, columns: Sequence[tuple[str, str]], order: str, encoding: str, body: bytes) -> Layout:
-    """The layout, where it is of a cloud of points, within the limits, and its bytes are all there."""
+    """Return the layout after checking that it is a point cloud within the limits and that no bytes are missing."""
     if count == 0:
         raise ValueError("the point cloud is empty")
     names, types = tuple(name for name, _ in columns), tuple(np.dtype(order + kind) for _, kind in columns)
     if any(names.count(axis) != 1 or types[names.index(axis)].kind != "f" for axis in "xyz"):
         found = ", ".join(f"{name} ({kind})" for name, kind in zip(names[:12], types, strict=False))
-        raise ValueError(f"a point cloud needs one column of floats for each of x, y and z; this one has {found}")
+        raise ValueError(f"a point cloud requires one column of floats for each of x, y and z; this one has {found}")
     width = sum(kind.itemsize for kind in types)
     if len(columns) > MOST_COLUMNS or count > MOST_POINTS or count * width > MOST_BYTES:
         raise ValueError(f"{count} points of {width} bytes; at most {MOST_POINTS} and {MOST_BYTES} bytes are accepted")
@@ -138,10 +140,8 @@ def _checked(count: int, columns: Sequence[tuple[str, str]], order: str, encodin
         if unpacked != count * width:
             raise ValueError(f"the PCD is damaged: {unpacked} bytes for {count} points of {width} bytes")
         needed = 8 + packed
-    else:  # of text a digit and a space a number at least, but for the last
+    else:  # text has at least one digit and a space per number, except for the last
         needed = count * (width if encoding == "binary" else 2 * len(columns)) - (encoding == "ascii")
     if len(body) < needed:
-        raise ValueError(
-            f"the point cloud is truncated: {len(body)} of at least {needed} bytes are there; copy it again"
-        )
+        raise ValueError(f"the point cloud is truncated: it has {len(body)} of at least {needed} bytes; copy it again")
     return Layout(count, names, types, encoding, body[:needed] if encoding != "ascii" else body)

@@ -33,19 +33,21 @@ class Points(Modality):
     neither mirrored nor rotated.
 
     Args:
-        count: Number of points of the input: evenly spaced in the file, or sampled anew in training. Smaller clouds
-            repeat points.
-        extra: Number of columns after x, y and z that are part of the input, in the order of the file, e.g. intensity
-            of LiDAR, normals or colours. 8-bit columns of `.ply` and `.pcd` are scaled to [0, 1]; others are unchanged.
+        count: Number of points of the input: evenly spaced in the file; in training, resampled at random every time.
+        Smaller clouds repeat points.
+        extra: Number of columns after x, y and z to use as input, in the order of the file, e.g. LiDAR intensity,
+            normals
+        or colours. 8-bit columns of `.ply` and `.pcd` are scaled to [0, 1]; all others are unchanged.
         columns: Number of float32 values per point in a `.bin`: 4 for KITTI, 5 for nuScenes.
         radius: Distance from the origin that is scaled to 1, in units of the file. If null, the cloud is centred on its
             mean and scaled to the unit sphere.
         up: The vertical axis.
-        rotation: In training, the cloud is rotated about the vertical axis by up to this many degrees in both
-            directions. 0 disables it.
-        scaling: In training, coordinates are multiplied by a factor from [1 - scaling, 1 + scaling]. 0 disables it.
-        jitter: In training, standard deviation of the normal noise of each coordinate, in units of the radius. 0
-            disables it.
+        rotation: In training, the cloud is randomly rotated about the vertical axis by up to this many degrees in both
+        directions. 0 disables it.
+        scaling: In training, coordinates are multiplied by a random factor from [1 - scaling, 1 + scaling]. 0 disables
+        it.
+        jitter: In training, standard deviation of Gaussian noise on each coordinate, in units of the radius. 0 disables
+        it.
         field: Name of the shard field if it is not `points`.
     """
 
@@ -70,7 +72,7 @@ class Points(Modality):
     def augment(self, value: np.ndarray, geometry: Geometry, size: int, rng: np.random.Generator | None) -> Tensor:
         """float32 `[count, 3 + extra]`."""
         turn = np.eye(3)
-        if rng is not None:  # drawn before the points, so that it does not depend on their number
+        if rng is not None:  # drawn before the points, so it does not depend on their number
             turn = rotation_about(self.up, math.radians(rng.uniform(-self.rotation, self.rotation)))
             turn *= rng.uniform(1 - self.scaling, 1 + self.scaling)
         chosen = value[chosen_rows(len(value), self.count, rng)].astype(np.float64)
@@ -91,7 +93,7 @@ class Points(Modality):
         return centred / farthest if farthest > 0 else centred
 
     def collate(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
-        """`points [B, count, 3 + extra]` and, as encoders of sets read it, `mask [B, count]`, all True."""
+        """`points [B, count, 3 + extra]` and `mask [B, count]`, all True, which encoders of point sets expect."""
         points = torch.stack(list(values))
         return {"points": points, "mask": torch.ones(points.shape[:2], dtype=torch.bool)}
 
@@ -99,7 +101,7 @@ class Points(Modality):
         return build(self.encoders, spec, 3 + self.extra)
 
     def picture(self, value: np.ndarray) -> np.ndarray:
-        """The cloud along its shortest axis, shown as colour: LiDAR from above, upright objects from the front."""
+        """Render along the shortest axis, which is shown as colour: LiDAR from above, upright objects frontally."""
         across, along, depth = self.axes(value)
         low, high = shown_range(value)
         longest = max(float((high - low).max()), 1e-12)
@@ -116,21 +118,21 @@ class Points(Modality):
         return cv2.resize(picture, (width, height), interpolation=cv2.INTER_NEAREST)
 
     def axes(self, value: np.ndarray) -> tuple[int, int, int]:
-        """The axes to the right, upwards and towards the viewer of a picture."""
+        """The axes that point right, up and towards the viewer in the picture."""
         low, high = shown_range(value)
         depth = int(np.argmin(high - low))
         across, along = (axis for axis in range(3) if axis != depth)
         return (along, across, depth) if across == "xyz".index(self.up) else (across, along, depth)
 
     def caption(self, value: np.ndarray) -> Caption:
-        """How many points there are, and what the picture's colours mean."""
+        """The number of points, and the meaning of the picture's colours."""
         low, high = shown_range(value)
         depth = self.axes(value)[2]
         return Caption(f"{len(value)} points; {'xyz'[depth]} {low[depth]:.2f} to {high[depth]:.2f}", turbo_css())
 
 
 def chosen_rows(rows: int, count: int, rng: np.random.Generator | None) -> np.ndarray:
-    """`count` rows of so many: evenly without rng, else at random; none twice before all have been taken."""
+    """Select `count` rows: evenly without rng, else at random. No row is repeated before all have been used."""
     if rng is None:
         return np.arange(count) * rows // count
     whole = np.tile(np.arange(rows), count // rows)
@@ -138,7 +140,7 @@ def chosen_rows(rows: int, count: int, rng: np.random.Generator | None) -> np.nd
 
 
 def rotation_about(axis: str, angle: float) -> np.ndarray:
-    """The matrix `[3, 3]` that turns columns by so many radians about an axis."""
+    """The matrix `[3, 3]` that rotates column vectors by this many radians about an axis."""
     turn, (first, second) = np.eye(3), {"x": (1, 2), "y": (2, 0), "z": (0, 1)}[axis]
     turn[[first, second], [first, second]] = math.cos(angle)
     turn[second, first], turn[first, second] = math.sin(angle), -math.sin(angle)
@@ -146,6 +148,6 @@ def rotation_about(axis: str, angle: float) -> np.ndarray:
 
 
 def shown_range(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The lowest and highest shown x, y and z: the 1st and 99th percentile, so that a stray point does not matter."""
-    low = np.percentile(value[:, :3], 1, axis=0, method="lower")  # of a few points all are shown
+    """The displayed range of x, y and z: the 1st to 99th percentile, which ignores outliers."""
+    low = np.percentile(value[:, :3], 1, axis=0, method="lower")  # if there are few points, all are shown
     return low, np.percentile(value[:, :3], 99, axis=0, method="higher")

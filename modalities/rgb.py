@@ -26,8 +26,9 @@ class RGB(Modality):
     """Photos as uint8 RGB.
 
     Args:
-        jitter: In training, brightness, contrast and saturation are each multiplied by a factor from [1 - jitter, 1 +
-            jitter]. 0 disables it.
+        jitter: In training, brightness, contrast and saturation are each multiplied by a random factor from [1 -
+            jitter,
+        1 + jitter]. 0 disables it.
         field: Name of the shard field if it is not `rgb`, e.g. a second camera or another style of drawing.
     """
 
@@ -39,7 +40,7 @@ class RGB(Modality):
     field: str | None = None
 
     def decode(self, data: bytes, meta: Mapping[str, Any]) -> np.ndarray:
-        """Decode to uint8 `[H, W, 3]`; 16 bits become 8, grey is repeated, transparency is blended with white.
+        """Decode to uint8 `[H, W, 3]`: 16 bits are reduced to 8, grey is repeated, transparency is blended with white.
 
         JPEGs are rotated according to their EXIF orientation; the orientation of PNG and WebP files is ignored.
 

@@ -1,4 +1,4 @@
-"""Format and completeness of an audio file from its header, without decoding it."""
+"""Determines the format and completeness of an audio file from its header, without decoding it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def sound_kind(data: bytes) -> str:
     does not store the number of frames.
 
     Raises:
-        ValueError: The file has another format, or is truncated (decoders silently play the part that is there).
+        ValueError: The file has another format, or is truncated (decoders would silently read the remaining part).
     """
     if data.startswith(b"RIFF") and data[8:12] == b"WAVE":
         _wav(data)
@@ -51,7 +51,7 @@ def with_length(data: bytes) -> bytes:
 
 
 def _wav(data: bytes) -> int:
-    """Offset of the chunk of audio data, which must follow a format chunk and be as long as its header says.
+    """Offset of the chunk of audio data, which must follow a format chunk and have the declared length.
 
     A length of 0 is unknown if the whole file ends there by its header, or has no known length either.
     """
@@ -88,7 +88,7 @@ def _mp3(data: bytes) -> None:
     """The Xing header stores the number of bytes of all frames, including its own."""
     at, flags, counts = _xing(data)
     if flags & 2 and len(data) - at < int.from_bytes(counts[4 * (flags & 1) :][:4], "big"):
-        raise ValueError(f"the MP3 is truncated: its header announces more than its {len(data)} bytes; copy it again")
+        raise ValueError(f"the MP3 is truncated: its header declares more than its {len(data)} bytes; copy it again")
 
 
 def _xing(data: bytes) -> tuple[int, int, bytes]:
@@ -103,5 +103,5 @@ def _xing(data: bytes) -> tuple[int, int, bytes]:
 
 
 def knows_its_length(data: bytes) -> bool:
-    """Whether the header has the number of samples. Without it, as in some MP3 files, decoders guess."""
+    """Whether the header contains the number of samples. Without it, as in some MP3 files, decoders guess."""
     return sound_kind(data) != "mp3" or bool(_xing(data)[1] & 1)

@@ -1,4 +1,4 @@
-"""Conformance tests for authors of a modality: does the class follow the Modality contract?"""
+"""Conformance tests for authors of modalities: checks that a class follows the Modality contract."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check_modality(
         size: Input size in pixels for `augment`.
 
     Raises:
-        AssertionError: The modality breaks the contract. The message says how, and how to fix it.
+        AssertionError: The modality breaks the contract. The message states the problem and how to fix it.
 
     Example:
         ```python
@@ -45,7 +45,7 @@ def check_modality(
         ```
     """
     samples = [data] if isinstance(data, bytes) else list(data)
-    require(samples, "data: give the bytes of at least one sample")
+    require(samples, "data: pass the bytes of at least one sample")
     meta = meta or {}
     check_declaration(type(adapter))
     check_pickle(adapter)
@@ -71,7 +71,7 @@ def require(good: Any, message: str) -> None:
 def check_declaration(cls: type[Modality]) -> None:
     """Check the class: name, fields, encoders, and annotated keywords, which configs are validated against."""
     name, fields = getattr(cls, "name", None), getattr(cls, "fields", None)
-    require(isinstance(name, str), f"{cls.__name__}.name: give the class a name, e.g. `name = 'depth'`")
+    require(isinstance(name, str), f"{cls.__name__}.name: set the name of the class, e.g. `name = 'depth'`")
     require(
         isinstance(fields, tuple) and fields and all(isinstance(f, str) and f for f in fields),
         f"{cls.__name__}.fields: {fields!r} must be a tuple of shard members such as ('depth.png',)",
@@ -86,11 +86,12 @@ def check_declaration(cls: type[Modality]) -> None:
 
 
 def check_keywords(cls: type, skip: int) -> None:
-    """Check that all parameters of a constructor after the first `skip` are keyword-only and annotated."""
+    """Check that all parameters of a constructor, except the first `skip`, are keyword-only and annotated."""
     for parameter in list(inspect.signature(cls).parameters.values())[skip:]:
         require(
             parameter.kind is parameter.KEYWORD_ONLY and parameter.annotation is not parameter.empty,
-            f"{cls.__name__}({parameter.name}): make it keyword-only and annotated, since configs are validated by it",
+            f"{cls.__name__}({parameter.name}): make it keyword-only and annotated, since configs are validated "
+            "against it",
         )
 
 
@@ -104,7 +105,7 @@ def check_pickle(adapter: Modality) -> None:
 
 
 def check_bad_bytes(adapter: Modality, samples: Sequence[bytes], meta: Mapping[str, Any]) -> None:
-    """Check that invalid bytes raise ValueError. The stream skips and counts those samples; other errors stop it."""
+    """Check that invalid bytes raise ValueError. The stream skips and counts such samples; other errors stop it."""
     noise = np.random.default_rng(0).bytes(1000)
     cases = {"empty bytes": b"", "random bytes": noise, "half a sample": samples[0][: len(samples[0]) // 2]}
     for case, data in cases.items():
@@ -118,14 +119,12 @@ def check_bad_bytes(adapter: Modality, samples: Sequence[bytes], meta: Mapping[s
 
 
 def check_augment(adapter: Modality, value: Any, size: int) -> None:
-    """Check that it is deterministic without rng and for a given seed, and does not modify the decoded value."""
+    """Check that `augment` is deterministic without rng and for a given seed, and keeps the decoded value unchanged."""
     before = copy.deepcopy(value)
     for geometry in GEOMETRIES:
         tensor = adapter.augment(value, geometry, size, None)
         check_tensor(tensor)
-        require(
-            same(value, before), "augment: it modified the decoded value, which other views still read; copy it first"
-        )
+        require(same(value, before), "augment: modified the decoded value, which other views still need; copy it first")
         require(
             same(tensor, adapter.augment(value, geometry, size, None)),
             "augment: two calls without rng gave different results; evaluation must be deterministic",
@@ -158,7 +157,7 @@ def check_flip(adapter: Modality, value: Any, size: int) -> None:
     flipped, plain = flipped.float().abs(), plain.float().abs()
     straight, mirrored = (flipped - plain).abs().mean(), (flipped - plain.flip(2)).abs().mean()
     # Tolerant, since an image can be nearly symmetric.
-    require(mirrored <= 2 * straight, "augment: it applies the crop of the geometry, but not the flip")
+    require(mirrored <= 2 * straight, "augment: applies the crop of the geometry, but not the flip")
 
 
 def check_collate(adapter: Modality, values: Sequence[Any], size: int) -> None:
@@ -169,7 +168,7 @@ def check_collate(adapter: Modality, values: Sequence[Any], size: int) -> None:
     except Exception as error:
         shapes = sorted({tuple(tensor.shape) for tensor in tensors})
         raise AssertionError(
-            f"collate: {error}. augment returned the shapes {shapes}: return one shape, or pad in collate"
+            f"collate: {error}. augment returned the shapes {shapes}: return equal shapes, or pad in collate"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Text: one caption of a sample, as token ids."""
+"""Text: one caption per sample, as token ids."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from modalities.geometry import Geometry
 from modalities.tokenizer import tokenizer
 
 LONGEST = 1_000_000
-"""Maximum number of bytes of captions in a sample."""
+"""Maximum total size of a sample's captions in bytes."""
 MARKS = 30
 """Maximum number of consecutive combining marks, as in Unicode's stream-safe text: sorting them takes quadratic time.
 """
@@ -30,12 +30,12 @@ MARKS = 30
 
 @dataclass(frozen=True, kw_only=True)
 class Text(Modality):
-    """Captions, one per line. Training draws one for each sample and epoch, evaluation takes the first.
+    """Captions, one per line. Training draws one per sample and epoch; evaluation uses the first one.
 
     Args:
-        tokenizer: `bytes` (UTF-8 bytes, no download), a transformers tokenizer by hub name or local folder, preferably
-            that of the encoder, or `open_clip:ViT-B-32`, that of a model of open_clip.
-        length: Maximum number of tokens including start and end. Longer captions are truncated.
+        tokenizer: `bytes` (UTF-8 bytes, no download); a transformers tokenizer by hub name or local folder, preferably
+        that of the encoder; or the tokenizer of an open_clip model, e.g. `open_clip:ViT-B-32`.
+        length: Maximum number of tokens, including start and end tokens. Longer captions are truncated.
         field: Name of the shard field if it is not `text`.
     """
 
@@ -66,7 +66,7 @@ class Text(Modality):
         if not captions:
             raise ValueError("the text is empty: it has no caption")
         if "\0" in text:
-            raise ValueError("the text contains zero bytes: it is a binary file")
+            raise ValueError("the text contains zero bytes, so it is a binary file")
         return captions
 
     def augment(self, value: list[str], geometry: Geometry, size: int, rng: np.random.Generator | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Tokenizers by name: the built-in tokenizer over bytes, any of the transformers library, or those of open_clip."""
+"""Tokenizers by name: the built-in byte tokenizer, those of the transformers library, and those of open_clip."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PADDING, START, END, FIRST_BYTE = 0, 1, 2, 3
 
 
 class Tokenizer(Protocol):
-    """Interface of a tokenizer. `padding` is the id that pads a batch, `vocabulary` the number of ids."""
+    """Interface of a tokenizer. `padding` is the id that pads a batch; `vocabulary` is the number of ids."""
 
     padding: int
     vocabulary: int
@@ -22,7 +22,7 @@ class Tokenizer(Protocol):
         """Tokenize a text to at most `length` ids, including the special tokens of the model."""
 
     def save(self, folder: Path) -> None:
-        """Write the files that loading it from that folder needs."""
+        """Write the files that are needed to load the tokenizer from this folder."""
 
 
 @lru_cache(maxsize=8)
@@ -51,7 +51,7 @@ class Bytes:
         return [START, *(FIRST_BYTE + byte for byte in text.encode()[: length - 2]), END]
 
     def save(self, folder: Path) -> None:
-        """Do nothing: it needs no files."""
+        """Do nothing, since it needs no files."""
 
 
 class Pretrained:
@@ -84,7 +84,7 @@ class Pretrained:
         return ids
 
     def save(self, folder: Path) -> None:
-        """Write it with `save_pretrained`."""
+        """Write the tokenizer with `save_pretrained`."""
         self.own.save_pretrained(folder)
 
 
@@ -107,7 +107,9 @@ class OpenCLIP:
         with quiet("open_clip"):
             self.own: Any = library.get_tokenizer(model)
         if not hasattr(self.own, "sot_token_id"):
-            raise ValueError(f"tokenizer: the tokenizer of {model} is one of transformers; name that one on the hub")
+            raise ValueError(
+                f"tokenizer: the tokenizer of {model} is a transformers tokenizer; set its hub name instead"
+            )
         self.vocabulary: int = self.own.vocab_size
 
     def encode(self, text: str, length: int) -> list[int]:
@@ -116,4 +118,4 @@ class OpenCLIP:
         return ids[: ids.index(self.own.eot_token_id) + 1]
 
     def save(self, folder: Path) -> None:
-        """Do nothing: the vocabulary comes with the library."""
+        """Do nothing, since the vocabulary comes with the library."""

@@ -1,4 +1,4 @@
-"""Imports torchaudio with a CPU build of torch, where the native library of its wheel does not load."""
+"""Imports torchaudio with CPU builds of torch, where the native library of its wheel cannot be loaded."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ EXTRA = "pip install torchaudio soundfile"
 
 
 def import_torchaudio() -> ModuleType:
-    """Import `torchaudio`, without its native library if that does not load. The transforms do not need it.
+    """Import `torchaudio`, without its native library if it cannot be loaded; the transforms do not need it.
 
     Call it before transformers loads an audio model, which imports torchaudio and would fail.
 
     Raises:
-        ImportError: torchaudio is not installed. The message names the extra to install.
+        ImportError: torchaudio is not installed. The message states the packages to install.
     """
     try:
         return importlib.import_module("torchaudio")
@@ -27,25 +27,25 @@ def import_torchaudio() -> ModuleType:
         sys.modules["torchaudio._extension"] = _without_native_library()
         return importlib.import_module("torchaudio")
     except ImportError as error:
-        raise ImportError(f"audio needs torchaudio: {EXTRA} ({error})") from error
+        raise ImportError(f"audio requires torchaudio: {EXTRA} ({error})") from error
 
 
 def import_soundfile() -> ModuleType:
     """Import `soundfile`.
 
     Raises:
-        ImportError: It is not installed. The message names the extra to install.
+        ImportError: It is not installed. The message states the packages to install.
     """
     try:
         return importlib.import_module("soundfile")
     except (ImportError, OSError) as error:
-        raise ImportError(f"audio needs soundfile: {EXTRA} ({error})") from error
+        raise ImportError(f"audio requires soundfile: {EXTRA} ({error})") from error
 
 
 def _without_native_library() -> ModuleType:
     def missing(function: Callable[..., Any]) -> Callable[..., Any]:
         def fail(*_: Any, **__: Any) -> None:
-            raise RuntimeError(f"{function.__name__} needs the native library of torchaudio, which cannot be loaded")
+            raise RuntimeError(f"{function.__name__} requires the native library of torchaudio, which cannot be loaded")
 
         return fail
 

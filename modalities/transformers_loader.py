@@ -1,4 +1,4 @@
-"""Imports transformers so that an installed torchaudio does not break it with a CPU build of torch."""
+"""Imports transformers such that an installed torchaudio does not break it with CPU builds of torch."""
 
 from __future__ import annotations
 

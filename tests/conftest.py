@@ -1,4 +1,4 @@
-"""What tests of every package ask for: the small data set, and configs that train on it."""
+"""What tests of every package ask for: the small dataset, and configs that train on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A packed data set small enough for every test: paired photos and depth maps of three shapes."""
+"""A packed dataset small enough for every test: paired photos and depth maps of three shapes."""
 
 from __future__ import annotations
 

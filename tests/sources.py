@@ -76,7 +76,7 @@ def plan_of(table: Path, **options: Any) -> Plan:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Everything that a reader of the data set sees, and nothing that packing keeps for itself."""
+    """Everything that a reader of the dataset sees, and nothing that packing keeps for itself."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 

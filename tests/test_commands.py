@@ -69,7 +69,7 @@ def shards_of_others(folder: Path) -> None:
 
 
 def damage(folder: Path) -> None:
-    """Break one depth map of a packed data set, as a faulty disk would have before the packing."""
+    """Break one depth map of a packed dataset, as a faulty disk would have before the packing."""
     dataset = load_dataset(folder)
     shard = dataset.splits["train"][0]
     path = folder / shard.file

@@ -127,7 +127,7 @@ def test_an_index_that_was_fetched_names_no_file_of_this_machine(
     about["splits"]["train"][0]["url"] = str(shapes / "train-000000.tar")
     fsspec.filesystem("memory").pipe("/set/dataset.json", json.dumps(about).encode())
     monkeypatch.setenv("WCORD_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match=r"the remote index refers to a local file"):
+    with pytest.raises(UserError, match=r"this remote index refers to a local file"):
         load_dataset("memory://set")
 
 

@@ -12,8 +12,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # `-m` puts the working folder first in sys.path, so that a file `pipeline.py` of the user would be imported instead
-    # of ours. Move it to the end, unless it is a checkout of this program. Importing pathlib would search there, too.
+    # `-m` puts the working folder first in sys.path, so a user's file `pipeline.py` would be imported instead of ours.
+    # Move the folder to the end, unless it is a checkout of this program. (Importing pathlib would also search there.)
     folder, here = os.getcwd(), os.path.abspath(__file__)  # noqa: PTH109, PTH100
     if sys.path[0] == folder and here != os.path.join(folder, "wcord", "__main__.py"):  # noqa: PTH118
         sys.path.append(sys.path.pop(0))

@@ -1,1 +1,1 @@
-"""A development suite: small and diverse settings in which a default must work."""
+"""A development suite: small and diverse settings in which the defaults must work."""

@@ -1,8 +1,8 @@
-"""Small and diverse settings in which a default must work: `python -m benchmarks.suite --data FOLDER`.
+"""Small and diverse settings in which the defaults must work: `python -m benchmarks.suite --data FOLDER`.
 
 FOLDER contains hand_gestures_rgbd, seven_scenes_rgbd, sign_digits, spoken_digits, emoji and cifar10_jpg. Settings
-without data are skipped with a message. A setting is a YAML in benchmarks/suite/settings; the methods are in
-methods.yaml. Finished students are kept: the same command resumes. At the end, it prints the tables of
+without data are skipped with a message. Each setting is a YAML file in benchmarks/suite/settings; the methods are in
+methods.yaml. Finished students are kept: to resume, run the same command again. At the end, it prints the tables of
 `docs/results.md`.
 """
 
@@ -27,11 +27,11 @@ CORES = os.cpu_count() or 1
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the datasets")
     parser.add_argument("--out", type=Path, default=Path("runs/suite"))
-    parser.add_argument("--settings", nargs="+", default=[], help="names of settings; default: all")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="folder of the YAMLs of the settings")
-    parser.add_argument("--forms", action="store_true", help="also train the forms that the default was chosen from")
+    parser.add_argument("--settings", nargs="+", default=[], help="settings to run; default: all")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="folder with the YAML files of the settings")
+    parser.add_argument("--forms", action="store_true", help="also train the variants that the default was chosen from")
     parser.add_argument("--methods", nargs="+", default=[], help="only these methods")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=CORES)
@@ -66,7 +66,7 @@ def there(setting: Setting, data: Path, out: Path) -> bool:
 
 
 def wait(jobs: Sequence[Future[None]]) -> None:
-    """Wait for all jobs and raise the first error; finished work is kept."""
+    """Wait for all jobs, then raise the first error; finished work is kept."""
     for job in jobs:
         job.result()
 

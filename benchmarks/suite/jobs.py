@@ -29,7 +29,7 @@ def fitting(setting: Setting, methods: dict[str, Losses]) -> dict[str, Losses]:
 
 
 def teach(setting: Setting, data: Path, out: Path) -> None:
-    """Pack all pairs and train the teacher, unless that is finished."""
+    """Pack all pairs and train the teacher, unless this is already done."""
     torch.set_num_threads(1)
     setting.pack_whole(data, out)
     config = setting.teacher_config(out)

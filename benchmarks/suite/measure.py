@@ -49,7 +49,7 @@ def top1(students: Sequence[Network | Joint], config: Config) -> list[Results]:
 
 
 def recall(students: Sequence[Network | Joint], config: Config) -> list[Results]:
-    """R@10 of the teacher's view of the same sample among all of a split, as `wcord evaluate` measures it."""
+    """R@10 for retrieving the teacher's view of the same sample among a whole split, as in `wcord evaluate`."""
     teacher = build_teacher(config)
     train, *others = (run_split(students, teacher, config, split) for split in ("train", *SPLITS))
     found: list[Results] = []
@@ -67,7 +67,7 @@ def recall(students: Sequence[Network | Joint], config: Config) -> list[Results]
 
 @torch.no_grad()
 def run_split(students: Sequence[Network | Joint], teacher: Network | Joint | None, config: Config, split: str) -> Seen:
-    """Run a whole split through all networks. It is decoded once, since all students have the same view."""
+    """Run a whole split through all networks. It is decoded only once, since all students have the same view."""
     source = open_split(config.data.address, split, config.data.label)
     views = {"student": students[0].view} | ({"teacher": teacher.view} if teacher else {})
     taught: list[Tensor] = []

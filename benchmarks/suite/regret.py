@@ -1,4 +1,4 @@
-"""The tables of the suite: score of each method in each setting, and its regret to the best rival."""
+"""The tables of the suite: score of each method in each setting, and its regret to the best baseline."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ Scores = dict[str, dict[int, float]]
 """Method -> seed -> score in per cent."""
 
 
-SHARED = {True: "the teacher knows the classes", False: "the teacher does not know the classes, or there are none"}
+SHARED = {
+    True: "the teacher was trained on the same classes",
+    False: "the teacher was trained on other classes, or there are none",
+}
 
 
 def print_tables(settings: Mapping[str, Setting], out: Path, seeds: int, kinds: Mapping[str, Any]) -> None:
-    """Print scores and regrets on the test splits, and on the validation splits, which the default is chosen by."""
+    """Print scores and regrets on the test splits, and on the validation splits, by which the default is chosen."""
     order = ["labels", "untrained", *kinds["rivals"], *kinds["ours"], *kinds["forms"]]
     for split in "test", "val":
         for shared, title in SHARED.items():
@@ -28,7 +31,7 @@ def print_tables(settings: Mapping[str, Setting], out: Path, seeds: int, kinds: 
             header = ["method", *(f"{name}, {settings[name].measure}" for name in found)]
             print(f"\n### {split} split; {title}\n")
             print_rows(header, [[m, *(cell(own.get(m)) for own in found.values())] for m in methods])
-            print("\nRegret: lead of the best single rival in points; negative if the method is better.\n")
+            print("\nRegret: lead of the best single baseline in points; negative if the method is better.\n")
             print_rows([*header, "worst"], [[m, *regrets(m, found, list(kinds["rivals"]))] for m in methods])
             print("\nDifference to labels only, or to an untrained student, in points.\n")
             print_rows(header, [[m, *(against_nothing(own, m) for own in found.values())] for m in methods[1:]])
@@ -45,7 +48,7 @@ def scores(folder: Path, seeds: int, split: str) -> Scores:
 
 
 def regret(own: Scores, method: str, rivals: Sequence[str]) -> float | None:
-    """Difference in points between the mean of the best rival and that of a method."""
+    """Difference in points between the mean of the best baseline and that of a method."""
     best = max(
         (statistics.fmean(own[rival].values()) for rival in rivals if rival in own and rival != method), default=None
     )
@@ -59,7 +62,7 @@ def regrets(method: str, found: Mapping[str, Scores], rivals: Sequence[str]) -> 
 
 
 def against_nothing(own: Scores, method: str) -> str:
-    """Paired difference over seeds, with its interval, to training without a teacher."""
+    """Paired difference over seeds to training without a teacher, with its interval."""
     base = own.get("labels") or own.get("untrained")
     if base is None or method not in own or own[method] is base:
         return "-"

@@ -26,7 +26,7 @@ Losses = dict[str, dict[str, Any]]
 
 
 class Broken(BaseModel):
-    """A fraction of the training pairs in which the teacher's `field` is that of another pair."""
+    """Mismatches a fraction of the training pairs: their `field` of the teacher comes from another pair."""
 
     model_config = ConfigDict(extra="forbid")
     share: float = Field(gt=0, le=1)
@@ -42,9 +42,11 @@ class Setting(BaseModel):
         test: Column -> values of the test split.
         val: Column -> values of the validation split. The remaining samples are for training.
         fields: Field -> column.
-        label: Column of the class; None without labels.
-        pairs: Number of training pairs of the student. A teacher of ours is trained on all, before any are broken.
-        broken: Broken pairs; None for none.
+        label: Column of the class; None if there are no labels.
+        pairs: Number of training pairs of the student. The suite's own teachers are trained on all pairs, before any
+            are
+        mismatched.
+        broken: Which pairs to mismatch; None means none.
         teacher: A complete config of the run that trains the teacher, or the section `teacher` for a pretrained one.
         student: The sections data, student and train.
         measure: Metric of the student on val and test.
@@ -73,7 +75,7 @@ class Setting(BaseModel):
         return {"cross_entropy": {}} if self.label else {}
 
     def whole(self, out: Path) -> Path:
-        """Folder of all unbroken pairs and of the teacher that is trained on them. Settings may share it."""
+        """Folder of all correct pairs and of the teacher that is trained on them. Settings may share it."""
         shared = self.model_dump_json(include={"table", "test", "val", "fields", "label", "teacher"})
         return out.parent / "whole" / sha256(shared.encode()).hexdigest()[:8]
 
@@ -82,11 +84,11 @@ class Setting(BaseModel):
         return (out if self.pairs or self.broken else self.whole(out)) / "data"
 
     def pack_whole(self, data: Path, out: Path) -> None:
-        """Pack all unbroken pairs, unless that is finished."""
+        """Pack all correct pairs, unless this is already done."""
         self._pack(self._splits(data, out), self.whole(out) / "data")
 
     def pack(self, data: Path, out: Path) -> None:
-        """Pack the pairs of the students, if they are not all pairs."""
+        """Pack the pairs of the students, unless these are all pairs."""
         if self.shards(out).is_relative_to(self.whole(out)):
             return
         splits = self._splits(data, out)
@@ -124,13 +126,13 @@ class Setting(BaseModel):
         """The config of one student."""
         teacher = {"run": str(self.whole(out) / "teacher")} if self.logits else self.teacher
         own = {"run": str(out / f"{method}_seed{seed}"), "seed": seed, "teacher": teacher, "losses": losses}
-        # Without the guard: a form must work without it.
+        # Without the guard, since variants must work without it.
         own["train"] = self.student.get("train", {}) | {"guard": False}
         return _config(self.student | own, self.shards(out))
 
 
 def _break(rows: Sequence[Row], broken: Broken) -> None:
-    """Rotate a field among the first rows: each gets that of the next row."""
+    """Rotate a field among the first rows: each gets the value of the next row."""
     rows = rows[: round(broken.share * len(rows))]
     others = [row[broken.field] for row in rows]
     for row, other in zip(rows, others[1:] + others[:1], strict=True):
@@ -150,7 +152,7 @@ def _config(written: dict[str, Any], shards: Path) -> Config:
 
 
 def load_settings(names: Sequence[str] = (), folder: Path = FOLDER) -> dict[str, Setting]:
-    """Load the settings of a folder by name, all or the given ones."""
+    """Load the settings in a folder by name: all, or the requested ones."""
     files = {file.stem: file for file in sorted(folder.glob("*.yaml"))}
     if unknown := set(names) - set(files):
         raise SystemExit(f"unknown settings: {', '.join(sorted(unknown))}; choose from: {', '.join(files)}")

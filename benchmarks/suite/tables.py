@@ -1,4 +1,4 @@
-"""The real pairs of the settings: one row per sample, with absolute paths and columns for splitting."""
+"""Tables of the real pairs of the settings: one row per sample, with absolute paths and columns for splitting."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def emoji(data: Path, out: Path) -> list[Row]:
 
 
 def cifar(data: Path, out: Path) -> list[Row]:
-    """A part of CIFAR-10: the test images, and the training images with the last fifth as another fold."""
+    """A subset of CIFAR-10: the test images, and the training images, the last fifth of which is a separate fold."""
     folder = out / "cifar10"
     if not (folder / ".complete").exists():
         with zipfile.ZipFile(data / "cifar10_jpg" / "cifar10_subset.zip") as archive:

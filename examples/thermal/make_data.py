@@ -1,4 +1,4 @@
-"""Makes photos and thermal images of warm things on cool ground, and the table that `wcord pack manifest` reads.
+"""Generates photos and thermal images of warm objects on cool ground, and a table for `wcord pack manifest`.
 
 python make_data.py FOLDER [COUNT]
 """
@@ -29,7 +29,7 @@ def main(folder: Path, count: int) -> None:
 
 
 def scene(name: str, rng: np.random.Generator, size: int = 64) -> tuple[np.ndarray, np.ndarray]:
-    """A photo, uint8 BGR, and the temperature of the same pixels: heat spreads a little and falls to the rim."""
+    """A photo, uint8 BGR, and the temperature of its pixels: heat spreads slightly and decreases towards the edge."""
     ground, colour = rng.integers(60, 160, 3), rng.integers(0, 256, 3)
     mask = np.zeros((size, size), np.uint8)
     centre = tuple(int(x) for x in rng.integers(20, size - 20, 2))

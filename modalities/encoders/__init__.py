@@ -59,12 +59,12 @@ def build(
     """Build the encoder that `spec` describes.
 
     Args:
-        encoders: The encoder classes of the modality by name.
-        spec: `{"name": one of encoders or package.module:Class, **its keywords}`, and for each encoder `weights:
-            random`, which states that a frozen teacher of random weights is meant.
+        encoders: Name -> encoder class of the modality.
+        spec: `{"name": one of encoders or package.module:Class, **its keywords}`. Every encoder also accepts `weights:
+        random`, which confirms that a frozen teacher with random weights is intended.
         input_size: First argument of the constructor: channels of an image, sample rate in Hz of audio, or vocabulary
             size of text.
-        mean: Mean of each channel of the modality, used if the encoder takes it and `spec` does not set it.
+        mean: Mean of each channel of the modality, used if the encoder has this keyword and `spec` does not set it.
         std: Standard deviation of each channel, used likewise.
 
     Raises:
@@ -72,14 +72,14 @@ def build(
     """
     keywords = {name: value for name, value in spec.items() if name != "name"}
     if "name" not in spec:
-        raise ValueError(f"encoder: no name given; choose one of {', '.join(encoders)}")
+        raise ValueError(f"encoder: the name is missing; choose one of {', '.join(encoders)}")
     encoder: Callable[..., Encoder] = find(spec["name"], encoders, Encoder, "encoder")
     offered = [p.name for p in inspect.signature(encoder).parameters.values() if p.kind is p.KEYWORD_ONLY]
     if "weights" not in offered and keywords.get("weights") == "random":
         del keywords["weights"]
     for name in keywords:
         if name not in offered:
-            raise ValueError(f"encoder {spec['name']}: no setting {name!r}{near(name, offered)}")
+            raise ValueError(f"encoder {spec['name']}: there is no setting {name!r}{near(name, offered)}")
     for name, default in (("mean", mean), ("std", std)):
         if default is not None and name in offered and keywords.get(name) is None:
             keywords[name] = default

@@ -1,4 +1,4 @@
-"""The contract of an encoder: it declares its output sizes when it is built, and normalises its own input."""
+"""The contract of an encoder: it declares its output sizes on construction and normalises its own input."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Preprocessing:
             text, the maximum number of tokens.
         mean: Mean of each channel.
         std: Standard deviation of each channel.
-        crop: Side of the central part that a model is evaluated on, as a fraction of the image in (0, 1].
+        crop: Side of the centre crop for evaluation, as a fraction of the image in (0, 1].
     """
 
     size: int
@@ -38,13 +38,13 @@ class Preprocessing:
         std: Sequence[float] | None = None,
         crop: float = 1.0,
     ) -> Preprocessing:
-        """Build it with the defaults mean 0 and std 1.
+        """Build the preprocessing, by default with mean 0 and std 1.
 
         Args:
             channels: Number of channels C.
             size: Side of the input in pixels.
-            mean: C values; None for 0.
-            std: C positive values; None for 1.
+            mean: C values; None means 0.
+            std: C positive values; None means 1.
             crop: See `Preprocessing`.
 
         Raises:
@@ -54,7 +54,7 @@ class Preprocessing:
         std = (1.0,) * channels if std is None else tuple(std)
         for name, values in (("mean", mean), ("std", std)):
             if len(values) != channels:
-                raise ValueError(f"{name}: {len(values)} values for {channels} channels; give one value per channel")
+                raise ValueError(f"{name}: {len(values)} values for {channels} channels; set one value per channel")
         if min(std) <= 0:
             raise ValueError(f"std: {list(std)}: every value must be greater than 0")
         return Preprocessing(size, mean, std, crop)
@@ -65,7 +65,7 @@ class Encoder(nn.Module):
 
     Subclasses set `dim` (D of `pooled`) and `map_channels` (C of each map) in the constructor and implement `forward`,
     which starts with `x = self.normalise(x)`. Each encoder has its own preprocessing, so a teacher and a student of
-    the same modality may differ in it. Encoders whose input is not an image `[B, C, H, W]` set `reads_pictures =
+    the same modality may use different ones. Encoders whose input is not an image `[B, C, H, W]` set `reads_pictures =
     False`.
 
     Args:
@@ -74,7 +74,7 @@ class Encoder(nn.Module):
 
     reads_pictures: ClassVar[bool] = True
     channels_last: bool = True
-    """Whether its weights and images may be in channels-last memory format, which is faster for convolutions."""
+    """Whether weights and images may be in channels-last memory format, which is faster for convolutions."""
     dim: int
     map_channels: tuple[int, ...] = ()
     mean: Tensor
@@ -100,7 +100,7 @@ class Encoder(nn.Module):
         """Encode a batch.
 
         Args:
-            x: What `collate` of the modality returned for B samples.
+            x: A result of the modality's `collate` for B samples.
 
         Returns:
             `pooled [B, dim]`, and for each entry C of `map_channels` a map: `[B, C, H, W]` of an image, `[B, C, 1, L]`
@@ -112,8 +112,8 @@ class Encoder(nn.Module):
         """Measure the size of each map by running the encoder on a black image.
 
         Returns:
-            `(H, W)`, or `(N,)` for tokens, for each entry of `map_channels`; None for each if the input is not an
-            image, since other inputs vary in length.
+            For each entry of `map_channels`, `(H, W)`, or `(N,)` for tokens. None for all entries if the input is not
+            an image, since other inputs vary in length.
 
         Raises:
             ValueError: The encoder does not run on an image.
@@ -125,7 +125,7 @@ class Encoder(nn.Module):
         try:
             with torch.no_grad():
                 maps = self.eval()(black).maps
-        except Exception as error:  # third-party networks may raise anything
+        except Exception as error:  # third-party networks may raise any error
             name = type(self).__name__
             raise ValueError(
                 f"{name} does not run on an image ({error}); set `reads_pictures = False` if its input is not an image"
@@ -135,7 +135,7 @@ class Encoder(nn.Module):
         return tuple(tuple(m.shape[2:] if m.ndim == 4 else m.shape[1:2]) for m in maps)
 
     def extract_features(self, x: Any) -> Any:
-        """Run the preprocessing that is not made of tensor operations; `forward` accepts its result as well as `x`."""
+        """Run the preprocessing that is not tensor operations; `forward` accepts its result as well as `x`."""
         return x
 
     def portable(self, spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -143,8 +143,8 @@ class Encoder(nn.Module):
 
         Args:
             spec: The spec that this encoder was built from.
-            folder: Folder of the student. An encoder that reads files or a model hub copies what it needs into a
-                sub-folder and names it `./sub-folder` in the spec.
+            folder: Folder of the student. An encoder that reads files or uses a model hub copies what it needs into a
+            subfolder and refers to it as `./subfolder` in the spec.
         """
         return dict(spec)
 

@@ -1,4 +1,4 @@
-"""The small image encoder: five convolutions, 0.28 M parameters."""
+"""A small image encoder: five convolutions, 0.28 M parameters."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from modalities.encoders.base import Encoder, Preprocessing
 
 
 class CNN5(Encoder):
-    """Five 3x3 convolutions with BatchNorm and ReLU; their outputs are the maps, the mean of the last is `pooled`.
+    """Five 3x3 convolutions with BatchNorm and ReLU; their outputs are the maps, and the mean of the last is `pooled`.
 
     Args:
         channels: Channels of the input.
-        width: Channels of the first layer; the five layers have width x (1, 2, 2, 4, 4). 0.28 M parameters at 32.
-        size: Input size in pixels, at least 16. The strides 2, 2, 2, 1, 1 reduce it to size / 8, e.g. 64 to 8 x 8.
-        mean: Mean of each channel of the encoder's input ([0, 1] for uint8 images); None for 0.
-        std: Standard deviation of each channel; None for 1.
+        width: Channels of the first layer; the five layers have width x (1, 2, 2, 4, 4) channels. With 32, the network
+        has 0.28 M parameters.
+        size: Input size in pixels, at least 16. The strides 2, 2, 2, 1, 1 reduce it to size / 8, e.g. from 64 to 8.
+        mean: Mean of each channel of the encoder's input ([0, 1] for uint8 images); None means 0.
+        std: Standard deviation of each channel; None means 1.
     """
 
     def __init__(

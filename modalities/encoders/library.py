@@ -1,4 +1,4 @@
-"""What the encoders of other libraries share: import, fewer messages, input channels, and sizes found by one run."""
+"""Shared code of encoders from other libraries: import, fewer messages, input channels, and measured sizes."""
 
 from __future__ import annotations
 
@@ -20,25 +20,27 @@ from modalities.encoders.base import Encoder, Preprocessing
 
 
 def require(module: str, extra: str) -> Any:
-    """Import a library that only some encoders need.
+    """Import a library that only some encoders require.
 
     Args:
         module: Its module.
         extra: The extra of wcord that installs it.
 
     Raises:
-        ValueError: It is not installed or does not load. The message has the pip command.
+        ValueError: It is not installed or cannot be imported. The message contains the pip command.
     """
     try:
         with quiet(module):
             return importlib.import_module(module)
-    except (ImportError, RuntimeError) as error:  # torchvision beside another torch raises RuntimeError
-        raise ValueError(f"this encoder needs {module}: pip install 'wcord[{extra}]' ({first_line(error)})") from None
+    except (ImportError, RuntimeError) as error:  # torchvision with a mismatched torch raises RuntimeError
+        raise ValueError(
+            f"this encoder requires {module}: pip install 'wcord[{extra}]' ({first_line(error)})"
+        ) from None
 
 
 @contextmanager
 def quiet(library: str) -> Iterator[None]:
-    """Silence the warnings and log messages of a library below errors; the encoder says what matters in one line."""
+    """Silence a library's warnings and log messages below errors; the encoder reports important ones in one line."""
     loggers = [logging.getLogger(name) for name in (library, "huggingface_hub")]
     root, before = logging.getLogger(), [logger.level for logger in loggers]
     handler_level = root.level
@@ -57,7 +59,7 @@ def quiet(library: str) -> Iterator[None]:
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """The end of a message about a model that a library does not have: up to three similar names."""
+    """The end of a message about an unknown model of a library: up to three similar names."""
     similar = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f", did you mean {' or '.join(map(repr, similar))}?" if similar else ""
 
@@ -65,7 +67,7 @@ def closest(name: str, known: Iterable[str]) -> str:
 def preprocessing(
     channels: int, size: int, mean: Iterable[float], std: Iterable[float], crop: float = 1.0
 ) -> Preprocessing:
-    """The preprocessing of a model; input of other than 3 channels stays in the units of its modality.
+    """The preprocessing of a model. Input without 3 channels stays in the units of its modality.
 
     Args:
         channels: Channels of the input.
@@ -80,7 +82,7 @@ def preprocessing(
 
 
 def adapt_input(network: nn.Module, channels: int, name: str) -> None:
-    """Give a network for 3 channels another number of input channels; see `fold_channels`.
+    """Adapt a network with 3 input channels to another number of input channels; see `fold_channels`.
 
     Args:
         network: The network, changed in place.
@@ -88,7 +90,7 @@ def adapt_input(network: nn.Module, channels: int, name: str) -> None:
         name: The model, for the message.
 
     Raises:
-        ValueError: No convolution reads 3 channels.
+        ValueError: There is no first convolution with 3 input channels.
     """
     if channels == 3:
         return
@@ -108,8 +110,8 @@ def adapt_input(network: nn.Module, channels: int, name: str) -> None:
 def fold_channels(weight: Tensor, channels: int) -> Tensor:
     """Adapt the weights of a first convolution to another number of input channels, as timm does.
 
-    They are summed for one channel. For others they are repeated and scaled, so that the mean of the output stays
-    about the same.
+    For one channel, they are summed. For other numbers, they are repeated and scaled, which keeps the mean of the
+    output about the same.
 
     Args:
         weight: The weights, `[out, in, ...]`.
@@ -135,7 +137,7 @@ def freeze_unused(encoder: Encoder, example: Any, failure: str) -> Features:
         failure: Start of the error message.
 
     Returns:
-        The features of the example. Their sizes are those of the encoder, which libraries name in too many ways.
+        The features of the example. Their sizes are the encoder's output sizes, for which libraries have many names.
 
     Raises:
         ValueError: The encoder does not run on the example.
@@ -147,7 +149,7 @@ def freeze_unused(encoder: Encoder, example: Any, failure: str) -> Features:
             frozen = not features.pooled.requires_grad
             pooled = features.pooled.sum()
             used = [None] * len(parameters) if frozen else grad(pooled, parameters, allow_unused=True)
-    except Exception as error:  # third-party networks may raise anything
+    except Exception as error:  # third-party networks may raise any error
         raise ValueError(f"{failure}: {error}") from error
     encoder.train()
     for parameter, gradient in zip(parameters, used, strict=True):
@@ -156,7 +158,7 @@ def freeze_unused(encoder: Encoder, example: Any, failure: str) -> Features:
 
 
 def measure(encoder: Encoder, example: Any, failure: str) -> None:
-    """Set `dim` and `map_channels` of an encoder by a run on an example, and freeze what it does not use.
+    """Set `dim` and `map_channels` of an encoder by running it on an example, and freeze unused parameters.
 
     Args:
         encoder: The encoder.
@@ -179,14 +181,14 @@ def measure_image(encoder: Encoder, name: str) -> None:
 
 
 class LibraryEncoder(Encoder):
-    """An encoder from a library by model name. An exported student needs the library, but no weights of it."""
+    """An encoder from a library by model name. An exported student needs the library, but not its weights."""
 
     def portable(self, spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-        """Fix the size and drop the source of the weights; see `Encoder.portable`."""
+        """Fix the input size and drop the source of the weights; see `Encoder.portable`."""
         size = {"size": self.preprocessing.size} if self.reads_pictures else {}
         return {**spec, **size, "weights": "random"}
 
 
 def first_line(error: Exception) -> str:
-    """First line of an error message of a library, which can be a page long."""
+    """The first line of a library's error message, which can be a page long."""
     return (str(error).strip() or type(error).__name__).split("\n")[0]

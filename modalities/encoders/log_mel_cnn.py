@@ -1,4 +1,4 @@
-"""The small audio encoder: a log-mel spectrogram, computed on the device, and five convolutions."""
+"""A small audio encoder: a log-mel spectrogram, computed on the device, and five convolutions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from modalities.encoders.base import Encoder, Preprocessing
 from modalities.torchaudio_loader import import_torchaudio
 
 FLOOR = 1e-6
-"""Added to the mel power before the logarithm, so that silence stays finite."""
+"""Added to the mel power before the logarithm, which keeps silence finite."""
 
 
 class LogMelCNN(Encoder):
@@ -21,14 +21,14 @@ class LogMelCNN(Encoder):
 
     Args:
         rate: Sample rate of the waveform in Hz.
-        width: Channels of the first layer; the five layers have width x (1, 2, 2, 4, 4).
+        width: Channels of the first layer; the five layers have width x (1, 2, 2, 4, 4) channels.
         bands: Number of mel bands (HTK scale, up to half the sample rate).
-        window: Window of the spectrogram in seconds.
-        hop: Hop of the spectrogram in seconds.
-        masking: Maximum fraction of bands and of frames that SpecAugment masks in training (Park et al. 2019, arXiv
-            1904.08779).
+        window: Spectrogram window length in seconds.
+        hop: Spectrogram hop length in seconds.
+        masking: Maximum fractions of bands and of frames that SpecAugment (Park et al. 2019, arXiv 1904.08779) masks in
+        training.
         mean: Mean of the natural logarithm of the mel power.
-        std: Standard deviation of the same.
+        std: Standard deviation of the natural logarithm of the mel power.
     """
 
     reads_pictures: ClassVar[bool] = False
@@ -89,7 +89,7 @@ class LogMelCNN(Encoder):
             return (power + FLOOR).log()
 
     def _hide(self, x: Tensor) -> Tensor:
-        """Set one run of bands and one run of frames of each sample to 0, the mean."""
+        """Set one block of bands and one block of frames of each sample to 0, the mean."""
         for dim in (2, 3):
             size = x.shape[dim]
             width = torch.rand(len(x), 1, device=x.device) * self.masking * size
@@ -101,6 +101,6 @@ class LogMelCNN(Encoder):
 
 
 def _masked(x: Tensor, frames: Tensor) -> Tensor:
-    """Zero the frames beyond the length of each sample, so that they look like the padding of a convolution."""
+    """Zero the frames beyond the length of each sample, so they look like the padding of a convolution."""
     valid = torch.arange(x.shape[3], device=x.device) < frames[:, None]
     return x * valid[:, None, None, :]

@@ -1,4 +1,4 @@
-"""MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381) as used in CIFAR benchmarks: half the width, ReLU, not ReLU6."""
+"""MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381) as in CIFAR benchmarks: half width, ReLU instead of ReLU6."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STAGES = (
 
 
 class MobileNetV2(Staged):
-    """A 3x3 stem of stride 2 and 17 inverted residual blocks in four stages, size / 16; `pooled` has 1,280 dimensions.
+    """A 3x3 stem with stride 2 and 17 inverted residual blocks in four stages; `pooled` has 1,280 dimensions.
 
     Args:
         channels: Channels of the input.

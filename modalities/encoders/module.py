@@ -17,24 +17,25 @@ from modalities.encoders.wrapped import Layout, Pooling, Wrapped, WrappedSequenc
 
 
 class VisionModule(Wrapped):
-    """Any module for images: `factory` builds it, forward hooks take its features. No line of it changes.
+    """Any module for images: `factory` builds it, and forward hooks capture its features. It needs no changes.
 
     Args:
         channels: Channels of the input.
         factory: `package.module:function`, or a class or its constructor, e.g. `my_lab.nets:Net.small`.
         keywords: Keywords of the factory.
         weights: A weight file (`.safetensors`, or `.pt` and `.pth` with tensors only), `package.module:function` that
-            returns its path, `factory` if the factory loads the weights itself, or `random`. A frozen teacher needs
-            one of them; otherwise, None takes the module as the factory returns it.
-        layers: Dotted paths of layers whose outputs are the maps, e.g. `[layer2, layer4]`.
-        pooled: Dotted path of the layer whose output is `pooled`; None for the output of the module. Maps are averaged
-            over their pixels.
-        pooling: For an output of tokens, `pooled` is their `mean` or the `first` one.
-        layout: Whether channels are `first` or `last` in the outputs; None for first in maps `[B, C, H, W]` and last in
-            tokens `[B, N, C]`.
+            returns its path, `factory` if the factory loads the weights itself, or `random`. A frozen teacher requires
+            one of these. None uses the module as the factory returns it.
+        layers: Dotted paths of the layers whose outputs are the maps, e.g. `[layer2, layer4]`.
+        pooled: Dotted path of the layer whose output is `pooled`; None means the output of the module. Maps are
+        averaged over their pixels.
+        pooling: If the output consists of tokens, `pooled` is their `mean` or the `first` one.
+        layout: Whether channels are `first` or `last` in the outputs; None means first in maps `[B, C, H, W]` and last
+            in
+        tokens `[B, N, C]`.
         size: Input size in pixels.
-        mean: Mean of each channel of the module's input ([0, 1] for uint8 images); None for that of the modality.
-        std: Standard deviation of each channel; None likewise.
+        mean: Mean of each channel of the module's input ([0, 1] for uint8 images); None means that of the modality.
+        std: Standard deviation of each channel; None means that of the modality.
     """
 
     def __init__(
@@ -57,10 +58,10 @@ class VisionModule(Wrapped):
 
 
 class TextModule(WrappedSequence):
-    """Any module for text. It gets `ids [B, N]`, int64, and `mask [B, N]`, True for tokens, if its forward names it.
+    """Any module for text. It receives int64 `ids [B, N]`, and `mask [B, N]` (True for tokens) if `forward` accepts it.
 
     Args:
-        vocabulary: Vocabulary size of the modality's tokenizer. The module must have as many token ids.
+        vocabulary: Vocabulary size of the modality's tokenizer; the module must have the same number of token ids.
         factory: See VisionModule.
         keywords: See VisionModule.
         weights: See VisionModule.
@@ -90,9 +91,9 @@ class TextModule(WrappedSequence):
 
 
 class AudioModule(WrappedSequence):
-    """Any module for audio. It gets `waveform [B, T]`, padded with zeros, and `length [B]` if its forward names it.
+    """Any module for audio. It receives `waveform [B, T]`, zero-padded, and `length [B]` if `forward` accepts it.
 
-    A module that ignores `length` averages over the padding as well, so use it with excerpts of the same length.
+    A module that ignores `length` also averages over the padding, so use it with excerpts of equal length.
 
     Args:
         rate: Sample rate of the waveform in Hz.
@@ -135,23 +136,24 @@ def wrap(
     std: Sequence[float] | None = None,
     example: Any = None,
 ) -> Encoder:
-    """Make an encoder of a module, without changing the module. It returns `Features`.
+    """Turn a module into an encoder, which returns `Features`, without changing the module.
 
     Args:
         module: The module.
-        layers: Dotted paths of layers whose outputs are the maps, e.g. `["layer2", "layer4"]`.
-        pooled: Dotted path of the layer whose output is `pooled`; None for the output of the module.
-        pooling: For an output of tokens, `pooled` is their `mean` or the `first` one.
-        layout: Whether channels are `first` or `last` in the outputs; None for first in maps `[B, C, H, W]` and last in
-            tokens `[B, N, C]`.
+        layers: Dotted paths of the layers whose outputs are the maps, e.g. `["layer2", "layer4"]`.
+        pooled: Dotted path of the layer whose output is `pooled`; None means the output of the module.
+        pooling: If the output consists of tokens, `pooled` is their `mean` or the `first` one.
+        layout: Whether channels are `first` or `last` in the outputs; None means first in maps `[B, C, H, W]` and last
+            in
+        tokens `[B, N, C]`.
         channels: Channels of images.
         size: Input size of images in pixels.
-        mean: Mean of each channel ([0, 1] for uint8 images); None for 0.
-        std: Standard deviation of each channel; None for 1.
+        mean: Mean of each channel ([0, 1] for uint8 images); None means 0.
+        std: Standard deviation of each channel; None means 1.
         example: For an input that is not an image: a batch of two, a tensor `[2, ...]` or a dictionary of tensors.
 
     Raises:
-        ValueError: There is no such layer, or the module does not run on the example.
+        ValueError: A layer does not exist, or the module does not run on the example.
 
     Example:
         >>> encoder = wcord.wrap(torchvision.models.resnet18(), layers=["layer2", "layer4"], pooled="avgpool")

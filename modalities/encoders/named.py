@@ -1,4 +1,4 @@
-"""Networks that papers refer to by name, as encoders of that name."""
+"""Encoders for networks that papers refer to by name."""
 
 from __future__ import annotations
 

@@ -27,16 +27,16 @@ from modalities.encoders.weights import load_weights
 
 
 class OpenCLIPVision(LibraryEncoder):
-    """The vision tower of an open_clip model. `pooled` is the image embedding, not normalised to length 1.
+    """The vision tower of an open_clip model. `pooled` is the image embedding, without L2 normalisation.
 
-    The maps are the outputs of its blocks; size, mean and std are its own.
+    The maps are the outputs of its blocks; size, mean and std are those of the model.
 
     Args:
         channels: Channels of the input.
         model: `ViT-B-32`, `RN50`, a hub name or a local folder.
         weights: A tag such as `laion2b_s34b_b79k`, `pretrained` for a hub name or folder, `random`, or a weight file of
             the whole model.
-        size: Input size in pixels; None takes that of the model.
+        size: Input size in pixels; None means that of the model.
 
     Raises:
         ValueError: open_clip is not installed or has no such model or tag, or the weights do not match.
@@ -60,17 +60,17 @@ class OpenCLIPVision(LibraryEncoder):
 
 
 class OpenCLIPText(LibraryEncoder):
-    """The text tower of an open_clip model. `pooled` is the text embedding, not normalised to length 1.
+    """The text tower of an open_clip model. `pooled` is the text embedding, without L2 normalisation.
 
     The maps are the outputs of its blocks `[B, N, C]`. Set `tokenizer: open_clip:MODEL` of the modality.
 
     Args:
         vocabulary: Vocabulary size of the modality's tokenizer; must be that of the model.
-        model: As for images.
-        weights: As for images.
+        model: See `OpenCLIPVision`.
+        weights: See `OpenCLIPVision`.
 
     Raises:
-        ValueError: As for images, or the tokenizer is not that of the model.
+        ValueError: See `OpenCLIPVision`; or the tokenizer is not that of the model.
     """
 
     reads_pictures: ClassVar[bool] = False
@@ -134,9 +134,10 @@ def read_open_clip(model: str, weights: str, size: int | None) -> Any:
                 force_image_size=size,
                 pretrained_text=False,
             )
-    except Exception as error:  # hubs, networks and models raise anything
+    except Exception as error:  # hubs, networks and models may raise any error
         raise ValueError(
-            f"open_clip: cannot load {model!r} with weights {weights!r}: without network, download them and set "
+            f"open_clip: cannot load {model!r} with weights {weights!r}: without a network, download them elsewhere "
+            "and set "
             f"`weights` to the file, or `weights: random`. ({first_line(error)})"
         ) from error
     if file:

@@ -1,4 +1,4 @@
-"""A small network for point sets (Qi et al. 2017, arXiv 1612.00593): a shared MLP, then max pooling."""
+"""A small network for point sets (Qi et al. 2017, arXiv 1612.00593): a shared MLP followed by max pooling."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class PointNet(Encoder):
 
     Args:
         channels: Coordinates per point.
-        width: Width of the first layer; the three layers have width x (1, 2, 4).
-        size: Side in pixels of the depth map that the points are sampled from. The modality `points` does not use it.
+        width: Width of the first layer; the three layers have the widths width x (1, 2, 4).
+        size: Side in pixels of the depth map from which the points are sampled. The modality `points` ignores it.
     """
 
     reads_pictures: ClassVar[bool] = False

@@ -22,24 +22,26 @@ log = logging.getLogger(__name__)
 
 
 class PretrainedVision(Encoder):
-    """A transformers vision model by hub name or local folder. The maps are all its hidden states.
+    """A transformers vision model by hub name or local folder. The maps are all hidden states.
 
     Mean and std are always those of the model. Parameters that `pooled` does not depend on, such as a mask token, are
-    frozen, since DDP expects a gradient for all others.
+    frozen, since DDP expects gradients for all trainable parameters.
 
     Args:
-        channels: Channels of the input. With others than 3, the first convolution is adapted and the input keeps the
-            units of its modality.
+        channels: Channels of the input. If there are not 3, the first convolution is adapted, and the input keeps the
+        units of its modality.
         model: `microsoft/resnet-18`, `facebook/dinov2-small`, `runs/teacher`, ... Its code must be part of
             transformers.
         weights: `pretrained`, or `random` to build the network from its config alone.
-        size: Input size in pixels; None takes the final size of the model's image processor (its crop, else its size).
-        pooler: Whether `pooled` is the pooler output of the model, or else the mean over last_hidden_state. None uses
-            the pooler if it is trained.
+        size: Input size in pixels; None uses the final size of the model's image processor (its crop, else its size).
+        pooler: Whether `pooled` is the pooler output of the model (true) or the mean over last_hidden_state (false).
+            None
+        uses the pooler if it is trained.
 
     Raises:
-        ValueError: The model cannot be found, has missing weights or none as safetensors, is not a vision model, or
-            does not support this size or number of channels.
+        ValueError: The model cannot be found, lacks weights (or has none as safetensors), is not a vision model, or
+            does
+        not support this size or number of channels.
     """
 
     def __init__(
@@ -55,12 +57,12 @@ class PretrainedVision(Encoder):
         own = read_preprocessing(model, config, size)
         super().__init__(preprocessing(channels, own.size, own.mean, own.std))
         self.network, trained_pooler = read_network(model, config, weights)
-        if getattr(config, "num_channels", 3) == 3:  # an exported student's config has its own number
+        if getattr(config, "num_channels", 3) == 3:  # the config of an exported student has its own number
             adapt_input(self.network, channels, f"transformers: {model}")
             config.num_channels = channels
         self.config = config
         self.pooler = trained_pooler if pooler is None else pooler
-        # Models with learnt position embeddings need interpolation at any size that they were not trained at.
+        # Models with learnt position embeddings need interpolation at sizes other than the one they were trained with.
         accepted = inspect.signature(self.network.forward).parameters
         native = side(getattr(config, "image_size", None)) == self.preprocessing.size
         resized = "interpolate_pos_encoding" in accepted and not native
@@ -106,16 +108,17 @@ def read_config(model: str, part: str | None = "vision_config") -> Any:
         )
     except (OSError, ValueError) as error:
         cure = (
-            "a folder needs the config.json, preprocessor_config.json and model.safetensors of `save_pretrained`"
+            "the folder must contain config.json, preprocessor_config.json and model.safetensors, as "
+            "`save_pretrained` writes"
             if Path(model).exists()
-            else "check the name, or download it where there is a network and give the folder"
+            else "check the name, or download the model on a machine with a network and pass its folder"
         )
         raise ValueError(f"transformers: cannot read model {model!r}: {cure}. ({first_line(error)})") from error
     return getattr(config, part, config) if part else config
 
 
 def read_network(model: str, config: Any, weights: str) -> tuple[nn.Module, bool]:
-    """Load the network and report whether its pooler has weights: checkpoints of classifiers often lack them.
+    """Load the network and report whether its pooler has weights, which checkpoints of classifiers often lack.
 
     Args:
         model: Hub name or local folder.
@@ -129,26 +132,26 @@ def read_network(model: str, config: Any, weights: str) -> tuple[nn.Module, bool
     if weights == "random":
         return transformers.AutoModel.from_config(config, trust_remote_code=False), True
     try:
-        with quiet("transformers"):  # its report of a page; what matters is said below
+        with quiet("transformers"):  # suppresses its long report; important problems are reported below
             network, info = transformers.AutoModel.from_pretrained(
                 model,
                 config=config,
                 local_files_only=Path(model).exists(),
                 trust_remote_code=False,
-                use_safetensors=True,  # the older format is a pickle, which can run code
+                use_safetensors=True,  # the older format is a pickle, which can execute code
                 dtype=torch.float32,
                 output_loading_info=True,
             )
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"transformers: cannot load the weights of {model!r}: model.safetensors is needed. ({first_line(error)})"
+            f"transformers: cannot load the weights of {model!r}: model.safetensors is required. ({first_line(error)})"
         ) from error
     pooler = [key for key in info["missing_keys"] if "pooler" in key]
     missing = sorted(set(info["missing_keys"]) - set(pooler))
     if missing or info["mismatched_keys"]:
         raise ValueError(
             f"transformers: {model!r}: {len(missing)} tensors have no weights, e.g. {missing[:3]}, and "
-            f"{len(info['mismatched_keys'])} have weights of the wrong shape: they would stay random. "
+            f"{len(info['mismatched_keys'])} have weights of the wrong shape, so they would stay random. "
             "Use weights that match its config.json, or set `weights: random`."
         )
     if pooler:
@@ -162,7 +165,7 @@ def read_preprocessing(model: str, config: Any, size: int | None) -> Preprocessi
     Args:
         model: Hub name or local folder.
         config: What `read_config` returned.
-        size: Input size in pixels; None takes that of the files.
+        size: Input size in pixels; None means that of the files.
 
     Raises:
         ValueError: The preprocessing has steps other than resize, rescale and normalise, or no single input size.
@@ -180,7 +183,7 @@ def read_preprocessing(model: str, config: Any, size: int | None) -> Preprocessi
     pixels = size or side(found["crop_size"] if found.get("do_center_crop") else found.get("size"))
     if not pixels:
         raise ValueError(f"transformers: {model}: its files do not define a single input size; set `size`")
-    # The processor rescales 0..255 by its own factor, `normalise` starts from [0, 1].
+    # The processor rescales 0..255 by its own factor, whereas `normalise` starts from [0, 1].
     factor = 255 * found.get("rescale_factor", 1 / 255) if found.get("do_rescale", True) else 255
     normalised = found.get("do_normalize", True)
     mean = found.get("image_mean", [0.5] * 3) if normalised else [0.0] * 3
@@ -189,7 +192,7 @@ def read_preprocessing(model: str, config: Any, size: int | None) -> Preprocessi
 
 
 def side(size: Any) -> int | None:
-    """Side in pixels of a square input, in any of the forms that processors use; None if it is not square."""
+    """Side in pixels of a square input, from any of the formats that processors use; None if it is not square."""
     if isinstance(size, Mapping):
         sides = {size[key] for key in ("height", "width", "shortest_edge") if size.get(key)}
         return sides.pop() if len(sides) == 1 else None

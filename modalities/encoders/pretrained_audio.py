@@ -20,9 +20,9 @@ from modalities.transformers_loader import import_transformers
 class PretrainedAudio(Encoder):
     """A transformers audio encoder by hub name or local folder: wav2vec2, HuBERT, the encoder of Whisper, or AST.
 
-    `pooled` is the mean over the tokens that lie inside the audio, or the pooler output of AST. The maps are all
-    hidden states `[B, N, C]`. Parameters that `pooled` does not depend on are frozen, since DDP expects a gradient for
-    all others.
+    `pooled` is the mean over the tokens inside the audio or, for AST, the pooler output. The maps are all hidden states
+    `[B, N, C]`. Parameters that `pooled` does not depend on are frozen, since DDP expects gradients for all trainable
+    parameters.
 
     Args:
         rate: Sample rate of the waveform in Hz; must be that of the model.
@@ -30,7 +30,7 @@ class PretrainedAudio(Encoder):
         weights: `pretrained`, or `random` to build the network from its config alone.
 
     Raises:
-        ValueError: The model cannot be found, has no feature extractor, or needs another sample rate.
+        ValueError: The model cannot be found, has no feature extractor, or requires another sample rate.
     """
 
     reads_pictures: ClassVar[bool] = False
@@ -41,11 +41,11 @@ class PretrainedAudio(Encoder):
         self.extractor = read_extractor(model, rate)
         self.config = config
         network: Any = read_network(model, config, weights)[0]
-        # Only the encoder of encoder-decoder models such as Whisper.
+        # Of encoder-decoder models such as Whisper, use only the encoder.
         self.network = network.get_encoder() if getattr(config, "is_encoder_decoder", False) else network
         self.rate = rate
         silence = {"waveform": torch.zeros(1, rate), "length": torch.tensor([rate])}
-        measure(self, silence, f"transformers: {model} does not run on a second of sound")
+        measure(self, silence, f"transformers: {model} does not run on one second of audio")
 
     def extract_features(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
         """Run the feature extractor of the model, in NumPy, on `waveform [B, T]` with `length [B]` in samples."""
@@ -74,7 +74,7 @@ class PretrainedAudio(Encoder):
         if mask is None:
             return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         own = getattr(self.network, "_get_feature_vector_attention_mask", None)
-        if own is not None:  # wav2vec2 and similar models, whose convolutions have no padding
+        if own is not None:  # wav2vec2 and similar models, whose convolutions are not padded
             heard: Tensor = own(tokens.shape[1], mask)
             return heard.bool()
         share = mask.sum(1, keepdim=True) / mask.shape[1]
@@ -95,7 +95,7 @@ def read_extractor(model: str, rate: int) -> Any:
         rate: Sample rate of the modality in Hz.
 
     Raises:
-        ValueError: There is no feature extractor, or it needs another sample rate.
+        ValueError: There is no feature extractor, or it requires another sample rate.
     """
     try:
         extractor = import_transformers().AutoFeatureExtractor.from_pretrained(
@@ -103,7 +103,7 @@ def read_extractor(model: str, rate: int) -> Any:
         )
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(
-            f"transformers: {model!r} has no feature extractor for audio: preprocessor_config.json is needed. "
+            f"transformers: {model!r} has no feature extractor for audio: preprocessor_config.json is required. "
             f"({first_line(error)})"
         ) from error
     wanted = getattr(extractor, "sampling_rate", None)
@@ -111,6 +111,6 @@ def read_extractor(model: str, rate: int) -> Any:
         raise ValueError(f"transformers: {model} is not an audio model; use an audio encoder such as wav2vec2")
     if wanted != rate:
         raise ValueError(
-            f"transformers: {model} needs {wanted} Hz, but the modality has {rate}; set its `rate: {wanted}`"
+            f"transformers: {model} requires {wanted} Hz, but the modality has {rate}; set its `rate: {wanted}`"
         )
     return extractor

@@ -20,18 +20,19 @@ class PretrainedText(Encoder):
     """A transformers text encoder by hub name or local folder: BERT and its variants, the text tower of CLIP or SigLIP.
 
     The maps are all hidden states `[B, N, C]`. Parameters that `pooled` does not depend on are frozen, since DDP
-    expects a gradient for all others.
+    expects gradients for all trainable parameters.
 
     Args:
-        vocabulary: Vocabulary size of the modality's tokenizer; at most that of the model.
+        vocabulary: Vocabulary size of the modality's tokenizer, at most that of the model.
         model: `sentence-transformers/all-MiniLM-L6-v2`, `runs/bert`, ... Its code must be part of transformers.
         weights: `pretrained`, or `random` to build the network from its config alone.
         pooling: `mean` over the tokens, the first token (`cls`), the `last` token, or `pooler`, the pooler output of
-            the model, which the text tower of CLIP is trained with.
+            the
+        model, with which the text tower of CLIP was trained.
 
     Raises:
-        ValueError: The model cannot be found, has missing weights or none as safetensors, is not a text model, or has
-            a smaller vocabulary than the tokenizer.
+        ValueError: The model cannot be found, lacks weights (or has none as safetensors), is not a text model, or has a
+        smaller vocabulary than the tokenizer.
     """
 
     reads_pictures: ClassVar[bool] = False

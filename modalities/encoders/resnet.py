@@ -16,13 +16,13 @@ class ResNet(Staged):
 
     Args:
         channels: Channels of the input.
-        depth: 6n + 2 (8, 14, 20, 32, 56, 110), with n blocks per stage.
+        depth: Number of layers, 6n + 2 (8, 14, 20, 32, 56, 110), with n blocks per stage.
         width: Channels of the first stage; the next two have 2 x and 4 x as many.
-        stem_width: Channels of the stem; None for `width`.
-        stem_stride: Stride of the stem. 2 or 4 makes images larger than 32 pixels much faster.
+        stem_width: Channels of the stem; None means `width`.
+        stem_stride: Stride of the stem. 2 or 4 is much faster for images larger than 32 pixels.
         size: Input size in pixels, at least 16.
-        mean: Mean of each channel of the encoder's input ([0, 1] for uint8 images); None for 0.
-        std: Standard deviation of each channel; None for 1.
+        mean: Mean of each channel of the encoder's input ([0, 1] for uint8 images); None means 0.
+        std: Standard deviation of each channel; None means 1.
 
     Raises:
         ValueError: The depth is not 6n + 2.
@@ -44,7 +44,7 @@ class ResNet(Staged):
             below = max(8, depth - (depth - 2) % 6)
             raise ValueError(f"depth: {depth} is not 6n + 2; the nearest depths are {below} and {below + 6}")
         widths = [stem_width or width, width, 2 * width, 4 * width]
-        # A 3x3 kernel would skip pixels at stride 4: a larger kernel makes the windows overlap.
+        # With stride 4, a 3x3 kernel would skip pixels; a larger kernel makes the windows overlap.
         stem = conv_norm_relu(channels, widths[0], kernel=max(3, 2 * stem_stride - 1), stride=stem_stride)
         stages = stack(Block, widths, [(depth - 2) // 6] * 3, strides=(1, 2, 2))
         super().__init__(Preprocessing.of(channels, size, mean, std), stem, stages, widths)
@@ -58,9 +58,9 @@ class FourStageResNet(Staged):
 
     Args:
         channels: Channels of the input.
-        blocks: Number of blocks of each stage. The stages have 64, 128, 256 and 512 channels.
-        bottleneck: Use bottleneck blocks, with four times as many channels.
-        shrink: Use a 7x7 stem of stride 2 with max pooling, as for ImageNet, instead of a 3x3 stem of stride 1.
+        blocks: Number of blocks in each stage. The stages have 64, 128, 256 and 512 channels.
+        bottleneck: Use bottleneck blocks, which have four times as many output channels.
+        shrink: Use a 7x7 stem with stride 2 and max pooling, as for ImageNet, instead of a 3x3 stem with stride 1.
         size: See ResNet.
         mean: See ResNet.
         std: See ResNet.

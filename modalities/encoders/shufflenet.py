@@ -82,7 +82,7 @@ class Grouped(nn.Module):
 
 
 class GroupedDown(nn.Module):
-    """The same with stride 2; the average-pooled input is concatenated instead of added."""
+    """The same block with stride 2; the average-pooled input is concatenated instead of added."""
 
     def __init__(self, fan_in: int, fan_out: int) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class GroupedDown(nn.Module):
 
 
 class Split(nn.Module):
-    """One half of the channels is unchanged, the other half is convolved; both are shuffled."""
+    """Half of the channels stay unchanged, the other half is convolved; then all are shuffled."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Base class of convolutional networks with a stem and stages, each of which outputs a map."""
+"""Base class for convolutional networks with a stem and stages, each of which outputs a map."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Staged(Encoder):
         stem: First layers.
         stages: Stages, in order.
         channels: Channels of each map, starting with the stem.
-        top: Layers after the last stage; None for the identity.
-        dim: Channels after `top`; None for those of the last stage.
+        top: Layers after the last stage; None means the identity.
+        dim: Channels after `top`; None means those of the last stage.
     """
 
     def __init__(

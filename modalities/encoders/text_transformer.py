@@ -1,4 +1,4 @@
-"""The small text encoder: a transformer."""
+"""A small text encoder: a transformer."""
 
 from __future__ import annotations
 

@@ -24,13 +24,13 @@ from modalities.encoders.library import (
 from modalities.encoders.weights import load_weights
 
 KEPT = ("input_size", "fixed_input_size", "mean", "std", "crop_pct", "interpolation", "first_conv", "classifier")
-"""What an exported student keeps of the settings of its model."""
+"""The model settings that an exported student keeps."""
 
 
 class Timm(LibraryEncoder):
-    """A timm model without its classifier. The maps are the outputs of its stages; size, crop, mean and std its own.
+    """A timm model without its classifier. The maps are the outputs of its stages; the preprocessing is the model's.
 
-    Input of other than 3 channels, such as depth, works with pretrained weights: the first convolution is adapted and
+    Inputs without 3 channels, such as depth, also work with pretrained weights: the first convolution is adapted, and
     the input keeps the units of its modality.
 
     Args:
@@ -38,7 +38,7 @@ class Timm(LibraryEncoder):
         model: `resnet50.a1_in1k`, a hub name `timm/resnet50.a1_in1k`, or a local folder with `config.json` and
             `model.safetensors`.
         weights: `pretrained`, `random`, or a weight file of this model.
-        size: Input size in pixels; None takes that of the model.
+        size: Input size in pixels; None means that of the model.
 
     Raises:
         ValueError: timm is not installed or has no such model, or the weights cannot be loaded or do not match.
@@ -111,14 +111,15 @@ def read_timm(timm: Any, model: str, weights: str, size: int | None) -> nn.Modul
         raise ValueError(f"timm: there are no weights {model!r}{closest(model, known)}")
     try:
         with quiet("timm"):
-            # A local folder's weights are loaded below, so that a mismatch is named.
+            # The weights of a local folder are loaded below, which reports mismatches.
             own = weights == "pretrained" and not local
             network: Any = timm.create_model(name, pretrained=own, num_classes=0)
             if size and network.pretrained_cfg.get("fixed_input_size"):
                 network = timm.create_model(name, pretrained=own, num_classes=0, img_size=size)
-    except Exception as error:  # hubs, networks and models raise anything
+    except Exception as error:  # hubs, networks and models may raise any error
         raise ValueError(
-            f"timm: cannot load {model!r}: check the name; without network, download the weights and set `weights` to "
+            f"timm: cannot load {model!r}: check the name; without a network, download the weights elsewhere and set "
+            "`weights` to "
             f"the file, or `weights: random`. ({first_line(error)})"
         ) from error
     if weights == "pretrained" and local:

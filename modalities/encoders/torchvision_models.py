@@ -23,17 +23,17 @@ from modalities.encoders.weights import load_weights
 
 
 class Torchvision(LibraryEncoder):
-    """A torchvision classification model without its last layer; size, crop, mean and std are its own.
+    """A torchvision classification model without its last layer; size, crop, mean and std are those of the model.
 
-    The maps are the outputs of its stages: the last at each resolution, or all tokens of each block of a transformer.
-    Input of other than 3 channels, such as depth, works with pretrained weights: the first convolution is adapted and
-    the input keeps the units of its modality.
+    The maps are the outputs of its stages: the last one at each resolution or, for a transformer, all tokens after each
+    block. Inputs without 3 channels, such as depth, also work with pretrained weights: the first convolution is
+    adapted, and the input keeps the units of its modality.
 
     Args:
         channels: Channels of the input.
         model: `resnet18`, `convnext_tiny`, `vit_b_16`, ...
         weights: `pretrained` (the newest of torchvision), `random`, or a weight file of this model.
-        size: Input size in pixels; None takes that of the model.
+        size: Input size in pixels; None means that of the model.
 
     Raises:
         ValueError: torchvision is not installed or has no such model, or the weights cannot be loaded or do not match.
@@ -72,7 +72,7 @@ class Torchvision(LibraryEncoder):
         finally:
             for handle in handles:
                 handle.remove()
-        pooled = pooled if isinstance(pooled, Tensor) else pooled[0]  # Inception in training adds an auxiliary output
+        pooled = pooled if isinstance(pooled, Tensor) else pooled[0]  # in training, Inception adds an auxiliary output
         maps = [m.permute(0, 3, 1, 2) if self.maps_end_in_channels else m for m in found if m.ndim in (3, 4)]
         return Features(pooled, last_of_each_size(maps))
 
@@ -84,7 +84,7 @@ def read_torchvision(models: Any, model: str, weights: str, published: Any) -> n
         models: `torchvision.models`.
         model: Its name.
         weights: See `Torchvision`.
-        published: The weights that `pretrained` means.
+        published: The weights that `pretrained` refers to.
 
     Raises:
         ValueError: The weights cannot be loaded or do not match, or the model has no linear layer.
@@ -92,14 +92,17 @@ def read_torchvision(models: Any, model: str, weights: str, published: Any) -> n
     try:
         with quiet("torchvision"):
             network: nn.Module = models.get_model(model, weights=published if weights == "pretrained" else None)
-    except Exception as error:  # networks raise anything
+    except Exception as error:  # networks may raise any error
         raise ValueError(
-            f"torchvision: cannot load the weights of {model!r}: without network, download {published.url} and set "
+            f"torchvision: cannot load the weights of {model!r}: without a network, download {published.url} "
+            "elsewhere and set "
             f"`weights` to the file, or `weights: random`. ({first_line(error)})"
         ) from error
     head = linear_head(network)
     if head is None:
-        raise ValueError(f"torchvision: {model} does not end in a linear layer, which is needed to find its features")
+        raise ValueError(
+            f"torchvision: {model} does not end in a linear layer, so its features cannot be located; use another model"
+        )
     parent, _, name = head.rpartition(".")
     setattr(network.get_submodule(parent), name, nn.Identity())
     if weights not in ("pretrained", "random"):
@@ -117,7 +120,7 @@ def stages(network: nn.Module) -> list[str]:
 
 
 def last_of_each_size(maps: list[Tensor]) -> list[Tensor]:
-    """The last of successive maps of the same size; all of those that are tokens."""
+    """The last one of successive maps of the same size; all of them if they are tokens."""
     kept: list[Tensor] = []
     for m in maps:
         if kept and m.ndim == 4 and kept[-1].shape[2:] == m.shape[2:]:

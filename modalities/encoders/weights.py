@@ -1,4 +1,4 @@
-"""Load a weight file into a module; nothing in the file is executed, and nothing that does not match is ignored."""
+"""Loads a weight file into a module. Nothing in the file is executed, and every mismatch is an error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 log = logging.getLogger(__name__)
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
-"""Keys under which training programs store the weights in their checkpoints."""
+"""Keys under which training programs store weights in their checkpoints."""
 
 
 def load_weights(module: nn.Module, path: str | Path, skip: Sequence[str] = ()) -> None:
@@ -25,12 +25,13 @@ def load_weights(module: nn.Module, path: str | Path, skip: Sequence[str] = ()) 
     Args:
         module: The module. It is unchanged if the file does not match.
         path: A `.safetensors` file, or a `.pt`, `.pth` or `.bin` file with tensors only.
-        skip: Prefixes of tensors that the module may lack, such as the classifier of a network used without it.
-            Those skipped are logged.
+        skip: Prefixes of tensors that the module may lack, such as those of an unused classifier. Skipped tensors are
+        logged.
 
     Raises:
-        ValueError: The file cannot be read or contains pickled objects, or its tensors do not match the module: some
-            are missing, unexpected or have another shape.
+        ValueError: The file cannot be read or contains pickled objects, or its tensors do not match the module
+            (missing,
+        unexpected, or with another shape).
     """
     path = Path(path)
     tensors, own = read_weights(path), module.state_dict()
@@ -47,7 +48,7 @@ def load_weights(module: nn.Module, path: str | Path, skip: Sequence[str] = ()) 
     wrong = [f"{len(names)} tensors {kind} ({_few(names)})" for kind, names in kinds.items() if names]
     if wrong:
         raise ValueError(
-            f"{path} does not match {type(module).__name__}: {'; '.join(wrong)}; use the file of this model"
+            f"{path} does not match {type(module).__name__}: {'; '.join(wrong)}; use the weight file of this model"
         )
     if skipped:
         log.info("%s: %d tensors are not used: %s", path, len(skipped), _few(skipped))
@@ -74,7 +75,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise ValueError(f"weights: {path} contains pickled objects, which can run code: {cure}") from None
+        raise ValueError(f"weights: {path} contains pickled objects, which can execute code: {cure}") from None
     except (OSError, RuntimeError, EOFError, ValueError, SafetensorError) as error:
         raise ValueError(f"weights: {path} cannot be read: {str(error).splitlines()[0]}") from None
     for key in WRAPPERS:

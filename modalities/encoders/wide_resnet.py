@@ -12,12 +12,12 @@ from modalities.encoders.staged import Staged, stack
 
 
 class WideResNet(Staged):
-    """A 3x3 stem and three stages of pre-activation blocks. The maps are before the activation, `pooled` after it.
+    """A 3x3 stem and three stages of pre-activation blocks. Maps are taken before the activation, `pooled` after it.
 
     Args:
         channels: Channels of the input.
-        depth: 6n + 4 (16, 28, 40), with n blocks per stage.
-        widen: Widening factor: the stages have 16, 32 and 64 times this many channels.
+        depth: Number of layers, 6n + 4 (16, 28, 40), with n blocks per stage.
+        widen: Widening factor: the stages have 16, 32 and 64 times this number of channels.
         size: See ResNet.
         mean: See ResNet.
         std: See ResNet.

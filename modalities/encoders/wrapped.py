@@ -1,4 +1,4 @@
-"""An encoder around any `nn.Module`: forward hooks take its features, so that no line of the module changes."""
+"""An encoder around any `nn.Module`: forward hooks capture its features, so the module needs no changes."""
 
 from __future__ import annotations
 
@@ -21,38 +21,39 @@ Pooling = Literal["mean", "first"]
 Layout = Literal["first", "last"]
 
 OUTPUTS = ("pooler_output", "pooled", "features", "last_hidden_state")
-"""Which tensor of a mapping is the output, in order of preference."""
+"""Keys under which a mapping contains the output tensor, in order of preference."""
 ALIASES = {"ids": "input_ids", "mask": "attention_mask", "waveform": "input_values"}
 """Key of a batch -> name of the same argument in transformers."""
 
 
 class Taken(dict[str, Any]):
-    """Path of a layer -> its latest output. A class of its own, since torch.export copies attributes that are dicts."""
+    """Path of a layer -> its latest output. A separate class, since torch.export copies attributes that are dicts."""
 
 
 class Wrapped(Encoder):
     """A module with forward hooks at some of its layers.
 
     The output of a layer may be a tensor, a tuple or a mapping. Of a tuple, the first tensor is used; of a mapping,
-    `pooler_output`, `pooled`, `features`, `last_hidden_state` or its only tensor. `pooled` of a map `[B, C, H, W]` is
-    its spatial mean; that of tokens `[B, N, C]` is given by `pooling`. If a layer runs several times, its last output
-    is used. Parameters that `pooled` does not depend on are frozen, since DDP expects a gradient for all others.
+    `pooler_output`, `pooled`, `features`, `last_hidden_state` or its only tensor. For a map `[B, C, H, W]`, `pooled` is
+    its spatial mean; for tokens `[B, N, C]`, `pooling` defines it. If a layer runs several times, its last output is
+    used. Parameters that `pooled` does not depend on are frozen, since DDP expects gradients for all trainable ones.
 
-    A batch that is a mapping, such as `ids` and `mask` of text, is passed by keyword as far as `forward` of the module
-    names its keys (or `input_ids`, `attention_mask`, `input_values`); else only its first tensor is passed.
+    If a batch is a mapping, such as `ids` and `mask` of text, those entries are passed by keyword for which the
+    module's `forward` has a parameter of the same name (or `input_ids`, `attention_mask`, `input_values`). If there are
+    none, only the first tensor is passed.
 
     Args:
         network: The module.
         preprocessing: The input format.
         example: A batch of two, to measure the sizes of the features.
-        layers: Dotted paths of layers whose outputs are the maps.
-        pooled: Dotted path of the layer whose output is `pooled`; None for the output of the module.
+        layers: Dotted paths of the layers whose outputs are the maps.
+        pooled: Dotted path of the layer whose output is `pooled`; None means the output of the module.
         pooling: `mean` over tokens, or the `first` token. Padding is excluded if the batch has a mask of the tokens.
-        layout: Whether the channels of outputs with three and four dimensions are `first` or `last`; None for first
-            in maps `[B, C, H, W]` and last in tokens `[B, N, C]`.
+        layout: Whether the channels of outputs with three and four dimensions are `first` or `last`; None means first
+        in maps `[B, C, H, W]` and last in tokens `[B, N, C]`.
 
     Raises:
-        ValueError: There is no such layer, the module does not run on the example, or an output is not as above.
+        ValueError: A layer does not exist, the module does not run on the example, or an output is not as described.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Wrapped(Encoder):
         self.accepted = set(inspect.signature(network.forward).parameters)
         self.taken = Taken()
         for path in dict.fromkeys([*self.layers, *([] if pooled is None else [pooled])]):
-            # The hook does not refer to this encoder, so that a copy of the encoder has hooks of its own.
+            # The hook does not refer to this encoder, so a copy of the encoder gets its own hooks.
             find_layer(network, path).register_forward_hook(partial(_take, self.taken, path))
         measure(self, example, f"module: {type(network).__name__} does not run on an example")
         self.channels_last = self._runs_channels_last(example)
@@ -92,7 +93,7 @@ class Wrapped(Encoder):
         return Features(pooled, maps)
 
     def portable(self, spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-        """Leave out the weight file, since the folder has all weights; see `Encoder.portable`."""
+        """Drop the weight file from the spec, since the folder contains all weights; see `Encoder.portable`."""
         return {**spec, "weights": "random"}
 
     def _argument(self, key: str) -> str | None:
@@ -123,7 +124,7 @@ class Wrapped(Encoder):
         return found
 
     def _ordered(self, x: Tensor) -> Tensor:
-        """Channels first in maps, last in tokens."""
+        """Move channels to the first dimension of maps and the last one of tokens."""
         if x.ndim == 4 and self.layout == "last":
             return x.permute(0, 3, 1, 2)
         return x.transpose(1, 2) if x.ndim == 3 and self.layout == "first" else x
@@ -138,7 +139,7 @@ class Wrapped(Encoder):
         try:
             with torch.no_grad():
                 self.eval()(example.contiguous(memory_format=torch.channels_last))
-        except Exception:  # third-party networks may raise anything
+        except Exception:  # third-party networks may raise any error
             self.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
             return False
         finally:
@@ -156,7 +157,7 @@ def find_layer(module: nn.Module, path: str) -> nn.Module:
     """Find a layer by its dotted path.
 
     Raises:
-        ValueError: There is none. The message suggests the closest paths.
+        ValueError: The layer does not exist. The message suggests the closest paths.
     """
     known = {name: layer for name, layer in module.named_modules() if name}
     if path in known:
@@ -175,7 +176,7 @@ def tensor_of(value: Any, where: str) -> Tensor:
         where: Name of the layer, for messages.
 
     Raises:
-        ValueError: There is no tensor, or a mapping has several and none of the known names.
+        ValueError: There is no tensor, or a mapping has several tensors, none of them with a known name.
     """
     if isinstance(value, Tensor):
         return value

@@ -1,4 +1,4 @@
-"""Zero-shot classification: the text tower of CLIP or SigLIP as a head of its vision tower."""
+"""Zero-shot classification: the text tower of CLIP or SigLIP becomes a head of its vision tower."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from modalities.tokenizer import Pretrained
 
 
 class ZeroShot(nn.Module):
-    """Zero-shot classifier head: cosine similarity of an image to the sentence of each class, with scale and bias.
+    """Zero-shot classifier head: cosine similarity between image and class sentences, with scale and bias.
 
-    Scale and bias are those that the model was trained with (Radford et al. 2021, arXiv 2103.00020).
+    The model was trained with this scale and bias (Radford et al. 2021, arXiv 2103.00020).
 
     Args:
         encoder: The vision tower.
-        model: Hub name or local folder of the same model, which also holds the text tower and the tokenizer.
-        sentences: One for each class. Sentences that are too long for the model are truncated.
+        model: Hub name or local folder of the same model, which also contains the text tower and the tokenizer.
+        sentences: One sentence per class. Sentences that are too long for the model are truncated.
 
     Raises:
         ValueError: The encoder is not a pretrained vision tower with its pooler, or the model has no text tower.
@@ -31,11 +31,11 @@ class ZeroShot(nn.Module):
     def __init__(self, encoder: Encoder, model: str, sentences: Sequence[str]) -> None:
         super().__init__()
         if not (isinstance(encoder, PretrainedVision) and encoder.pooler):
-            raise ValueError("needs the encoder `transformers` with a pretrained CLIP or SigLIP and its pooler")
+            raise ValueError("requires the encoder `transformers` with a pretrained CLIP or SigLIP and its pooler")
         config = read_config(model, part=None)
         length = getattr(getattr(config, "text_config", None), "max_position_embeddings", None)
         if length is None or not hasattr(config, "vision_config"):
-            raise ValueError(f"{model} has no text tower; CLIP and SigLIP have one")
+            raise ValueError(f"{model} has no text tower; use CLIP or SigLIP")
         both: Any = read_network(model, config, "pretrained")[0]
         # SigLIP was trained with padding to the full length; CLIP gives the same result with it.
         tokens = Pretrained(model).own(

@@ -1,4 +1,4 @@
-"""A matrix of runs: each pair of teacher and student with each method and seed, and the resulting tables."""
+"""A matrix of runs: every pair of teacher and student with every method and seed, and the resulting tables."""
 
 from __future__ import annotations
 
@@ -36,28 +36,33 @@ class Experiment(Section):
 
 
 class Pair(Experiment):
-    """The experiment of a student, with the teacher for methods that need one."""
+    """A student experiment, with the teacher for methods that need one."""
 
-    teacher: str | list[str] = Field(description="Name of one of `teachers`, or a list of names for a joint teacher.")
-    methods: dict[str, Losses] = Field(default={}, description="Losses of a method that differ for this pair.")
+    teacher: str | list[str] = Field(
+        description="One of the names in `teachers`, or a list of names for a joint teacher."
+    )
+    methods: dict[str, Losses] = Field(
+        default={}, description="Method -> losses, for methods whose losses differ for this pair."
+    )
 
 
 class Bench(Section):
     """The settings of a benchmark matrix."""
 
-    run: str = Field(min_length=1, description="Folder of all runs and of the tables.")
-    seeds: int = Field(
-        default=3, gt=0, description="Number of seeds of each cell, starting at 0; teachers have seed 0."
-    )
-    baseline: str = Field(description="Name of the method that the others are compared with.")
-    metric: str = Field(default="student/top1", description="Result shown in the table, a key of results.json.")
+    run: str = Field(min_length=1, description="Folder for all runs and the tables.")
+    seeds: int = Field(default=3, gt=0, description="Number of seeds per cell, starting at 0; teachers use seed 0.")
+    baseline: str = Field(description="Name of the method that all others are compared with.")
+    metric: str = Field(default="student/top1", description="The result to show in the table: a key of results.json.")
     views: int = Field(
         default=0,
         ge=0,
-        description="Number of views of each training sample to cache teacher features for. Methods of a seed that "
-        "need no feature maps share them; epochs alternate between views. 0: no cache, the teacher runs in each cell.",
+        description="Number of augmented views per training sample in the cache of teacher features; epochs cycle "
+        "through "
+        "them. Methods that need no feature maps share the cache of a seed. 0: no cache, every cell runs the teacher.",
     )
-    teachers: dict[str, Experiment] = Field(description="Name -> teacher, trained once with the losses of its config.")
+    teachers: dict[str, Experiment] = Field(
+        description="Name -> teacher, which is trained once with the losses of its config."
+    )
     pairs: dict[str, Pair] = Field(min_length=1, description="Name -> student and teacher: the columns of the table.")
     methods: dict[str, Losses] = Field(min_length=1, description="Name -> losses: the rows of the table.")
     published: dict[str, dict[str, float]] = Field(
@@ -124,11 +129,11 @@ def find(path: str | Path) -> Path:
     if str(given.parent) in (".", "bench") and named.is_file():
         return named
     names = sorted(file.stem for file in shipped.glob("*.yaml"))
-    raise UserError(f"{path}: no such bench. Give a YAML file, or a shipped bench: {', '.join(names) or 'none'}.")
+    raise UserError(f"{path}: no such bench. Pass a YAML file, or a shipped bench: {', '.join(names) or 'none'}.")
 
 
 def run_bench(path: str | Path, overrides: Sequence[str] = (), jobs: int | None = None) -> list[Entry]:
-    """Train and evaluate all cells that are not finished, then compare them.
+    """Train and evaluate all unfinished cells, then compare all cells.
 
     Each cell is an ordinary run folder, `run/PAIR/METHOD_sSEED`, which is started, resumed or, if it is finished, left
     unchanged. Writes `table.md`, `.csv`, `.tex` and `plot.png` to the folder of the bench, and tables and a plot of
@@ -137,14 +142,14 @@ def run_bench(path: str | Path, overrides: Sequence[str] = (), jobs: int | None 
     Args:
         path: A file, or the name of a shipped bench.
         overrides: For example `seeds=1`.
-        jobs: Number of cells to run at a time; None for one per GPU or, without GPUs, one per core.
+        jobs: Number of cells to run in parallel; None means one per GPU or, without GPUs, one per core.
 
     Returns:
         The entries of the table.
 
     Raises:
-        UserError: A config is invalid or data is missing, before anything is trained; or cells failed, after all
-            others are finished.
+        UserError: A config is invalid or data is missing (raised before anything is trained); or cells failed (raised
+        after all others are finished).
     """
     bench, near = load(path, overrides), find(path).parent
     teachers = {name: _config(near, teacher, _teacher_run(bench, name), 0) for name, teacher in bench.teachers.items()}
@@ -195,7 +200,7 @@ def _cells(bench: Bench, near: Path) -> Iterator[tuple[tuple[str, str, int], Con
 
 
 def _cache_name(config: Config) -> str:
-    """A name that is the same for cells with the same teacher inputs."""
+    """A cache name that is the same for cells with the same teacher inputs."""
     seen_by_it = {"shards", "join", "label", "crop", "flip", "pad"}
     data = config.data.model_dump(include=seen_by_it, exclude_none=True, mode="json")
     seen = json.dumps([config.teacher and config.teacher.run, data, config.seed])
@@ -220,7 +225,7 @@ def _several(names: str | list[str]) -> list[str]:
 
 
 def _check_done(config: Config) -> None:
-    """Check that a finished run of this name has the same config, so that the table does not mix two."""
+    """Check that a finished run in this folder has the same config, so the table does not mix configs."""
     run = Path(config.run)
     done = (run / "results.json").is_file() or (run / "student").is_dir()
     if done and configs.load(run / "config.yaml") != config:

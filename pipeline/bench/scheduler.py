@@ -20,7 +20,7 @@ from filelock import FileLock
 from pipeline.common.console import log_to_console
 from pipeline.common.errors import UserError
 
-if TYPE_CHECKING:  # it imports torch, which must not initialise GPUs before a cell has set its own
+if TYPE_CHECKING:  # it imports torch, which must not initialise GPUs before a cell has chosen its GPU
     from pipeline.config.settings import Config
 
 log = logging.getLogger(__name__)
@@ -43,15 +43,16 @@ class Cell:
 
 
 Place = str | None
-"""Where a cell runs: a value for CUDA_VISIBLE_DEVICES, or None for the CPU."""
+"""The device of a cell: a value for CUDA_VISIBLE_DEVICES, or None for the CPU."""
 
 
 def places(jobs: int | None = None) -> list[Place]:
-    """Where cells run in parallel.
+    """The devices on which cells run in parallel.
 
     Args:
-        jobs: Number of cells at a time; None for one per GPU or, without GPUs, one per core. More jobs than GPUs share
-            them.
+        jobs: Number of parallel cells; None means one per GPU or, without GPUs, one per core. If there are more jobs
+            than
+        GPUs, they share the GPUs.
 
     Returns:
         One entry per job. Only GPUs in CUDA_VISIBLE_DEVICES are used, if it is set.
@@ -65,7 +66,7 @@ def places(jobs: int | None = None) -> list[Place]:
 
 
 def run_cells(cells: Sequence[Cell], where: Sequence[Place]) -> None:
-    """Run all cells and print a line for each that ends.
+    """Run all cells and print a line for each one that ends.
 
     Args:
         cells: The cells.
@@ -102,7 +103,7 @@ def _message(ended: Connection) -> str:
     try:
         return str(ended.recv())
     except EOFError:
-        return "its process was killed; start the bench again to resume it"
+        return "its process was killed; run the same command again to resume it"
     finally:
         ended.close()
 
@@ -111,10 +112,10 @@ def _work(cell: Cell, place: Place, threads: int, end: Connection) -> None:
     if place is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = place
     _stop_with_parent()
-    log_to_console()  # everything, also with `--quiet`: it goes to the log file of this cell
+    log_to_console()  # even with `--quiet`, since it goes to the log file of this cell
     file = Path(f"{cell.name}.log")
     file.parent.mkdir(parents=True, exist_ok=True)
-    # Another bench must not run this cell at the same time, e.g. the remains of one that was killed.
+    # No other bench may run this cell at the same time, e.g. a leftover process of a killed bench.
     alone = FileLock(file.with_name(f"{file.name}.lock"))
     # The output of parallel cells would be interleaved.
     with file.open("a") as lines, redirect_stdout(lines), redirect_stderr(lines), alone:
@@ -141,9 +142,9 @@ def _do(cell: Cell, threads: int | None) -> None:
         torch.set_num_threads(threads)
     if cell.kind == "cache":
         cache(cell.config)
-    elif not (Path(cell.config.run) / "results.json").is_file():  # else another bench has finished it
+    elif not (Path(cell.config.run) / "results.json").is_file():  # otherwise, another bench has finished it
         run = Path(cell.config.run)
-        if list_checkpoints(run / "checkpoints") or not (run / "student").exists():  # else training is finished
+        if list_checkpoints(run / "checkpoints") or not (run / "student").exists():  # otherwise, training is finished
             train(cell.config, resume=True)
         evaluate(run)
         clear(run, ["checkpoints"])  # they would take most of the space of a matrix

@@ -94,11 +94,11 @@ def markdown(found: Sequence[Entry]) -> str:
     legend = (
         f"Mean ± sample standard deviation over {seeds} seeds; differences are paired by seed, with their 95 % paired "
         f"t interval. {MARKS['better']} better and {MARKS['worse']} worse than {baseline}: the interval does not "
-        "contain 0. There is no correction for multiple comparisons: one in twenty between equal methods is expected "
-        "to look different."
+        "contain 0. There is no correction for multiple comparisons: about one in twenty comparisons of equal methods "
+        "will look significant by chance."
     )
     if any(entry.published is not None for entry in found):
-        legend += " In brackets: published figures."
+        legend += " In brackets: published results."
     blocks = [
         markdown_table(_results(found, "±", MARKS)),
         markdown_table(_grid(found, f"minus {baseline}", [("", _shown_difference)], no_teacher=True)),
@@ -135,7 +135,7 @@ def as_csv(found: Sequence[Entry]) -> str:
 
 
 def plot(found: Sequence[Entry]) -> bytes:
-    """Plot each method's mean and standard deviation, the teacher and published results, a panel per pair, as PNG."""
+    """Plot each method's mean and standard deviation, the teacher and published results as PNG, one panel per pair."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -165,7 +165,7 @@ def plot(found: Sequence[Entry]) -> bytes:
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_yticks(range(len(methods)), [_drawn(name) for name in methods])
     panels[0].invert_yaxis()
-    words = f"line: teacher; pale: within noise of {_drawn(found[0].baseline)}"
+    words = f"line: teacher; pale: not significantly different from {_drawn(found[0].baseline)}"
     figure.supxlabel(words + ("; diamond: published" if any(e.published for e in found) else ""), fontsize=7)
     png = io.BytesIO()
     figure.savefig(png, format="png")
@@ -182,7 +182,7 @@ def _results(found: Sequence[Entry], plus_minus: str, marks: Mapping[str, str]) 
 
 
 def _grid(found: Sequence[Entry], corner: str, columns: Sequence[Column], no_teacher: bool = False) -> list[list[str]]:
-    """Rows of text with a header: methods as rows and `columns` for each pair, transposed if pairs are more."""
+    """Rows of text with a header: methods as rows and `columns` for each pair; transposed if there are more pairs."""
     pairs, methods = _names(found)
     turned = len(pairs) > len(methods)
     if no_teacher:

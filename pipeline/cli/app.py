@@ -38,29 +38,29 @@ class Commands(TyperGroup):
     """Lists commands in workflow order and does not truncate their summaries."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """The names in `ORDER`, then the others in the order in which they are registered."""
+        """The commands in `ORDER`, followed by all others in registration order."""
         return sorted(self.commands, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write one entry per command with the whole first sentence of its help."""
+        """Write one entry per command, with the full first sentence of its help text."""
         commands = [(name, self.commands[name].get_short_help_str(limit=1000)) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
             formatter.write_dl(commands)
 
 
-# Each command imports what it needs in its body, so that `wcord --help` and a mistyped option respond at once.
+# Each command does its imports in its body: `wcord --help` and a mistyped option then respond at once.
 app = typer.Typer(
     name="wcord",
     cls=Commands,
     help="Cross-modal knowledge distillation: train a small model of one modality from a teacher of another.",
     epilog="""\b
-Example: a depth student of an RGB teacher
+Example: train a depth student from an RGB teacher
   wcord pack folders recordings data/mine --field rgb=photos --field depth=depth --label-from parent
   wcord train rgb_teacher data.shards=data/mine run=runs/teacher
   wcord train rgb_to_depth data.shards=data/mine teacher.run=runs/teacher run=runs/student
   wcord evaluate runs/student
 
-`wcord COMMAND --help` explains a command and shows an example.""",
+Run `wcord COMMAND --help` for the options of a command and an example.""",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -76,27 +76,29 @@ Examples:
 )(index)
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings that override the config: section.key=value …")]
-RunFolders = Annotated[list[Path], typer.Argument(help="Run folders; the first is the main one.")]
+RunFolders = Annotated[
+    list[Path], typer.Argument(help="Run folders. The report is about the first one; the others are for comparison.")
+]
 
 
 @app.callback()
 def options(
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Print no progress, only results, warnings and errors.")
+        bool, typer.Option("--quiet", "-q", help="Hide progress; print only results, warnings and errors.")
     ] = False,
 ) -> None:
-    """Apply the options before the command."""
+    """Apply the global options, which come before the command."""
     log_to_console(logging.WARNING if quiet else logging.INFO)
 
 
 @app.command(epilog="\b\nExamples:\n  wcord demo\n  wcord demo --folder demo2 --seed 1")
 def demo(
-    folder: Annotated[Path, typer.Option(help="Folder for data, runs and report.")] = Path("demo"),
-    seed: Annotated[int, typer.Option(help="Seed of the data and of the training.")] = 0,
+    folder: Annotated[Path, typer.Option(help="Output folder for data, runs and report.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Random seed for data generation and training.")] = 0,
 ) -> None:
-    """Run a complete experiment on generated data in a few minutes.
+    """Run a complete experiment on synthetic data in a few minutes.
 
-    Generates paired data, trains an RGB teacher and two depth students, evaluates them and writes a report.
+    Generates paired data, trains an RGB teacher and two depth students, evaluates all three and writes a report.
     """
     from pipeline.cli.demo import demo as run_demo
 
@@ -111,24 +113,30 @@ Examples:
   wcord check data/mine --listed runs/student/skipped.jsonl"""
 )
 def check(
-    shards: Annotated[Path, typer.Argument(help="Folder of a packed data set.")],
-    ranks: Annotated[int, typer.Option(help="Number of training processes that will use the data set.")] = 1,
-    workers: Annotated[int, typer.Option(help="Loader workers per training process.")] = 2,
-    quick: Annotated[bool, typer.Option("--quick", help="Do not decode images and audio.")] = False,
+    shards: Annotated[Path, typer.Argument(help="Folder of a packed dataset.")],
+    ranks: Annotated[
+        int, typer.Option(help="Number of training processes (world size) that will read the dataset.")
+    ] = 1,
+    workers: Annotated[int, typer.Option(help="Data loader workers per training process.")] = 2,
+    quick: Annotated[bool, typer.Option("--quick", help="Skip decoding of images and audio.")] = False,
     near_duplicates: Annotated[
-        bool, typer.Option("--near-duplicates", help="Also find photos that look alike in several splits.")
+        bool,
+        typer.Option("--near-duplicates", help="Also report near-identical photos that occur in more than one split."),
     ] = False,
     config: Annotated[
-        str | None, typer.Option(help="Only show what the networks of this config see of the data set.")
+        str | None,
+        typer.Option(help="Do not check; only show the network inputs that this config produces from the dataset."),
     ] = None,
-    sheet: Annotated[Path, typer.Option(help="With --config: PNG of pairs as the networks see them.")] = Path(
-        "pairs.png"
-    ),
-    listed: Annotated[Path | None, typer.Option(help="Check only the samples in this skipped.jsonl of a run.")] = None,
+    sheet: Annotated[
+        Path, typer.Option(help="With --config: output PNG with example pairs, as the networks receive them.")
+    ] = Path("pairs.png"),
+    listed: Annotated[
+        Path | None, typer.Option(help="Check only the samples listed in this skipped.jsonl file of a run.")
+    ] = None,
 ) -> None:
-    """Check a packed data set.
+    """Check a packed dataset.
 
-    Prints one line per fault; the exit code is 1 if there is at least one.
+    Prints one line per problem. The exit code is 1 if there are any.
     """
     if config is not None:
         from pipeline import config as configs
@@ -153,12 +161,13 @@ Example:
   wcord cache rgb_to_depth data.shards=data/mine teacher.run=runs/teacher teacher.cache=photos"""
 )
 def cache(
-    config: Annotated[str, typer.Argument(help="YAML file, or the name of a shipped config.")],
+    config: Annotated[str, typer.Argument(help="YAML file, or name of a shipped config.")],
     overrides: Overrides = None,
 ) -> None:
     """Run the teacher of a config once and store its features next to the shards.
 
-    `teacher.cache` in the config is the name of the cache. Later runs with the same name do not run the teacher.
+    `teacher.cache` in the config sets the name of the cache. Later runs that use this name read the stored features
+    instead of running the teacher.
     """
     from pipeline import config as configs
 
@@ -179,17 +188,20 @@ Examples:
   wcord train my_config.yaml train.steps=2000 --resume"""
 )
 def train(
-    config: Annotated[str, typer.Argument(help="YAML file, or the name of a shipped config.")],
+    config: Annotated[str, typer.Argument(help="YAML file, or name of a shipped config.")],
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume from the newest checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run in the run folder.")] = False,
     profile: Annotated[
-        bool, typer.Option("--profile", help="Print how the time of a step is divided; write a trace to profile.json.")
+        bool,
+        typer.Option(
+            "--profile", help="Print a time breakdown of the training step and write a trace to profile.json."
+        ),
     ] = False,
 ) -> None:
-    """Train a teacher, or a student with a teacher.
+    """Train a teacher, or distil a student from a teacher.
 
-    All results are written to the run folder, `run` in the config.
+    All results are written to the run folder, which is `run` in the config.
     """
     from pipeline import config as configs
 
@@ -202,7 +214,7 @@ def train(
     except Stopped as stopped:
         signal.signal(
             stopped.number, signal.SIG_IGN
-        )  # `timeout` sends it twice; Python's handlers are removed before exit
+        )  # `timeout` sends SIGTERM twice, and Python removes its handlers before exit
         say(stopped, error=True)
         raise typer.Exit(stopped.code) from None
 
@@ -214,21 +226,23 @@ Examples:
   wcord evaluate runs/student --probe data/stl10"""
 )
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Run folder of a finished training.")],
+    run: Annotated[Path, typer.Argument(help="Run folder of a completed training.")],
     probe: Annotated[
-        list[Path], typer.Option(help="Also probe the student's layers on this packed data set; repeatable.")
+        list[Path],
+        typer.Option(help="Also run linear probes on the student's layers on this packed dataset; repeatable."),
     ] = [],  # noqa: B006
 ) -> None:
-    """Evaluate a run: accuracy, probes, retrieval.
+    """Evaluate a run: accuracy, linear probes, retrieval.
 
-    Prints the metrics and writes results.json to the run folder.
+    Prints the metrics and saves them to results.json in the run folder.
     """
     from pipeline.evaluate.evaluate_run import evaluate as measure
 
     if rank():
         say(
-            f"RANK={rank()} is set: under a launcher, only rank 0 evaluates, and this process does nothing. Without a "
-            "launcher, run `unset RANK WORLD_SIZE LOCAL_RANK` first.",
+            f"RANK={rank()} is set: under a launcher, only rank 0 evaluates, so this process does nothing. If you do "
+            "not "
+            "use a launcher, run `unset RANK WORLD_SIZE LOCAL_RANK` first.",
             error=True,
         )
     else:
@@ -243,12 +257,12 @@ Example:
 )
 def compare(
     runs: RunFolders,
-    out: Annotated[Path, typer.Option(help="Folder for table.md, table.csv, plot.png.")] = Path("compare"),
-    baseline: Annotated[str | None, typer.Option(help="Method with which the others are compared.")] = None,
+    out: Annotated[Path, typer.Option(help="Output folder for table.md, table.csv and plot.png.")] = Path("compare"),
+    baseline: Annotated[str | None, typer.Option(help="Method that all others are compared with.")] = None,
 ) -> None:
     """Compare evaluated runs in a table and a plot.
 
-    Runs that differ only in their seed are averaged.
+    Runs that differ only in the seed are averaged.
     """
     from rich import print as show
 
@@ -263,15 +277,16 @@ def compare(
 
 @app.command(epilog="\b\nExamples:\n  wcord bench cifar10_small\n  wcord bench my_bench.yaml --jobs 2")
 def bench(
-    config: Annotated[str, typer.Argument(help="YAML file of a benchmark, or the name of a shipped one.")],
+    config: Annotated[str, typer.Argument(help="YAML file of a benchmark, or name of a shipped one.")],
     overrides: Overrides = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Number of parallel runs; default: one per GPU or core.")
+        int | None,
+        typer.Option(min=1, help="Number of runs in parallel; default: one per GPU, or per core without a GPU."),
     ] = None,
 ) -> None:
-    """Train and compare a matrix of pairs, methods and seeds.
+    """Train and compare every combination of pair, method and seed.
 
-    If a benchmark was interrupted, the same command resumes it.
+    To resume an interrupted benchmark, run the same command again.
     """
     from pipeline.bench.matrix import run_bench
     from pipeline.bench.tables import markdown
@@ -284,7 +299,7 @@ def report(
     runs: RunFolders,
     out: Annotated[Path | None, typer.Option(help="HTML file; default: report.html in the first run folder.")] = None,
 ) -> None:
-    """Write a self-contained HTML report about a run, compared with other runs."""
+    """Write a self-contained HTML report about a run and compare it with other runs."""
     from pipeline.report.page import report as write_report
 
     say(write_report(runs, out))
@@ -292,13 +307,13 @@ def report(
 
 @app.command(epilog="\b\nExample:\n  wcord export runs/student exported")
 def export(
-    run: Annotated[Path, typer.Argument(help="Run folder of a finished training.")],
-    out: Annotated[Path, typer.Argument(help="Folder to create.")],
+    run: Annotated[Path, typer.Argument(help="Run folder of a completed training.")],
+    out: Annotated[Path, typer.Argument(help="Output folder; must be new or empty.")],
     push: Annotated[
-        str | None, typer.Option(help="Also upload the folder to this repository of the Hugging Face Hub: you/name.")
+        str | None, typer.Option(help="Also upload the folder to this Hugging Face Hub repository: you/name.")
     ] = None,
 ) -> None:
-    """Export a student for use without wcord: safetensors, PyTorch, ONNX (fp32 and int8), model card."""
+    """Export a student for use without wcord: safetensors, PyTorch, ONNX (fp32 and int8) and a model card."""
     from pipeline.export.bundle import export as write_export
     from pipeline.export.bundle import push as upload
 
@@ -308,19 +323,24 @@ def export(
         say(upload(out, push))
 
 
-Finished = Annotated[Path, typer.Argument(help="Run folder of a finished training, or an exported folder.")]
-Places = Annotated[list[Path], typer.Argument(help="Files, folders, packed data sets or shards.")]
+Finished = Annotated[
+    Path, typer.Argument(help="Run folder of a completed training, or folder written by `wcord export`.")
+]
+Places = Annotated[list[Path], typer.Argument(help="Input files, folders, packed datasets or shards.")]
 
 
 @app.command(epilog="\b\nExample:\n  wcord predict runs/student recordings/depth --out labels.csv")
 def predict(
     run: Finished,
     places: Places,
-    out: Annotated[Path | None, typer.Option(help="Output file, .csv or .jsonl; default: print CSV.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Output file, .csv or .jsonl; default: CSV on the standard output.")
+    ] = None,
 ) -> None:
     """Classify files with a student.
 
-    Writes the most likely class and all probabilities of each file. The exit code is 1 if a file could not be read.
+    Writes the most likely class and all class probabilities of each file. The exit code is 1 if a file could not be
+    read.
     """
     from pipeline.inference.batch import write_predictions
 
@@ -339,12 +359,13 @@ def embed(
     run: Finished,
     places: Places,
     out: Annotated[
-        Path | None, typer.Option(help="Output file, .parquet or .npy; for .npy, the keys are in a .keys.json file.")
+        Path | None,
+        typer.Option(help="Output file, .parquet or .npy; with .npy, the keys are written to a .keys.json file."),
     ] = None,
-    index: Annotated[Path | None, typer.Option(help="Folder for an index for `wcord search`.")] = None,
+    index: Annotated[Path | None, typer.Option(help="Output folder of a search index for `wcord search`.")] = None,
     by: Annotated[Literal["student", "teacher"], typer.Option(help="Network that embeds the inputs.")] = "student",
 ) -> None:
-    """Embed files, into a table or into a search index.
+    """Embed files and write the embeddings to a table or a search index.
 
     The exit code is 1 if a file could not be read.
     """
@@ -365,12 +386,12 @@ Examples:
 )
 def search(
     context: typer.Context,
-    index: Annotated[Path, typer.Argument(help="Folder that `wcord embed --index` wrote.")],
+    index: Annotated[Path, typer.Argument(help="Folder written by `wcord embed --index`.")],
     count: Annotated[int, typer.Option(min=1, help="Number of results.")] = 10,
 ) -> None:
     """Search an index with a query of either modality.
 
-    The query is an option with the name of its modality: --depth, --rgb or --audio with a file, --text with a sentence.
+    Pass the query as an option named after its modality: --depth, --rgb or --audio with a file, --text with a sentence.
     """
     from pipeline.inference.search import search as run_search
 
@@ -379,7 +400,7 @@ def search(
         name, _, query = given[0].partition("=")
         given = [name, query]
     if len(given) != 2 or not given[0].startswith("--"):
-        raise UserError("set exactly one query: --MODALITY FILE, e.g. --depth query.png, or --text with a sentence.")
+        raise UserError("pass exactly one query: --MODALITY FILE, e.g. --depth query.png, or --text with a sentence.")
     for hit in run_search(index, given[0].removeprefix("--"), given[1], count):
         say(f"{hit.similarity:7.4f}  {hit.key}")
 
@@ -388,13 +409,16 @@ def search(
 def serve(
     run: Finished,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; any other than 127.0.0.1 is reachable from the network.")
+        str,
+        typer.Option(
+            help="Address to listen on. With any other than 127.0.0.1, the page is reachable from the network."
+        ),
     ] = ("127.0.0.1"),
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
 ) -> None:
-    """Serve a demo page: drop a file, see its class and its nearest samples.
+    """Serve a demo page: drop a file to see its predicted class and its nearest neighbours.
 
-    The nearest samples are shown in both modalities.
+    The neighbours are shown in both modalities.
     """
     from pipeline.inference.server import serve as run_server
 
@@ -402,7 +426,7 @@ def serve(
 
 
 def _name(skipped: Sequence[Skipped]) -> None:
-    """Print what was skipped. The exit code is 1 if there is anything."""
+    """Print the skipped inputs. The exit code is 1 if there are any."""
     for one in skipped:
         say(f"skipped: {one.message}", error=True)
     if skipped:
@@ -413,7 +437,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command. Errors that the user can fix are printed without a traceback, with exit code 2.
 
     Args:
-        arguments: Command-line arguments; None for those of the process.
+        arguments: Command-line arguments; None means `sys.argv[1:]`.
     """
     search_last()  # finds `my_package.thermal:Thermal` in the working folder
     try:
@@ -434,5 +458,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
         say(f"error: {error.filename2 or error.filename or 'the disk'}: {PLACES[error.errno]}", error=True)
         sys.exit(2)
     except sqlite3.OperationalError as error:
-        say(f"error: temporary files: {error}. Set SQLITE_TMPDIR to a folder with more room.", error=True)
+        say(f"error: temporary files: {error}. Set SQLITE_TMPDIR to a folder with more free space.", error=True)
         sys.exit(2)

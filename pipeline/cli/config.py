@@ -14,7 +14,7 @@ commands = typer.Typer(no_args_is_help=True, help="List, show and explain config
 
 @commands.command("list", epilog="\b\nExample:\n  wcord config list")
 def list_shipped() -> None:
-    """List the shipped configs; those in bench/ are for `wcord bench`."""
+    """List the shipped configs. Those in bench/ are for `wcord bench`."""
     from pipeline.config.settings import SHIPPED
 
     for path in (*sorted(SHIPPED.glob("*.yaml")), *sorted(SHIPPED.glob("bench/*.yaml"))):
@@ -25,12 +25,12 @@ def list_shipped() -> None:
 
 @commands.command(epilog="\b\nExample:\n  wcord config show rgb_to_depth train.steps=2000")
 def show(
-    config: Annotated[str, typer.Argument(help="YAML file, or the name of a shipped config.")],
+    config: Annotated[str, typer.Argument(help="YAML file, or name of a shipped config.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Settings that override the config: section.key=value …")
     ] = None,
 ) -> None:
-    """Print a config as a run uses it: validated, with all defaults and overrides."""
+    """Print the complete config of a run: validated, with all defaults and overrides."""
     from pipeline.config.settings import load
 
     say_data(load(config, overrides or []).to_yaml())
@@ -42,7 +42,7 @@ def explain(
         str | None, typer.Argument(help="Setting or section, such as train.clip, data, losses.wcord, encoder.cnn5.")
     ] = None,
 ) -> None:
-    """Explain a setting: type, range, default and meaning; without a key, all sections."""
+    """Explain a setting: type, range, default and meaning. Without a key, list all sections."""
     from pipeline.config.reference import explain_all, explain_key
 
     say(explain_key(key) if key else explain_all())
@@ -50,7 +50,7 @@ def explain(
 
 @commands.command(epilog="\b\nExample:\n  wcord config schema > wcord.schema.json")
 def schema() -> None:
-    """Print the JSON schema of configs, for completion and validation in editors."""
+    """Print the JSON schema of configs, which editors use for completion and validation."""
     from pipeline.config.json_schema import schema as made
 
     say_data(json.dumps(made(), indent=1, ensure_ascii=False) + "\n")

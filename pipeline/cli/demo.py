@@ -23,11 +23,11 @@ SCENES = 3000
 
 
 def demo(folder: Path, seed: int = 0) -> Path:
-    """Train an RGB teacher, a depth student with few labels only, and one with WCoRD.
+    """Train an RGB teacher, a depth student on few labels, and the same student with WCoRD.
 
     Args:
         folder: Output folder for data, runs and report.
-        seed: Seed of the data and of the training.
+        seed: Random seed for data generation and training.
 
     Returns:
         Path of the report.
@@ -37,9 +37,9 @@ def demo(folder: Path, seed: int = 0) -> Path:
     pack(tabletop.plan(SCENES, seed), folder / "data", seed=seed, workers=os.cpu_count() or 1, overwrite=True)
     runs = {name: folder / "runs" / name for name in ("rgb_teacher", "depth_labels", "rgb_to_depth")}
     titles = {
-        "rgb_teacher": "2/5 training an RGB teacher with all labels",
-        "depth_labels": "3/5 training a depth student with 5 % of the labels",
-        "rgb_to_depth": "4/5 training the same depth student with WCoRD from the teacher",
+        "rgb_teacher": "2/5 training an RGB teacher on all labels",
+        "depth_labels": "3/5 training a depth student on 5 % of the labels",
+        "rgb_to_depth": "4/5 training the same depth student with the RGB teacher (WCoRD)",
     }
     for name, run in runs.items():
         _say(titles[name])
@@ -48,7 +48,7 @@ def demo(folder: Path, seed: int = 0) -> Path:
             baselines = json.dumps([str(runs["depth_labels"])], ensure_ascii=False)
             overrides += [f"teacher.run={runs['rgb_teacher']}", f"evaluation.baselines={baselines}"]
         train(configs.load(name, overrides), overwrite=True)
-    _say("5/5 evaluating and writing the report")
+    _say("5/5 evaluating all three and writing the report")
     results = {name: evaluate(run) for name, run in runs.items()}
     page = report([runs["rgb_to_depth"], runs["depth_labels"], runs["rgb_teacher"]], folder / "report.html")
     for name, measured in results.items():

@@ -15,30 +15,36 @@ def index(
     shards: Annotated[
         list[str], typer.Argument(help="WebDataset shards: tars, globs, folders or patterns such as {000..399}.tar.")
     ],
-    out: Annotated[Path, typer.Option("--out", help="Output folder of the index, for data.shards.")],
+    out: Annotated[Path, typer.Option("--out", help="Output folder of the index; pass it as data.shards.")],
     split: Annotated[
         list[str],
-        typer.Option(help="A held-out split: a fraction of the samples (test=0.02), or whole shards (test=PATTERN)."),
+        typer.Option(
+            help="A held-out split: a fraction of the samples (test=0.02) or whole shards (test=PATTERN); repeatable."
+        ),
     ] = [],  # noqa: B006
     group: Annotated[
-        str, typer.Option(help="Location of the group of a sample, such as json:clip; groups are not divided.")
+        str,
+        typer.Option(help="Where to find a sample's group, e.g. json:clip. All samples of a group stay in one split."),
     ] = "",
     label: Annotated[
-        str, typer.Option(help="The label whose values are the classes: a member such as cls, or json:path.to.value.")
+        str, typer.Option(help="Where to find the class label: a member such as cls, or json:path.to.value.")
     ] = "label",
     field: Annotated[
         list[str],
-        typer.Option(help="A field and its extensions, if they are not common ones: rgb=image.jpg,img."),
+        typer.Option(help="A field and its extensions, if they are not detected: rgb=image.jpg,img; repeatable."),
     ] = [],  # noqa: B006
     hashed: Annotated[
-        bool, typer.Option("--hash", help="Also compute the sha256 of local shards, which reads them completely.")
+        bool,
+        typer.Option(
+            "--hash", help="Also compute the SHA-256 of local shards, which requires reading them completely."
+        ),
     ] = False,
-    workers: Annotated[int | None, typer.Option(help="Number of processes; default: one per core.")] = None,
-    name: Annotated[str, typer.Option(help="Name of the data set.")] = "",
+    workers: Annotated[int | None, typer.Option(help="Number of worker processes; default: one per core.")] = None,
+    name: Annotated[str, typer.Option(help="Name of the dataset.")] = "",
 ) -> None:
     """Index existing WebDataset shards.
 
-    Reads their headers and writes dataset.json with counts, splits and classes. The shards are not copied.
+    Reads the tar headers and writes dataset.json with counts, splits and classes. The shards are not copied.
     """
     from pipeline.packing.index import index as write_index
 
@@ -54,7 +60,7 @@ def index(
     say(f"members: {', '.join(f'{member} {samples}' for member, samples in sorted(named.fields.items()))}")
     for label_name, classes in dataset.classes.items():
         say(f"{label_name}: {len(classes)} classes")
-    say(f"The index is in {out}; use it as data.shards={out}.")
+    say(f"The index is in {out}. To train on it, set data.shards={out}.")
 
 
 def _pair(text: str, option: str, example: str) -> tuple[str, str]:

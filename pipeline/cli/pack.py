@@ -1,4 +1,4 @@
-"""`wcord pack RECIPE …`: pack paired recordings into shards, one subcommand per recipe."""
+"""`wcord pack RECIPE …`: pack paired recordings into shards, with one subcommand per recipe."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pipeline.packing.recipes.plan import Plan
 
 commands = typer.Typer(
-    no_args_is_help=True, help="Pack paired recordings into WebDataset shards; one subcommand per kind of source."
+    no_args_is_help=True, help="Pack paired recordings into WebDataset shards, with one subcommand per kind of source."
 )
 
 
@@ -49,17 +49,21 @@ def manifest(
     out: Out,
     field: Fields,
     label: Annotated[
-        list[str], typer.Option(help="Column with class names; repeatable, the first one is the default task.")
+        list[str], typer.Option(help="Column with class names; repeatable. The first one is the default task.")
     ] = [],  # noqa: B006
     group: Annotated[
         str | None,
-        typer.Option(help="Column or template of the group (clip, subject, scene) that must stay in one split."),
+        typer.Option(
+            help="Column or template of each sample's group (clip, subject, scene). A group stays in one split."
+        ),
     ] = None,
     split: Annotated[str | None, typer.Option(help="Column with the split: train, val or test.")] = None,
-    key: Annotated[str | None, typer.Option(help="Column or template of the sample keys.")] = None,
+    key: Annotated[str | None, typer.Option(help="Column or template that gives the sample keys.")] = None,
     partners: Annotated[
         Path | None,
-        typer.Option(help="Second table: each row gets a partner of the same class and split, as {partner.COLUMN}."),
+        typer.Option(
+            help="Second table: adds to each row one of its rows with the same class and split, as {partner.COLUMN}."
+        ),
     ] = None,
     mask: Masks = [],  # noqa: B006
     intrinsics: Intrinsics = None,
@@ -77,7 +81,7 @@ def manifest(
 ) -> None:
     """Pack the files that a CSV or JSONL table lists.
 
-    A field is a column with paths (depth=depth_path) or a template with columns (rgb=photos/{id}.jpg).
+    A field is a column with paths (depth=depth_path), or a template that contains columns (rgb=photos/{id}.jpg).
     """
     from pipeline.packing.recipes import manifest as recipe
     from pipeline.packing.recipes.plan import add_camera, add_masks, parse_fields
@@ -109,15 +113,18 @@ def folders(
     out: Out,
     field: Fields,
     label_from: Annotated[
-        Literal["parent"] | None, typer.Option(help="parent: the name of the folder that contains a file is its class.")
+        Literal["parent"] | None,
+        typer.Option(help="parent: the class of a file is the name of the folder that contains it."),
     ] = None,
     split_from: Annotated[
-        Literal["top"] | None, typer.Option(help="top: the first folder of a path is the split: train, val or test.")
+        Literal["top"] | None,
+        typer.Option(help="top: the split of a file is the first folder in its path: train, val or test."),
     ] = None,
     group: Annotated[
         str | None,
         typer.Option(
-            help="Samples that must stay in one split: parent (same folder), or a regular expression on the path."
+            help="Keep groups of samples in one split: parent (files of one folder), or a regular expression on the "
+            "path."
         ),
     ] = None,
     mask: Masks = [],  # noqa: B006
@@ -134,7 +141,7 @@ def folders(
     name: Name = None,
     licence: Licence = "not stated",
 ) -> None:
-    """Pack parallel folders; files are matched by their path without suffix."""
+    """Pack parallel folders. Files with the same relative path, without the extension, form a sample."""
     from pipeline.packing.recipes import folders as recipe
     from pipeline.packing.recipes.plan import add_camera, add_masks, parse_fields
 
@@ -151,20 +158,24 @@ Example:
 )
 def huggingface(
     source: Annotated[
-        Path, typer.Argument(help="Folder written by `Dataset.save_to_disk`, or folder of Parquet files.")
+        Path, typer.Argument(help="Folder written by `Dataset.save_to_disk`, or folder with Parquet files.")
     ],
     out: Out,
     field: Annotated[
         list[str],
-        typer.Option("--field", help="A field and its column: rgb=COLUMN; repeatable. Default: by the column types."),
+        typer.Option(
+            "--field", help="A field and its column: rgb=COLUMN; repeatable. Default: derived from the column types."
+        ),
     ] = [],  # noqa: B006
     label: Annotated[
         list[str],
         typer.Option(
-            help="Column with classes; repeatable, the first one is the default task. Default: all class labels."
+            help="Column with classes; repeatable. The first one is the default task. Default: all ClassLabel columns."
         ),
     ] = [],  # noqa: B006
-    group: Annotated[str | None, typer.Option(help="Column of the group that must stay in one split.")] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Column with each sample's group. A group stays in one split.")
+    ] = None,
     intrinsics: Intrinsics = None,
     gravity: Gravity = None,
     test: Test = 0.2,
@@ -180,7 +191,7 @@ def huggingface(
 ) -> None:
     """Pack a folder of the Hugging Face `datasets` library.
 
-    Its splits are kept. If there is only one, --test and --val set the fractions that are split off.
+    Existing splits are kept. If there is only one, --test and --val set the fractions to split off.
     """
     from pipeline.packing.recipes import huggingface as recipe
     from pipeline.packing.recipes.plan import add_camera, parse_fields
@@ -204,26 +215,29 @@ def webdataset(
     out: Out,
     field: Annotated[
         list[str],
-        typer.Option("--field", help="A field and its extensions: rgb=jpg,png; repeatable. Default: the usual ones."),
+        typer.Option(
+            "--field", help="A field and its extensions: rgb=jpg,png; repeatable. Default: detect common extensions."
+        ),
     ] = [],  # noqa: B006
     label: Annotated[
-        str | None, typer.Option(help="Where to find the class: cls, or json:path.to.value. Default: cls.")
+        str | None, typer.Option(help="Where to find the class label: cls, or json:path.to.value. Default: cls.")
     ] = None,
     classes: Annotated[
-        Path | None, typer.Option(help="Text file with the names of the classes in order, if the shards have numbers.")
+        Path | None, typer.Option(help="Text file with the class names in order, if the shards contain class indices.")
     ] = None,
     group: Annotated[
-        str | None, typer.Option(help="Where to find a sample's group, e.g. json:clip. A group is never split.")
+        str | None, typer.Option(help="Where to find a sample's group, e.g. json:clip. A group stays in one split.")
     ] = None,
     size: Annotated[
-        int | None, typer.Option(help="Reduce larger photos to a short side of so many pixels, as JPEG of quality 95.")
+        int | None,
+        typer.Option(help="Downscale larger photos to this short side in pixels and store them as JPEG (quality 95)."),
     ] = None,
     filters: Annotated[
         list[str],
-        typer.Option("--filter", help="Your function that excludes or changes samples: package.module:name."),
+        typer.Option("--filter", help="Your own function that drops or changes samples: package.module:name."),
     ] = [],  # noqa: B006
     join: Annotated[
-        str | None, typer.Option(help="Other shards: samples of the same key are completed with their fields.")
+        str | None, typer.Option(help="Other shards, whose fields are added to the samples with the same keys.")
     ] = None,
     test: Test = 0.2,
     val: Val = 0.0,
@@ -234,12 +248,14 @@ def webdataset(
     overwrite: Overwrite = False,
     part: Part = None,
     name: Name = None,
-    licence: Annotated[str | None, typer.Option(help="Licence of the data; default: that of the shards.")] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="Licence of the data; default: the licence of the shards.")
+    ] = None,
 ) -> None:
-    """Pack WebDataset shards anew: choose fields, reduce photos, filter, join.
+    """Repack WebDataset shards: select fields, downscale photos, filter samples, join shards.
 
-    Shards that should stay as they are need no packing: see wcord index. Splits of the shards are kept. If there is
-    only one, --test and --val set the fractions that are split off.
+    To train on shards as they are, use `wcord index` instead. Existing splits are kept. If there is only one, --test
+    and --val set the fractions to split off.
     """
     from pipeline.packing.recipes import webdataset as recipe
     from pipeline.packing.recipes.plan import parse_fields
@@ -263,8 +279,8 @@ def webdataset(
 
 @commands.command("dataset", epilog="\b\nExample:\n  wcord pack dataset cifar100 cifar-100-binary data/cifar100")
 def dataset(
-    dataset: Annotated[str, typer.Argument(help="Name of the data set, such as cifar10; an unknown name lists all.")],
-    source: Annotated[Path, typer.Argument(help="Folder with the unpacked files.")],
+    dataset: Annotated[str, typer.Argument(help="Name of the dataset, such as cifar10. An unknown name lists all.")],
+    source: Annotated[Path, typer.Argument(help="Folder with the extracted files.")],
     out: Out,
     seed: Seed = 0,
     shard_mb: ShardMB = 64.0,
@@ -273,7 +289,7 @@ def dataset(
     overwrite: Overwrite = False,
     part: Part = None,
 ) -> None:
-    """Pack a public data set from the files that its authors publish, with the official splits."""
+    """Pack a public dataset from its original files, with the official splits."""
     from pipeline.packing.recipes import public_datasets as recipe
 
     _pack(recipe.plan(dataset, source), out, 0.0, 0.0, seed, shard_mb, workers, max_refused, overwrite, part)
@@ -313,11 +329,14 @@ def _pack(
     from pipeline.packing.pack import MissingShardsError, Packing
 
     if not (test >= 0 and val >= 0 and test + val < 1):
-        raise UserError(f"--test {test} and --val {val}: must be at least 0, with a sum below 1.")
+        raise UserError(f"--test {test} and --val {val}: each must be at least 0, and their sum below 1.")
     if not (math.isfinite(shard_mb) and shard_mb > 0):
         raise UserError(f"--shard-mb {shard_mb}: must be a number of MB above 0, such as 64.")
     if part and overwrite:
-        raise UserError("--part and --overwrite: a part would delete shards of another. Empty the folder first.")
+        raise UserError(
+            "--part and --overwrite cannot be combined: one part would delete the shards of another. Empty the folder "
+            "first."
+        )
     share = _share(part) if part else (1, 1)
     packing = Packing(
         plan,

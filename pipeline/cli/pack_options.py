@@ -1,4 +1,4 @@
-"""Options that several recipes of `wcord pack` have."""
+"""Options shared by several recipes of `wcord pack`."""
 
 from __future__ import annotations
 
@@ -15,26 +15,33 @@ Fields = Annotated[
 ]
 Masks = Annotated[
     list[str],
-    typer.Option("--mask", help="A field that is a mask, with its classes and pixel values: mask=floor:0,hand:255."),
+    typer.Option(
+        "--mask", help="A segmentation mask field, with its classes and their pixel values: mask=floor:0,hand:255."
+    ),
 ]
 Intrinsics = Annotated[
     str | None,
-    typer.Option(help="Depth camera in pixels: fx,fy,cx,cy, plus ,width,height if they refer to another image size."),
+    typer.Option(
+        help="Intrinsics of the depth camera in pixels: fx,fy,cx,cy. Append ,width,height if they refer to another "
+        "image size."
+    ),
 ]
 Gravity = Annotated[
     str | None,
     typer.Option(help="Direction of gravity in camera coordinates (x right, y down, z away), such as 0,1,0."),
 ]
-Test = Annotated[float, typer.Option(help="Fraction of the samples for the test split; groups are not divided.")]
+Test = Annotated[float, typer.Option(help="Fraction of the samples for the test split. A group stays in one split.")]
 Val = Annotated[float, typer.Option(help="Fraction of the samples for the val split.")]
-Seed = Annotated[int, typer.Option(help="Seed of the split and of the order of the samples.")]
+Seed = Annotated[int, typer.Option(help="Random seed for the split and the order of the samples.")]
 ShardMB = Annotated[float, typer.Option("--shard-mb", help="Target size of a shard in MB.")]
-Workers = Annotated[int | None, typer.Option(help="Number of processes; default: one per core.")]
-MaxRefused = Annotated[float, typer.Option(help="Fraction of samples that may be rejected before packing fails.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing data set in the output folder.")]
+Workers = Annotated[int | None, typer.Option(help="Number of worker processes; default: one per core.")]
+MaxRefused = Annotated[
+    float, typer.Option(help="Largest fraction of rejected samples; packing fails if it is exceeded.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing dataset in the output folder.")]
 Part = Annotated[
     str | None,
-    typer.Option(help="K/N: write only the K-th of N parts of the shards, so that N machines pack one data set."),
+    typer.Option(help="K/N: write only part K of N, so N machines can pack one dataset together."),
 ]
-Licence = Annotated[str, typer.Option(help="Licence of the data, for dataset.json.")]
-Name = Annotated[str | None, typer.Option(help="Name of the data set, for dataset.json.")]
+Licence = Annotated[str, typer.Option(help="Licence of the data, recorded in dataset.json.")]
+Name = Annotated[str | None, typer.Option(help="Name of the dataset, recorded in dataset.json.")]

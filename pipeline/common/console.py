@@ -21,7 +21,7 @@ PACKAGES = ("pipeline", "modalities", "losses")
 
 
 class Console(logging.Handler):
-    """A handler that prints and flushes each record. Errors of the stream are raised, as with `print`."""
+    """A handler that prints and flushes each record. Stream errors are raised, as with `print`."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record to the current `sys.stdout` or `sys.stderr`, which may have been redirected."""
@@ -58,13 +58,13 @@ def world_size() -> int:
 
 
 def _number(name: str, default: int) -> int:
-    """A variable of a launcher. Pods and old shells leave it empty, or with something else in it."""
+    """An environment variable of the launcher. In pods and old shells, it may be empty or not a number."""
     value = os.environ.get(name, "").strip()
     return int(value) if value.isascii() and value.isdigit() else default
 
 
 def log_to_console(level: int = logging.INFO) -> None:
-    """Print the log of this program. Replaces earlier handlers of its loggers.
+    """Print the log of this program, replacing earlier handlers of its loggers.
 
     Args:
         level: Minimum level.
@@ -79,7 +79,7 @@ def log_to_console(level: int = logging.INFO) -> None:
 def log_to_console_by_default() -> None:
     """Print the log of this program, unless the user has configured logging.
 
-    That is the case if the logger `pipeline` has a level or a handler, or if it is enabled for INFO.
+    Logging counts as configured if the logger `pipeline` has a level or a handler, or is enabled for INFO.
     """
     logger = logging.getLogger("pipeline")
     if not (logger.level or logger.handlers or logger.isEnabledFor(logging.INFO)):

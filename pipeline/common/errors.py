@@ -1,4 +1,4 @@
-"""The error class for faults that the user can fix."""
+"""The error class for problems that the user can fix."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def remove_stale_parts(folder: Path) -> None:
-    """Remove temporary files of killed writers: their process has ended or, if it ran elsewhere, they are a day old."""
+    """Remove the temporary files of killed writers: those of ended processes, and of other machines after one day."""
     for part in folder.glob("*.part-*"):
         owner = re.fullmatch(r".+\.part-(.+)-(\d+)", part.name)
         with contextlib.suppress(FileNotFoundError):  # another writer may be cleaning too
@@ -50,8 +50,8 @@ def host() -> str:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process of this machine runs."""
-    if os.name != "posix":  # elsewhere, signal 0 does not just test for the process
+    """Whether a process is running on this machine."""
+    if os.name != "posix":  # on Windows, signal 0 does more than test for the process
         return True
     try:
         os.kill(pid, 0)

@@ -38,10 +38,10 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def garbage_of_steps_only() -> Iterator[None]:
-    """Exclude the objects that exist already, some 10^5 of libraries, from garbage collection.
+    """Exclude all existing objects (about 10^5, most of them from libraries) from garbage collection.
 
-    Otherwise the collector traverses them again and again, here and in forked processes. It does nothing where the
-    program that trains has frozen its objects already.
+    Otherwise the collector traverses them repeatedly, here and in forked processes. This does nothing if the calling
+    program has already frozen its objects.
     """
     if gc.get_freeze_count():
         yield
@@ -66,6 +66,6 @@ def peak_memory() -> int:
 
 
 def yield_to_training() -> None:
-    """Lower the priority of this process below that of training. Call it in loader processes."""
+    """Give this process a lower priority than training. Call it in loader processes."""
     if hasattr(os, "nice"):
         os.nice(10)

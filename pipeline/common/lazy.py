@@ -1,4 +1,4 @@
-"""Lazy imports: names of a package that are imported when they are first used, so that `import` is fast."""
+"""Lazy imports: names of a package are imported when they are first used, which makes `import` fast."""
 
 from __future__ import annotations
 

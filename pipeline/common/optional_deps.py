@@ -16,9 +16,9 @@ def require_package(module: str, extra: str) -> Any:
         extra: The extra of wcord that installs it, e.g. `export`.
 
     Raises:
-        UserError: The package is not installed. The message has the pip command.
+        UserError: The package is not installed. The message contains the pip command.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UserError(f"this needs {module}: pip install 'wcord[{extra}]' ({error})") from None
+        raise UserError(f"this requires {module}: pip install 'wcord[{extra}]' ({error})") from None

@@ -1,4 +1,4 @@
-"""One owner at a time for a folder that a command writes: a second process is told who holds it."""
+"""Locks the output folder of a command: a second process fails with a message that identifies the owner."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from pipeline.common.files import alive, host, write_atomic
 log = logging.getLogger(__name__)
 
 PATIENCE = 30.0
-"""Seconds to wait for the children of an owner that was killed: they hold its lock until they end."""
+"""Seconds to wait for the child processes of a killed owner, which hold its lock until they end."""
 
 
 @contextmanager
 def owned(path: Path, work: str = "") -> Iterator[None]:
-    """Own a folder, or any other output, while it is written.
+    """Hold the lock of a folder, or any other output, while it is written.
 
-    The lock is a hidden file beside it, `.NAME.lock`, which the system releases when its owner dies. `.NAME.owner`
-    tells who that is. Both are removed at the end.
+    The lock is a hidden file next to it, `.NAME.lock`, which the system releases when the owner dies. `.NAME.owner`
+    identifies the owner. Both are removed at the end.
 
     Args:
         path: The output. It need not exist.
-        work: What is written, if several processes may write the same together; empty if only one may.
+        work: Description of the work. Processes with the same description may write together; empty means only one may.
 
     Raises:
-        UserError: Another process owns it, and does not do the same work.
+        UserError: Another process holds the lock and does different work.
     """
     path = path.absolute()
     lock, note = (path.with_name(f".{path.name}.{kind}") for kind in ("lock", "owner"))
@@ -43,7 +43,7 @@ def owned(path: Path, work: str = "") -> Iterator[None]:
         if held is not None:
             write_atomic(note, f"{host()}\n{os.getpid()}\n{work}".encode())
     except (OSError, NotImplementedError) as error:
-        log.warning(f"{path}: no lock could be made ({error}). Do not let two processes write it at once.")
+        log.warning(f"{path}: could not be locked ({error}). Make sure that only one process writes to it.")
         held = None
     try:
         yield
@@ -56,7 +56,7 @@ def owned(path: Path, work: str = "") -> Iterator[None]:
 
 
 def _acquire(lock: Path, note: Path, path: Path, work: str) -> FileLock | None:
-    """Take the lock; None if its owner does the same work."""
+    """Acquire the lock; None if its owner does the same work."""
     end = time.monotonic() + PATIENCE
     while True:
         held = FileLock(lock)
@@ -71,16 +71,16 @@ def _acquire(lock: Path, note: Path, path: Path, work: str) -> FileLock | None:
                 time.sleep(0.1)
                 continue
             raise UserError(
-                f"{path}: process {pid or '(unknown)'} on host {owner or '(unknown)'} is writing it. Wait until it "
-                f"has ended, stop it (on that host: kill {pid or 'PID'}), or choose another folder."
+                f"{path}: process {pid or '(unknown)'} on host {owner or '(unknown)'} is writing to it. Wait until "
+                f"it ends, stop it (on that host: kill {pid or 'PID'}), or choose another folder."
             ) from None
         if _is_current(held, lock):
             return held
-        held.release()  # its owner has just removed the file; another process may have locked a new one
+        held.release()  # the previous owner has just removed the file, and another process may have locked a new one
 
 
 def _is_current(held: FileLock, lock: Path) -> bool:
-    """Whether the locked file is the one at the path; on Windows, a file that is open cannot be removed."""
+    """Whether the locked file is still the one at the path. Always true on Windows: open files cannot be removed."""
     number = held._context.lock_file_fd
     try:
         return number is None or os.path.samestat(os.fstat(number), lock.stat())
@@ -89,7 +89,7 @@ def _is_current(held: FileLock, lock: Path) -> bool:
 
 
 def _read(note: Path) -> tuple[str, str, str]:
-    """Host, process and work of the owner; empty if it has not written them yet."""
+    """Host, process ID and work of the owner; empty if it has not written them yet."""
     try:
         owner, pid, work = note.read_text().split("\n", 2)
     except (OSError, ValueError):

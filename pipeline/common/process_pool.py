@@ -29,17 +29,17 @@ def report_progress(count: int = 1) -> None:
 def map_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int, advance: Tick) -> Iterator[Result]:
     """Run a function over jobs and yield the results in the order of completion.
 
-    A single worker runs in this process. Several run in spawned processes, since a fork would copy locks that live
+    With one worker, the jobs run in this process. Several workers are spawned, since a fork would copy locks that other
     threads hold.
 
     Args:
         function: The work. Its exceptions are raised here.
         jobs: One argument of `function` each; picklable.
         workers: Maximum number of processes.
-        advance: Called with the counts that the jobs give to `report_progress`.
+        advance: Called with the counts that the jobs pass to `report_progress`.
 
     Raises:
-        UserError: A process was killed from outside, e.g. because memory ran out.
+        UserError: A worker process was killed, e.g. because memory ran out.
     """
     global _tick
     if workers <= 1 or len(jobs) <= 1:
@@ -63,7 +63,7 @@ def map_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], workers: in
                 yield future.result()
     except KeyboardInterrupt:
         for child in {*multiprocessing.active_children()} - others:
-            child.terminate()  # do not wait until the current shards are complete
+            child.terminate()  # do not wait for the shards in progress
         raise
     except BrokenProcessPool:
         raise UserError(
@@ -74,7 +74,7 @@ def map_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], workers: in
 
 
 def _begin(counter: Any, level: int) -> None:
-    """Set up a worker: count in the shared counter, use the log level of the parent, and exit with the parent."""
+    """Set up a worker: use the shared counter and the log level of the parent, and exit with the parent."""
     global _tick
     log_from_worker(level)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipeline.common.errors import UserError
 
 FORMAT = 1
-"""Increase it if this version would misread, or can no longer read, what another version writes."""
+"""Increase it if this version misreads, or can no longer read, what another version writes."""
 
 
 def check_format(number: object, where: object) -> None:
@@ -16,7 +16,7 @@ def check_format(number: object, where: object) -> None:
         where: The file or folder, for the message.
 
     Raises:
-        UserError: This version cannot read it. The message says what to do.
+        UserError: This version cannot read it. The message explains how to fix this.
     """
     if number is None or number == FORMAT:
         return
@@ -27,5 +27,5 @@ def check_format(number: object, where: object) -> None:
         )
     raise UserError(
         f"{where}: written in format {number} by an older version of wcord; this version reads format {FORMAT}. "
-        "Export the student with that version (`wcord export`; the first line of config.yaml names it), or train again."
+        "Export the student with that version (`wcord export`; see the first line of config.yaml), or train again."
     )

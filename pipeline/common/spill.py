@@ -1,6 +1,6 @@
 """Tables and sequences on disk, for data that may not fit in memory. They are removed when the process ends.
 
-SQLite keeps about 2 MB in memory and sorts on disk. The folder is that of `SQLITE_TMPDIR`, `TMPDIR` or /var/tmp.
+SQLite keeps about 2 MB in memory and sorts on disk. It uses the folder in `SQLITE_TMPDIR` or `TMPDIR`, else /var/tmp.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Walks the files in a folder of the user, following links."""
+"""Walks the files in a folder, following links."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ PACKAGES = Path(__file__).resolve().parents[2]
 def search_last() -> None:
     """Move the working folder to the end of `sys.path`, even if `python -m` put it first.
 
-    Classes named as `package.module:Class` in a config are still found there, but no file next to the user's data can
-    shadow a module of this program or of a library. Child processes inherit the order. If the working folder is a
+    Classes that a config specifies as `package.module:Class` are still found there, but files next to the user's data
+    cannot shadow modules of this program or of a library. Child processes inherit the order. If the working folder is a
     checkout of this program, nothing changes.
     """
     folder = Path.cwd()

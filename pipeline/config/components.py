@@ -21,7 +21,7 @@ from pipeline.config.document import Document, Key, show_value
 from pipeline.config.messages import explain, unknown
 from pipeline.config.weight_schedule import FIELDS, WeightSchedule
 
-if TYPE_CHECKING:  # they bring torch, which is not needed to read what a config may contain
+if TYPE_CHECKING:  # they import torch, which validating a config does not need
     from losses import Loss
     from modalities import Encoder, Modality
 
@@ -37,19 +37,20 @@ WEIGHTS: dict[str, Any] = {
     "weights": NotRequired[
         Annotated[
             Literal["random"],
-            Field(description="random: states that a frozen teacher with this encoder is meant to be untrained."),
+            Field(description="random: confirms that a frozen teacher with this encoder is untrained on purpose."),
         ]
     ],
 }
-"""A setting of every encoder that has no other setting of this name."""
+"""A setting of every encoder that does not define one with this name itself."""
 
 FREEZE: dict[str, Any] = {
     "freeze": NotRequired[
         Annotated[
             bool | list[str],
             Field(
-                description="Do not train the encoder: no gradients, evaluation mode. A list of dotted paths freezes "
-                "these modules only. For students.",
+                description="Freeze the encoder of a student: no gradients, evaluation mode. A list of dotted paths "
+                "freezes "
+                "only these modules.",
             ),
         ]
     ],
@@ -60,10 +61,10 @@ REFUSING = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrar
 
 
 def check_components(document: Document) -> dict[str, Any]:
-    """Record all faults in the components of a document.
+    """Record all errors in the components of a document.
 
-    A loss without settings may be null, and a modality or encoder without settings just a name. A loss that an override
-    sets to null is removed.
+    A loss without settings may be null; a modality or encoder without settings may be just a name. A loss that an
+    override sets to null is removed.
 
     Args:
         document: The document.
@@ -85,7 +86,7 @@ def find_loss(name: str) -> type[Loss]:
     """Find a loss class in `losses.LOSSES`, or by `package.module:Class`.
 
     Raises:
-        UserError: There is none.
+        UserError: No such class exists.
     """
     import losses
 
@@ -99,7 +100,7 @@ def find_modality(name: str) -> type[Modality]:
     """Find a modality class by name, or by `package.module:Class`.
 
     Raises:
-        UserError: There is none.
+        UserError: No such class exists.
     """
     import modalities
 
@@ -118,7 +119,7 @@ def find_encoder(modality: type[Modality], name: str) -> type[Encoder] | None:
         encoder.
 
     Raises:
-        UserError: There is none.
+        UserError: No such class exists.
     """
     from losses.registry import find
     from modalities import Encoder
@@ -129,7 +130,7 @@ def find_encoder(modality: type[Modality], name: str) -> type[Encoder] | None:
 
 
 def parameters(cls: type, *, keyword_only: bool) -> dict[str, Any]:
-    """List the parameters of a class that a config may set. `**kwargs` accepts nothing.
+    """List the parameters of a class that a config may set. `**kwargs` does not count.
 
     Args:
         cls: The class.
@@ -159,13 +160,13 @@ def validated(document: Document, at: Key, fields: Mapping[str, Any], settings: 
     """Validate settings.
 
     Args:
-        document: Faults are recorded here.
+        document: Records the errors.
         at: Key of the settings.
         fields: Name -> type, as from `parameters`.
         settings: The settings.
 
     Returns:
-        The settings converted to the types of `fields`; unchanged if there are faults.
+        The settings converted to the types of `fields`; unchanged if there are errors.
 
     Raises:
         UserError: A type cannot be validated.
@@ -187,7 +188,7 @@ def _adapter(fields: Mapping[str, Any]) -> TypeAdapter[dict[str, Any]]:
 
 
 def check_keywords(cls: type, settings: Mapping[str, Any], where: str, keyword_only: bool = False) -> dict[str, Any]:
-    """Check the keywords of a class of which no document is at hand.
+    """Check the keywords of a class without a config document.
 
     Args:
         cls: The class.
@@ -213,9 +214,9 @@ def check_keywords(cls: type, settings: Mapping[str, Any], where: str, keyword_o
 
 
 def _defaults(loss: type[Loss], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The defaults of a loss, so that the config of a run is complete even if a later version has other defaults.
+    """Fill in the defaults of a loss. The config of a run stays complete even if a later version changes the defaults.
 
-    They are validated like a config. Defaults that cannot be written in a config are left to the loss.
+    They are validated like a config. Defaults that YAML cannot represent are left out; the loss sets them itself.
     """
     found: dict[str, Any] = {}
     for name, parameter in inspect.signature(loss).parameters.items():
@@ -228,7 +229,7 @@ def _defaults(loss: type[Loss], fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _removed(document: Document, at: Key) -> bool:
-    """Whether an override removes this loss. An unknown name, possibly a typing error, is a fault."""
+    """Whether an override removes this loss. An unknown name is an error, since it may be mistyped."""
     if not document.removed(at):
         return False
     try:
@@ -246,7 +247,10 @@ def _loss(document: Document, at: Key, written: Any) -> Any:
         loss = find_loss(str(at[-1]))
         own = parameters(loss, keyword_only=True)
         if taken := own.keys() & TERM:
-            raise UserError(f"has a keyword `{min(taken)}`, which is reserved for a setting of every loss; rename it")
+            raise UserError(
+                f"has a keyword `{min(taken)}`, which is reserved, since every loss has a setting with this name; "
+                "rename it"
+            )
         fields = TERM | own
         settings = validated(document, at, fields, settings)
     except UserError as error:
@@ -258,7 +262,7 @@ def _loss(document: Document, at: Key, written: Any) -> Any:
 
 
 def _network(document: Document, role: str, network: dict[str, Any]) -> None:
-    """Check modality and encoder, or lists of them, and replace each by `{name: ..., settings}`."""
+    """Check modality and encoder, or lists of them, and convert each to `{name: ..., settings}`."""
     modalities: dict[Key, type[Modality]] = {}
     for part in "modality", "encoder":
         written = network.get(part)
@@ -288,7 +292,10 @@ def _component(document: Document, at: Key, written: Any, modalities: dict[Key, 
                 return spec
             own = parameters(encoder, keyword_only=True)
             if taken := own.keys() & FREEZE:
-                raise UserError(f"has a keyword `{min(taken)}`, which is a setting of every encoder; rename it")
+                raise UserError(
+                    f"has a keyword `{min(taken)}`, which is reserved, since every encoder has a setting with this "
+                    "name; rename it"
+                )
             fields = own | WEIGHTS | own | (FREEZE if at[0] == "student" else {})
         return validated(document, at, {"name": Required[str], **fields}, spec)
     except UserError as error:
@@ -301,5 +308,5 @@ def _found(name: str, find: Callable[[], T]) -> T:
         return find()
     except ValueError as error:
         raise UserError(re.sub(rf"^(loss|modality|encoder|{re.escape(name)}): ", "", str(error))) from None
-    except Exception as error:  # importing a class of the user runs its module, which may raise any error
+    except Exception as error:  # importing a user's class runs its module, which may raise any error
         raise UserError(f"{name} fails on import: {type(error).__name__}: {error}") from error

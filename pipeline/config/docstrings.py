@@ -1,4 +1,4 @@
-"""Descriptions of settings from Google docstrings: the text of a class, and that of each of its arguments."""
+"""Extracts descriptions of settings from Google docstrings: of a class, and of each of its arguments."""
 
 from __future__ import annotations
 

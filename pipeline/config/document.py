@@ -47,7 +47,7 @@ def show_value(value: Any) -> str:
 
 
 class Document:
-    """A config file with overrides: plain `data`, and the faults found so far with their locations.
+    """A config file with overrides: plain `data`, and the errors found so far with their locations.
 
     Old names of settings are replaced by the current ones. Defaults are filled in key by key, then overrides are
     applied, and `${key.sub}` is resolved.
@@ -59,7 +59,7 @@ class Document:
         texts: Keys of settings that are text: the value is the text as it is written, whatever YAML would read in it.
 
     Raises:
-        UserError: The file is not YAML. All other faults are raised by `check`.
+        UserError: The file is not YAML. All other errors are raised by `check`.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Document:
     ) -> None:
         self._origins: dict[Key, str] = {(): str(path)}
         self._overridden: set[Key] = set()
-        self._named: dict[Key, Key] = {}  # setting -> its name in an override, which may be an old one
+        self._named: dict[Key, Key] = {}  # setting -> its name in an override, which may be a former name
         self._faults: dict[Key, str] = {}
         self._unreadable: list[str] = []
         self._texts = texts
@@ -84,7 +84,7 @@ class Document:
         self.data: dict[str, Any] = self._resolved(config, ())
 
     def fault(self, key: Key, message: str) -> None:
-        """Record a fault at a key. Only the first fault of a key is kept."""
+        """Record an error at a key. Only the first error at a key is kept."""
         origin = self._origins[self._place(key)]
         message += f"; it {self._not_yaml[key]}" if key in self._not_yaml else ""
         self._faults.setdefault(key, f"{show_key(key) or 'the config'}: {message} ({origin})")
@@ -108,11 +108,11 @@ class Document:
         return value is None and key in self._overridden
 
     def check(self) -> None:
-        """Check that there are no faults.
+        """Check that no errors were recorded.
 
         Raises:
-            UserError: There are. The message has one line per fault, in the order of the file and then of the
-                overrides.
+            UserError: There are errors. The message has one line per error, first in the order of the file, then in
+            that of the overrides.
         """
         order = {key: i for i, key in enumerate(self._origins)}
         faults = sorted(self._faults, key=lambda key: order[self._place(key)])
@@ -144,7 +144,7 @@ class Document:
             return
         if ":" in name and "[" not in name:
             self._unreadable.append(
-                f'override "{shown}": write a class in brackets: losses[package.module:Class].weight=1'
+                f'override "{shown}": put the class in brackets: losses[package.module:Class].weight=1'
             )
             return
         origin = f"override {shown}"
@@ -153,7 +153,7 @@ class Document:
         try:
             self._replace_origin(config, key, origin)
             if (earlier := self._named.setdefault(key, written_key)) != written_key:
-                self.fault(key, f"is given twice, as {show_key(earlier)} and as {show_key(written_key)}; keep one")
+                self.fault(key, f"is set twice, as {show_key(earlier)} and as {show_key(written_key)}; keep one")
             OmegaConf.update(config, show_key(key), self._override_value(written, key, origin), merge=False)
         except yaml.reader.ReaderError as error:
             self._unreadable.append(f'override "{shown}": {describe_error(error)}')
@@ -215,7 +215,8 @@ class Document:
         if "${" in _REFERENCE.sub("", value):
             self.fault(
                 key,
-                f"only ${{key.sub}} is supported, which repeats another value of this config, got {show_value(value)}",
+                f"only ${{key.sub}} is supported, which refers to another value of this config, got "
+                f"{show_value(value)}",
             )
             return None
         return _REFERENCE.sub(lambda reference: _current_reference(reference[0], key, place), value)
@@ -266,7 +267,7 @@ def _parts(name: str) -> Key:
 
 
 def _current(key: Key, place: str) -> Key:
-    """The key under its current name. An old name is reported."""
+    """The key under its current name. Using an old name logs a warning."""
     current = renamed(key)
     if current != key:
         report_renamed(key, place)
@@ -285,9 +286,9 @@ def _current_reference(reference: str, key: Key, place: str) -> str:
 
 def _twice(earlier: Key, earlier_line: int, key: Key, line: int) -> str:
     if earlier == key:
-        return f"is given twice, in lines {earlier_line} and {line}; keep one"
+        return f"is set twice, in lines {earlier_line} and {line}; keep one"
     names = f"as {show_key(earlier)} in line {earlier_line} and as {show_key(key)} in line {line}"
-    return f"is given twice, {names}; keep one"
+    return f"is set twice, {names}; keep one"
 
 
 def _filled(data: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

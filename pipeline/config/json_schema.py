@@ -19,15 +19,15 @@ from pipeline.config.weight_schedule import DEFAULTS
 Schema = dict[str, Any]
 
 OWN = {"type": "string", "pattern": r"^[\w.]+:\w+$"}
-"""A class of the user: `package.module:Class`."""
+"""A user-defined class: `package.module:Class`."""
 
 
 def schema() -> Schema:
     """Make the JSON schema (draft 2020-12) of a config.
 
-    Losses, modalities and encoders are in `$defs`, e.g. `losses.wcord`. The settings of an encoder are those of all
-    classes of this name. Whether an encoder supports a modality, and conditions on several settings, are only checked
-    by `load`.
+    Losses, modalities and encoders are in `$defs`, e.g. `losses.wcord`. If several encoder classes share a name, the
+    schema lists the settings of all of them. Whether an encoder supports a modality, and conditions that involve
+    several settings, are only checked by `load`.
     """
     from losses import LOSSES
     from modalities import MODALITIES
@@ -72,7 +72,7 @@ def _component(part: str, names: Iterable[str]) -> Schema:
 def _settings(
     classes: list[type], more: Mapping[str, Any] | None = None, *, keyword_only: bool = True, **defaults: Any
 ) -> Schema:
-    """What a config may set of classes that share a name: types, limits, defaults, and texts of their docstrings."""
+    """The settings of the classes that share a name: types, limits, defaults, and descriptions from docstrings."""
     fields = dict(more or {})
     for cls in classes:
         fields |= parameters(cls, keyword_only=keyword_only)
@@ -81,7 +81,7 @@ def _settings(
                 defaults[parameter.name] = parameter.default
     settings = TypeAdapter(with_config(REFUSING)(TypedDict("Settings", fields))).json_schema()  # type: ignore[operator]
     for name, default in defaults.items():
-        with suppress(TypeError):  # a default that cannot be written in a config
+        with suppress(TypeError):  # a default that YAML cannot represent
             settings["properties"][name]["default"] = json.loads(json.dumps(default))
     texts = []
     for text, arguments in map(read_docstring, classes):

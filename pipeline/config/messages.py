@@ -1,4 +1,4 @@
-"""Readable messages about faults in a config: what was expected, what was found, and the closest name."""
+"""Readable messages about errors in a config: what was expected, what was found, and the closest name."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ _EXPECTED_TYPE = {
 
 
 def explain(document: Document, error: ValidationError, at: Key, allowed: Mapping[Key, Iterable[str]]) -> None:
-    """Record each fault that pydantic found, or note that a setting is text if only the type of its value is wrong.
+    """Record each error that pydantic found, or note that a setting is text if only the type of its value is wrong.
 
     Args:
-        document: Faults are recorded here.
+        document: Records the errors.
         error: The error of pydantic.
         at: Key of the validated value.
         allowed: Section -> its keys, for suggestions.
@@ -70,7 +70,7 @@ def explain(document: Document, error: ValidationError, at: Key, allowed: Mappin
 
 
 def unknown(key: Key, allowed: Mapping[Key, Iterable[str]]) -> str:
-    """Make the message about an unknown key: suggest the closest key, here or elsewhere, or list the allowed ones.
+    """Make the message about an unknown key: suggest the closest key in any section, or list the allowed ones.
 
     Args:
         key: The unknown key.
@@ -89,7 +89,7 @@ def near(name: str, known: Iterable[str]) -> str | None:
 
 
 def _written(data: Any, key: Key) -> Key:
-    """The part of pydantic's location that is in the data: it also includes missing keys and members of unions."""
+    """The part of pydantic's location that exists in the data. The rest are missing keys and members of unions."""
     written: Key = ()
     for part in key:
         if isinstance(data, dict | list) and part in (data if isinstance(data, dict) else range(len(data))):

@@ -32,7 +32,8 @@ HEAD = """# Config reference
 All keys of a config with type, range and default. `wcord config explain train.clip` describes a single key,
 `wcord config list` lists the shipped configs, and `wcord config show rgb_to_depth` prints one with all defaults.
 
-Editors use the JSON schema for completion and validation. Write it once, and name it in the first line of the config:
+Editors use the JSON schema for completion and validation. Write it once and refer to it in the first line of the
+config:
 
 ```sh
 wcord config schema > wcord.schema.json
@@ -48,8 +49,8 @@ def explain_key(key: str) -> str:
     """Describe type, range, default and meaning of a key, or of all keys of a section.
 
     Args:
-        key: The key. A component is `losses.wcord`, `modality.depth` or `encoder.cnn5`, also after `student.` or
-            `teacher.`. The schedule of a weight is the same for all losses. Old names are accepted.
+        key: The key. A component is written `losses.wcord`, `modality.depth` or `encoder.cnn5`, also after `student.`
+            or `teacher.`. The schedule of a weight is the same for all losses. Old names are accepted.
 
     Raises:
         UserError: The key is unknown. The message suggests the closest one.
@@ -109,7 +110,7 @@ def page() -> str:
 
 
 def words(setting: Schema) -> str:
-    """Describe type and range of a setting, e.g. `number above 0, or null`."""
+    """Describe the type and range of a setting, e.g. `number above 0, or null`."""
     if (part := setting.get("$ref", "").rpartition("/")[2]).islower():
         return part
     if part == "WeightSchedule":

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RENAMED = {"data.labels": "data.label_fraction", "train.keep": "train.keep_checkpoints"}
-"""Old key -> new key in the same section. Version 0.4 must reject the old names and name the new ones."""
+"""Old key -> new key in the same section. Version 0.4 must reject the old names; the error must state the new ones."""
 
 _said: set[str] = set()
 
@@ -23,7 +23,7 @@ def renamed(key: Key) -> Key:
     """Get the current name of a setting.
 
     Args:
-        key: Key in a config, or in the `set` of a bench, where the last part is a whole key: `data.labels`.
+        key: Key in a config, or in the `set` of a bench config, where the last part is a whole key: `data.labels`.
 
     Returns:
         The key itself if it was not renamed.
@@ -49,7 +49,7 @@ def with_current_names(settings: Mapping[str, Any], at: Key = ()) -> dict[str, A
 
 
 def report_renamed(key: Key, place: str) -> None:
-    """Log the new name of a setting: once per process, on rank 0."""
+    """Log the new name of a setting, once per process and only on rank 0."""
     last, whole = str(key[-1]), ".".join(map(str, key))
     old = last if last in RENAMED else whole
     if old not in _said and rank() == 0:

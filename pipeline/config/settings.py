@@ -1,6 +1,6 @@
-"""The settings of an experiment: the schema of its YAML, and `load`, which reports all faults at once.
+"""The settings of an experiment: the schema of its YAML, and `load`, which reports all errors at once.
 
-Over 300 lines, because all settings are here with their descriptions, which `wcord config explain` and
+Over 300 lines, because it contains all settings with the descriptions that `wcord config explain` and
 docs/config-reference.md show.
 """
 
@@ -27,10 +27,10 @@ SHIPPED = next(
 """Folder of the shipped configs: inside an installed package, or next to the packages in a checkout."""
 
 IN_PYTHON = "python"
-"""In place of shards and modality, in the config of a run of `wcord.distill`."""
+"""Replaces shards and modality in the config of a run of `wcord.distill`."""
 
 Component = dict[str, Any]
-"""`name` and the keywords of the class of that name."""
+"""The `name` of a class, and its keywords."""
 
 
 class Section(BaseModel):
@@ -43,17 +43,19 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 class SourceSettings(Section):
-    """A data set of a mixture."""
+    """One dataset of a mixture."""
 
     path: Text = Field(description="A packed or indexed folder, or existing WebDataset shards.")
-    weight: float = Field(default=1.0, gt=0, description="Relative number of samples; weights need not sum to 1.")
+    weight: float = Field(default=1.0, gt=0, description="Relative share of the samples; weights need not sum to 1.")
     fields: dict[str, Text | list[Text]] = Field(
-        default={}, description="Field -> extensions of its members, for existing WebDataset shards."
+        default={}, description="For existing WebDataset shards: field -> file extensions of its members."
     )
     label: Text = Field(default="label", description="The label to predict.")
-    classes: list[Text] | Text = Field(default=[], description="Names of its classes, if the shards contain indices.")
+    classes: list[Text] | Text = Field(
+        default=[], description="Class names of this dataset, if its shards contain indices."
+    )
     names: dict[Text, Text] = Field(
-        default={}, description="Its class name -> class name of the first data set, if they differ."
+        default={}, description="Class name in this dataset -> class name in the first dataset, where they differ."
     )
 
     @property
@@ -79,53 +81,60 @@ class SourceSettings(Section):
 
 
 class Data(Section):
-    """The training data, and how samples become batches."""
+    """The training data, and how batches are made from it."""
 
     shards: Text | Annotated[list[Text | SourceSettings], Field(min_length=1)] = Field(
-        description="The data set: a packed or indexed folder, or existing WebDataset shards (a folder, glob, tar "
+        description="The dataset: a packed or indexed folder, or existing WebDataset shards (a folder, glob, tar "
         "or pattern such as s3://bucket/{000..399}.tar), or a list of these. A list with {path: …, weight: …} is a "
-        "mixture, whose first data set is evaluated.",
+        "mixture, of which only the first dataset is used for evaluation.",
     )
     sampling: Literal["once", "with_replacement"] = Field(
         default="once",
-        description="once: each sample of a data set once per pass. with_replacement: whole shards are drawn at "
-        "random, with replacement.",
+        description="once: every sample of a dataset appears once per pass. with_replacement: whole shards are drawn "
+        "at random, with replacement.",
     )
     epoch_samples: int | None = Field(
         default=None,
         gt=0,
-        description="Number of samples per epoch of a mixture or with replacement; null means the size of the data.",
+        description="Samples per epoch for a mixture or for sampling with replacement; null means the size of the "
+        "data.",
     )
     fields: dict[str, Text | list[Text]] = Field(
         default={},
-        description="Field -> extensions of its members, for existing WebDataset shards: {rgb: [jpg, png], text: txt}. "
-        "Common extensions are detected.",
+        description="For existing WebDataset shards: field -> file extensions of its members, such as "
+        "{rgb: [jpg, png], text: txt}. Common extensions are detected.",
     )
     classes: list[Text] | Text = Field(
         default=[],
-        description="Names of the classes in order, or a text file with one per line, if the shards contain indices.",
+        description="Class names in order, or a text file with one name per line, if the shards contain class indices.",
     )
     join: list[Text] = Field(
         default=[],
-        description="Folders of other packed data sets, whose fields are added to the samples with the same keys.",
+        description="Folders of other packed datasets, whose fields are added to the samples with the same keys.",
     )
     label: str = Field(
         default="label",
         min_length=1,
-        description="The label to predict, one of the classes in dataset.json; a mask means segmentation. For existing "
+        description="The label to predict: a key of `classes` in dataset.json; a mask means segmentation. For existing "
         "WebDataset shards: a member such as cls, or a value in a JSON member: json:path.to.value.",
     )
     label_fraction: float = Field(
-        default=1.0, gt=0, le=1, description="Fraction of training samples with a visible label."
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Fraction of training samples whose label is used; the other labels are hidden.",
     )
     stages: list[Text] = Field(
         default=[],
-        description="User functions package.module:name that take and yield samples, like webdataset stages. They can "
-        "change or drop samples.",
+        description="Your own functions (package.module:name) that take and yield samples, like webdataset stages. "
+        "They "
+        "can change or drop samples.",
     )
-    batch_size: int = Field(default=64, gt=0, description="Samples per step, over all processes (global batch size).")
+    batch_size: int = Field(default=64, gt=0, description="Samples per step over all processes (global batch size).")
     workers: int = Field(
-        default=2, ge=0, description="Data loader workers per training process; 0 loads in the training process."
+        default=2,
+        ge=0,
+        description="Data loader workers per training process; 0 loads the data in the training process itself.",
     )
     shuffle: int = Field(
         default=2000, ge=0, description="Size of the shuffle buffer in samples; 0 keeps the order of the shards."
@@ -133,14 +142,17 @@ class Data(Section):
     crop: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = Field(
         default=(1.0, 1.0),
         strict=False,
-        description="Range of the relative area of the random crop, which is the same for all modalities of a sample.",
+        description="Range of the area of the random crop, relative to the image. All modalities of a sample get the "
+        "same "
+        "crop.",
     )
     max_faulty: float = Field(
         default=0.0,
         ge=0,
         lt=1,
-        description="Maximum fraction of unreadable samples, which are skipped, counted and listed. With 0, the first "
-        "one ends the run.",
+        description="Largest fraction of unreadable samples. They are skipped, counted and listed. With 0, the first "
+        "one "
+        "ends the run.",
     )
     max_pixels: int = Field(
         default=32_000_000,
@@ -151,20 +163,23 @@ class Data(Section):
     )
     unpaired: Literal["error", "skip", "keep"] = Field(
         default="error",
-        description="Samples that lack a modality: error ends the run; skip skips them; keep uses those that only lack "
-        "the teacher's modality for losses without a teacher.",
+        description="What to do with samples that lack a modality. error: end the run. skip: skip them. keep: use "
+        "those "
+        "that lack only the teacher's modality, for losses that need no teacher; skip the others.",
     )
     pad: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(gt=0)]] | None = Field(
         default=None,
         strict=False,
-        description="Random crop of the zero-padded image, instead of `crop` and the same for all modalities: [p, n] "
-        "shifts by up to p of n pixels. For CIFAR: [4, 32].",
+        description="Random shift of the zero-padded image (replaces `crop`), the same for all modalities. [p, n] "
+        "shifts "
+        "by up to p pixels at an image size of n. For CIFAR: [4, 32].",
     )
     flip: bool = Field(default=False, description="Random horizontal flip, the same for all modalities of a sample.")
     in_memory: bool = Field(
         default=False,
-        description="Keep the decoded training set on the device and augment it there. For small photos: rgb with "
-        "jitter 0, with pad and flip.",
+        description="Keep the decoded training set in device memory and augment it there. For small photos; requires "
+        "rgb "
+        "with jitter 0, pad and flip.",
     )
 
     @property
@@ -174,19 +189,19 @@ class Data(Section):
 
     @property
     def sources(self) -> list[SourceSettings]:
-        """The data set, or the data sets of a mixture. A list of plain paths is one data set, as in webdataset."""
+        """The dataset, or the datasets of a mixture. A list of plain paths is a single dataset, as in webdataset."""
         given = [self.shards] if isinstance(self.shards, str) else self.shards
         if all(isinstance(one, str) for one in given):
             given = ["::".join(map(str, given))]
         return [self._plain(one) if isinstance(one, str) else one for one in given]
 
     def _plain(self, path: str) -> SourceSettings:
-        """A data set given by its path only: its other settings are those of the section."""
+        """A dataset that is specified by its path only: the section supplies its other settings."""
         return SourceSettings(path=path, label=self.label, fields=self.fields, classes=self.classes)
 
     @property
     def address(self) -> str:
-        """Path or URL of the data set, or of the first one of a mixture."""
+        """Path or URL of the dataset, or of the first one of a mixture."""
         return self.sources[0].path
 
     @field_validator("crop")
@@ -201,7 +216,7 @@ class Data(Section):
         if self.pad is not None and self.pad[0] >= self.pad[1]:
             raise ValueError("pad: must be [p, n] with p below n: a shift by up to p of n pixels")
         if self.pad is not None and self.crop != (1.0, 1.0):
-            raise ValueError("has both crop and pad: set `crop: [1, 1]` or `pad: null`")
+            raise ValueError("crop and pad cannot be combined: set `crop: [1, 1]` or `pad: null`")
         return self
 
     @model_validator(mode="after")
@@ -220,7 +235,7 @@ class NetworkSettings(Section):
 
     modality: Component | list[Component] = Field(description="Name of the modality, or {name: ..., keywords}.")
     encoder: Component | list[Component] = Field(
-        description="Name of an encoder of the modality, or {name: ..., keywords}."
+        description="Name of an encoder for this modality, or {name: ..., keywords}."
     )
 
     @model_validator(mode="after")
@@ -234,18 +249,20 @@ class Student(NetworkSettings):
 
     init_from: Text | None = Field(
         default=None,
-        description="Run folder whose encoder weights the student starts from, e.g. that of an RGB teacher of the same "
-        "architecture. Its first convolution is adapted to the channels of the student.",
+        description="Run folder whose encoder weights initialise the student, e.g. an RGB teacher with the same "
+        "architecture. The first convolution is adapted to the student's input channels.",
     )
 
 
 class ZeroShot(Section):
-    """Class names for a teacher with a text tower, instead of a head."""
+    """Class names for a teacher with a text tower; they replace a classification head."""
 
-    template: str = Field(default="a photo of a {}", description="A sentence; {} is replaced by the name of the class.")
+    template: str = Field(default="a photo of a {}", description="Prompt template; {} is replaced by the class name.")
     names: Annotated[list[Text], Field(min_length=2)] | None = Field(
         default=None,
-        description="Readable class names in the order of the data set, or the classes if the data set has none.",
+        description="Readable class names in the order of the dataset's classes. If the dataset has no classes, these "
+        "are "
+        "the classes.",
     )
 
     @field_validator("template")
@@ -268,8 +285,8 @@ class Teacher(Section):
 
     run: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=2)] | None = Field(
         default=None,
-        description="Run folder of a trained network, which sets modality and encoder. With a list, features are "
-        "concatenated and class probabilities averaged.",
+        description="Run folder of a trained network, which determines modality and encoder. With a list (ensemble), "
+        "features are concatenated and class probabilities averaged.",
     )
     modality: Component | list[Component] | None = Field(
         default=None, description="Name of the modality, or {name: ..., keywords}; or a list of them."
@@ -280,22 +297,25 @@ class Teacher(Section):
 
     zero_shot: ZeroShot | None = Field(
         default=None,
-        description="Class probabilities from class names, for an encoder with a text tower such as CLIP.",
+        description="Zero-shot classification by class names, for an encoder with a text tower such as CLIP.",
     )
     cache: Annotated[str, Field(pattern=r"^\w[\w-]*$")] | None = Field(
         default=None,
-        description="Name of the cached features of the teacher, which `wcord cache` writes next to the shards. "
-        "Training reads them instead of running the teacher.",
+        description="Name of the teacher's feature cache, which `wcord cache` writes next to the shards. Training "
+        "reads "
+        "the cached features instead of running the teacher.",
     )
     views: int = Field(
-        default=1, gt=0, description="Number of augmented views per sample in the cache; epochs cycle through them."
+        default=1, gt=0, description="Augmented views per sample in the cache; successive epochs cycle through them."
     )
     cache_dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="Data type of the cache.")
 
     @model_validator(mode="after")
     def _either(self) -> Teacher:
         if self.run is not None and (self.modality or self.encoder):
-            raise ValueError("has a run, which sets modality and encoder; remove either the run or these")
+            raise ValueError(
+                "`run` already determines modality and encoder; remove either `run`, or `modality` and `encoder`"
+            )
         if self.run is None and not (self.modality and self.encoder):
             raise ValueError("requires `run: <run folder>`, or both `modality:` and `encoder:`")
         if self.zero_shot and not isinstance(self.encoder, dict):
@@ -314,11 +334,13 @@ def _check_as_many(modality: Any, encoder: Any) -> None:
 
 
 class LearningRateFactors(Section):
-    """Factors of the learning rate of each part, e.g. to fine-tune a pretrained encoder."""
+    """Learning rate factors of the student's parts, e.g. to fine-tune a pretrained encoder."""
 
-    encoder: float = Field(default=1.0, gt=0, description="Factor for the encoder of the student.")
-    head: float = Field(default=1.0, gt=0, description="Factor for the head of the student.")
-    losses: float = Field(default=1.0, gt=0, description="Factor for the projections and critics of the losses.")
+    encoder: float = Field(default=1.0, gt=0, description="Learning rate factor for the student's encoder.")
+    head: float = Field(default=1.0, gt=0, description="Learning rate factor for the student's head.")
+    losses: float = Field(
+        default=1.0, gt=0, description="Learning rate factor for the projections and critics of the losses."
+    )
 
 
 class Train(Section):
@@ -328,17 +350,19 @@ class Train(Section):
     epochs: int | None = Field(default=None, gt=0, description="Passes over the training set; an alternative to steps.")
     learning_rate: float = Field(default=1e-3, gt=0, description="Peak learning rate, after the warmup.")
     learning_rate_factors: LearningRateFactors = Field(
-        default_factory=LearningRateFactors, description="Factors of the learning rate of each part."
+        default_factory=LearningRateFactors, description="Learning rate factors of the student's parts."
     )
     layer_decay: float = Field(
         default=1.0,
         gt=0,
         le=1,
-        description="Factor of the learning rate from each layer of the encoder to the one before it, e.g. 0.75 to "
-        "fine-tune a transformer; 1 trains all layers alike.",
+        description="Layer-wise learning rate decay: each layer of the encoder gets this factor times the learning "
+        "rate "
+        "of the next one, e.g. 0.75 to fine-tune a transformer; 1 disables it.",
     )
     schedule: Literal["cosine", "step"] = Field(
-        default="cosine", description="After the warmup: cosine decay to 0, or a factor of 0.1 after each milestone."
+        default="cosine",
+        description="After the warmup: cosine decay to 0, or multiplication by 0.1 after each milestone.",
     )
     milestones: list[Annotated[int, Field(gt=0)]] = Field(
         default=[],
@@ -348,33 +372,34 @@ class Train(Section):
     weight_decay: float = Field(default=0.05, ge=0, description="Weight decay.")
     decay_vectors: bool = Field(
         default=False,
-        description="Apply weight decay also to biases and norms, as in the published CIFAR tables, but not to "
-        "temperature, scale and bias of a contrastive loss.",
+        description="Apply weight decay also to biases and normalisation layers, as in the published CIFAR tables. The "
+        "temperature, scale and bias of a contrastive loss are always exempt.",
     )
     warmup: int = Field(default=100, ge=0, description="Steps of linear warmup.")
     clip: float | None = Field(default=5.0, gt=0, description="Maximum gradient norm; null disables clipping.")
     guard: bool = Field(
         default=True,
-        description="Reduce the weight of a loss that causes a collapse of the student; false only warns.",
+        description="Reduce the weight of a loss that makes the student collapse; false only logs a warning.",
     )
     micro_batch: int | None = Field(
         default=None,
         gt=0,
-        description="Micro-batch size per process. Losses still use the whole batch (gradient caching). null disables "
-        "micro-batches.",
+        description="Micro-batch size per process. Losses are still computed on the full batch (gradient caching). "
+        "null "
+        "disables micro-batches.",
     )
     accumulate: int = Field(
         default=1,
         gt=0,
-        description="Number of parts in which a batch is processed before the optimiser step (gradient accumulation). "
-        "Only for losses that do not compare samples; for the others, see micro_batch.",
+        description="Number of parts that a batch is divided into (gradient accumulation). Only for losses that do not "
+        "compare samples; for all others, use micro_batch.",
     )
     gradient_checkpointing: bool = Field(
-        default=False, description="Recompute activations of the student in the backward pass to save memory."
+        default=False, description="Recompute the student's activations in the backward pass to save memory."
     )
     compile: bool = Field(
         default=False,
-        description="Compile student and teacher, and on a GPU the iterations of transport, with torch.compile.",
+        description="Compile student and teacher with torch.compile, and on a GPU also the Sinkhorn iterations.",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto",
@@ -387,8 +412,8 @@ class Train(Section):
     )
     callbacks: list[Text | Component] = Field(
         default=[],
-        description="Callbacks: ema, early_stopping, learning_rate_finder, or your own package.module:Class; or "
-        "{name: ..., keywords}.",
+        description="List of callbacks: ema, early_stopping, learning_rate_finder, or your own package.module:Class. "
+        "With keywords: {name: ..., keywords}.",
     )
     checkpoint_every: Interval = Field(
         default=500, description="Steps between checkpoints, or epochs such as `2 epochs`."
@@ -397,7 +422,7 @@ class Train(Section):
         default=600.0,
         gt=0,
         le=1e7,
-        description="Seconds that a process waits for the others, or for its loader processes, before it fails.",
+        description="Seconds that a process waits for the other processes or for its data loader before it fails.",
     )
     keep_checkpoints: int = Field(default=2, gt=0, description="Number of checkpoints to keep.")
 
@@ -424,12 +449,12 @@ class Train(Section):
 
 
 class Evaluation(Section):
-    """What is measured, on which samples, and compared with what."""
+    """Which metrics are measured, on which samples, and which runs to compare with."""
 
-    split: str = Field(default="test", min_length=1, description="Split for evaluation.")
+    split: str = Field(default="test", min_length=1, description="Split that is evaluated.")
     every: Literal[0] | Interval = Field(
         default=0,
-        description="Steps between validations on that split during training, or epochs such as `2 epochs`; 0 disables "
+        description="Steps between validations on `split` during training, or epochs such as `2 epochs`; 0 disables "
         "them.",
     )
     monitor: Literal["auto", "top1", "mIoU", "loss", "R@1", "R@5", "R@10"] = Field(
@@ -439,14 +464,15 @@ class Evaluation(Section):
     )
     metrics: list[Text] = Field(
         default=[],
-        description="Functions package.module:name of (label, prediction), NumPy arrays of class indices, e.g. "
-        "sklearn.metrics:balanced_accuracy_score. They return a number.",
+        description="Your own metrics: functions package.module:name that take (label, prediction), two NumPy arrays "
+        "of "
+        "class indices, and return a number, e.g. sklearn.metrics:balanced_accuracy_score.",
     )
     baselines: list[str] = Field(default=[], description="Run folders to compare with.")
     samples: int | None = Field(
         default=None,
         gt=0,
-        description="Number of training samples for probes and k-NN (the first ones); null means all.",
+        description="Number of training samples for linear probes and k-NN (the first ones); null means all.",
     )
     neighbours: int = Field(default=10, gt=0, description="k of the k-nearest-neighbour classifier.")
 
@@ -461,8 +487,9 @@ class Config(Section):
     student: Student = Field(description="The network to train.")
     losses: dict[str, dict[str, Any]] = Field(
         min_length=1,
-        description="Terms of the objective: name, or package.module:Class -> weight and keywords. An override to null "
-        "removes one.",
+        description="Terms of the objective: name, or package.module:Class -> weight and keywords. Overriding a loss "
+        "with "
+        "null removes it.",
     )
     train: Train = Field(description="The optimisation.")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="The evaluation.")
@@ -486,7 +513,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _cached_once(self) -> Config:
         if self.teacher is not None and self.teacher.cache is not None and len(self.data.sources) > 1:
-            raise ValueError("teacher.cache does not support a mixture of data sets; set it to null")
+            raise ValueError("teacher.cache does not support a mixture of datasets; set it to null")
         return self
 
     @model_validator(mode="after")
@@ -500,7 +527,8 @@ class Config(Section):
             for folder in [written] if isinstance(written, str) else written or []:
                 if Path(folder).resolve() == Path(self.run).resolve():
                     raise ValueError(
-                        f"run: is the same folder as {key} ({folder}), which would be overwritten; choose another `run`"
+                        f"run: is the same folder as {key} ({folder}), which this run would overwrite; choose another "
+                        "`run`"
                     )
         return self
 
@@ -538,8 +566,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         The validated config.
 
     Raises:
-        UserError: The config is invalid, or is that of a run of `wcord.distill`. The message has one line per fault,
-            with key, expectation, and line or override.
+        UserError: The config is invalid, or belongs to a run of `wcord.distill`. The message has one line per error,
+        with key, expected value, and line or override.
     """
     return _load(path, overrides, frozenset())
 
@@ -549,8 +577,8 @@ def _load(path: str | Path, overrides: Sequence[str], texts: AbstractSet[Key]) -
     check_format(document.data.get("format"), path)
     if made_in_python(document.data):
         raise UserError(
-            f"{path}: a run of wcord.distill. Its data and modules are in the program that called it, so no command "
-            "can build them. Pass `validation` and `metrics` to wcord.distill to measure the student."
+            f"{path}: is the config of a wcord.distill run. Its data and modules exist only in the calling program, so "
+            "this command cannot build them. To evaluate the student, pass `validation` and `metrics` to wcord.distill."
         )
     data = check_components(document)
     config = None
@@ -566,7 +594,7 @@ def _load(path: str | Path, overrides: Sequence[str], texts: AbstractSet[Key]) -
 
 
 def made_in_python(data: Mapping[str, Any]) -> bool:
-    """Whether plain data is the config of a run of `wcord.distill`, whose data and modules are not in it."""
+    """Whether plain data is the config of a run of `wcord.distill`, which does not contain its data and modules."""
     part: Any = data
     for key in ("student", "modality", "name"):
         part = part.get(key) if isinstance(part, Mapping) else None
@@ -586,7 +614,7 @@ def _find(path: str | Path) -> Path:
 
 
 def _defaults() -> dict[str, Any]:
-    """Default values, so that `${data.batch_size}` works if a file does not set it."""
+    """Default values. With these, `${data.batch_size}` works even if a file does not set it."""
     defaults: dict[str, Any] = {}
     for key, model in SECTIONS.items():
         values = {

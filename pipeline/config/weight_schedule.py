@@ -13,20 +13,20 @@ from typing_extensions import NotRequired, TypedDict
 DEFAULTS: dict[str, Any] = {"warmup": 0.0, "decay": "none", "from": 0.0, "unit": "epochs"}
 
 SHAPE: Any = {
-    "description": "A factor of the weight of a loss that depends on the step: "
-    "`schedule: {warmup: 20, decay: cosine, from: 150}`. It has no state, so a resumed run continues it."
+    "description": "Factor on the weight of the loss that depends on the training step: "
+    "`schedule: {warmup: 20, decay: cosine, from: 150}`. It is stateless, so resumed runs continue it exactly."
 }
 
 FIELDS: dict[str, Any] = {
-    "warmup": NotRequired[Annotated[float, Ge(0), Field(description="Duration of a linear increase from 0.")]],
+    "warmup": NotRequired[Annotated[float, Ge(0), Field(description="Duration of a linear warmup from 0.")]],
     "decay": NotRequired[
         Annotated[
             Literal["none", "cosine"],
-            Field(description="Decay after `from`: none, or a cosine to 0 at the end of the training."),
+            Field(description="Decay after `from`: none, or a cosine that reaches 0 at the end of training."),
         ]
     ],
     "from": NotRequired[
-        Annotated[float, Ge(0), Field(description="Start of the decay, at the end of the warmup or later.")]
+        Annotated[float, Ge(0), Field(description="Start of the decay; must not be before the end of the warmup.")]
     ],
     "unit": NotRequired[Annotated[Literal["epochs", "steps"], Field(description="Unit of `warmup` and `from`.")]],
 }
@@ -37,7 +37,9 @@ def _whole(written: dict[str, Any]) -> dict[str, Any]:
     schedule = DEFAULTS | written
     if schedule["decay"] == "none":
         if schedule["from"]:
-            raise ValueError("has `from`, the start of a decay, but no decay; add `decay: cosine`, or remove `from`")
+            raise ValueError(
+                "`from` sets the start of a decay, but there is no `decay`; add `decay: cosine`, or remove `from`"
+            )
         return schedule
     start = written.get("from", schedule["warmup"])
     if start < schedule["warmup"]:
@@ -61,9 +63,9 @@ def factor(schedule: Mapping[str, Any], step: int, steps: int, steps_per_epoch: 
 
     Args:
         schedule: The schedule with all keys, as in a loaded config.
-        step: Number of the step, from 1.
-        steps: Number of steps of the training.
-        steps_per_epoch: Number of steps of an epoch.
+        step: Step number, starting at 1.
+        steps: Total number of training steps.
+        steps_per_epoch: Number of steps per epoch.
     """
     unit = steps_per_epoch if schedule["unit"] == "epochs" else 1
     warmup, start = schedule["warmup"] * unit, schedule["from"] * unit

@@ -1,4 +1,4 @@
-"""Local and remote data sets: manifests, shards, streams, decoding, augmentation, join, cached features."""
+"""Local and remote datasets: manifests, shards, streams, decoding, augmentation, join, cached features."""
 
 from typing import TYPE_CHECKING
 

@@ -20,9 +20,9 @@ class Augmentation:
 
     Args:
         seed: Random seed of all draws, and of the order of the samples.
-        crop: Smallest and largest area of the crop, as fractions of the image in (0, 1].
+        crop: Smallest and largest area of the crop, as fractions of the image area in (0, 1].
         flip: Whether to mirror half of the samples horizontally.
-        pad: (p, n): instead of a crop, shift by up to p of n pixels. Uncovered pixels are black.
+        pad: (p, n): instead of a crop, shift by up to p pixels at an image size of n. Uncovered pixels are black.
     """
 
     seed: int = 0
@@ -36,7 +36,7 @@ class Augmentation:
         return cls(config.seed, config.data.crop, config.data.flip, config.data.pad)
 
     def __str__(self) -> str:
-        """Text for the fingerprint of a cache. It must not change, since existing caches contain it."""
+        """Text for the fingerprint of a cache. Its format must not change, since existing caches contain it."""
         area = f"crop {self.crop[0]} to {self.crop[1]}" if self.pad is None else f"pad {self.pad[0]} of {self.pad[1]}"
         return f"seed {self.seed}, {area}, flip {self.flip}"
 
@@ -45,7 +45,7 @@ class Augmentation:
 
         Args:
             epoch: The epoch.
-            key: `digest` of the sample's key.
+            key: The `digest` of the sample's key.
         """
         if self.pad is None:
             return Geometry.draw(np.random.default_rng([self.seed, epoch, key]), self.crop, self.flip)
@@ -58,7 +58,7 @@ class Augmentation:
 
         Args:
             epoch: The epoch.
-            keys: `digest` of each sample's key; N of them.
+            keys: The `digest` of each sample's key; N of them.
 
         Returns:
             Shifts in x and y, int64 `[N, 2]`, in units of 1/n of the image; and flips, bool `[N]`.

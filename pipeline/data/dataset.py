@@ -1,4 +1,4 @@
-"""The manifest of a data set, `dataset.json`: shards, fields, splits, classes and names of members."""
+"""The manifest of a dataset, `dataset.json`: shards, fields, splits, classes and member names."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Stated(BaseModel):
 
 
 class Shard(BaseModel):
-    """One tar.
+    """One shard, a tar file.
 
     Attributes:
-        file: File name next to `dataset.json`. For a shard elsewhere: a unique name, which its cached-feature shards
-            begin with.
+        file: File name next to `dataset.json`. For a shard elsewhere: a unique name, with which the names of its
+        cached-feature shards begin.
         samples: Number of samples of the split in this shard.
         bytes: File size in bytes.
         sha256: SHA-256 of the file, or "" if it was not computed.
@@ -62,7 +62,7 @@ class Shard(BaseModel):
         """Local path of the shard. A remote shard may not be downloaded yet.
 
         Args:
-            folder: Folder of the data set.
+            folder: Folder of the dataset.
         """
         if not self.url:
             return folder / self.file
@@ -84,9 +84,9 @@ class Layout:
     """Where to find the samples of a split in the shards.
 
     Attributes:
-        folder: Folder of the data set.
+        folder: Folder of the dataset.
         names: Extension in the shard -> member, e.g. `jpg` -> `rgb.jpg`, for extensions that are not member names.
-        division: The rule that divides the samples of a shard among splits, if there is one.
+        division: The rule that assigns the samples of a shard to splits, if there is one.
         split: The split to read; used with `division`.
     """
 
@@ -101,21 +101,22 @@ class Dataset(BaseModel):
 
     Attributes:
         version: Version of the format.
-        name: Name of the data set.
+        name: Name of the dataset.
         recipe: Recipe that packed it, or `webdataset` for indexed shards.
-        fields: Member -> number of samples that have it, e.g. `{"rgb.jpg": 900, "depth.png": 900}`.
+        fields: Member -> number of samples that contain it, e.g. `{"rgb.jpg": 900, "depth.png": 900}`.
         splits: Split -> its shards.
         classes: Label -> class names in order. `label` is read from `label.txt`, other labels from `meta.json` under
             `labels`.
-        masks: Label -> pixel value of each class. The label is the member `NAME.png` with a class per pixel; other
-            pixel values belong to no class.
+        masks: Label -> pixel value of each class. The label is the member `NAME.png`, which encodes one class per
+            pixel.
+        Pixels with other values are ignored.
         units: Member -> unit.
         split_rule: How samples were assigned to splits.
         licence: Licence of the data.
         refused: Number of samples that packing rejected.
         extensions: Foreign shards only: extension -> number of samples that have it.
-        names: Foreign shards only: extension -> member, as given by `--field`. The usual extensions are known.
-        division: The rule that divides the samples of a shard among splits, if there is one.
+        names: Foreign shards only: extension -> member, as set by `--field`. Common extensions are detected.
+        division: The rule that assigns the samples of a shard to splits, if there is one.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -156,30 +157,31 @@ class Dataset(BaseModel):
         return {label: len(names) for label, names in self.classes.items() if label not in self.masks}
 
     def classed(self, label: str, names: Sequence[str]) -> Dataset:
-        """Return the data set with these class names for a label. It is unchanged if `names` is empty.
+        """Return the dataset with these class names for a label. It is unchanged if `names` is empty.
 
         Args:
             label: The label.
             names: Class names in order.
 
         Raises:
-            UserError: There are fewer names than classes, or the data set already has class names.
+            UserError: There are fewer names than classes, or the dataset already has class names.
         """
         if not names:
             return self
         if not self.extensions:
-            raise UserError("data.classes: the class names of this data set are in its dataset.json. Remove the key.")
+            raise UserError("data.classes: this dataset has its class names in dataset.json. Remove data.classes.")
         found = self.classes.get(label, [])
         numbered = found == [str(number) for number in range(len(found))]
         if unknown := found[len(names) :] if numbered else sorted(set(found) - set(names)):
             raise UserError(
-                f"data.classes: none of the {len(names)} names is for the value `{unknown[0]}` of {label}. Add its "
-                "name."
+                f"data.classes: has {len(names)} names, none of them for the value `{unknown[0]}` of {label}. Add a "
+                "name "
+                "for it."
             )
         return self.model_copy(update={"classes": {**self.classes, label: list(names)}})
 
     def foreign_label(self, label: str) -> ForeignLabel | None:
-        """Location of a label in foreign shards; None for a packed data set."""
+        """Location of a label in foreign shards; None for a packed dataset."""
         if not self.extensions or label not in self.classes:
             return None
         value = LabelValue("label.txt") if label == "label" else LabelValue.parse(label)
@@ -190,7 +192,7 @@ class Dataset(BaseModel):
         """Where to find the samples in the shards.
 
         Args:
-            folder: Local folder of the data set.
+            folder: Local folder of the dataset.
             split: The split to read, or "" for the samples of all splits.
         """
         return Layout(folder, self.names, self.division if split else None, split)
@@ -201,10 +203,10 @@ class Dataset(BaseModel):
         return hashlib.sha256(" ".join(sorted(hashes)).encode()).hexdigest()[:16]
 
     def named(self, fields: Mapping[str, Sequence[str]]) -> Dataset:
-        """Return the data set with the extensions of foreign shards mapped to members. A packed one is unchanged.
+        """Return the dataset with the extensions of foreign shards mapped to members. A packed one is unchanged.
 
         Args:
-            fields: Field -> extensions, as in `data.fields`. For other fields, the usual extensions are known.
+            fields: Field -> extensions, as in `data.fields`. For other fields, common extensions are detected.
         """
         if not self.extensions:
             return self

@@ -1,4 +1,4 @@
-"""Decodes the members of raw samples with their modalities; errors name shard and key."""
+"""Decodes the members of raw samples with their modalities; error messages contain shard and key."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def meta_of(raw: Sample) -> Mapping[str, Any]:
     try:
         meta = json.loads(data)
     except (ValueError, RecursionError) as error:
-        message = f"{place_of(raw)}: meta.json: not valid JSON ({error}); run `wcord check` on the data set."
+        message = f"{place_of(raw)}: meta.json: not valid JSON ({error}); run `wcord check` on the dataset."
         raise sample_error(raw, "meta.json", message) from None
     if not isinstance(meta, dict):
         message = f"{place_of(raw)}: meta.json: expected an object, got {type(meta).__name__}."
@@ -80,14 +80,14 @@ def decode_member(modality: Modality, raw: Sample, meta: Mapping[str, Any]) -> A
     if member is None:
         wanted = " or ".join(modality.members)
         message = (
-            f"{place_of(raw)}: has no {wanted}, which the modality `{modality.name}` reads; it has "
-            f"{', '.join(sorted(k for k in raw if not k.startswith('__')))}. Run `wcord check` on the data set."
+            f"{place_of(raw)}: has no {wanted}, which the modality `{modality.name}` reads; it contains "
+            f"{', '.join(sorted(k for k in raw if not k.startswith('__')))}. Run `wcord check` on the dataset."
         )
         raise sample_error(raw, f"no {modality.members[0].partition('.')[0]}", message, unpaired=True)
     try:
         return modality.decode(raw[member], meta)
     except ValueError as error:
-        message = f"{place_of(raw)}: {member}: {error}. Run `wcord check` on the data set."
+        message = f"{place_of(raw)}: {member}: {error}. Run `wcord check` on the dataset."
         raise sample_error(raw, member, message) from None
 
 
@@ -119,9 +119,9 @@ def sample_error(raw: Sample, cause: str, message: str, unpaired: bool = False, 
 
     Args:
         raw: The raw sample.
-        cause: Short name of the cause, under which the sample is counted.
+        cause: Short name of the cause; samples are counted by cause.
         message: The error message.
-        unpaired: Whether the sample only lacks a modality.
+        unpaired: Whether the sample is valid except that it lacks a modality.
         filtered: Whether a user-defined stage dropped the sample.
     """
     shard = raw.get("__shard__") or Path(raw["__url__"]).name

@@ -18,7 +18,7 @@ class Division(BaseModel):
 
     Attributes:
         shares: Split -> fraction of the samples or groups, in (0, 1). The rest is `train`.
-        group: Location of the group, e.g. `json:clip`. Samples of a group stay in one split. "": hash the key.
+        group: Location of the group, e.g. `json:clip`. Samples of a group stay in one split. "" means hash the key.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -35,7 +35,7 @@ class Division(BaseModel):
 
         Args:
             key: Key of the sample.
-            members: Member -> bytes, including the member with the group. A sample without a group is a group of one.
+            members: Member -> bytes, including the member with the group. A sample without a group forms its own group.
         """
         group = key
         if self.group and (data := members.get(self.member)) is not None:

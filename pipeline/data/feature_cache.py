@@ -1,7 +1,7 @@
 """Cached teacher features: a cached-feature shard `SHARD.NAME.tar` for each shard, and the manifest of the cache.
 
 One member per sample and view, `KEY.VIEW.safetensors`: `pooled [D]`, `logits [K]`, `map0 [C, H, W]` … and `geometry
-[5]`, float64: left, top, right, bottom, flip of the view that the teacher saw. The student's modalities replay it.
+[5]`, float64: left, top, right, bottom, flip of the view that the teacher received. The student's view repeats it.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ CORNERS = "geometry"
 
 
 class Fingerprint(BaseModel):
-    """Properties that must be equal in a cache and in a run that uses it.
+    """Properties that must be the same in a cache and in a run that uses it.
 
     Attributes:
         weights: Hash of the teacher's weights.
         sight: The teacher's modalities, encoders and preprocessing with their settings, as JSON.
-        draw: Augmentation as text: seed, crop or shift, flip.
+        draw: The augmentation as text: seed, crop or shift, flip.
         shards: File name of each shard -> its `content`, e.g. its SHA-256.
-        joined: Hash of each joined data set.
+        joined: Hash of each joined dataset.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,15 +52,15 @@ class Cache(BaseModel):
         fingerprint: Teacher, augmentation and data.
         views: Number of views per sample.
         dtype: Number format of the stored features.
-        precision: Number format of the teacher's computation.
+        precision: Number format in which the teacher was run.
         pooled: Dimension of the pooled features.
         maps: Number of channels of each feature map.
         classes: Class names of the teacher's logits; None if it has no logits.
         dense: Whether the logits are per pixel.
         licence: Licence of the teacher's weights.
         sidecars: File name of each shard -> its cached-feature shard.
-        faulty: File name of a shard -> number of its samples that could not be read, if there are any. Samples that
-            lack the teacher's modality do not count.
+        faulty: File name of a shard -> number of its samples that could not be read; only shards with at least one.
+        Samples that lack the teacher's modality do not count.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -91,7 +91,7 @@ class Cache(BaseModel):
         if (count := sum(self.faulty.values())) > most * samples:
             raise UserError(
                 f"{self.name}: {count} of {samples} samples could not be read when the teacher's features were cached, "
-                f"more than data.max_faulty: {most} allows. `wcord check` lists them."
+                f"more than data.max_faulty: {most} allows. Run `wcord check` to list them."
             )
 
 
@@ -99,7 +99,7 @@ def manifest_path(folder: Path, name: str) -> Path:
     """Path of the manifest of a cache.
 
     Args:
-        folder: Local folder of the data set.
+        folder: Local folder of the dataset.
         name: Name of the cache.
     """
     return folder / f"{name}.cache.json"
@@ -124,7 +124,7 @@ def open_cache(folder: Path, name: str, wanted: Fingerprint) -> Cache:
     """Read the manifest of a cache and compare it with the run.
 
     Args:
-        folder: Local folder of the data set.
+        folder: Local folder of the dataset.
         name: Name of the cache.
         wanted: Fingerprint of the run.
 
@@ -134,7 +134,7 @@ def open_cache(folder: Path, name: str, wanted: Fingerprint) -> Cache:
     path = manifest_path(folder, name)
     try:
         if origin(folder) is not None:
-            # Missing: the cache was created locally. A store without permission to list answers "forbidden" instead.
+            # Not found: the cache was created locally. Without permission to list, a store answers "forbidden" instead.
             with suppress(FileNotFoundError, PermissionError):
                 refresh(folder, path.name)
         cache = Cache.model_validate_json(path.read_bytes())
@@ -146,7 +146,9 @@ def open_cache(folder: Path, name: str, wanted: Fingerprint) -> Cache:
         raise UserError(f"{path}: {where}: {first['msg']}. Run `wcord cache` again.") from None
     differing = differences(cache.fingerprint, wanted)
     if differing:
-        raise UserError(f"{path}: made for another run: {'; '.join(differing)}. Run `wcord cache` with this config.")
+        raise UserError(
+            f"{path}: was made for another run: {'; '.join(differing)}. Run `wcord cache` with this config."
+        )
     return cache
 
 

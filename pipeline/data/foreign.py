@@ -1,4 +1,4 @@
-"""Foreign shards, written by other tools: read in place, with a `dataset.json` that is created at the first use."""
+"""Foreign shards, written by other tools: read in place, with a `dataset.json` that is created on first use."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ USUAL_LABEL = ("label", LabelValue("cls"))
 """Name and location of the default label."""
 
 PACKING = ".pack"
-"""Folder with the state of `wcord pack`. A data set with this folder and without a manifest is not finished."""
+"""Folder with the state of `wcord pack`. A dataset with this folder but without a manifest is incomplete."""
 
 SPLIT_WORDS = {
     "train": "train", "training": "train",
@@ -41,9 +41,9 @@ SPLIT_WORDS = {
 
 
 def is_foreign(spec: str | Path) -> bool:
-    """Whether this names foreign shards: a pattern, a tar, an index of wids, or a local folder without `dataset.json`.
+    """Whether this refers to foreign shards: a pattern, a tar, a wids index, or a local folder without `dataset.json`.
 
-    A remote folder counts as packed. Whether it has a `dataset.json` is only known after a request.
+    A remote folder counts as packed, since only a request could find out whether it has a `dataset.json`.
 
     Args:
         spec: Folder, URL or pattern, as in `data.shards`.
@@ -78,7 +78,7 @@ def index_folder(spec: str | Path) -> Path:
 
 
 def index_once(spec: str | Path, folder: Path, label: str = "label", tolerant: bool = False) -> Dataset:
-    """Index foreign shards at their first use. Later calls only count shards that have changed.
+    """Index foreign shards on first use. Later calls only count shards that have changed.
 
     Args:
         spec: Folder or pattern, as in `data.shards`.
@@ -94,8 +94,8 @@ def index_once(spec: str | Path, folder: Path, label: str = "label", tolerant: b
     """
     urls = shard_urls(str(spec))
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "index.lock"):  # one process of a machine counts, the others wait
-        # In this process: others would be spawned, which a script without a main guard does not survive.
+    with FileLock(folder / "index.lock"):  # one process per machine counts, the others wait
+        # In this process: worker processes would be spawned, which breaks scripts without a `__main__` guard.
         wanted = Wanted(labels_of(label), tolerant=tolerant)
         return write_index(str(spec), urls, folder, splits_by_name(urls), wanted, workers=1)
 
@@ -125,12 +125,12 @@ def write_index(
     Args:
         patterns: `data.shards`, which may name indexes of wids.
         urls: URLs or paths of the shards.
-        folder: Folder of the `dataset.json` and of the stored counts, with which an interrupted call resumes.
+        folder: Folder for `dataset.json` and the stored counts, from which an interrupted call resumes.
         splits: URL -> split of a whole shard. The default is `train`.
         wanted: What to count besides samples and members.
         workers: Number of processes.
-        name: Name of the data set; "" for the name of the first shard's folder.
-        fields: Field -> extensions, if they are not the usual ones.
+        name: Name of the dataset; "" for the name of the first shard's folder.
+        fields: Field -> extensions, if they are not detected.
 
     Returns:
         The manifest.
@@ -158,8 +158,8 @@ def describe(counts: Sequence[Count], splits: Mapping[str, str], division: Divis
     Args:
         counts: Counts of the shards.
         splits: URL -> split of a whole shard. The default is `train`.
-        division: The rule that divides the samples of a shard among splits, if there is one.
-        name: Name of the data set.
+        division: The rule that assigns the samples of a shard to splits, if there is one.
+        name: Name of the dataset.
     """
     files = plain_names([count.url for count in counts])
     found: dict[str, list[Shard]] = {}
@@ -234,7 +234,7 @@ def _plain(name: str) -> str:
 def splits_by_name(urls: Sequence[str]) -> dict[str, str]:
     """Derive splits from words such as `val` in the names of shards and their folders.
 
-    Folders that all shards share are ignored. If no shard is left for training, all of them are for training.
+    Parent folders common to all shards are ignored. If no shard would be left for training, all are used for training.
 
     Args:
         urls: URLs or paths of the shards.

@@ -49,12 +49,12 @@ class InMemory:
     Args:
         source: The split.
         views: Role -> views of the network.
-        augmentation: Augmentation. Its seed also determines the order of the samples.
-        batch: Samples per rank and step.
+        augmentation: The augmentation. Its seed also determines the order of the samples.
+        batch: Batch size per rank.
         ranks: Number of processes that share the split.
         rank: Rank of this process.
         start: Index of the first batch, counted from the beginning of the run.
-        workers: Number of processes that decode the set at the start.
+        workers: Number of processes that decode the set at startup.
         device: Device of the set and the batches.
 
     Raises:
@@ -84,8 +84,9 @@ class InMemory:
         for view in distinct:
             if type(view.modality) is not RGB or view.modality.jitter > 0:  # luminance is a subclass
                 raise UserError(
-                    f"data.in_memory: only photos without jitter are supported, not {view.modality}. Set the modality, "
-                    "also that of the teacher's run, to {name: rgb, jitter: 0}, or set data.in_memory=false."
+                    f"data.in_memory: only photos without jitter are supported, not {view.modality}. Set the modality "
+                    "(also in "
+                    "the teacher's run) to {name: rgb, jitter: 0}, or set data.in_memory=false."
                 )
         self._check_memory(source, distinct)
         self.images = {view: self._black(source.samples, view) for view in distinct}

@@ -1,4 +1,4 @@
-"""Join by key: adds members from the shards of another data set, in any order, to a sample.
+"""Join by key: adds members from the shards of another dataset, in any order, to a sample.
 
 Keys are compared in one Unicode normal form.
 """
@@ -34,12 +34,12 @@ ROW = np.dtype([("key", "u8"), ("shard", "u4"), ("start", "i8"), ("stop", "i8")]
 
 
 class Join:
-    """Finds samples in all splits of a data set by key. Memory: 28 bytes per sample.
+    """Finds samples in all splits of a dataset by key. Memory: 28 bytes per sample.
 
     Args:
-        folder: Folder, URL or pattern of the data set.
+        folder: Folder, URL or pattern of the dataset.
         manifest: Its manifest.
-        tolerant: Skip shards that cannot be read. A sample that is not found then counts as faulty.
+        tolerant: Skip shards that cannot be read. Samples that are not found then count as faulty.
 
     Raises:
         UserError: Two samples have the same key, or a shard cannot be read.
@@ -64,9 +64,9 @@ class Join:
             )
 
     def complete(self, sample: Sample, members: frozenset[str]) -> Sample:
-        """Add the missing members of a sample from this data set.
+        """Add the missing members of a sample from this dataset.
 
-        Camera parameters in this data set's `meta.json` are added to the sample's own, since they describe the added
+        Camera parameters in this dataset's `meta.json` are added to the sample's own, since they describe the added
         members.
 
         Args:
@@ -84,7 +84,9 @@ class Join:
         place = int(np.searchsorted(self.table["key"], _hash(key)))
         if place == len(self.table) or self.table["key"][place] != _hash(key):
             if self.unreadable:
-                raise ValueError(f"sample {key} was not found, but a shard cannot be read: {self.unreadable[0]}")
+                raise ValueError(
+                    f"sample {key} was not found; it may be in a shard that cannot be read: {self.unreadable[0]}"
+                )
             return sample
         row = self.table[place]
         file = self._file(int(row["shard"]))
@@ -130,12 +132,12 @@ class Join:
 
 
 def joined_meta(found: Sample, sample: Sample) -> Sample:
-    """Combine the `meta.json` of a sample and of what was found for it; {} unless both have one.
+    """Combine the `meta.json` of a sample with that of the members found for it; {} unless both have one.
 
-    The camera of what was found is kept; group and labels are those of the sample itself.
+    The camera comes from the members found; group and labels come from the sample itself.
 
     Args:
-        found: Members from the other data set.
+        found: Members from the other dataset.
         sample: Members of the sample.
     """
     if not ("meta.json" in found and "meta.json" in sample):

@@ -52,7 +52,7 @@ class LabelValue:
         except RecursionError:
             raise ValueError("not JSON") from None
         except (KeyError, TypeError, IndexError):
-            raise ValueError(f"no value at {'.'.join(self.path)}") from None
+            raise ValueError(f"has no value at {'.'.join(self.path)}") from None
         if value is None or value != value:
             return ""
         if not isinstance(value, str | int) and not (isinstance(value, float) and value.is_integer()):
@@ -80,8 +80,8 @@ class ForeignLabel:
     """A label in foreign shards: its location and its classes.
 
     Attributes:
-        value: Location of the value, with the member as wcord names it.
-        names: Class names in order. A value is the name or the index of a class.
+        value: Location of the value, with the member's name in wcord.
+        names: Class names in order. A value is either the name or the index of a class.
     """
 
     value: LabelValue

@@ -1,4 +1,4 @@
-"""Reads the manifest of a data set, checks its shard files, and writes shards."""
+"""Reads the manifest of a dataset, checks its shard files, and writes shards."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ Load = Callable[[str | Path, str, bool], Dataset]
 
 
 def load_dataset(folder: str | Path, label: str = "label", tolerant: bool = False) -> Dataset:
-    """Load a data set: read its `dataset.json`, or index foreign shards at their first use.
+    """Load a dataset: read its `dataset.json`, or index foreign shards on first use.
 
     Args:
-        folder: A packed or indexed data set, or a pattern, glob or folder of WebDataset shards.
+        folder: A packed or indexed dataset, or a pattern, glob or folder of WebDataset shards.
         label: The label whose values become classes when foreign shards are indexed, as in `data.label`.
         tolerant: Index a damaged foreign shard as far as it can be read. Otherwise, it is an error.
 
     Raises:
-        UserError: There is no data set, or its `dataset.json` is invalid.
+        UserError: There is no dataset, or its `dataset.json` is invalid.
     """
     if is_foreign(folder):
         return index_once(folder, index_folder(folder), label, tolerant).named({})
@@ -42,14 +42,16 @@ def load_dataset(folder: str | Path, label: str = "label", tolerant: bool = Fals
             try:
                 refresh(path.parent, MANIFEST)
             except FileNotFoundError:
-                if exists(f"{str(folder).rstrip('/')}/{PACKING}/plan.json"):  # its shards are not whole data sets
+                if exists(
+                    f"{str(folder).rstrip('/')}/{PACKING}/plan.json"
+                ):  # packing was interrupted, so its shards are incomplete
                     raise
                 return index_once(folder, path.parent, label, tolerant).named({})
         return _checked(folder, Dataset.model_validate_json(path.read_bytes())).named({})
     except FileNotFoundError:
         raise UserError(
-            f"{path}: not found. Either {folder} is not a packed data set, or packing was interrupted. "
-            "Run `wcord pack`, which resumes."
+            f"{path}: not found. Either {folder} is not a packed dataset, or packing was interrupted. "
+            "In the latter case, run the same `wcord pack` command again; it resumes."
         ) from None
     except PermissionError as error:
         raise UserError(
@@ -66,13 +68,13 @@ def _checked(folder: str | Path, dataset: Dataset) -> Dataset:
     shards = (shard for shards in dataset.splits.values() for shard in shards)
     if is_remote(folder) and (own := next((s.url for s in shards if s.url and not is_remote(s.url)), None)):
         raise UserError(
-            f"{folder}/{MANIFEST}: the remote index refers to a local file, {own}. Index the shards by their URLs."
+            f"{folder}/{MANIFEST}: this remote index refers to a local file, {own}. Index the shards by their URLs."
         )
     return dataset
 
 
 def local(folder: str | Path) -> Path:
-    """Local folder of a data set: the folder itself, the mirror of a URL, or the index of foreign shards."""
+    """Local folder of a dataset: the folder itself, the mirror of a URL, or the index of foreign shards."""
     if is_foreign(folder):
         return index_folder(folder)
     return mirror(str(folder)) if is_remote(folder) else Path(folder)
@@ -84,12 +86,12 @@ def verify_files(folder: str | Path, shards: Iterable[Shard], command: str = "wc
     For foreign shards without a hash, also check the modification time.
 
     Args:
-        folder: Local folder of the data set.
+        folder: Local folder of the dataset.
         shards: Shards to check. Remote ones are skipped.
         command: Command that rebuilds a shard, for the message.
 
     Raises:
-        UserError: Names the first missing or changed shard and the command that restores it.
+        UserError: A shard is missing or has changed. The message states the first one and the command that restores it.
     """
     for shard in shards:
         path = shard.path(Path(folder))
@@ -102,25 +104,26 @@ def verify_files(folder: str | Path, shards: Iterable[Shard], command: str = "wc
         if (found := about.st_size) != shard.bytes:
             cure = f"Restore it, or {count}." if shard.url else f"Delete it and {rebuild}."
             raise UserError(
-                f"{path}: shard has {found} bytes, its manifest says {shard.bytes}: truncated or changed. {cure}"
+                f"{path}: shard has {found} bytes instead of {shard.bytes} as in {MANIFEST}: truncated or changed. "
+                f"{cure}"
             )
         if shard.url and not shard.sha256 and str(about.st_mtime_ns) != shard.state:
             raise UserError(f"{path}: the shard has changed since it was indexed. Restore it, or {count}.")
 
 
 def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> Shard:
-    """Write samples as one tar, atomically: under its name there is a whole tar or none.
+    """Write samples as one tar, atomically: the path holds either a complete tar or none.
 
     Args:
-        path: Of the tar.
+        path: Path of the tar.
         samples: `(key, {member: bytes})`. Members are written in sorted order with fixed metadata, so equal content
             gives equal bytes.
 
     Returns:
-        What `dataset.json` says of the shard.
+        The entry of the shard in `dataset.json`.
 
     Raises:
-        ValueError: A name would be read otherwise than it is written, or is too long for a plain tar.
+        ValueError: A name would not be read back as it was written, or is too long for a plain tar.
     """
     part, count = part_path(path), 0
     try:
@@ -131,8 +134,10 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) 
                     count += 1
                     for member in members:
                         name = f"{key}.{member}"
-                        if split_name(name) != (key, member) or member.startswith("_"):  # TarWriter skips the latter
-                            raise ValueError(f"{name}: would not be read as member {member} of sample {key}")
+                        if split_name(name) != (key, member) or member.startswith(
+                            "_"
+                        ):  # TarWriter skips names with `_`
+                            raise ValueError(f"{name}: would not be read back as member {member} of sample {key}")
                     _write_sample(writer, key, members)
             file.flush()
             os.fsync(file.fileno())
@@ -151,15 +156,15 @@ def _write_sample(writer: TarWriter, key: str, members: Mapping[str, bytes]) -> 
 
 
 def _tar_writer(file: _HashedFile) -> TarWriter:
-    """Webdataset's writer, for tars that are equal wherever and whenever they are written."""
+    """WebDataset's writer, changed to write identical tars on every machine and at any time."""
     writer = TarWriter(file, user="", group="", mode=0o644, mtime=0, encoder=False)
-    # It drops its own argument `format`, and tarfile's defaults are pax headers and the encoding of the machine.
+    # TarWriter ignores its argument `format`; tarfile defaults to pax headers and to the machine's encoding.
     writer.tarstream.format, writer.tarstream.encoding = tarfile.USTAR_FORMAT, "utf-8"
     return writer
 
 
 class _HashedFile:
-    """A file that is written once from front to back, with the size and hash of what was written."""
+    """A file that is written sequentially, and that tracks the size and hash of what was written."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.size, self.digest = file, 0, hashlib.sha256()

@@ -25,7 +25,7 @@ def read_mask(data: bytes, values: Sequence[int]) -> np.ndarray:
         The class of each pixel, int64 `[H, W]`; -1 (ignored) for other pixel values.
 
     Raises:
-        ValueError: `data` is not such a PNG.
+        ValueError: `data` is not a PNG of this kind.
     """
     image_size(data)  # rejects decompression bombs
     image = palette_indices(data)
@@ -53,5 +53,5 @@ def target(mask: np.ndarray | None, geometry: Geometry, size: int) -> Tensor:
     """
     if mask is None:
         return torch.full((size, size), -1)
-    # Shifted by one, since the geometry fills with 0 beyond the edge, and these pixels must become -1.
+    # Classes are shifted by one: the geometry pads with 0, and padded pixels must become -1.
     return torch.from_numpy(geometry.resize(mask.astype(np.int32) + 1, size, nearest=True)).long() - 1

@@ -32,7 +32,7 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     "audio": ("wav", "flac", "ogg", "mp3"),
     "meta": ("json",),
 }
-"""Known field -> allowed file suffixes. Other fields allow any file except pickles."""
+"""Known field -> allowed file extensions. Other fields accept any file except pickles."""
 
 SAME_FORMAT = {"jpeg": "jpg", "tif": "tiff", "opus": "ogg", "oga": "ogg"}
 """Suffix of source files -> suffix of the same format in shards."""
@@ -45,12 +45,10 @@ _CURES = {
 """Suffix that is not read -> what to do."""
 
 LONGEST_SUFFIX = 14
-"""Maximum number of letters: a key of 64, a field of 20, two dots and a suffix of 14 fill ustar's 100-byte name."""
+"""Maximum length of an extension. A ustar name has 100 bytes: key 64, field 20, extension 14, and two dots."""
 
 _PICKLES = ("pkl", "pickle", "pyd", "pt", "pth", "joblib")
-_HOW_DEPTH = (
-    "depth must be a single-channel 16-bit PNG or TIFF in millimetres, 0 = no reading; convert it before packing"
-)
+_HOW_DEPTH = "depth must be a single-channel 16-bit PNG or TIFF in millimetres, 0 = no depth; convert it before packing"
 
 LARGEST_META = 1 << 20
 """Bytes of a `meta.json`."""
@@ -62,8 +60,8 @@ class Facts:
 
     Attributes:
         size: Width and height of an image in pixels.
-        orientation: EXIF orientation of a photo, by which `size` is already turned; 1 is as stored.
-        depth: Depth map in millimetres, `[H, W]`, uint16 or float32; 0 = no reading.
+        orientation: EXIF orientation of a photo; 1 means as stored. `size` already takes it into account.
+        depth: Depth map in millimetres, `[H, W]`, uint16 or float32; 0 = no depth.
         mask: Single-channel image of a field other than depth, `[H, W]`.
     """
 
@@ -74,33 +72,35 @@ class Facts:
 
 
 def member_name(field: str, path: str) -> str:
-    """Name the member for a source file of a field: `rgb`, `a/b.JPEG` -> `rgb.jpg`.
+    """Derive the member name for a source file of a field: `rgb`, `a/b.JPEG` -> `rgb.jpg`.
 
     Args:
         field: Name of the field.
         path: Path of the source file.
 
     Raises:
-        ValueError: The field name is invalid, or the field does not allow this file suffix.
+        ValueError: The field name is invalid, or the field does not allow this file extension.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,19}", field) or field == "label":
-        raise ValueError(f"`{field}` cannot be a field: use a lower-case word of up to 20 letters, except `label`")
+        raise ValueError(
+            f"`{field}` is not a valid field name: use a lower-case word of up to 20 letters, except `label`"
+        )
     written = PurePath(path).suffix.lower().lstrip(".")
     suffix = SAME_FORMAT.get(written, written)
     allowed = SUFFIXES.get(field)
     if suffix in _PICKLES:
         raise ValueError(f"{field}: .{suffix} files can execute code when they are opened, so they are never packed")
     if len(suffix) > LONGEST_SUFFIX:
-        raise ValueError(f"{field}: a suffix of {len(suffix)} letters; the maximum is {LONGEST_SUFFIX}")
+        raise ValueError(f"{field}: the file extension has {len(suffix)} letters; the maximum is {LONGEST_SUFFIX}")
     if not suffix or (allowed and suffix not in allowed):
         cure = _CURES.get(suffix, "convert it before packing").format(suffix)
-        wanted = " or ".join(f".{kind}" for kind in allowed) if allowed else "a file with a suffix"
+        wanted = " or ".join(f".{kind}" for kind in allowed) if allowed else "a file with an extension"
         raise ValueError(f"{field}: expected {wanted}, got a `.{written}` file; {cure}")
     return f"{field}.{suffix}"
 
 
 def field_of(member: str) -> str:
-    """The field of a member: `audio.mp3` -> `audio`. A field may have different suffixes in different samples."""
+    """The field of a member: `audio.mp3` -> `audio`. A field may have different extensions in different samples."""
     return member.partition(".")[0]
 
 
@@ -115,7 +115,7 @@ def inspect(member: str, data: bytes) -> Facts:
         Properties of the member.
 
     Raises:
-        ValueError: The member is invalid. The message says what is wrong and what is expected.
+        ValueError: The member is invalid. The message states what was found and what is expected.
     """
     if not data:
         raise ValueError("the file is empty")
@@ -174,10 +174,10 @@ def read_meta(data: bytes) -> dict[str, object]:
 
 
 def _image(field: str, data: bytes) -> Facts:
-    """Decode an image and check that its field allows it."""
+    """Decode an image and check that it is of a kind that its field allows."""
     is_tiff = field == "depth" and data.startswith(BEGINS)
     tiff_size(data) if is_tiff else image_size(data)
-    # Colour mode for JPEGs, as in the loader: it applies the EXIF orientation.
+    # Read JPEGs in colour mode, as the loader does: this applies the EXIF orientation.
     flags = cv2.IMREAD_COLOR if data.startswith(b"\xff\xd8") else cv2.IMREAD_UNCHANGED
     image = palette_indices(data) if field not in ("rgb", "depth") else None
     try:
@@ -185,7 +185,7 @@ def _image(field: str, data: bytes) -> Facts:
     except cv2.error:
         image = None
     if image is None:
-        raise ValueError("the image does not decode: truncated or damaged; copy it again")
+        raise ValueError("the image cannot be decoded: truncated or damaged; copy it again")
     size = (image.shape[1], image.shape[0])
     kind = f"{image.shape[2] if image.ndim == 3 else 1}-channel {image.dtype.itemsize * 8}-bit"
     if field == "mask" and image.ndim != 2:
@@ -197,19 +197,19 @@ def _image(field: str, data: bytes) -> Facts:
     if image.ndim != 2 or image.dtype != np.uint16:
         raise ValueError(f"a {kind} image; {_HOW_DEPTH}")
     if not cv2.hasNonZero(image):
-        raise ValueError("a depth map without a single reading (all 0)")
+        raise ValueError("a depth map without any depth values (all 0)")
     return Facts(size, depth=image)
 
 
 def summarise(depth: np.ndarray) -> tuple[float, float, bool]:
-    """Summarise the readings of a depth map.
+    """Summarise the values of a depth map.
 
     Args:
-        depth: Depth map in millimetres, uint16 or float `[H, W]`, with at least one reading; 0 = no reading.
+        depth: Depth map in millimetres, uint16 or float `[H, W]`, with at least one depth value; 0 = no depth.
 
     Returns:
-        The median reading in millimetres; the fraction of readings that are 65535; and whether all readings are
-        multiples of 10, which is False if there are fewer than ten distinct readings.
+        The median depth in millimetres; the fraction of values that are 65535; and whether all values are multiples
+        of 10, which is False if there are fewer than ten distinct values.
     """
     if depth.dtype != np.uint16:
         return float(np.median(depth[depth > 0])), 0.0, False
@@ -223,10 +223,10 @@ def summarise(depth: np.ndarray) -> tuple[float, float, bool]:
 
 
 def near_part(depth: np.ndarray) -> float:
-    """The depth in millimetres within which the nearest tenth of the readings lies: far noise does not change it.
+    """The 10th percentile of the depth values in millimetres, which noise at large depths does not affect.
 
     Args:
-        depth: Depth map in millimetres, `[H, W]`, with at least one reading; 0 = no reading.
+        depth: Depth map in millimetres, `[H, W]`, with at least one depth value; 0 = no depth.
     """
     readings = depth[depth > 0]
     tenth = len(readings) // 10
@@ -245,33 +245,33 @@ def _array(field: str, data: bytes) -> Facts:
         )
     read = np.isfinite(array) & (array > 0)
     if not read.any():
-        raise ValueError("a depth map without a single reading")
+        raise ValueError("a depth map without any depth values")
     with np.errstate(over="ignore"):
-        millimetres = 1000 * np.where(read, array, 0).astype(np.float32)  # 16 bits would end at 65.5 m
+        millimetres = 1000 * np.where(read, array, 0).astype(np.float32)  # uint16 would be limited to 65.5 m
     if not np.isfinite(millimetres).all():
-        raise ValueError("a depth map with readings that overflow float32; depth in .npy and .npz must be in metres")
+        raise ValueError("a depth map with values that overflow float32; depth in .npy and .npz must be in metres")
     return Facts((array.shape[1], array.shape[0]), depth=millimetres)
 
 
 def _points(suffix: str, data: bytes) -> None:
-    """Read a point cloud. Of a `.bin`, only the size is checked, since the config defines its columns."""
+    """Read a point cloud. For `.bin` files, only the size is checked, since the config defines the columns."""
     if (kind := points_kind(data)) != suffix:
-        cure = "; copy it again" if kind == "bin" else f" but of a .{kind}; give it its own name"
+        cure = "; copy it again" if kind == "bin" else f" but those of a .{kind} file; rename it to .{kind}"
         raise ValueError(f"the bytes are not those of a .{suffix} file{cure}")
     read_points(data, columns=3, extra=0) if kind != "bin" else raw_floats(data, 1)
 
 
 def _sound(suffix: str, data: bytes) -> None:
-    """Decode the whole sound. Without the audio extra, only read its header."""
+    """Decode a sound completely. Without the audio extra, only read its header."""
     if (kind := sound_kind(data)) != suffix:
-        raise ValueError(f"a {kind} file that is called .{suffix}; give it its own name")
+        raise ValueError(f"a {kind} file with the extension .{suffix}; correct the extension")
     if can_hear():
         read_sound(data, PLAYED)
 
 
 @cache
 def can_hear() -> bool:
-    """Whether audio can be decoded: the audio extra is installed."""
+    """Whether audio can be decoded, i.e. the audio extra is installed."""
     try:
         return bool(import_soundfile())
     except ImportError:

@@ -15,18 +15,18 @@ USUAL: Mapping[str, Sequence[str]] = {
     "points": ("ply", "pcd", "bin"),
     "label": ("cls",),
 }
-"""Field -> extensions that img2dataset, the `datasets` library and the tools of webdataset write."""
+"""Field -> extensions written by img2dataset, the `datasets` library and the tools of webdataset."""
 
 WHOLE = {"label": "label.txt", "meta": "meta.json"}
 """Fields with a fixed member."""
 
 
 def member_names(extensions: Iterable[str], fields: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Map the extensions of a data set to members.
+    """Map the extensions of a dataset to members.
 
     Args:
         extensions: Extensions of its samples in lower case, e.g. `jpg` or `depth.png`.
-        fields: Field -> extensions, as in `data.fields`. For other fields, the usual extensions are known.
+        fields: Field -> extensions, as in `data.fields`. For other fields, common extensions are detected.
 
     Returns:
         Extension -> member, e.g. `jpg` -> `rgb.jpg`, for the extensions that are not members already.

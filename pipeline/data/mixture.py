@@ -1,4 +1,4 @@
-"""Mixtures: several sources in one stream, each with its share; or one source, sampled with replacement."""
+"""Mixtures: several sources in one stream with fixed shares; or one source, sampled with replacement."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Mixture:
         weights: Weights of the sources; they need not add up to 1.
         replacement: Whether to draw shards with replacement. If not, all samples of a source come before any repeats.
         epoch_samples: Samples per epoch.
-        datasets: The data sets of the sources.
+        datasets: The datasets of the sources.
     """
 
     sources: tuple[Source, ...]
@@ -64,15 +64,15 @@ class Mixture:
 
 
 def open_mixture(config: Settings, first: OpenDataset, load: Load = load_dataset) -> Mixture:
-    """Open the training splits of the data sets of a config.
+    """Open the training splits of the datasets of a config.
 
     Args:
         config: Config of the run.
-        first: Its first data set, which defines the classes.
+        first: Its first dataset, which defines the classes.
         load: Loads a manifest.
 
     Raises:
-        UserError: A data set has a class that the first one lacks, or only one of them has masks.
+        UserError: A dataset has a class that the first one lacks, or only one of them has masks.
     """
     data = config.data
     opened = [first, *(OpenDataset.of_source(config, source, load) for source in data.sources[1:])]
@@ -88,17 +88,17 @@ def open_mixture(config: Settings, first: OpenDataset, load: Load = load_dataset
 
 
 def _renumbered(settings: SourceSettings, dataset: OpenDataset, first: OpenDataset) -> tuple[int, ...]:
-    """Class of a data set -> class of the first data set, matched by name."""
+    """Class of a dataset -> class of the first dataset, matched by name."""
     if dataset.dense != first.dense:
         raise UserError(
-            f"data.shards: {settings.path} and {first.folder}: the label of one is a mask, the label of the other is "
-            "not. Choose labels of the same kind."
+            f"data.shards: {settings.path} and {first.folder}: the label of one is a mask, that of the other is not. "
+            "Choose labels of the same kind."
         )
     names = [settings.names.get(name, name) for name in dataset.classes]
     if first.dense and names != list(first.classes):
         raise UserError(
-            f"data.shards: {settings.path}: its masks have other classes, or another order of them, than those of "
-            f"{first.folder}. Pack it with the same classes in the same order."
+            f"data.shards: {settings.path}: its mask classes, or their order, differ from those of {first.folder}. "
+            "Pack it with the same classes in the same order."
         )
     numbers = {name: number for number, name in enumerate(first.classes)}
     if strange := sorted(set(names) - set(numbers)):
@@ -182,7 +182,7 @@ class MixedStream(IterableDataset[Any]):
         worker, workers = worker_place()
         # The loader polls its workers round-robin from worker 0, so worker 0 yields batch `start` of a resumed stream.
         own, first = (self.start + worker) % workers, self.start + worker
-        before = max(first - workers, own)  # one batch earlier, whose samples replace those that cannot be used
+        before = max(first - workers, own)  # one batch earlier; its samples replace unusable ones
         taken = self.shares.taken(range(own, before, workers), self.rank)
         reader, readers = self.rank * workers + own, self.ranks * workers
         sources = [self._samples(number, int(n), reader, readers) for number, n in enumerate(taken)]

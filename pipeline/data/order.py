@@ -1,4 +1,4 @@
-"""The order of samples: pure functions of seed, step, rank and worker, so that a run can resume at any step.
+"""The order of samples: pure functions of seed, step, rank and worker, so a run can resume at any step.
 
 A reader is a worker of a rank. It reads a source in a sequence of passes, each shuffled separately. `ResampledShards`
 and `RandomMix` of the webdataset library are not used, since the state of their random generator cannot be saved.
@@ -17,7 +17,7 @@ from pipeline.common.hashing import digest
 from pipeline.data.dataset import Shard
 
 GOLDEN = 0x9E3779B97F4A7C15
-"""2^64 divided by the golden ratio. Its multiples modulo 2^64 are spread more evenly than random numbers."""
+"""2^64 divided by the golden ratio. Its multiples modulo 2^64 are more evenly spread than random numbers."""
 
 CHUNK = 1 << 20
 """Maximum number of samples whose sources are computed at a time."""
@@ -114,7 +114,7 @@ class Shares:
     """Assigns each sample of a run to a source, in proportion to the weights.
 
     The interval [0, 1) is divided among the sources. Sample n comes from the source whose interval contains the n-th
-    multiple of the golden ratio modulo 1, so the shares hold in every part of a run.
+    multiple of the golden ratio modulo 1, so the shares are accurate in every part of a run.
 
     Attributes:
         weights: Weights of the sources; they need not add up to 1.

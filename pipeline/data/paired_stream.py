@@ -48,8 +48,8 @@ def stream(
         augmentation: Crop, shift and flip, shared by all views of a sample. Its seed also determines the order.
         split: The split.
         label: The label; samples without it get -1.
-        fields: Field -> extensions, if they are not the usual ones; see `data.fields`.
-        join: Data sets whose members are joined by key; see `data.join`.
+        fields: Field -> extensions, if they are not detected; see `data.fields`.
+        join: Datasets whose members are joined by key; see `data.join`.
         stages: User-defined stages, each `package.module:name`; see `data.stages`.
         policy: What to do with samples that cannot be used.
         shuffle: Size of the shuffle buffer in samples; 0 keeps the order of the shards.
@@ -64,7 +64,7 @@ def stream(
         `skipped`, the samples that were skipped.
 
     Raises:
-        UserError: There are no such shards, or a sample cannot be used and the policy does not allow to skip it.
+        UserError: There are no such shards, or a sample cannot be used and the policy does not allow skipping it.
 
     Example:
         >>> for batch in wcord.stream("laion/{00000..00399}.tar", {"image": "rgb", "caption": "text"}):

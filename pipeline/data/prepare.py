@@ -39,10 +39,10 @@ class Prepare:
         self.mask_size = student and student.size
         if self.mask_size or source.task.foreign:
             self.members |= source.task.members
-        # Views of equal modalities are decoded once, and share the tensor if the size is also equal.
+        # Views with equal modalities are decoded only once. If their sizes are also equal, they share the tensor.
         self.modalities: list[Modality] = []
         self.slots = {role: [self._slot(view) for view in several(sight)] for role, sight in self.views.items()}
-        # With `unpaired: keep`, samples may lack the modalities that only the teacher sees.
+        # With `unpaired: keep`, samples may lack the modalities that only the teacher receives.
         needed = {number for number, *_ in self.slots.get("student", [])}
         self.cached = augmentation is not None and source.cache is not None
         keep = augmentation is not None and "student" in self.slots and source.policy.unpaired == "keep"
@@ -96,7 +96,7 @@ class Prepare:
             sample["mask"] = target(self.source.task.read_mask(raw), geometry, self.mask_size)
         tensors: dict[tuple[int, int, float], torch.Tensor | None] = {}
         for number, size, crop in sorted({slot for slots in self.slots.values() for slot in slots}):
-            # The same random numbers for all views of a modality, whatever the other views: equal colours at any size.
+            # All views of a modality use the same random numbers, regardless of other views: equal colours at any size.
             modality, drawn, value = self.modalities[number], self.augmentation, decoded[number]
             rng_view = np.random.default_rng([drawn.seed, epoch, seed, digest(modality.name)]) if drawn else None
             part = geometry.centre(crop)
@@ -126,8 +126,9 @@ class Prepare:
 
         Returns:
             Role -> batch of the modality; `teacher` -> features, with a cache. `key`, a list of B strings. `index`,
-            `label` and `group`, int64 `[B]`; -1 if unknown. `mask`, int64 `[B, H, W]`, if the task is a mask: class of
-            each pixel, -1 if unknown. `paired`, bool `[B]`, with `unpaired: keep`: whether the teacher's view exists.
+            `label` and `group`, int64 `[B]`; -1 if unknown. If the task is a mask: `mask`, int64 `[B, H, W]`, the class
+            of each pixel, -1 if unknown. With `unpaired: keep`: `paired`, bool `[B]`, whether the teacher's view
+            exists.
 
         Raises:
             UserError: No sample of the split has the input of a network.
@@ -162,7 +163,7 @@ class Prepare:
             self.filler[role] = next((v for v in chain(values, others) if v is not None), None)
         if self.filler[role] is None:
             raise UserError(
-                f"{self.source.folder}: no sample of the split has the input of the {role}. Pack the data with this "
-                "field, or set data.join to a data set that has it."
+                f"{self.source.folder}: no sample of the split has the input of the {role}. Pack the data with the "
+                "field of its modality, or set data.join to a dataset that has it."
             )
         return [self.filler[role] if v is None else v for v in values]

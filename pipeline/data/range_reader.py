@@ -1,11 +1,11 @@
-"""Reads a remote file by range requests, for readers that need its tar headers but not the data between them."""
+"""Reads a remote file by range requests, for readers that only need the tar headers, not the data in between."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 LEAST, MOST = 1536, 1 << 18
-"""Bytes per request: LEAST after a long seek, enough for a header; doubled up to MOST while reading sequentially."""
+"""Bytes per request: LEAST (enough for a header) after a long seek; doubled up to MOST during sequential reading."""
 LEAP = 1 << 15
 """Gap in bytes; a shorter gap counts as sequential reading."""
 

@@ -1,4 +1,4 @@
-"""What each loader process is reading, so that an error can name the file that a stuck process waits for."""
+"""Tracks what each loader process is reading, so an error can state the file that a stuck process waits for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from multiprocessing.sharedctypes import RawArray
 from typing import Any
 
 LONGEST = 1024
-"""Bytes of a path that are kept, from its end."""
+"""Number of bytes of a path that are kept (its end)."""
 
 _slot: Any = None
 
@@ -20,7 +20,7 @@ def slots(workers: int) -> list[Any]:
 
 
 def begin(slot: Any) -> None:
-    """Call this in a loader process: what it reads is written to this slot from now on."""
+    """Call this in a loader process: from then on, the path that it reads is written to this slot."""
     global _slot
     _slot = slot
 
@@ -32,5 +32,5 @@ def note(path: str) -> None:
 
 
 def in_words(slots: Sequence[Any]) -> str:
-    """The files that the processes are reading, e.g. `worker 0: a.tar, worker 1: b.tar`."""
+    """The files that the processes are reading, as text, e.g. `worker 0: a.tar, worker 1: b.tar`."""
     return ", ".join(f"worker {n}: {os.fsdecode(slot.value) or 'nothing yet'}" for n, slot in enumerate(slots))

@@ -1,6 +1,6 @@
-"""Remote data sets: shards are downloaded when they are first read, and kept in a cache of limited size.
+"""Remote datasets: shards are downloaded when they are first read, and kept in a cache of limited size.
 
-A remote data set has a mirror: an ordinary local folder in which shards may be missing. Mirrors are in `$WCORD_CACHE`
+A remote dataset has a mirror: an ordinary local folder in which shards may be missing. Mirrors are in `$WCORD_CACHE`
 (default `~/.cache/wcord`) and together contain up to `$WCORD_CACHE_GB` gigabytes (default 50). The file systems of
 fsspec find the credentials.
 """
@@ -34,17 +34,17 @@ THREADS = 16
 """Requests to a store at a time."""
 
 RETRIES, FIRST_PAUSE, STALLED = 8, 0.25, 30.0
-"""Number of attempts of a request; pause in seconds after the first failure, doubled each time; and timeout of a block
-in seconds."""
+"""Number of attempts per request; pause in seconds after the first failure (doubled each time); and timeout in seconds
+per block."""
 
 WHOLE = 86_400.0
 """Timeout in seconds of a whole shard, of which no block may take longer than STALLED."""
 
 LONGEST_PAUSE = 60.0
-"""Longest pause in seconds that a server may ask for."""
+"""Longest pause in seconds that a server may request."""
 
 DENIED = (401, 403)
-"""HTTP status codes that a retry does not change."""
+"""HTTP status codes for which retrying is useless."""
 
 
 def is_remote(folder: str | Path) -> bool:
@@ -73,7 +73,7 @@ def refuse_secrets(url: str) -> None:
     """Reject URLs that contain a secret, since run folders, reports and messages store URLs.
 
     Args:
-        url: URL of a data set.
+        url: URL of a dataset.
 
     Raises:
         UserError: The URL contains a user name, password or signature.
@@ -82,12 +82,12 @@ def refuse_secrets(url: str) -> None:
     authority = rest.partition("/")[0]
     if "@" in authority:
         raise UserError(
-            f"{scheme}://…@{authority.rpartition('@')[2]}: the URL of a data set must not contain a user name or "
+            f"{scheme}://…@{authority.rpartition('@')[2]}: the URL of a dataset must not contain a user name or "
             "password. Remove them, and configure the credentials as the client of the store expects them."
         )
     if scheme in ("http", "https") and (mark := re.search(r"[?#]", rest)):
         raise UserError(
-            f"{scheme}://{rest[: mark.start()]}: the URL of a data set must not contain a query or signature. Remove "
+            f"{scheme}://{rest[: mark.start()]}: the URL of a dataset must not contain a query or signature. Remove "
             f"`{mark[0]}` and everything after it: a signature is valid for one file only, and run folders store URLs."
         )
 
@@ -192,7 +192,7 @@ def fetch(path: Path, size: int, version: str = "") -> None:
                     raise
                 file.write(data)
                 file.flush()
-                length = min(2 * len(data), BLOCK)  # retries on a slow connection have reduced it
+                length = min(2 * len(data), BLOCK)  # it was reduced by retries on a slow connection
         part.replace(path)
     _evict(path)
 
@@ -207,7 +207,7 @@ def _remove_other_version(path: Path, version: str) -> None:
 
 
 def _ends(url: str, at: int) -> bool:
-    """Whether the file ends at this byte: the byte before it can be read, so the connection works."""
+    """Whether the file ends at this byte: if the byte before it can be read, the connection works."""
     came = []
     for start in (at - 1, at):
         with suppress(Exception):  # each file system has its own exceptions

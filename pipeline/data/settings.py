@@ -1,4 +1,4 @@
-"""Protocols for the settings that this wing reads. `pipeline.config.settings.Config` fulfils them without an import."""
+"""Protocols for the settings that this wing reads. `pipeline.config.settings.Config` satisfies them structurally."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 
 class SourceSettings(Protocol):
-    """One data set of a config."""
+    """One dataset of a config."""
 
     @property
     def path(self) -> str:
@@ -31,7 +31,7 @@ class SourceSettings(Protocol):
 
     @property
     def names(self) -> Mapping[str, str]:
-        """Class name in this data set -> class name in the first data set."""
+        """Class name in this dataset -> class name in the first dataset."""
 
 
 class DataSettings(Protocol):
@@ -39,7 +39,7 @@ class DataSettings(Protocol):
 
     @property
     def sources(self) -> Sequence[SourceSettings]:
-        """The data sets: one, or those of a mixture."""
+        """The datasets: one, or those of a mixture."""
 
     @property
     def mixed(self) -> bool:
@@ -47,7 +47,7 @@ class DataSettings(Protocol):
 
     @property
     def sampling(self) -> Literal["once", "with_replacement"]:
-        """How the samples of a data set are drawn."""
+        """How the samples of a dataset are drawn."""
 
     @property
     def epoch_samples(self) -> int | None:
@@ -63,7 +63,7 @@ class DataSettings(Protocol):
 
     @property
     def join(self) -> Sequence[str]:
-        """Data sets whose members are joined by key."""
+        """Datasets whose members are joined by key."""
 
     @property
     def max_faulty(self) -> float:
@@ -83,7 +83,7 @@ class DataSettings(Protocol):
 
     @property
     def pad(self) -> tuple[int, int] | None:
-        """(p, n): shift by up to p of n pixels."""
+        """(p, n): shift by up to p pixels at an image size of n."""
 
     @property
     def unpaired(self) -> Literal["error", "skip", "keep"]:

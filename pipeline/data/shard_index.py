@@ -34,13 +34,13 @@ from pipeline.data.tar import group_members, in_members, read_members
 
 COUNTS = "counts.jsonl"
 WORTH_PROCESSES = 64 << 20
-"""Bytes of shards; below this total, starting processes takes longer than counting."""
+"""Total size of the shards in bytes below which starting processes takes longer than counting."""
 
 VERSIONS = ("ETag", "etag", "mtime", "LastModified", "Last-Modified", "blob_id")
 """Keys under which stores report the version of an object."""
 
 MOST_VALUES = 100_000
-"""Maximum number of distinct values of a label; a member with more values is not a class."""
+"""Maximum number of distinct values of a label; a member with more values is not a class label."""
 
 
 Job = tuple[str, int, str]
@@ -262,7 +262,7 @@ def _state(url: str) -> tuple[int, str]:
         raise UserError(f"{url}: cannot be read ({error}). Check data.shards and your permissions.") from None
     if found.get("size") is None:
         raise UserError(
-            f"{url}: the server does not report the file size, which range requests need. Download the shard."
+            f"{url}: the server does not report the file size, which range requests require. Download the shard."
         )
     return int(found["size"]), str(next((found[key] for key in VERSIONS if found.get(key)), ""))
 
@@ -355,4 +355,6 @@ def _refuse_gzip(file: BinaryIO) -> None:
     start = file.read(2)
     file.seek(0)
     if start == b"\x1f\x8b":
-        raise ValueError("the tar is compressed with gzip, so samples cannot be read by position; unpack it (`gunzip`)")
+        raise ValueError(
+            "the tar is compressed with gzip, so samples cannot be read by position; decompress it (`gunzip`)"
+        )

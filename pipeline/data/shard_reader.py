@@ -29,7 +29,7 @@ Slice = tuple[Shard, int, int]
 LONGEST_NAME = 100
 """Maximum length in bytes of a name in a plain tar header."""
 
-CURE = "Run `wcord check` on the data set; delete the shard and pack again to rebuild it."
+CURE = "Run `wcord check` on the dataset; delete the shard and pack again to rebuild it."
 CURE_OTHERS = (
     "Write the shard again with the members of each sample adjacent (`tar --sort=name`), remove it from data.shards, "
     "or set data.max_faulty to skip samples that cannot be read."
@@ -80,7 +80,7 @@ def slices(shards: Iterable[Shard], start: int, stop: int) -> Iterator[Slice]:
         stop: Index of the last sample plus 1.
 
     Yields:
-        The slices, in the order of the shards. Shards without a sample in the range are left out.
+        The slices, in the order of the shards. Shards without samples in the range are omitted.
     """
     offset = 0
     for shard in shards:
@@ -108,7 +108,7 @@ def read_shard(
         last: Index of the last sample plus 1.
         members: The members to read.
         tolerant: Do not raise for a shard that cannot be read.
-        beside: The cached-feature shard, and the member of it to read as `__cached__`; None if there is no cache.
+        beside: The cached-feature shard, and its member to read as `__cached__`; None if there is no cache.
 
     Yields:
         Raw samples.
@@ -156,7 +156,7 @@ def open_shard(stack: ExitStack, path: Path, shard: Shard) -> BinaryIO:
     place = origin(path.parent)
     note(f"{place}/{path.name}" if place else str(path))
     remote, fault = place is not None, None
-    for _ in range(3):  # a download may be damaged, or evicted again at once
+    for _ in range(3):  # a download may be damaged, or evicted right away
         if remote:
             fetch(path, shard.bytes, shard.state)
         try:
@@ -178,7 +178,7 @@ def open_shard(stack: ExitStack, path: Path, shard: Shard) -> BinaryIO:
 
 
 def _joined(samples: Iterator[Sample], others: Iterator[Sample], member: str) -> Iterator[Sample]:
-    """Join by key. Both are in the same order, but `others` may lack samples."""
+    """Join by key. Both have the same order, but `others` may lack samples."""
     other = next(others, None)
     for sample in samples:
         if other is not None and other["__key__"] == sample["__key__"]:
@@ -199,7 +199,7 @@ def verify_shard(path: Path, shard: Shard, stamp: tuple[int, int]) -> str | None
         stamp: Size and modification time of the file.
 
     Returns:
-        The fault, or None if the shard is valid.
+        The problem, or None if the shard is valid.
 
     Raises:
         UserError: The shard is valid, but it has another number of samples than was stated, or other members than the
@@ -212,9 +212,9 @@ def verify_shard(path: Path, shard: Shard, stamp: tuple[int, int]) -> str | None
 
 def _examine(path: Path, shard: Shard) -> str | None:
     if shard.sha256 and sha256(path) != shard.sha256:
-        return f"its sha256 is not the one in {MANIFEST}: it was damaged or changed after packing"
+        return f"its SHA-256 differs from the one in {MANIFEST}: it was damaged or changed after packing"
     if (size := path.stat().st_size) != shard.bytes:
-        return f"has {size} bytes, but {MANIFEST} says {shard.bytes}: truncated or changed"
+        return f"has {size} bytes instead of {shard.bytes} as in {MANIFEST}: truncated or changed"
     keys, extensions = set[str](), set[str]()
     faults: list[str] = []
     with path.open("rb", buffering=1 << 16) as file:
@@ -231,14 +231,14 @@ def _examine(path: Path, shard: Shard) -> str | None:
     expected = shard.total or shard.samples
     if (error := refuted(shard, path, len(keys), extensions)) is not None:
         raise error  # no policy allows it: the epoch was planned with another number
-    return None if len(keys) == expected else f"has {len(keys)} samples, but {MANIFEST} says {expected}"
+    return None if len(keys) == expected else f"has {len(keys)} samples instead of {expected} as in {MANIFEST}"
 
 
 def _note(faults: list[str], shard: Shard, name: str, fault: str) -> None:
-    """Add the fault of a member.
+    """Record a faulty member.
 
-    Foreign shards may contain members that belong to no sample. However, a name that fills its header may be the
-    truncated name of a member of a sample, so it is always a fault.
+    Foreign shards may contain members that do not belong to a sample. However, a name that fills its header may be the
+    truncated name of a sample's member, so it always counts as an error.
     """
     if shard.url and left_by(name):
         return

@@ -1,7 +1,7 @@
 """Expands `data.shards` to the URLs of shards: brace patterns, globs, lists, folders, tars and indexes of wids.
 
 The webdataset library expands braces and splits at `::`. It cannot list remote folders or globs, and it runs `pipe:`
-URLs in a shell, which is refused here.
+URLs in a shell, which this program never does.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ def shard_urls(patterns: str) -> list[str]:
             found += _listed(url)
     if compressed := next(filter(COMPRESSED.search, found), None):
         raise UserError(
-            f"{compressed}: samples of a compressed tar cannot be read by position. Unpack it to a .tar (`gunzip`). "
-            "This costs little space, since images and audio are already compressed."
+            f"{compressed}: samples of a compressed tar cannot be read by position. Decompress it to a .tar "
+            "(`gunzip`). "
+            "This takes little extra space, since images and audio are already compressed."
         )
     if twice := next((url for url in found if found.count(url) > 1), None) if len(set(found)) < len(found) else None:
         raise UserError(f"data.shards: {twice} occurs twice. Remove one of them.")
@@ -91,9 +92,9 @@ def _listed(url: str) -> list[str]:
     if path.is_dir():
         return _some(url, _tars(found for found in path.rglob("*") if not left_by(found.relative_to(path).as_posix())))
     if not path.is_file():
-        raise UserError(f"data.shards: {url}: not found.")
+        raise UserError(f"data.shards: {url}: not found. Check the path.")
     if not path.name.endswith(".tar") and not COMPRESSED.search(path.name):
-        raise UserError(f"data.shards: {url}: not a .tar. Use a packed data set or WebDataset shards.")
+        raise UserError(f"data.shards: {url}: not a .tar. Use a packed dataset or WebDataset shards.")
     return [str(path)]
 
 
@@ -129,7 +130,7 @@ def _far(url: str) -> list[str]:
 def _some(url: str, found: list[str]) -> list[str]:
     if not found:
         raise UserError(
-            f"data.shards: {url}: contains no dataset.json and no .tar. Use a packed data set, or a folder, glob or "
+            f"data.shards: {url}: contains no dataset.json and no .tar. Use a packed dataset, or a folder, glob or "
             "pattern of WebDataset shards."
         )
     return found

@@ -25,7 +25,7 @@ class Skipped:
         shard: Name of the shard.
         place: Index of the sample in the shard.
         key: Key of the sample.
-        cause: Short name of the cause, under which the sample is counted.
+        cause: Short name of the cause; samples are counted by cause.
         message: Error message.
         unpaired: The sample is valid, but lacks a modality.
         filtered: The sample is valid, but a user-defined stage dropped it.
@@ -40,7 +40,7 @@ class Skipped:
     filtered: bool = False
 
     def allowed(self, tolerant: bool, unpaired: bool) -> bool:
-        """Whether the policy allows to skip this sample.
+        """Whether the policy allows skipping this sample.
 
         Args:
             tolerant: Whether faulty samples may be skipped.
@@ -53,7 +53,7 @@ _LINE = TypeAdapter(Skipped)
 
 
 class SampleError(UserError):
-    """A sample that cannot be used. If the policy allows it, the sample is recorded and replaced by another one.
+    """Raised for a sample that cannot be used. If the policy allows it, the sample is recorded and replaced.
 
     Args:
         skipped: The record of the sample.
@@ -65,7 +65,7 @@ class SampleError(UserError):
 
 
 class Ledger:
-    """All skipped samples of a run, each once, shared by its processes and stored in a file.
+    """All skipped samples of a run, without duplicates, shared by its processes and stored in a file.
 
     Args:
         path: The file, `skipped.jsonl`.
@@ -86,7 +86,7 @@ class Ledger:
                 self.new.append(one)
 
     def counts(self) -> dict[str, int]:
-        """Cause -> number of skipped samples, including the shared ones of other processes."""
+        """Cause -> number of skipped samples, including those that other processes have shared."""
         return counts(self.known.values())
 
     def share(self, accelerator: Accelerator) -> None:
@@ -108,8 +108,9 @@ class Ledger:
         if len(faulty) > self.most * self.samples:
             raise UserError(
                 f"{len(faulty)} of {self.samples} training samples are faulty, more than data.max_faulty: {self.most} "
-                f"allows ({in_words(counts(faulty))}). The first: {faulty[0].message} {self.path} lists all of them; "
-                f"`wcord check --listed {self.path} SHARDS` checks them again."
+                f"allows ({in_words(counts(faulty))}). The first: {faulty[0].message} {self.path} lists all of them. "
+                "To "
+                f"check them again, run `wcord check --listed {self.path} SHARDS`."
             )
 
 
@@ -134,7 +135,7 @@ def read_skipped(path: Path) -> list[Skipped]:
         path: The file; it may not exist.
 
     Raises:
-        UserError: The file is not a list of skipped samples.
+        UserError: The file does not contain a list of skipped samples.
     """
     if not path.is_file():
         return []

@@ -1,4 +1,4 @@
-"""A data set opened for a run: its splits with their shards and task, and the policy for unusable samples."""
+"""A dataset opened for a run: its splits with their shards and task, and the policy for unusable samples."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Policy:
     """What to do with samples that cannot be used.
 
     Attributes:
-        max_faulty: Maximum fraction of faulty samples, in [0, 1). They are skipped; 0: the first one is an error.
-        unpaired: Samples that lack a modality: `error`, `skip`, or `keep`. `keep` keeps those that lack only the
-            teacher's modality, for the losses that need no teacher, and skips the others.
+        max_faulty: Maximum fraction of faulty samples, in [0, 1). They are skipped. With 0, the first one is an error.
+        unpaired: What to do with samples that lack a modality: `error`, `skip`, or `keep`. `keep` uses those that lack
+        only the teacher's modality, for the losses that need no teacher, and skips the others.
         max_pixels: Maximum number of pixels of an image; one with more is faulty.
     """
 
@@ -49,7 +49,7 @@ STRICT = Policy()
 
 @dataclass(frozen=True)
 class Source:
-    """A split of a data set, ready to be read.
+    """A split of a dataset, ready to be read.
 
     Args:
         layout: Folder of the shards, and where to find the samples in them.
@@ -57,10 +57,10 @@ class Source:
         task: The label or mask.
         policy: What to do with samples that cannot be used.
         cache: Cached teacher features of the samples.
-        joined: Data sets whose members are joined by key.
+        joined: Datasets whose members are joined by key.
         offset: Index of the first sample: the number of samples in the preceding sources of a mixture.
         stages: User-defined stages.
-        held: Members of the samples, all of which the stages see.
+        held: All members of the samples; the stages receive all of them.
     """
 
     layout: Layout
@@ -75,7 +75,7 @@ class Source:
 
     @property
     def folder(self) -> Path:
-        """Local folder of the data set."""
+        """Local folder of the dataset."""
         return self.layout.folder
 
     @property
@@ -123,11 +123,11 @@ class Source:
         return read_shard(self.layout, shard, first, last, self._read_members(members), self.tolerant, beside)
 
     def _read_members(self, members: frozenset[str]) -> frozenset[str]:
-        """The members to read: stages see all members, not only those that the networks need."""
+        """The members to read: stages receive all members, not only those that the networks need."""
         return members | self.held if self.stages else members
 
     def complete(self, raw: Sample, members: frozenset[str]) -> Sample:
-        """Add the members of joined data sets to a sample and apply the stages.
+        """Add the members of joined datasets to a sample and apply the stages.
 
         Args:
             raw: The raw sample.
@@ -173,7 +173,7 @@ class Source:
                     yield decode(raw["__cached__"])[0]
 
     def labelled(self) -> bool:
-        """Whether any sample has a visible label or mask with a class. Reads up to the first such sample."""
+        """Whether any sample has a visible label, or a visible mask with a labelled pixel. Stops at the first one."""
         members = self.task.members
         for raw in self.read(members):
             with suppress(SampleError):
@@ -190,7 +190,7 @@ class Source:
 
 @dataclass(frozen=True)
 class OpenDataset:
-    """A data set and those joined to it. Each `dataset.json` is read once.
+    """A dataset and those joined to it. Each `dataset.json` is read once.
 
     Args:
         folder: Folder, URL or pattern, as in the config.
@@ -199,7 +199,7 @@ class OpenDataset:
         label: The label that is the task.
         policy: What to do with samples that cannot be used.
         stages: User-defined stages.
-        others: Folder or URL, and manifest, of each data set whose members are joined by key.
+        others: Folder or URL, and manifest, of each dataset whose members are joined by key.
     """
 
     folder: str | Path
@@ -212,7 +212,7 @@ class OpenDataset:
 
     @classmethod
     def from_config(cls, config: Settings, load: Load = load_dataset) -> OpenDataset:
-        """Open the data set of a config, or the first one of a mixture.
+        """Open the dataset of a config, or the first one of a mixture.
 
         Args:
             config: The config.
@@ -225,15 +225,15 @@ class OpenDataset:
 
     @classmethod
     def of_source(cls, config: Settings, source: SourceSettings, load: Load = load_dataset) -> OpenDataset:
-        """Open one of the data sets of a config.
+        """Open one of the datasets of a config.
 
         Args:
             config: The config.
-            source: Its settings for this data set.
+            source: Its settings for this dataset.
             load: Loads a manifest.
 
         Raises:
-            UserError: The data set cannot be read, or its class names or a stage are invalid.
+            UserError: The dataset cannot be read, or its class names or a stage are invalid.
         """
         data = config.data
         policy = Policy(data.max_faulty, data.unpaired, data.max_pixels)
@@ -268,7 +268,7 @@ class OpenDataset:
         if self.manifest.samples(split) == 0:
             splits = self.manifest.splits
             known = ", ".join(f"{name} ({self.manifest.samples(name)} samples)" for name in splits) or "none"
-            raise UserError(f"{key}{self.folder}: split `{split}` has no samples; splits of this data set: {known}.")
+            raise UserError(f"{key}{self.folder}: split `{split}` has no samples; splits of this dataset: {known}.")
 
     def split(self, split: str, visible_labels: float = 1.0, seed: int = 0) -> Source:
         """Open a split. Checks that its shards exist with the expected sizes, but does not read them.
@@ -279,7 +279,7 @@ class OpenDataset:
             seed: Random seed of the choice of these samples.
 
         Raises:
-            UserError: The split has no samples, the data set has no such label, or, unless faulty samples are skipped,
+            UserError: The split has no samples, the dataset has no such label, or, unless faulty samples are skipped,
                 a shard is missing or has the wrong size.
         """
         self.check_split(split)
@@ -288,7 +288,7 @@ class OpenDataset:
         if label not in manifest.classes and (label != "label" or (manifest.classes and not others)):
             known = ", ".join(manifest.classes) or "none"
             cure = f" If its samples have one, run `wcord index` with --label {label}." if others else ""
-            raise UserError(f"{folder}: data.label: no label `{label}` in this data set; it has: {known}.{cure}")
+            raise UserError(f"{folder}: data.label: no label `{label}` in this dataset; it has: {known}.{cure}")
         if self.dense and f"{label}.png" not in manifest.fields:
             raise UserError(
                 f"{folder}: data.label: the mask `{label}` requires the member {label}.png, but no sample has it."
@@ -311,17 +311,17 @@ def open_dataset(
     join: Sequence[str] = (),
     load: Load = load_dataset,
 ) -> OpenDataset:
-    """Open a data set and those joined to it.
+    """Open a dataset and those joined to it.
 
     Args:
         folder: Folder, URL or pattern of shards.
         label: The label that is the task.
         policy: What to do with samples that cannot be used.
-        join: Folders, URLs or patterns of data sets whose members are joined by key.
+        join: Folders, URLs or patterns of datasets whose members are joined by key.
         load: Loads a manifest.
 
     Raises:
-        UserError: A data set cannot be found or read.
+        UserError: A dataset cannot be found or read.
     """
     tolerant = policy.max_faulty > 0
     others = tuple((other, load(other, "label", tolerant)) for other in join)
@@ -338,9 +338,9 @@ def open_split(
     policy: Policy = Policy(),
     join: Sequence[str] = (),
 ) -> Source:
-    """Open a split of a data set. Checks that its shards exist with the expected sizes, but does not read them.
+    """Open a split of a dataset. Checks that its shards exist with the expected sizes, but does not read them.
 
-    All samples of a data set without classes are unlabelled.
+    All samples of a dataset without classes are unlabelled.
 
     Args:
         folder: Folder, URL or pattern of shards.
@@ -349,7 +349,7 @@ def open_split(
         visible_labels: Fraction of the samples whose label is used, in (0, 1].
         seed: Random seed of the choice of these samples.
         policy: What to do with samples that cannot be used.
-        join: Folders, URLs or patterns of data sets whose members are joined by key.
+        join: Folders, URLs or patterns of datasets whose members are joined by key.
 
     Raises:
         UserError: See `open_dataset` and `OpenDataset.split`.

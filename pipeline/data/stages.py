@@ -49,7 +49,7 @@ def read(source: Source, members: frozenset[str], epoch: int, parts: Iterable[Sl
 def shuffle(size: int, rng: random.Random, samples: Iterable[Sample]) -> Iterator[Sample]:
     """Shuffle a stream through a buffer.
 
-    `webdataset.shuffle` emits samples before its buffer is full, so it shuffles the first samples less well.
+    Not `webdataset.shuffle`, which emits samples before its buffer is full and thus shuffles the first ones less well.
 
     Args:
         size: Size of the buffer in samples; 0 or 1 keeps the order.

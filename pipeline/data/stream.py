@@ -1,11 +1,11 @@
-"""The paired stream: from shards to batches in which every network gets its view of the same samples.
+"""The paired stream: from shards to batches in which every network is given its view of the same samples.
 
 The order of samples is a pure function of (seed, epoch, rank, worker). An epoch shuffles the shards, concatenates their
 samples and assigns one contiguous range of batches to each reader (a worker of a rank). Therefore every rank takes the
-same number of steps, each sample is read by one reader, fewer shards than readers work, and a stream can start at any
-batch. A sample that cannot be used is replaced by one from a neighbouring batch, which is then seen twice.
+same number of steps, each sample is read by exactly one reader, there may be fewer shards than readers, and a stream
+can start at any batch. An unusable sample is replaced by one from a neighbouring batch, which is then used twice.
 
-A little over 350 lines: the training stream, the evaluation stream, and the loader that both share.
+A little over 350 lines, since it contains the training stream, the evaluation stream, and the loader for both.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ class Drawn:
 
 
 def assemble(raws: Sequence[Drawn], spare: Sequence[Drawn]) -> Batch:
-    """Build a batch. Samples that cannot be used are replaced by spare samples, or else by others of the batch.
+    """Build a batch. Unusable samples are replaced by spare samples, or else by other samples of the batch.
 
     Args:
         raws: The samples of the batch.
@@ -170,7 +170,7 @@ def assemble(raws: Sequence[Drawn], spare: Sequence[Drawn]) -> Batch:
         The batch; `skipped` lists the samples that could not be used.
 
     Raises:
-        UserError: No sample can be used, or one has a fault that the policy does not allow.
+        UserError: No sample can be used, or the policy does not allow skipping one.
     """
     skipped: list[Skipped] = []
     spares = _usable(spare, skipped)
@@ -223,7 +223,7 @@ def ready(prepare: Prepare, raw: Sample, epoch: int, skipped: list[Skipped]) -> 
         The sample; None if it was skipped.
 
     Raises:
-        SampleError: The sample cannot be used, and the policy does not allow to skip it.
+        SampleError: The sample cannot be used, and the policy does not allow skipping it.
     """
     try:
         return prepare(raw, epoch)
@@ -306,13 +306,13 @@ def loader(
         workers: Number of loader processes; 0 loads in this process.
         device: Device of the tensors.
         rest: Samples that were skipped after the last batch are appended here.
-        timeout: Seconds to wait for a batch of the loader processes before it is an error; 0 to wait without limit.
+        timeout: Seconds to wait for a batch from the loader processes before failing; 0 means no limit.
 
     Yields:
         Batches on the device.
 
     Raises:
-        UserError: A worker found a fault, died, or gave no batch in time.
+        UserError: A worker reported an error, died, or delivered no batch in time.
     """
     files = reading.slots(workers)
     batches: DataLoader[Any] = DataLoader(
@@ -337,8 +337,9 @@ def loader(
     except (RuntimeError, ConnectionError, EOFError) as error:  # the last two while a batch is transferred
         if "DataLoader timed out" in str(error):
             raise UserError(
-                f"the loader processes gave no batch within {timeout:g} s (train.timeout). They are reading "
-                f"{reading.in_words(files)}. Check that disk or network, or raise train.timeout; resume with --resume."
+                f"the loader processes delivered no batch within {timeout:g} s (train.timeout). They are reading "
+                f"{reading.in_words(files)}. Check this disk or the network, or raise train.timeout; then run with "
+                "--resume."
             ) from None
         if (died := worker_died(error)) is None and isinstance(error, RuntimeError):
             raise
@@ -362,7 +363,7 @@ def _died(reason: str) -> UserError:
 
 @cache
 def _kill_workers_at_exit() -> None:
-    """Python would send SIGTERM to the workers, which ignore it, and wait forever."""
+    """Without this, Python would send SIGTERM to the workers, which ignore it, and wait forever."""
     atexit.register(_kill_workers)
 
 

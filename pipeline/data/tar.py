@@ -1,7 +1,7 @@
-"""Members of a tar, in order, read once from front to back, and grouped to samples.
+"""Reads the members of a tar sequentially and groups them into samples.
 
-Several times faster than the standard library, by which webdataset reads. Format: POSIX.1-1988 (ustar), with the long
-names of POSIX.1-2001 (pax) and of GNU tar. Names: those of WebDataset.
+Several times faster than the standard library, which webdataset uses. Format: POSIX.1-1988 (ustar), with the long
+names of POSIX.1-2001 (pax) and of GNU tar. Member names follow WebDataset.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pipeline.common.file_names import left_by
 T = TypeVar("T")
 
 UNNAMED, TWICE = "not named KEY.MEMBER", "twice in one sample"
-"""Faults of a member name."""
+"""What can be wrong with a member name."""
 
 ABOUT = re.compile(r"__[^/]*__(/|$)")
 """Names of members that belong to the shard, not to a sample: `__meta__/…`. WebDataset skips them."""
@@ -34,7 +34,7 @@ def split_name(name: str) -> tuple[str, str] | None:
         name: The name in the tar.
 
     Returns:
-        Key, and member in lower case; None for a name that WebDataset skips since it lacks one of them.
+        The key, and the member in lower case; None if the name lacks one of them, in which case WebDataset skips it.
 
     Source: `base_plus_ext` and `group_by_keys` of https://github.com/webdataset/webdataset.
     """
@@ -46,7 +46,7 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 
 def skip_unnamed(name: str, fault: str) -> None:
-    """Handle a faulty member as WebDataset does: skip it if it belongs to no sample.
+    """Handle a faulty member as WebDataset does: skip it if it does not belong to a sample.
 
     Args:
         name: The name in the tar.
@@ -66,9 +66,9 @@ def group_members(
 
     Args:
         members: Name and content of each member, in the order of the tar.
-        found: Called with the name and the fault (UNNAMED or TWICE) of each faulty member, which is then skipped. A
-            name that leads out of the folder where the tar is unpacked, or is of a file that systems leave, counts as
-            UNNAMED.
+        found: Called with the name and the problem (UNNAMED or TWICE) of each faulty member, which is then skipped. A
+            name that would be extracted outside the target folder, or of a file that operating systems leave behind,
+            counts as UNNAMED.
 
     Yields:
         Key of a sample, and member -> content.
@@ -100,7 +100,7 @@ def _leads_out(name: str) -> bool:
 
 
 def in_members(members: Set[str]) -> Callable[[str], bool]:
-    """A filter for `read_members` that selects members of samples.
+    """Make a filter for `read_members` that selects members of samples.
 
     Args:
         members: The members, without keys.
@@ -127,9 +127,10 @@ def read_members(file: BinaryIO, wanted: Callable[[str], bool]) -> Iterator[tupl
         Name and bytes of each regular file; None instead of bytes if it is not wanted.
 
     Raises:
-        ValueError: The tar is damaged or truncated, has no end mark, or has data after it, which readers would ignore.
+        ValueError: The tar is damaged or truncated, has no end mark, or has data after it, which tar tools would
+            ignore.
     """
-    name, size = "", -1  # of an extended header, for the member after it
+    name, size = "", -1  # from an extended header, for the next member
     while (header := _exactly(file, BLOCK)).strip(b"\0"):
         _verify(header)
         kind = header[156:157]
@@ -154,7 +155,7 @@ def read_members(file: BinaryIO, wanted: Callable[[str], bool]) -> Iterator[tupl
                 raise ValueError(f"{name} is truncated")
             yield name, data
             file.seek(padding, 1)
-        elif kind not in b"123456":  # links, devices and folders have no data, whatever size they declare
+        elif kind not in b"123456":  # links, devices and folders have no data, regardless of the declared size
             file.seek(length + padding, 1)
             if plain:
                 yield name, None
@@ -172,7 +173,7 @@ def _exactly(file: BinaryIO, size: int) -> bytes:
 
 
 def _verify(header: bytes) -> None:
-    """Compare the checksum, for which its own eight bytes count as spaces."""
+    """Compare the checksum, in which its own eight bytes count as spaces."""
     if _number(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * 32:
         raise ValueError("it is damaged: a header is invalid")
 

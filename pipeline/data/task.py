@@ -18,7 +18,7 @@ from pipeline.data.shard_reader import Sample
 
 @dataclass(frozen=True)
 class Task:
-    """The label of a data set that is the task, and the fraction of samples whose label is used.
+    """The label of a dataset that is the task, and the fraction of samples whose label is used.
 
     Args:
         label: Name of the label: `label` (in `label.txt`), a label in `meta.json`, or a mask.
@@ -27,7 +27,7 @@ class Task:
         visible: Fraction of samples whose label is used, chosen by a hash of key and seed.
         seed: Random seed of this choice.
         foreign: Location of the label in foreign shards.
-        renumbered: Class in this data set -> class in the first data set of a mixture; () if they are the same.
+        renumbered: Class in this dataset -> class in the first dataset of a mixture; () if they are the same.
     """
 
     label: str
@@ -80,12 +80,12 @@ class Task:
                 raw,
                 "label",
                 f"{place_of(raw)}: label `{text[:40]}` is not a class index in 0..{self.classes - 1}; "
-                "run `wcord check` on the data set and pack it again.",
+                "run `wcord check` on the dataset and pack it again.",
             )
         return {"label": self._shown(raw, label), "group": number}
 
     def _shown(self, raw: Sample, label: int) -> int:
-        """The class that training sees; -1 if unlabelled or hidden."""
+        """The class used in training; -1 if unlabelled or hidden."""
         if label < 0 or not self._shows(raw):
             return -1
         return self.renumbered[label] if self.renumbered else label
@@ -113,11 +113,11 @@ class Task:
         try:
             return read_mask(raw[member], self.values)
         except ValueError as error:
-            message = f"{place_of(raw)}: {member}: {error}. Run `wcord check` on the data set."
+            message = f"{place_of(raw)}: {member}: {error}. Run `wcord check` on the dataset."
             raise sample_error(raw, member, message) from None
 
     def labels(self, raw: Sample) -> bool:
-        """Whether a raw sample has a visible label, or a visible mask with at least one pixel that has a class."""
+        """Whether a raw sample has a visible label, or a visible mask with at least one labelled pixel."""
         mask = self.read_mask(raw) if self.mask else None
         return self.read(raw, meta_of(raw))["label"] >= 0 or (mask is not None and bool((mask >= 0).any()))
 

@@ -21,10 +21,10 @@ class UserStage:
 
     Args:
         path: `package.module:name`.
-        setting: The config key or option that names it, for messages.
+        setting: The config key or option that specifies it, for messages.
 
     Raises:
-        UserError: There is no such function.
+        UserError: The function does not exist.
     """
 
     def __init__(self, path: str, setting: str = "data.stages") -> None:
@@ -34,7 +34,9 @@ class UserStage:
         except ValueError as error:
             raise UserError(f"{setting}: {error}") from None
         if not callable(self.stage):
-            raise UserError(f"{setting}: {path} is not a function. A stage maps an iterator of samples to samples.")
+            raise UserError(
+                f"{setting}: {path} is not a function. A stage takes an iterator of samples and yields samples."
+            )
 
     def __call__(self, raw: Sample) -> Sample:
         """Apply the stage to one sample.
@@ -51,7 +53,7 @@ class UserStage:
         """
         try:
             found: Sequence[Any] = list(self.stage(iter([raw])))
-        except Exception as error:  # of a user's own code
+        except Exception as error:  # user code may raise any error
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise UserError(f"{self.setting}: {self.path} failed on {place_of(raw)}: {reason}") from error
         if not found:

@@ -18,11 +18,11 @@ def once_a_machine(path: Path, about: str, examine: Callable[[], str | None]) ->
 
     Args:
         path: The file.
-        about: Text that identifies the state of the file and what it is compared with: size, modification time, hash.
-        examine: Verifies the file. Returns the fault, or None.
+        about: Text that identifies the state of the file and its expected content: size, modification time, hash.
+        examine: Verifies the file. Returns the problem, or None.
 
     Returns:
-        The fault, or None if the file is valid.
+        The problem, or None if the file is valid.
     """
     name = blake2b(f"{path.absolute()}\0{about}".encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
     note = cache_folder() / "verified" / name[:2] / name

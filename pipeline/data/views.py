@@ -13,8 +13,8 @@ from modalities.base import Modality
 from modalities.geometry import Geometry
 
 Batch = base.Batch
-"""B samples. Contains what losses read (`label`, `group`, `index`, `mask`); role -> result of the modality's `collate`;
-`key`, a list of B strings; and `skipped`, the samples that were skipped."""
+"""B samples. Contains the inputs of losses (`label`, `group`, `index`, `mask`); role -> result of the modality's
+`collate`; `key`, a list of B strings; and `skipped`, the samples that were skipped."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class View:
     Attributes:
         modality: The modality.
         size: Side of images in pixels.
-        crop: Side of the central part that the encoder sees, as a fraction of the image or of the drawn crop.
+        crop: Side of the centre crop that the encoder receives, as a fraction of the image or of the random crop.
     """
 
     modality: Modality
@@ -32,12 +32,12 @@ class View:
     crop: float = 1.0
 
     def whole(self, value: Any) -> Tensor:
-        """The input for evaluation from a decoded value: not augmented, and only the central `crop`."""
+        """The evaluation input from a decoded value: the centre `crop`, without augmentation."""
         return self.modality.augment(value, Geometry().centre(self.crop), self.size, None)
 
 
 ViewSpec = View | tuple[View, ...]
-"""The input of a network: one view, or several that it joins."""
+"""The input of a network: one view, or several that it combines."""
 
 
 def required_members(sight: ViewSpec) -> frozenset[str]:
@@ -51,7 +51,7 @@ def collate_view(sight: ViewSpec, seen: Sequence[Any]) -> Any:
 
     Args:
         sight: The views of the network.
-        seen: The input from each sample: a tensor, or a tuple with one per view.
+        seen: The input from each sample: a tensor, or a tuple with one tensor per view.
 
     Returns:
         The batch of the modality, or a tuple with one per view.
@@ -67,5 +67,5 @@ def several(sight: ViewSpec) -> tuple[View, ...]:
 
 
 def same_modality(a: Modality, b: Modality) -> bool:
-    """Whether two modalities have the same class and settings, so that they decode equally."""
+    """Whether two modalities have the same class and settings, and therefore decode identically."""
     return type(a) is type(b) and vars(a) == vars(b)

@@ -31,7 +31,7 @@ def training_cost(run: Path, batch_size: int) -> dict[str, float]:
 
     Returns:
         `train/seconds`, `train/seconds_per_step` (median over the lines), `train/peak_memory_mib`,
-        `train/energy_joules` and `train/nonfinite_steps`, as far as the log has them.
+        `train/energy_joules` and `train/nonfinite_steps`, as far as the log contains them.
     """
     rows = read_log(run / "metrics.jsonl", []).values()
     names = ("seconds", "peak_memory_mib", "energy_joules", "nonfinite_steps")
@@ -50,7 +50,7 @@ def unpaired(run: Path) -> dict[str, float]:
 
 def multiply_adds(network: nn.Module, batch: Any) -> float:
     """Multiply-adds of one forward pass: half the FLOPs of its matrix products and convolutions."""
-    # The counter does not support all fused kernels.
+    # The FLOP counter does not support all fused kernels.
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

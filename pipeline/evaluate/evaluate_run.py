@@ -59,19 +59,21 @@ def evaluate(run: str | Path, probe: Sequence[str | Path] = ()) -> Results:
     """Evaluate a finished run on its test split.
 
     Writes `results.json` and `evaluation/`, and sends the retrieval gallery to the trackers. Teacher, student and an
-    untrained student (`random/`: its architecture with random weights, never pretrained ones) are measured in the same
-    way: accuracy of the head on the test split, and linear probe and k-NN on frozen features, which are fitted on ALL
-    training labels, even if the student saw fewer. Without labels there are no accuracies, and retrieval comes first.
+    untrained student (`random/`: the same architecture with random, never pretrained weights) are measured in the same
+    way: accuracy of the head on the test split, and linear probe and k-NN on frozen features. The latter two are fitted
+        on
+    ALL training labels, even if the student was trained on fewer. Without labels, there are no accuracies, and
+    retrieval is reported first.
 
     Args:
         run: The run folder.
-        probe: Packed data sets, the same or others, on which to probe the layers of the student.
+        probe: Packed datasets (the same or others) on which to probe the layers of the student.
 
     Returns:
         Name -> value, as in `results.json`. Accuracies and recalls are in [0, 1].
 
     Raises:
-        UserError: The run is not finished, or its teacher, data set or a baseline is missing.
+        UserError: The run is not finished; or its teacher, its dataset or a baseline is missing.
 
     Example:
         ```python
@@ -81,7 +83,7 @@ def evaluate(run: str | Path, probe: Sequence[str | Path] = ()) -> Results:
     """
     run = Path(run)
     if not (run / "config.yaml").is_file():
-        raise UserError(f"{run}: not a run folder (no config.yaml). Give the `run` of a config that was trained.")
+        raise UserError(f"{run}: not a run folder (no config.yaml). Pass the run folder that `wcord train` created.")
     config = configs.load(run / "config.yaml")
     baselines, metrics = _baselines(config), load_metrics(config.evaluation.metrics)
     data = OpenDataset.from_config(config)
@@ -138,11 +140,11 @@ def evaluate(run: str | Path, probe: Sequence[str | Path] = ()) -> Results:
 
 
 def probe_layers(network: Network | Joint, folder: str | Path, config: Config) -> Results:
-    """Fit a linear probe and k-NN on each layer of a frozen network, on another data set.
+    """Fit a linear probe and k-NN on each layer of a frozen network, on another dataset.
 
     Args:
         network: The network.
-        folder: The packed data set. Its training split is used for fitting.
+        folder: The packed dataset. Its training split is used for fitting.
         config: Config of the run, for workers, split and neighbours.
 
     Returns:
@@ -150,12 +152,12 @@ def probe_layers(network: Network | Joint, folder: str | Path, config: Config) -
         mean of each feature map, in order.
 
     Raises:
-        UserError: The data set has no classes or lacks a split.
+        UserError: The dataset has no classes or lacks a split.
     """
     data = open_dataset(folder, policy=Policy(config.data.max_faulty, config.data.unpaired, config.data.max_pixels))
     classes = data.manifest.classes
     if not classes:
-        raise UserError(f"{folder}: the data set has no classes to probe; pack it with labels.")
+        raise UserError(f"{folder}: the dataset has no classes, which probes require; pack it with labels.")
     data = replace(data, label=config.data.label if config.data.label in classes else next(iter(classes)))
     train, test = data.split("train"), data.split(config.evaluation.split)
     seen = embed({"pooled": network}, train, config, layers=True, most=config.evaluation.samples)
@@ -219,7 +221,7 @@ def embed(
             known = {role: own for role, own in masks.items() if networks[role].classes == tally.names}
             tally.add(batch["key"], batch["mask"], known)
     if not found.keys:
-        raise UserError(f"{source.folder}: no sample can be read; run `wcord check` on the data set.")
+        raise UserError(f"{source.folder}: no sample can be read; run `wcord check` on the dataset.")
     found.label = np.concatenate(label)
     found.features = {role: np.concatenate(parts) for role, parts in features.items()}
     found.prediction = {role: np.concatenate(parts) for role, parts in prediction.items() if parts}
@@ -239,7 +241,7 @@ def _networks(run: Path, config: Config, data: OpenDataset) -> dict[str, Network
 
 
 def _untrained(student: Network | Joint, seed: int) -> Network | Joint:
-    """The student with random weights. The description of a saved network never names pretrained weights."""
+    """The student with random weights. The description of a saved network never refers to pretrained weights."""
     torch.manual_seed(seed)
     parts = [cast(Network, part).spec for part in student.networks] if isinstance(student, Joint) else [student.spec]
     modality, encoder = ([part[name] for part in parts] for name in ("modality", "encoder"))
@@ -269,7 +271,7 @@ def _write_examples(
     config: Config,
 ) -> None:
     own = networks["student"].classes or []
-    shown = classes or own  # zero-shot classes, if the data set has none
+    shown = classes or own  # zero-shot classes, if the dataset has none
     unknown = np.full(len(found.keys), -1)
     samples = {
         "keys": np.array(found.keys),
@@ -283,7 +285,7 @@ def _write_examples(
 
 
 def _in_order(results: Results) -> Results:
-    """Put retrieval and its references first if there are no labels: they are then the main results."""
+    """Put retrieval and its references first if there are no labels, since they are then the main results."""
     if any(name.startswith("student/") for name in results):
         return results
     first = ("samples/", "retrieval/", "random/retrieval/", "chance/")

@@ -1,4 +1,4 @@
-"""The retrieval gallery: queries of the student and the nearest pictures of the teacher's modality."""
+"""The retrieval gallery: queries in the student's modality and the nearest pictures in the teacher's modality."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class Query:
 
 
 def queries(e: Embeddings, thumbnails: Thumbnails) -> list[Query]:
-    """Choose queries evenly over the classes, to avoid cherry-picking.
+    """Choose queries evenly across the classes, to avoid cherry-picking.
 
     Raises:
         ValueError: The run has no teacher.
     """
     if e.teacher is None or thumbnails.teacher is None:
-        raise ValueError("a gallery needs embeddings and pictures of a teacher")
+        raise ValueError("a gallery requires embeddings and pictures of a teacher")
     rows = thumbnails.rows
     by_class = np.argsort(e.label[rows], kind="stable")
     found = []
@@ -63,7 +63,7 @@ def verdict(e: Embeddings, row: int, other: int) -> Literal["right", "wrong", "o
 def picture(e: Embeddings, thumbnails: Thumbnails) -> np.ndarray:
     """Render the gallery as uint8 RGB `[H, W, 3]`, one row per query.
 
-    Neighbours with the class of the query have a green border, others a red one.
+    Neighbours of the same class as the query have a green border, all others a red one.
     """
     assert thumbnails.teacher is not None
     lines = []

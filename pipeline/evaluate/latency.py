@@ -14,7 +14,7 @@ ROUNDS, WARMUP = 30, 3
 def latency(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
     """Measure the median latency of each call in ms, in one thread.
 
-    The calls are interleaved, so that other load on the machine affects all of them equally.
+    The calls are interleaved, so other load on the machine affects all of them equally.
 
     Args:
         calls: Name -> function without arguments.

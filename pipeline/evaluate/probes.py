@@ -1,4 +1,4 @@
-"""Quality of frozen features: classifiers on top of them."""
+"""Measures the quality of frozen features with classifiers on top of them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def accuracy(prediction: np.ndarray, label: np.ndarray) -> Scores:
 
 
 def never_predicted(counts: np.ndarray, classes: Sequence[str]) -> str:
-    """A sentence on the classes that test samples have but that are never predicted; empty if there are none.
+    """A sentence on classes that occur in the test split but are never predicted; empty if there are none.
 
     Args:
         counts: Counts of (true class, predicted class) `[K, K]`.

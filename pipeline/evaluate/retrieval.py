@@ -19,10 +19,9 @@ DRAWS = 1000
 
 
 def ranks(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-    """Rank, from 1, of the partner of each query by cosine similarity.
+    """Rank of each query's partner by cosine similarity, starting at 1.
 
-    Ties count against the query, so that constant features retrieve nothing. A vector that is not finite has the last
-    rank.
+    Ties count against the query, so constant features retrieve nothing. A vector that is not finite gets the last rank.
 
     Args:
         queries: Features `[N, D]`.
@@ -62,7 +61,7 @@ def summary(rank: np.ndarray) -> Scores:
 def intervals(rank: np.ndarray, seed: int = 0) -> Scores:
     """95 % intervals for the sampling of the queries: Wilson for recalls, percentile bootstrap for the median rank.
 
-    For recalls, the bootstrap would give an empty interval where no query, or each query, finds its partner.
+    For recalls, the bootstrap would give an empty interval if none or all of the queries find their partner.
 
     Args:
         rank: Ranks `[N]`.

@@ -33,8 +33,8 @@ def confusion(prediction: Tensor, label: Tensor, classes: int) -> Tensor:
 def scores(counts: Tensor, names: Sequence[str]) -> dict[str, float]:
     """Compute segmentation scores from `confusion`.
 
-    Only classes that occur in the ground truth are averaged, so that the mean does not depend on the prediction.
-    Pixels that are predicted as another class still lower the IoU of their own.
+    Only classes that occur in the ground truth are averaged, so the set of averaged classes does not depend on the
+    prediction. Pixels that are predicted as another class still lower the IoU of their true class.
 
     Args:
         counts: `[K, K]` (true, predicted).

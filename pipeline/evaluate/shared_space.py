@@ -20,12 +20,12 @@ SPACE = "space.safetensors"
 class Space:
     """Standardisation of both sides, and ridge regression from the student to the teacher.
 
-    It measures how much of the teacher's features the student's features contain, for any training loss.
+    It measures how much of the teacher's features can be recovered from the student's, whatever the training loss.
 
     Attributes:
         student: Standardisation of the student, fitted on the training split.
         teacher: Standardisation of the teacher.
-        weights: Of the regression, `[D_S, D_T]`.
+        weights: Regression weights, `[D_S, D_T]`.
     """
 
     student: Standard
@@ -55,7 +55,7 @@ class Space:
         return self.teacher(x)
 
     def save(self, path: Path) -> None:
-        """Write it as safetensors; `load_space` reads it."""
+        """Write the space as safetensors; `load_space` reads it."""
         sides = {"student": self.student, "teacher": self.teacher}
         arrays = {f"{name}.{part}": getattr(side, part) for name, side in sides.items() for part in ("mean", "scale")}
         write_atomic(path, save({**arrays, "weights": np.ascontiguousarray(self.weights)}))

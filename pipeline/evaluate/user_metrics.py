@@ -1,4 +1,4 @@
-"""Metrics of the user: functions of labels and predictions, such as those of `sklearn.metrics`."""
+"""User-defined metrics: functions of labels and predictions, such as those in `sklearn.metrics`."""
 
 from __future__ import annotations
 
@@ -29,11 +29,13 @@ def load_metrics(paths: Sequence[str]) -> dict[str, Metric]:
     for path in paths:
         try:
             metric = import_object(path)
-        except Exception as error:  # importing a module of the user may raise any error
+        except Exception as error:  # importing user code may raise any error
             raise UserError(f"evaluation.metrics: {error}") from error
         name = path.partition(":")[2]
         if not callable(metric) or name in found:
-            reason = "there are two of this name" if name in found else "is not a function metric(label, prediction)"
+            reason = (
+                "another metric has the same name" if name in found else "is not a function metric(label, prediction)"
+            )
             raise UserError(f"evaluation.metrics: {path}: {reason}.")
         found[name] = metric
     return found

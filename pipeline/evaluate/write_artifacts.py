@@ -1,4 +1,4 @@
-"""Stores individual samples, so that the report needs neither the data nor the networks.
+"""Stores individual samples, so the report needs neither the data nor the networks.
 
 The files in `evaluation/` are `embeddings.npz`, `thumbnails.npz`, `captions.json`, `confusion.npz` and, for
 segmentation, `masks.npz`.
@@ -95,7 +95,7 @@ def write_confusion(
 
 
 def write_masks(folder: Path, views: Mapping[str, ViewSpec], source: Source, tally: SegmentationEvaluator) -> None:
-    """Write a few true and predicted masks with the pictures that the networks saw, to `masks.npz`."""
+    """Write a few true and predicted masks to `masks.npz`, with the pictures that the networks received."""
     if not tally.shown:
         return
     keys = [one["key"] for one in tally.shown]

@@ -1,4 +1,4 @@
-"""Exports a student for other programs: ONNX, PyTorch, the model card and standalone scripts."""
+"""Exports a student for use without wcord: ONNX, PyTorch, a model card and standalone scripts."""
 
 from typing import TYPE_CHECKING
 

@@ -36,15 +36,15 @@ from pipeline.models.build import build_teacher
 from pipeline.models.network import Joint, Network, load_network, save_network
 
 CALIBRATION, TESTED, BATCH = 256, 2000, 32
-"""Training samples for int8 calibration, test samples for comparing accuracies, and batch size."""
+"""Number of training samples for int8 calibration, number of test samples for comparing accuracies, batch size."""
 
 PREPROCESS = "preprocess.py"
 
 SCRIPTS = ("predict.py", "load.py", "files.py")
-"""Scripts of `portable` that read files and run a graph, copied under the same names."""
+"""Scripts of `portable` that read files and run a graph; they are copied under the same names."""
 
 GRAPHS = ("model.pt2", "model.onnx", "model.int8.onnx", *SCRIPTS)
-"""Files that a network without a graph does not have."""
+"""Files that are omitted if the network cannot be exported as a graph."""
 
 READERS = {RGB: "rgb.py", Depth: "depth.py", Points: "points.py", Audio: "audio.py", Text: "text.py"}
 
@@ -53,27 +53,27 @@ def export(run: Path, out: Path) -> Export:
     """Write the student of a finished run to a new folder; docs/exporting.md lists the files.
 
     If a network cannot be exported as a graph, or ONNX differs from PyTorch by more than `TOLERANCE`, those files are
-    omitted and the model card says so.
+    omitted, and the model card states the reason.
 
     Args:
         run: The run folder.
         out: A new or empty folder.
 
     Returns:
-        What was written and measured.
+        The files written and the measurements.
 
     Raises:
-        UserError: The run is not finished or its data set is missing, or `out` is not empty.
+        UserError: The run is not finished or its dataset is missing, or `out` is not empty.
     """
     if not (run / "config.yaml").is_file():
-        raise UserError(f"{run}: not a run folder (no config.yaml). Give the `run` of a config that was trained.")
+        raise UserError(f"{run}: not a run folder (no config.yaml). Pass the run folder that `wcord train` created.")
     _check_free(out)
     for module in ("onnx", "onnxscript", "onnxruntime"):
         require_package(module, "export")
     part = out.absolute().with_name(f".{out.absolute().name}.part")
     with owned(out):
-        _check_free(out)  # another export may have ended meanwhile
-        shutil.rmtree(part, ignore_errors=True)  # of an export that was killed
+        _check_free(out)  # another export may have finished meanwhile
+        shutil.rmtree(part, ignore_errors=True)  # leftovers of a killed export
         try:
             done = _export(run, part)
             if out.exists():
@@ -109,7 +109,7 @@ def _export(run: Path, out: Path) -> Export:
     try:
         _write_graphs(network, done, train, test)
     except UserError as error:
-        done.notes.append(f"No model.pt2 and no ONNX: {error}.")
+        done.notes.append(f"model.pt2 and the ONNX files are missing: {error}.")
         for name in GRAPHS:
             (out / name).unlink(missing_ok=True)
     done.latency = _latencies(config, data, network, done)
@@ -168,11 +168,12 @@ def _write_preprocessing(network: Network | Joint, done: Export) -> None:
             copyfile(folder / source, done.folder / name)
     elif len(parts) == 1 and type(parts[0].encoder).extract_features is not Encoder.extract_features:
         done.notes.append(
-            "No preprocess.py: use `transformers.AutoFeatureExtractor.from_pretrained(FOLDER, subfolder='encoder')` "
+            "preprocess.py is missing: use `transformers.AutoFeatureExtractor.from_pretrained(FOLDER, "
+            "subfolder='encoder')` "
             "for audio; its outputs are the inputs of model.onnx and model.pt2."
         )
     else:
-        done.notes.append(f"No preprocess.py: the preprocessing of {seen} needs the wcord package.")
+        done.notes.append(f"preprocess.py is missing: the preprocessing of {seen} requires the wcord package.")
 
 
 def _check_own_script(network: Network | Joint, source: Source, done: Export) -> None:
@@ -230,7 +231,7 @@ def _latencies(config: Config, data: OpenDataset, network: Network | Joint, done
         if (teacher := build_teacher(config, data)) is not None:
             networks = {"teacher": teacher.eval(), **networks}
     except UserError as error:
-        done.notes.append(f"The teacher was not measured: {error}")
+        done.notes.append(f"The latency of the teacher was not measured: {error}")
     views = {role: one.view for role, one in networks.items()}
     batch = next(iter(_batches(data.split(config.evaluation.split), views, 1)))
     one = {role: _row(batch[role]) for role in networks}
@@ -262,7 +263,7 @@ def push(folder: Path, repository: str) -> str:
         The address of the upload.
 
     Raises:
-        UserError: The hub rejects it, e.g. because there is no login, permission or network.
+        UserError: The upload fails, e.g. because of a missing login, permission or network connection.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -274,5 +275,5 @@ def push(folder: Path, repository: str) -> str:
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"--push {repository}: {reason} Log in with `hf auth login`; the export is in {folder}."
+            f"--push {repository}: {reason} Log in with `hf auth login`. The export itself is complete: {folder}."
         ) from None

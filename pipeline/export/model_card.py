@@ -19,30 +19,30 @@ FILES = {
     "model.safetensors": "all weights; `wcord.load` reads them together with `network.json`",
     "encoder": "the encoder alone, for `transformers.AutoModel.from_pretrained(FOLDER, subfolder='encoder')`",
     "tokenizer": "the tokenizer, for `transformers.AutoTokenizer`",
-    "model.pt2": "for PyTorch only: `torch.export.load('model.pt2').module()`; load it only from sources you trust",
-    "model.onnx": "the network in ONNX (fp32), any batch size",
+    "model.pt2": "the network for PyTorch: `torch.export.load('model.pt2').module()`; only load files that you trust",
+    "model.onnx": "the network in ONNX (fp32), for any batch size",
     "model.int8.onnx": "the network in ONNX (int8)",
-    "preprocessing.json": "settings of the preprocessing, and the classes",
-    "preprocess.py": "the preprocessing in Python; it needs numpy and the packages in its first lines",
-    "predict.py": "`python predict.py FILE …`: labels with ONNX Runtime",
-    "load.py": "`python load.py FILE …`: features and labels in plain PyTorch",
+    "preprocessing.json": "preprocessing settings, and the classes",
+    "preprocess.py": "the preprocessing in Python; requires numpy and the packages in its first lines",
+    "predict.py": "`python predict.py FILE …` predicts labels with ONNX Runtime",
+    "load.py": "`python load.py FILE …` computes features and labels in plain PyTorch",
     "files.py": "reads files for both scripts",
-    "space.safetensors": "the shared space of student and teacher, for `wcord search`",
+    "space.safetensors": "the shared embedding space of student and teacher, for `wcord search`",
 }
 
 
 @dataclass
 class Export:
-    """What was written and measured.
+    """The results of an export.
 
     Attributes:
         folder: The exported folder.
-        difference: Largest difference between ONNX and PyTorch; None without ONNX.
+        difference: Largest difference between ONNX and PyTorch outputs; None without ONNX.
         quantised: How the int8 file was made.
         top1: File -> top-1 accuracy in [0, 1].
         tested: Number of test samples of `top1`.
         latency: Name -> latency per sample in ms.
-        notes: What is missing and why, a sentence each.
+        notes: One sentence on everything that is missing, with the reason.
     """
 
     folder: Path
@@ -55,14 +55,14 @@ class Export:
 
 
 def card(run: Path, config: Config, network: Network | Joint, dataset: Dataset, done: Export) -> str:
-    """Write the model card as Markdown with the metadata that model hubs read.
+    """Write the model card as Markdown, with the metadata that model hubs read.
 
     Args:
         run: The run folder.
         config: Config of the run.
         network: The student.
-        dataset: The data set it was trained on.
-        done: What was exported.
+        dataset: The dataset it was trained on.
+        done: The export.
     """
     parts = [
         _metadata(network, dataset),
@@ -91,7 +91,7 @@ def _about(config: Config, network: Network | Joint, dataset: Dataset) -> str:
         "",
         f"- **Data**: {plain(dataset.name)}, {dataset.samples('train')} training samples, split "
         f"{plain(dataset.split_rule)}.",
-        f"- **Licence of the data**: {plain(dataset.licence)}. It may also apply to models trained on the data.",
+        f"- **Licence of the data**: {plain(dataset.licence)}. It may also apply to models trained on this data.",
         f"- **Teacher**: {_teacher(config)}.",
         f"- **Losses**: {plain(', '.join(config.losses))}; {_length(config)} of {config.data.batch_size} samples.",
     ]
@@ -115,7 +115,7 @@ def _length(config: Config) -> str:
 
 def _teacher(config: Config) -> str:
     if config.teacher is None:
-        return "none; trained on labels"
+        return "none; trained on labels only"
     if config.teacher.run is not None:
         runs = [config.teacher.run] if isinstance(config.teacher.run, str) else config.teacher.run
         return " and ".join(f"the run `{printable(Path(run).name).replace('`', '_')}`" for run in runs)
@@ -134,13 +134,22 @@ def _measured(run: Path, done: Export) -> str:
     lines = ["## Results", "", "| | |", "|---|---:|"]
     lines += [f"| {words} | {_number(results[key])} |" for key, words in KEY_METRICS.items() if key in results]
     if not results:
-        lines = ["## Results", "", "The run was not evaluated before the export."]
+        lines = ["## Results", "", "The run had not been evaluated before the export."]
     if done.difference is not None:
-        lines += ["", f"ONNX agrees with PyTorch to {done.difference:.1e}; int8: {done.quantised}."]
+        lines += [
+            "",
+            f"The outputs of ONNX (fp32) and PyTorch differ by at most {done.difference:.1e}. Int8: {done.quantised}.",
+        ]
     if done.top1:
-        lines += ["", f"Top-1 of the files on {done.tested} test samples:", "", "| file | top-1 |", "|---|---:|"]
+        lines += [
+            "",
+            f"Top-1 accuracy of the files on {done.tested} test samples:",
+            "",
+            "| file | top-1 |",
+            "|---|---:|",
+        ]
         lines += [f"| {name} | {value:.1%} |" for name, value in done.top1.items()]
-    lines += ["", "Latency of one sample on one CPU thread, median, interleaved measurements:", ""]
+    lines += ["", "Latency for one sample on one CPU thread (median of interleaved measurements):", ""]
     lines += ["| | ms |", "|---|---:|", *(f"| {name} | {value:.2f} |" for name, value in done.latency.items())]
     return "\n".join(lines)
 
@@ -151,8 +160,9 @@ def _number(value: float) -> str:
 
 def _limits(config: Config, dataset: Dataset, done: Export) -> str:
     lines = [
-        f"The model was trained and tested on {plain(dataset.name)} only, not on other sensors, places or subjects. "
-        "Probabilities are not calibrated. An input that belongs to none of the classes still gets one of them.",
+        f"The model was trained and tested only on {plain(dataset.name)}, not on other sensors, places or subjects. "
+        "Probabilities are not calibrated. An input that belongs to none of the classes is still assigned to one of "
+        "them.",
         *(f"- {_inert(note)}".replace("[", "\\[") for note in done.notes),
     ]
     if len(done.top1) == 2:

@@ -24,15 +24,15 @@ Arrays = dict[str, np.ndarray]
 
 
 class Graph(nn.Module):
-    """`graph(*tensors) -> (features [B, D], logits [B, K])`, or only the features of a network without classes.
+    """`graph(*tensors) -> (features [B, D], logits [B, K])`; only the features if the network has no classes.
 
     Args:
         network: The network.
         example: A batch in the format of the network.
 
     Attributes:
-        names: Names of the input tensors: that of the modality, or its keys if it has several tensors. In a joint
-            network, keys are prefixed with the modality.
+        names: Names of the input tensors: the name of the modality, or its keys if it has several tensors. In a joint
+        network, keys are prefixed with the modality.
     """
 
     def __init__(self, network: Network | Joint, example: Any) -> None:
@@ -71,7 +71,7 @@ def trace(graph: Graph, example: Any) -> torch.export.ExportedProgram:
         example: A batch in the format of the network.
 
     Raises:
-        UserError: The network does more than tensor operations, e.g. calls NumPy.
+        UserError: The network does not consist of tensor operations only, e.g. it calls NumPy.
     """
     tensors, auto = graph.tensors(example), torch.export.Dim.AUTO
     several = [bool(keys) for keys in graph.keys for _ in keys or [""]]

@@ -1,4 +1,4 @@
-"""Uses a finished student: predict, embed, search, serve."""
+"""Inference with a trained student: predict, embed, search, serve."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""`wcord embed` and `wcord predict`: run a finished network over many inputs and write the results."""
+"""`wcord embed` and `wcord predict`: run a trained network over many inputs and write the results."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ def write_embeddings(
 
     Args:
         run: The run folder, or an exported student.
-        places: Files, folders, packed data sets or shards.
+        places: Files, folders, packed datasets or shards.
         out: Pooled features as `.npy`, with the keys in `NAME.keys.json`, or as `.parquet` with columns `key` and
             `embedding`; None writes no file.
-        index: Folder of an index of unit vectors in the shared space of student and teacher; None writes no index.
-        by: Whether student or teacher embeds.
-        skipped: Inputs that cannot be read are appended to it.
+        index: Output folder for an index of unit vectors in the shared space of student and teacher; None writes no
+            index.
+        by: The network that embeds: student or teacher.
+        skipped: Inputs that cannot be read are appended to this list.
 
     Returns:
         Number of embedded inputs.
@@ -40,7 +41,7 @@ def write_embeddings(
         UserError: There is nothing to write or to read, the file name is wrong, or the run has no teacher.
     """
     if out is None and index is None:
-        raise UserError("nothing to write: give --out FILE.npy, --out FILE.parquet or --index FOLDER.")
+        raise UserError("nothing to write: pass --out FILE.npy, --out FILE.parquet or --index FOLDER.")
     if out is not None and out.suffix not in (".npy", ".parquet"):
         raise UserError(f"--out {out}: the name must end with .npy or .parquet.")
     if index is not None:
@@ -48,10 +49,10 @@ def write_embeddings(
     alone = index is None and by == "student"
     own = {} if alone else sides(run)
     if not alone and by not in own:
-        raise UserError(f"{run}: there is no teacher to embed with.")
+        raise UserError(f"{run}: has no teacher to embed with. Use --by student.")
     keys, features = (load(run) if alone else own[by].network).embed(places, skipped)
     if not keys:
-        raise UserError(f"none of {len(skipped)} inputs can be read; the first: {skipped[0].message}")
+        raise UserError(f"none of the {len(skipped)} inputs can be read. The first: {skipped[0].message}")
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         _write(out, keys, features)
@@ -66,12 +67,12 @@ def write_predictions(run: Path, places: Sequence[Path], out: Path | None, skipp
 
     Args:
         run: The run folder, or an exported student.
-        places: Files, folders, packed data sets or shards.
+        places: Files, folders, packed datasets or shards.
         out: A `.csv` or `.jsonl` file; None returns the CSV instead.
-        skipped: Inputs that cannot be read are appended to it.
+        skipped: Inputs that cannot be read are appended to this list.
 
     Returns:
-        The CSV, or a line that says what was written.
+        The CSV, or a line that states what was written.
 
     Raises:
         UserError: There is nothing to read, the file name is wrong, or the network has no classes.
@@ -81,7 +82,7 @@ def write_predictions(run: Path, places: Sequence[Path], out: Path | None, skipp
     student = load(run)
     found = student.predict(places, skipped)
     if not found:
-        raise UserError(f"none of {len(skipped)} inputs can be read; the first: {skipped[0].message}")
+        raise UserError(f"none of the {len(skipped)} inputs can be read. The first: {skipped[0].message}")
     if out is not None and out.suffix == ".jsonl":
         rows = ({"key": p.key, "label": p.label, "probabilities": p.probabilities} for p in found)
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

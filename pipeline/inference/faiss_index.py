@@ -15,7 +15,7 @@ from pipeline.common.optional_deps import require_package
 
 VECTORS, ABOUT = "vectors.faiss", "index.json"
 EXACT = 20_000
-"""Up to this many vectors, search is exhaustive. Larger indexes have cells, and a query visits only the nearest."""
+"""Up to this many vectors, search is exhaustive. Larger indexes are divided into cells; a query visits the nearest."""
 RECALL, NEIGHBOURS, TRIALS = 0.995, 10, 500
 """Minimum recall of approximate search, number of neighbours, and number of trial queries to measure it with."""
 
@@ -56,7 +56,8 @@ class Index:
         """
         if not len(x) or not np.isfinite(x).all():
             raise UserError(
-                f"cannot index {len(x)} embeddings, {int((~np.isfinite(x).all(1)).sum())} of them not finite."
+                f"cannot index {len(x)} embeddings, {int((~np.isfinite(x).all(1)).sum())} of which are not finite. "
+                "Check the network and its inputs."
             )
         return Index(_vectors(unit(x)), keys, about)
 
@@ -69,7 +70,7 @@ class Index:
         ]
 
     def save(self, folder: Path) -> None:
-        """Write it to a folder.
+        """Write the index to a folder.
 
         Raises:
             UserError: faiss is not installed.
@@ -99,7 +100,7 @@ def open_index(folder: Path) -> Index:
     if not isinstance(keys, list):
         raise UserError(f"{folder / ABOUT}: damaged (its keys are no list); rebuild the index.")
     if vectors.ntotal != len(keys):
-        raise UserError(f"{folder}: {vectors.ntotal} vectors, {len(keys)} keys; rebuild the index.")
+        raise UserError(f"{folder}: has {vectors.ntotal} vectors but {len(keys)} keys; rebuild the index.")
     return Index(vectors, keys, about)
 
 
@@ -111,7 +112,7 @@ def unit(x: np.ndarray) -> np.ndarray:
 
 
 def _vectors(x: np.ndarray) -> Any:
-    """Exact index or, for many vectors, k-means cells with as many visited per query as `RECALL` needs."""
+    """An exact index or, for many vectors, k-means cells, of which each query visits as many as `RECALL` requires."""
     faiss = require_package("faiss", "search")
     if len(x) <= EXACT:
         exact = faiss.IndexFlatIP(x.shape[1])
@@ -124,7 +125,7 @@ def _vectors(x: np.ndarray) -> Any:
     vectors.train(x[rng.choice(len(x), min(len(x), 64 * cells), replace=False)])
     vectors.add(x)
     trials = x[rng.choice(len(x), TRIALS, replace=False)]
-    trials = unit(trials + rng.normal(0, 0.1, trials.shape) * trials.std(0))  # close to the data, but not in it
+    trials = unit(trials + rng.normal(0, 0.1, trials.shape) * trials.std(0))  # close to the data, but not part of it
     vectors.nprobe = cells
     true = vectors.search(trials, NEIGHBOURS)[1]
     vectors.nprobe = 1

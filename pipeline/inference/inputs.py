@@ -1,4 +1,4 @@
-"""Inputs for a finished network: files, folders of files, packed data sets and single shards."""
+"""Inputs for a trained network: files, folders of files, packed datasets and single shards."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ class Input:
 
 
 def find_inputs(places: Iterable[str | Path], sight: ViewSpec) -> Iterator[Input]:
-    """Yield all samples of files, folders, packed data sets (with dataset.json, all splits) and `.tar` shards.
+    """Yield all samples of files, folders, packed datasets (with dataset.json, all splits) and `.tar` shards.
 
-    In a folder, files with a suffix of the modality are read in sorted order, including sub-folders and links; hidden
-    files are skipped.
+    In a folder, files with an extension of the modality are read in sorted order, including subfolders and links.
+    Hidden files are skipped.
 
     Args:
         places: The paths.
         sight: The view of the network.
 
     Raises:
-        UserError: A path does not exist or has nothing to read, or a network of several modalities gets files: only
-            shards define which belong together.
+        UserError: A path does not exist or contains nothing to read; or a network with several modalities is given
+        single files, which do not define samples as shards do.
     """
     for place in map(Path, places):
         if (place / MANIFEST).is_file() or place.suffix == ".tar":
@@ -50,7 +50,7 @@ def find_inputs(places: Iterable[str | Path], sight: ViewSpec) -> Iterator[Input
             continue
         if not isinstance(sight, View):
             names = " and ".join(view.modality.name for view in sight)
-            raise UserError(f"{place}: this network needs {names} of each sample; use shards that contain both.")
+            raise UserError(f"{place}: this network requires {names} for each sample; use shards that contain both.")
         for path in _files(place, sight):
             yield Input(str(path), partial(look_at_file, sight, path))
 
@@ -84,7 +84,7 @@ def _files(place: Path, view: View) -> list[Path]:
     if place.is_file():
         return [place]
     if not place.is_dir():
-        raise UserError(f"{place}: no such file or folder. Give files, folders, packed data sets or shards.")
+        raise UserError(f"{place}: no such file or folder. Pass files, folders, packed datasets or shards.")
     suffixes = {f".{member.rpartition('.')[2]}" for member in view.modality.members}
     suffixes |= {f".{other}" for other, suffix in SAME_FORMAT.items() if f".{suffix}" in suffixes}
     try:

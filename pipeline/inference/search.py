@@ -1,4 +1,4 @@
-"""Cross-modal search: query an index with a file of the student's or the teacher's modality."""
+"""Cross-modal search: query an index with a file in the student's or the teacher's modality."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Side:
 
     Attributes:
         network: The network.
-        shared: Maps its features `[N, D]` to unit vectors in the shared space.
+        shared: Maps the network's features `[N, D]` to unit vectors in the shared space.
     """
 
     network: Student
@@ -37,13 +37,13 @@ class Side:
 
     @property
     def view(self) -> View | None:
-        """Its view; None if it reads several modalities, for which a single file is not enough."""
+        """The network's view; None if it reads several modalities, so a single file is not enough."""
         view = self.network.network.view
         return view if isinstance(view, View) else None
 
     @property
     def sees(self) -> str:
-        """The name of its modality; all names if it reads several."""
+        """The name of the network's modality; all names if it reads several."""
         view = self.network.network.view
         return " and ".join(v.modality.name for v in ((view,) if isinstance(view, View) else view))
 
@@ -81,21 +81,21 @@ def search(folder: Path, modality: str, query: str, count: int) -> list[Hit]:
         count: Number of results.
 
     Raises:
-        UserError: Neither network of the run reads that modality, or the file cannot be read.
+        UserError: Neither network of the run reads this modality, or the file cannot be read.
     """
     index = open_index(folder)
     own = sides(Path(index.about["run"]))
     side = next((side for side in own.values() if side.view is not None and side.sees == modality), None)
     if side is None or side.view is None:
         known = " or ".join(sorted({f"--{side.sees}" for side in own.values() if side.view is not None})) or "nothing"
-        raise UserError(f"--{modality}: no network of {index.about['run']} reads it; use {known}.")
+        raise UserError(f"--{modality}: no network of {index.about['run']} reads this modality; use {known}.")
     try:
         data = query.encode() if isinstance(side.view.modality, Text) else Path(query).read_bytes()
         vector = ask(side, data)
     except OSError as error:
-        raise UserError(f"{query}: {error.strerror}. Give a {modality} file.") from None
+        raise UserError(f"{query}: {error.strerror}. Pass a {modality} file.") from None
     except ValueError as error:
-        raise UserError(f"{query}: {error}. Give a {modality} file.") from None
+        raise UserError(f"{query}: {error}. Pass a {modality} file.") from None
     if index.vectors.d != vector.shape[1]:
         raise UserError(
             f"{folder}: the index is of vectors of {index.vectors.d} dimensions, the run of {vector.shape[1]}. Rebuild "

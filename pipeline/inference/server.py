@@ -1,6 +1,6 @@
-"""`wcord serve`: a local web page that shows the class and the nearest samples of an uploaded file.
+"""`wcord serve`: a local web page that shows the predicted class and the nearest neighbours of an uploaded file.
 
-Uploads are decoded by the modality in memory. They are never stored, and no file is opened by a name in a request.
+The modality decodes uploads in memory. They are never stored, and no request can make the server open a file by name.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ POLICY = f"default-src 'none'; img-src 'self' data:; connect-src 'self'; {INLINE
 
 @dataclass(frozen=True)
 class Gallery:
-    """The test samples whose pictures evaluation stored."""
+    """The test samples for which evaluation stored pictures."""
 
     embeddings: Embeddings
     thumbnails: Thumbnails
@@ -81,7 +81,7 @@ class Gallery:
 
 
 class Desk:
-    """Answers requests for one run.
+    """Answers queries for one run.
 
     Raises:
         UserError: The run cannot be queried; see `sides`.
@@ -90,7 +90,9 @@ class Desk:
     def __init__(self, run: Path) -> None:
         self.sides: dict[Role, Side] = {role: side for role, side in sides(run).items() if side.view is not None}
         if not self.sides:
-            raise UserError(f"{run}: its networks need several modalities of a sample; a single file is not enough.")
+            raise UserError(
+                f"{run}: its networks require several modalities per sample, so a single file is not enough."
+            )
         embeddings = read_embeddings(run)
         thumbnails = read_thumbnails(run, len(embeddings.keys)) if embeddings is not None else None
         self.gallery = Gallery(embeddings, thumbnails) if embeddings is not None and thumbnails is not None else None
@@ -138,7 +140,7 @@ def app(run: Path, hosts: tuple[str, ...] = ("127.0.0.1", "localhost")) -> Any:
 
     Args:
         run: The run folder.
-        hosts: Accepted host names. Other requests are rejected, so that no other web page can access it.
+        hosts: Accepted host names. Other requests are rejected, so no other web page can access the server.
     """
     require_package("starlette", "serve")
     from starlette.applications import Starlette

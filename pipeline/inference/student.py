@@ -45,7 +45,7 @@ class Prediction:
 class Student:
     """A finished network with `predict` and `embed`, on the GPU if there is one.
 
-    Both take one path or several: files, folders, packed data sets or shards. Inputs that cannot be read are appended
+    Both take one path or several: files, folders, packed datasets or shards. Inputs that cannot be read are appended
     to `skipped`; without such a list, the first one raises UserError.
 
     Args:

@@ -1,1 +1,1 @@
-"""Networks, the distillation module, how a config becomes one, gradient caching."""
+"""Networks, the distillation module, building both from a config, and gradient caching."""

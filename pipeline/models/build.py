@@ -35,14 +35,14 @@ def build_model(config: Config, data: OpenDataset | None = None, samples: int | 
 
     Args:
         config: The config.
-        data: Its data set; None opens it.
-        samples: Number of training samples of all data sets of a mixture; None for those of `data`.
+        data: Its dataset; None opens it.
+        samples: Number of training samples of all datasets of a mixture; None means those of `data`.
 
     Returns:
         The model, on the CPU.
 
     Raises:
-        UserError: Parts of the config do not fit together. The message names them.
+        UserError: Parts of the config do not fit together. The message specifies them.
     """
     data = data or OpenDataset.from_config(config)
     kinds: dict[str, type[Loss]] = {name: get_loss(name) for name in config.losses}
@@ -56,8 +56,8 @@ def build_model(config: Config, data: OpenDataset | None = None, samples: int | 
         initialise(student, config.student.init_from)
     if not any(parameter.requires_grad for parameter in student.parameters()):
         raise UserError(
-            "student.encoder.freeze: the student has nothing to train, since no loss trains a head. Add cross_entropy "
-            "or kd to the losses, or remove freeze."
+            "student.encoder.freeze: the encoder is frozen and no loss trains a head, so the student has no trainable "
+            "parameters. Add cross_entropy or kd to the losses, or remove freeze."
         )
     live = build_teacher(config, data)
     measure = any(kind.needs_sizes for kind in kinds.values())
@@ -95,7 +95,7 @@ def build_teacher(config: Config, data: OpenDataset | None = None) -> Network | 
 
     Args:
         config: The config.
-        data: Its data set, which has the classes for a zero-shot teacher; None opens it if needed.
+        data: Its dataset, which supplies the classes for a zero-shot teacher; None opens it if needed.
 
     Returns:
         The network of one or several finished runs, or a pretrained network without a head; None if the config has no
@@ -124,23 +124,24 @@ def class_names(config: Config, data: OpenDataset) -> list[str] | None:
 
     Args:
         config: The config.
-        data: Its data set.
+        data: Its dataset.
 
     Returns:
-        The classes of the data set, else those named for a zero-shot teacher, else None.
+        The classes of the dataset, else those of `teacher.zero_shot.names`, else None.
     """
     zero_shot = config.teacher.zero_shot if config.teacher else None
     return data.classes or (zero_shot.names if zero_shot else None)
 
 
 def _name_classes(teacher: Network, zero_shot: ZeroShot, classes: list[str] | None) -> None:
-    """Add a head to a vision tower: the embeddings of the class names by its text tower."""
+    """Add a zero-shot head to a vision tower: the text tower's embeddings of the class names."""
     if classes is None:
-        raise UserError("teacher.zero_shot.names: the data has no classes; list the names of the classes.")
+        raise UserError("teacher.zero_shot.names: the dataset has no classes; list the class names here.")
     names = zero_shot.names or [name.replace("_", " ") for name in classes]
     if len(names) != len(classes):
         raise UserError(
-            f"teacher.zero_shot.names: {len(names)} names, but the data has {_some(classes)}; set one name per class."
+            f"teacher.zero_shot.names: has {len(names)} names, but the data has {_some(classes)}; set one name per "
+            "class."
         )
     sentences = [zero_shot.template.replace("{}", name) for name in names]
     encoder = teacher.spec["encoder"]
@@ -154,12 +155,12 @@ def _name_classes(teacher: Network, zero_shot: ZeroShot, classes: list[str] | No
 
 
 def fingerprint(config: Config, teacher: Network | Joint, data: OpenDataset) -> Fingerprint:
-    """Compute what a cache of teacher features must match.
+    """Compute the fingerprint that a cache of teacher features must match.
 
     Args:
         config: The config.
         teacher: The teacher.
-        data: The data set.
+        data: The dataset.
 
     Returns:
         The fingerprint of the teacher, its input and the training split.
@@ -180,17 +181,20 @@ def _cached(config: Config, teacher: Network | Joint, losses: Iterable[type[Loss
         ("cache_dtype", config.teacher.cache_dtype, cache.dtype),
     ):
         if wanted != held:
-            raise UserError(f"teacher.{key}: {wanted}, but the cache has {held}; cache again, or set {held}.")
+            raise UserError(
+                f"teacher.{key}: is {wanted}, but the cache has {held}; run `wcord cache` again, or set {held}."
+            )
     cache.check_faulty(data.manifest.samples("train"), config.data.max_faulty)
     if not config.data.max_faulty:
         verify_files(folder, cache.sidecars.values(), "wcord cache")
     if (own := precision_of(config)) != cache.precision and rank() == 0:
         log.warning(
-            f"{cache.name}: the cached teacher features were computed in {cache.precision}; this run would compute "
-            f"them in {own}."
+            f"{cache.name}: the cached teacher features were computed in {cache.precision}, while this run uses {own}."
         )
     if teacher.dims.maps and not cache.maps and any(loss.needs_maps for loss in losses):
-        raise UserError(f"teacher.cache: {cache.name} has no feature maps, which a loss requires; cache again.")
+        raise UserError(
+            f"teacher.cache: {cache.name} has no feature maps, but a loss requires them; run `wcord cache` again."
+        )
     return CachedTeacher(cache)
 
 
@@ -221,13 +225,14 @@ def _check_logits(
         )
     if teacher.classes != student.classes:
         raise UserError(
-            f"losses.{name}: needs a teacher of the same classes. The data has {_some(student.classes)}; the teacher "
-            f"{_some(teacher.classes)}. Remove this loss, or use a feature loss such as wcord."
+            f"losses.{name}: requires a teacher with the same classes. The data has {_some(student.classes)}; the "
+            "teacher "
+            f"has {_some(teacher.classes)}. Remove this loss, or use a feature loss such as wcord."
         )
 
 
 def _samples(name: str, given: int | None, actual: int) -> int:
-    """The number of samples a loss stores something for: the training samples, unless the config sets more."""
+    """The number of samples for which a loss keeps state: the training samples, unless the config sets more."""
     if given is not None and given < actual:
         raise UserError(
             f"losses.{name}.samples: {given}, but the training split has {actual} samples; remove the key to use "

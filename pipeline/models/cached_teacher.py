@@ -1,4 +1,4 @@
-"""A teacher whose features have been cached."""
+"""A teacher whose features come from a cache."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.data.feature_cache import Cache
 
 
 class CachedTeacher(nn.Module):
-    """Replaces a teacher whose features are part of the batch.
+    """Replaces the teacher network if the teacher's features are part of the batch.
 
     Args:
         cache: The cache.

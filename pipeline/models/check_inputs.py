@@ -1,4 +1,4 @@
-"""Checks that the data set has the fields that the networks read, before any network is built."""
+"""Checks that the dataset has the fields that the networks read, before any network is built."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check_inputs(config: Config, data: OpenDataset) -> None:
 
     Args:
         config: Config of the run.
-        data: Its data set.
+        data: Its dataset.
 
     Raises:
         UserError: No sample has the input of a network. The message lists the fields of the samples.
@@ -37,11 +37,11 @@ def check_inputs(config: Config, data: OpenDataset) -> None:
             cure = (
                 f"set the extension in data.fields, e.g. data.fields={{{modality.name}: EXTENSION}}"
                 if data.manifest.extensions
-                else "pack the data with this field"
+                else f"pack the data with the field `{modality.name}`"
             )
             raise UserError(
                 f"{role}: the modality `{modality.name}` reads {read}, but no sample of {data.folder} has it. The "
-                f"samples have: {found}. Choose another modality, {cure}, or set data.join to a data set that has it."
+                f"samples contain: {found}. Choose another modality, {cure}, or set data.join to a dataset that has it."
             )
 
 
@@ -49,7 +49,7 @@ def _modalities(config: Config) -> Iterator[tuple[str, Modality]]:
     """The role and modality of each network, if it is known without building the network."""
     yield from (("student", modality) for modality in _built(config.student.modality))
     teacher = config.teacher
-    if teacher is None or teacher.cache is not None:  # a cache may have fields that the data no longer has
+    if teacher is None or teacher.cache is not None:  # a cache does not need the teacher's fields in the data
         return
     if teacher.modality is not None:
         yield from (("teacher", modality) for modality in _built(teacher.modality))

@@ -1,6 +1,6 @@
-"""Refuses a frozen teacher that has nothing to teach: random weights, or features that are constant or not finite.
+"""Rejects a useless frozen teacher: one with random weights, or with features that are constant or not finite.
 
-A frozen encoder of a student with random weights is warned of.
+A frozen student encoder with random weights triggers a warning.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from pipeline.models.sharded import is_sharded
 log = logging.getLogger(__name__)
 
 FEWEST, MOST = 8, 256
-"""Fewest samples to judge how features vary, and the number of samples that is looked at."""
+"""Minimum number of samples to judge whether features vary, and the number of samples that is checked."""
 CONSTANT = 1e-6
-"""Relative standard deviation below which features are constant: that of rounding errors."""
+"""Relative standard deviation below which features count as constant: the size of rounding errors."""
 ONE_DIMENSIONAL = 1e-3
 """Ratio of the second to the first singular value of centred features below which they lie on a line."""
 
@@ -41,13 +41,13 @@ ONE_DIMENSIONAL = 1e-3
 def check_weights(config: Config) -> None:
     """Check that the teacher has weights, before any data is opened.
 
-    The teacher of a run is trained. A class of the user may load its own weights; `check_features` is for these.
+    Teachers from runs are trained. A user-defined class may load its own weights; `check_features` covers these.
 
     Args:
         config: Config of the run.
 
     Raises:
-        UserError: A teacher would have random weights, and its encoder does not say `weights: random`.
+        UserError: A teacher would have random weights, and its encoder is not marked with `weights: random`.
     """
     teacher = config.teacher
     if teacher is None or teacher.modality is None or teacher.encoder is None:
@@ -60,13 +60,13 @@ def check_weights(config: Config) -> None:
         if (cure := _missing(modality["name"], encoder)) is not None:
             raise UserError(
                 f"{where}: {encoder['name']} has random weights, and a frozen teacher is never trained. Set "
-                f"`teacher.run` to a trained run, {cure}, or, if an untrained teacher is meant, "
+                f"`teacher.run` to a trained run, {cure}, or, if an untrained teacher is intended, "
                 f"`{{name: {encoder['name']}, weights: random, ...}}`."
             )
 
 
 def warn_of_random_student(config: Config) -> None:
-    """Warn if the encoder of the student is frozen as a whole, has random weights, and does not say so.
+    """Warn if the student's whole encoder is frozen and has random weights, without `weights: random`.
 
     Args:
         config: Config of the run.
@@ -80,12 +80,12 @@ def warn_of_random_student(config: Config) -> None:
         if own.get("freeze") is True and (cure := _missing(modality["name"], own)) is not None:
             log.warning(
                 f"student.encoder{'' if one else f'[{number}]'}: {own['name']} has random weights and is frozen, so "
-                f"that its features stay random. Remove `freeze`, set `student.init_from`, or {cure}."
+                f"its features stay random. Remove `freeze`, set `student.init_from`, or {cure}."
             )
 
 
 def _missing(modality: str, encoder: Mapping[str, Any]) -> str | None:
-    """What to do if an encoder has random weights and does not say so; None if it has weights."""
+    """How to fix an encoder with random weights that is not marked as such; None if it has weights."""
     if "weights" in encoder:
         return None
     try:
@@ -104,7 +104,7 @@ def _missing(modality: str, encoder: Mapping[str, Any]) -> str | None:
 
 
 def check_first_batch(model: Distillation, batch: Batch, accelerator: Accelerator) -> None:
-    """Check the teacher's features of the first batch of a training, of all ranks. Call it on all ranks.
+    """Check the teacher's features on the first global training batch. Call it on all ranks.
 
     Args:
         model: The model; nothing is checked without a teacher.
@@ -116,12 +116,12 @@ def check_first_batch(model: Distillation, batch: Batch, accelerator: Accelerato
     """
     if model.teacher is None:
         return
-    if any(is_sharded(p) for p in model.parameters()):  # FSDP gathers weights for a whole step of the model only
+    if any(is_sharded(p) for p in model.parameters()):  # FSDP gathers weights only for a complete step of the model
         return
     with accelerator.autocast():
         own = model.teach(batch)
     assert own is not None
-    # The sum of a map is finite only if the map is, and small enough to gather.
+    # The sum over a map is small enough to gather, and finite only if the map is finite.
     maps = [gather(found.flatten(1).double().sum(1)) for found in own.maps]
     features = Features(gather(own.pooled), maps, None if own.logits is None else gather(own.logits))
     paired = gather(batch["paired"]) if "paired" in batch else None
@@ -129,7 +129,7 @@ def check_first_batch(model: Distillation, batch: Batch, accelerator: Accelerato
 
 
 def parts_of(teacher: Network | Joint | CachedTeacher) -> dict[str, int]:
-    """Name of each network of a teacher, for messages -> its number of columns of `pooled`."""
+    """Name of each network of a teacher (for messages) -> its number of columns in `pooled`."""
     if isinstance(teacher, CachedTeacher):
         return {f"cached teacher {teacher.cache.name}": teacher.dims.pooled}
     if isinstance(teacher, Network):
@@ -141,7 +141,7 @@ def parts_of(teacher: Network | Joint | CachedTeacher) -> dict[str, int]:
 def check_features(features: Features, parts: Mapping[str, int], rows: Tensor | None = None) -> None:
     """Check that features are finite and that those of each network vary over the samples.
 
-    Whether logits vary is not judged: a batch may have a single class. Fewer than `FEWEST` samples may be alike.
+    Logits are not required to vary, since a batch may contain a single class. Nor are fewer than `FEWEST` samples.
 
     Args:
         features: Features of B samples.
@@ -149,7 +149,7 @@ def check_features(features: Features, parts: Mapping[str, int], rows: Tensor | 
         rows: The samples to look at, bool `[B]`; None for all.
 
     Raises:
-        UserError: Something is not finite, or the features of a network are constant or on a line.
+        UserError: Values are not finite, or the features of a network are constant or lie on a line.
     """
     check_finite(features, parts, rows)
     chosen = slice(None) if rows is None else rows
@@ -159,9 +159,10 @@ def check_features(features: Features, parts: Mapping[str, int], rows: Tensor | 
         start += columns
         if fault := _flat(pooled[:MOST].cpu().double()):
             raise UserError(
-                f"the features of the {name} {fault} in the first {len(pooled[:MOST])} samples, so that there is "
-                "nothing to learn from them. Check its weights, the layer of `pooled`, and its preprocessing (size, "
-                "mean and std)."
+                f"the features of the {name} {fault} in the first {len(pooled[:MOST])} samples, so there is nothing "
+                "to learn from them. Check the network's weights, the layer that `pooled` comes from, and the "
+                "preprocessing "
+                "(size, mean and std)."
             )
 
 
@@ -169,7 +170,7 @@ def check_finite(features: Features, parts: Mapping[str, int], rows: Tensor | No
     """Check that features are finite; the arguments are those of `check_features`.
 
     Raises:
-        UserError: Some are NaN or infinite.
+        UserError: Some values are NaN or infinite.
     """
     chosen = slice(None) if rows is None else rows
     for number, found in enumerate(features.maps):
@@ -183,7 +184,7 @@ def check_finite(features: Features, parts: Mapping[str, int], rows: Tensor | No
 
 
 def _flat(pooled: Tensor) -> str | None:
-    """How features `[B, D]` fail to vary; None if they vary."""
+    """Description of how features `[B, D]` fail to vary; None if they vary."""
     samples, dim = pooled.shape
     if samples < FEWEST:
         return None
@@ -201,6 +202,6 @@ def _finite(x: Tensor, what: str) -> None:
     bad = int((~x.isfinite()).unsqueeze(1).flatten(1).any(1).sum())
     if bad:
         raise UserError(
-            f"{what} not finite (NaN or infinite) in {bad} of {len(x)} samples ({100 * bad / len(x):.1f} %). Check its "
-            "weights and preprocessing; if it overflows in half precision, set train.precision=fp32."
+            f"{what} not finite (NaN or infinite) in {bad} of {len(x)} samples ({100 * bad / len(x):.1f} %). Check the "
+            "weights and the preprocessing; if values overflow in half precision, set train.precision=fp32."
         )

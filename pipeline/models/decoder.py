@@ -1,4 +1,4 @@
-"""A segmentation head: class scores of every pixel, from all feature maps of an encoder."""
+"""A segmentation head: predicts class scores for every pixel from all feature maps of an encoder."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch.nn import functional as F
 from losses.maps import as_grid
 
 WIDEST = 128
-"""Maximum number of channels of the fused maps, which is otherwise half of that of the deepest map."""
+"""Maximum number of channels of the fused maps. Below it, they have half as many channels as the deepest map."""
 
 
 class Decoder(nn.Module):
     """Fuse all maps: 1x1 convolutions to one width, their sum at the finest resolution, a 3x3 and a 1x1 convolution.
 
     This is the head of SegFormer (Xie et al. 2021, arXiv 2105.15203) with an additional 3x3 convolution, for encoders
-    whose deep maps have no context of neighbouring positions.
+    whose deep maps lack context from neighbouring positions.
 
     Args:
         channels: Channels of each map.
@@ -61,7 +61,7 @@ def resized(x: Tensor, size: Sequence[int]) -> Tensor:
     """Resize bilinearly.
 
     Args:
-        x: `[B, C, H, W]`. If it already has the size, it is returned unchanged, also if it is not a map.
+        x: `[B, C, H, W]`. Returned unchanged if it already has this size, even if it is not a map.
         size: Height and width.
     """
     return x if tuple(x.shape[2:]) == tuple(size) else F.interpolate(x, tuple(size), mode="bilinear")

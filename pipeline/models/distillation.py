@@ -1,4 +1,4 @@
-"""One module with frozen teacher, student and losses, so that DDP sees all trainable parameters."""
+"""One module that contains frozen teacher, student and losses, so DDP finds all trainable parameters."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ class Distillation(nn.Module):
         student: The student.
         losses: Name -> loss.
         weights: Name -> weight.
-        micro_batch: Number of samples that the networks process at once (`pipeline.models.gradient_cache`); None for
-            all.
+        micro_batch: Number of samples that the networks process at once (`pipeline.models.gradient_cache`); None means
+        all.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Distillation(nn.Module):
         Args:
             batch: The samples of this rank.
             traced: Whether the output has a `trace`.
-            shares: Loss -> factor, for a part of a batch; None for the whole batch.
+            shares: Loss -> factor, if `batch` is a part of a batch; None if it is a whole batch.
         """
         student = self.features(self.student, batch["student"])
         if traced:
@@ -122,7 +122,7 @@ class Distillation(nn.Module):
         )
 
     def _scaled(self, name: str, output: LossOutput, shares: Mapping[str, float] | None) -> LossOutput:
-        """The output with the factors of the collapse guard and, for a part of a batch, its share."""
+        """The output, scaled by the factors of the collapse guard and, for a part of a batch, by its share."""
         output = self._lower(name, output)
         if shares is None:
             return output
@@ -145,7 +145,7 @@ class Distillation(nn.Module):
         return Trace(student, weighted, getattr(self.student, "head", None), single_use(self.losses))
 
     def teach(self, batch: Batch) -> Features | None:
-        """The teacher's features of a batch, without gradient; taken from the batch if it has them."""
+        """The teacher's features of a batch, without gradient. If the batch contains them, they are not computed."""
         if self.teacher is None:
             return None
         if isinstance(batch["teacher"], Features):
@@ -164,7 +164,7 @@ class Distillation(nn.Module):
 
     @property
     def views(self) -> dict[str, ViewSpec]:
-        """Role -> what is read of a sample. A cached teacher reads nothing."""
+        """Role -> the input that is read from a sample. A cached teacher reads nothing."""
         seen = self.teacher is not None and not isinstance(self.teacher, CachedTeacher)
         teacher: dict[str, ViewSpec] = {"teacher": cast(Network | Joint, self.teacher).view} if seen else {}
         return teacher | {"student": self.student.view}
@@ -175,7 +175,7 @@ class Distillation(nn.Module):
         return self.teacher.cache if isinstance(self.teacher, CachedTeacher) else None
 
     def teacher_identity(self) -> dict[str, str] | None:
-        """Hash of the teacher's weights, and its `sight`; the same if it is cached. None without a teacher."""
+        """Hash of the teacher's weights, and its `sight`, whether or not it is cached. None without a teacher."""
         if self.teacher is None:
             return None
         if self.cache is not None:
@@ -183,7 +183,7 @@ class Distillation(nn.Module):
         return {"weights": digest(self.teacher), "sight": sight(cast(Network | Joint, self.teacher))}
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """The state that training changes: all but the frozen teacher."""
+        """The state that training changes: everything except the frozen teacher."""
         return {k: v for k, v in self.state_dict().items() if not k.startswith("teacher.")}
 
     def compile_parts(self, device: torch.device) -> None:
@@ -203,10 +203,10 @@ class Distillation(nn.Module):
                 loss.compiled = device.type != "cpu"
 
     def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
-        """Load what `trainable_state` returned.
+        """Load a state that `trainable_state` returned.
 
         Raises:
-            RuntimeError: The state is of another student or other losses, as in load_state_dict.
+            RuntimeError: The state belongs to another student or other losses, as in `load_state_dict`.
         """
         teacher = {k: v for k, v in self.state_dict().items() if k.startswith("teacher.")}
         self.load_state_dict(dict(state) | teacher)

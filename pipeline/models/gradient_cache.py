@@ -1,9 +1,9 @@
-"""Gradient caching: large contrastive batches with little memory (Gao et al. 2021, arXiv 2101.06983).
+"""Gradient caching: large contrastive batches in little memory (Gao et al. 2021, arXiv 2101.06983).
 
 WCoRD's losses compare samples, so they need the features of the whole batch, but not the activations of the networks.
-`in_parts` runs a network on micro-batches without storing activations. In the backward, given the gradient of the
-losses with respect to the features, each micro-batch is run again with a graph, and its gradient is backpropagated. The
-additional forward pass reduces activations to those of one micro-batch.
+`in_parts` runs a network on micro-batches without storing activations. In the backward pass, given the gradient of the
+losses with respect to the features, each micro-batch is run again with a graph, and its gradient is backpropagated. At
+the cost of a second forward pass, only the activations of one micro-batch are in memory at a time.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from pipeline.data.rows import length, take_rows
 
 
 def in_parts(network: nn.Module, x: Any, size: int, maps: bool = True) -> Features:
-    """Compute `network(x)` in micro-batches, with the same gradients for its parameters.
+    """Compute `network(x)` in micro-batches, with the same parameter gradients as one full-batch pass.
 
     A micro-batch uses the same random numbers when it is run again, and buffers (running statistics) are updated once.
-    Unlike with the whole batch, batch normalisation uses the statistics of a micro-batch. x gets no gradient.
+    One difference to a full-batch pass: batch normalisation uses micro-batch statistics. x gets no gradient.
 
     Args:
         network: The network.
@@ -34,14 +34,14 @@ def in_parts(network: nn.Module, x: Any, size: int, maps: bool = True) -> Featur
         ValueError: `size` is below 1.
     """
     if size < 1:
-        raise ValueError(f"micro-batch of {size} samples: must be at least 1")
+        raise ValueError(f"the micro-batch size is {size}; it must be at least 1")
     run = _Run(network, _split(x, size), maps)
     outputs = _InParts.apply(run, *(p for p in network.parameters() if p.requires_grad))
     return _features(outputs, run.count)
 
 
 class _Run:
-    """A network, its micro-batches, and the random state and autocast settings they are run with."""
+    """A network, its micro-batches, and the random state and autocast settings that they are run with."""
 
     def __init__(self, network: nn.Module, parts: list[Any], maps: bool) -> None:
         self.network, self.parts, self.maps = network, parts, maps
@@ -69,11 +69,11 @@ class _Run:
     def gradient(
         self, number: int, upstream: list[tuple[int, Tensor]], parameters: list[Tensor]
     ) -> list[Tensor | None]:
-        """The gradients of the parameters for one micro-batch. upstream: `(output, gradient)` of its outputs."""
+        """The parameter gradients for one micro-batch. upstream: `(output, gradient)` of each output."""
         with torch.enable_grad(), self.autocast, self.random[number]:  # type: ignore[union-attr]
             outputs = self._outputs(self.parts[number])
         kept = [(outputs[i], gradient) for i, gradient in upstream if outputs[i].requires_grad]
-        if not kept:  # outputs with an upstream gradient are frozen
+        if not kept:  # all outputs with an upstream gradient are frozen
             return [None] * len(parameters)
         targets, gradients = zip(*kept, strict=True)
         return list(torch.autograd.grad(targets, parameters, gradients, allow_unused=True))

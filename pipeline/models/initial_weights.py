@@ -1,4 +1,4 @@
-"""Start a student from the encoder of a finished run, such as a depth student from its RGB teacher."""
+"""Initialises a student with the encoder of a completed run, e.g. a depth student with that of its RGB teacher."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from pipeline.models.network import Joint, Network, load_network
 log = logging.getLogger(__name__)
 
 NORMALISATION = "mean", "std"
-"""Buffers of an encoder that belong to its modality."""
+"""Buffers of an encoder that depend on its modality."""
 
 
 def initialise(student: Network | Joint, run: str) -> None:
-    """Copy the encoder weights of a finished run into a student. The head keeps its random weights.
+    """Copy the encoder weights of a completed run into a student. The head keeps its random weights.
 
-    If the two read a different number of channels, the first convolution is adapted as `fold_channels` does.
+    If the numbers of input channels differ, the first convolution is adapted with `fold_channels`.
 
     Args:
         student: The student, changed in place.
         run: Run folder.
 
     Raises:
-        UserError: The run has no network, or its encoder does not have the architecture of the student's.
+        UserError: The run has no network, or its encoder has another architecture than the student's.
     """
     source = load_network(Path(run) / "student")
     if isinstance(student, Joint) or isinstance(source, Joint):
-        raise UserError("student.init_from: requires networks with a single encoder, here and in the run.")
+        raise UserError("student.init_from: both the student and the run must have a single encoder.")
     given, own = source.encoder.state_dict(), student.encoder.state_dict()
     for name in NORMALISATION:
         given.pop(name, None), own.pop(name, None)
@@ -42,15 +42,15 @@ def initialise(student: Network | Joint, run: str) -> None:
     wrong = sorted(given.keys() ^ own.keys()) or [name for name in own if given[name].shape != own[name].shape]
     if wrong:
         raise UserError(
-            f"student.init_from: the encoder of {run} ({source.spec['encoder']}) is not that of the student "
+            f"student.init_from: the encoder of {run} ({source.spec['encoder']}) does not match that of the student "
             f"({student.spec['encoder']}): {len(wrong)} tensors differ, such as {wrong[0]}. Use the same encoder with "
             "the same settings."
         )
     student.encoder.load_state_dict(given, strict=False)
-    log.info(f"student: starts from the encoder of {run}{f', {adapted[0]} adapted' if adapted else ''}")
+    log.info(f"student: initialised with the encoder of {run}{f', {adapted[0]} adapted' if adapted else ''}")
 
 
 def _reads(given: Tensor, own: Tensor, source: int, channels: int) -> bool:
-    """Whether a weight is that of the convolution that reads the input, and the number of channels differs."""
+    """Whether a weight belongs to the convolution on the input, and the number of input channels differs."""
     alike = given.ndim == own.ndim > 2 and given.shape[0] == own.shape[0] and given.shape[2:] == own.shape[2:]
     return alike and source != channels and (given.shape[1], own.shape[1]) == (source, channels)

@@ -1,6 +1,6 @@
 """A network of a run (encoder and head, or several networks jointly), and the folder it is saved in.
 
-A little over 350 lines, because what is saved and what loads it are read side by side.
+A little over 350 lines, because saving and loading are easier to compare in one file.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pipeline.models.description import DESCRIPTION, Bounded, check_size, inside
 WEIGHTS = "model.safetensors"
 PARTS = "modality", "encoder"
 WHERE_WEIGHTS_LIE = "model", "weights"
-"""Keywords of encoders that only locate the weights, which `digest` covers."""
+"""Encoder keywords that only locate the weights; `digest` covers the weights themselves."""
 
 
 class Network(nn.Module):
@@ -45,13 +45,14 @@ class Network(nn.Module):
     Args:
         modality: The modality.
         encoder: The encoder.
-        spec: Description to rebuild it: `{"modality": {...}, "encoder": {...}, "classes": [...] | None, "dense":
-            bool}`. dense means that the classes are per pixel, at the size of the encoder's input.
-        freeze: Whether the encoder is not trained, or dotted paths of its modules that are not. They have no gradients
-            and stay in evaluation mode.
+        spec: Description from which it can be rebuilt: `{"modality": {...}, "encoder": {...}, "classes": [...] | None,
+        "dense": bool}`. With dense, classes are predicted per pixel, at the size of the encoder's input.
+        freeze: Whether to freeze the encoder, or dotted paths of its modules to freeze. Frozen modules have no
+            gradients
+        and stay in evaluation mode.
 
     Raises:
-        ValueError: The encoder has no module of a path in `freeze`.
+        ValueError: The encoder has no module at a path in `freeze`.
     """
 
     def __init__(
@@ -75,13 +76,13 @@ class Network(nn.Module):
 
     @property
     def dims(self) -> Dims:
-        """The sizes of its `Features`."""
+        """The sizes of the network's `Features`."""
         return Dims(
             self.encoder.dim, self.encoder.map_channels, len(self.classes) if self.classes else None, self.dense
         )
 
     def map_sizes(self) -> tuple[tuple[int, ...] | None, ...]:
-        """Measure `Dims.sizes` of its maps.
+        """Measure `Dims.sizes` of the network's maps.
 
         Raises:
             ValueError: The encoder cannot be measured.
@@ -90,9 +91,9 @@ class Network(nn.Module):
 
     @property
     def view(self) -> View:
-        """What it reads of a sample."""
+        """The input that the network reads from a sample."""
         preprocessing = self.encoder.preprocessing
-        # Classes per pixel are those of the whole image.
+        # Per-pixel classes must cover the whole image.
         return View(self.modality, preprocessing.size, 1.0 if self.dense else preprocessing.crop)
 
     def forward(self, x: Any) -> Features:
@@ -116,9 +117,10 @@ class Joint(nn.Module):
 
     Args:
         networks: The networks.
-        classes: Classes of a linear head on the concatenated features, which is trained with them. None for no head: if
-            all networks have heads of the same classes, the logits are then the log of the mean of their probabilities.
-        dense: Whether the classes are per pixel, predicted by a decoder of all maps.
+        classes: Classes of a linear head on the concatenated features, which is trained with the networks. None means
+            no
+        head: if all networks have heads with the same classes, the logits are the log of their mean probabilities.
+        dense: Whether classes are predicted per pixel, by a decoder on all maps.
     """
 
     def __init__(self, networks: Sequence[Network], classes: Sequence[str] | None, dense: bool = False) -> None:
@@ -134,7 +136,7 @@ class Joint(nn.Module):
 
     @property
     def dims(self) -> Dims:
-        """The sizes of its `Features`: those of all networks, concatenated."""
+        """The sizes of the joint `Features`, i.e. those of all networks, concatenated."""
         parts = [network.dims for network in self._networks()]
         maps = tuple(channels for part in parts for channels in part.maps)
         return Dims(sum(part.pooled for part in parts), maps, len(self.classes) if self.classes else None, self.dense)
@@ -149,7 +151,7 @@ class Joint(nn.Module):
 
     @property
     def view(self) -> tuple[View, ...]:
-        """What each network reads of a sample."""
+        """The input that each network reads from a sample."""
         views = (network.view for network in self._networks())
         return tuple(replace(view, crop=1.0) if self.dense else view for view in views)
 
@@ -193,7 +195,7 @@ def _modules(encoder: Encoder, freeze: bool | Sequence[str]) -> list[nn.Module]:
         if not path or path not in known:
             match, parts = near(path, known), ", ".join(name for name, _ in encoder.named_children())
             hint = f", did you mean {match}?" if match else "."
-            raise ValueError(f"encoder.freeze: no module {path!r}{hint} The encoder consists of {parts}.")
+            raise ValueError(f"encoder.freeze: the encoder has no module {path!r}{hint} It consists of {parts}.")
     return [known[path] for path in freeze]
 
 
@@ -216,9 +218,9 @@ def build_network(
     Args:
         modality: Settings of the modality, or a list.
         encoder: Settings of the encoder, or a list of the same length.
-        classes: Classes of the head; None for no head.
+        classes: Classes of the head; None means no head.
         where: Config path for messages, e.g. `student`.
-        dense: Whether classes are per pixel.
+        dense: Whether classes are predicted per pixel.
 
     Raises:
         UserError: The network cannot be built.
@@ -238,8 +240,8 @@ def _build_single(modality: Any, encoder: Any, classes: Sequence[str] | None, wh
         raise UserError(f"{where}: {error}") from None
     if dense and not (built.map_channels and built.reads_pictures):
         raise UserError(
-            f"{where}: a mask requires feature maps of an image, which {encoder['name']} does not have; use cnn5, "
-            "resnet or a vision model of transformers, or a data.label with one class per sample."
+            f"{where}: segmentation masks require an encoder with image feature maps, which {encoder['name']} does not "
+            "have; use cnn5, resnet or a vision model of transformers, or a data.label with one class per sample."
         )
     names = list(classes) if classes else None
     spec = {"modality": dict(modality), "encoder": own, "classes": names, "dense": dense}
@@ -250,7 +252,7 @@ def _build_single(modality: Any, encoder: Any, classes: Sequence[str] | None, wh
 
 
 def save_network(network: Network | Joint, folder: Path) -> None:
-    """Write weights, description and preprocessing: all that `load_network` needs, without the data or a hub.
+    """Write weights, description and preprocessing: everything that `load_network` needs, without data or a model hub.
 
     The parts of a joint network are saved in subfolders, each as a complete network.
 
@@ -288,7 +290,7 @@ def save_network(network: Network | Joint, folder: Path) -> None:
 
 
 def load_network(folder: str | Path) -> Network | Joint:
-    """Load what `save_network` wrote, on the CPU.
+    """Load a network that `save_network` wrote, on the CPU.
 
     Args:
         folder: The folder.
@@ -302,8 +304,9 @@ def load_network(folder: str | Path) -> Network | Joint:
         spec = read_description(folder)
         if "python" in spec:
             raise UserError(
-                f"{folder}: the student of wcord.distill is a module of {spec['python']}, which only your program can "
-                f"build. Load {WEIGHTS} into it."
+                f"{folder}: this student of wcord.distill is a module of class {spec['python']}, which only your "
+                "program "
+                f"can build. Build it there and load {WEIGHTS} into it."
             )
         with Bounded(folder / WEIGHTS):
             network = _build(spec, folder)
@@ -324,7 +327,8 @@ def load_network(folder: str | Path) -> Network | Joint:
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"{folder / WEIGHTS}: does not match {DESCRIPTION} in the same folder: {reason}. Restore both or retrain."
+            f"{folder / WEIGHTS}: does not match {DESCRIPTION} in the same folder: {reason}. Restore both, or train "
+            "again."
         ) from None
     return network
 
@@ -344,7 +348,7 @@ def digest(network: nn.Module) -> str:
 
 
 def sight(network: Network | Joint) -> str:
-    """Modality, encoder and preprocessing of each part of a network as JSON, without where the weights are from."""
+    """Modality, encoder and preprocessing of each part of a network as JSON, without the source of the weights."""
     parts = network._networks() if isinstance(network, Joint) else [network]
     return json.dumps([_settings(part) for part in parts], sort_keys=True)
 
@@ -355,7 +359,7 @@ def _settings(network: Network) -> dict[str, Any]:
     encoder = {key: value for key, value in network.spec["encoder"].items() if key not in told}
     seen = {key: value for key, value in preprocessing.items() if (key, value) != ("crop", 1.0)}  # as in older caches
     modality = dict(network.spec["modality"])
-    if (revision := network.modality.revision) > 1:  # caches of the first revision do not name it
+    if (revision := network.modality.revision) > 1:  # caches of the first revision do not contain the number
         modality["revision"] = revision
     return {"modality": modality, "encoder": encoder, **seen}
 
@@ -371,5 +375,7 @@ def load_single(folder: str | Path) -> Network:
     """
     network = load_network(folder)
     if isinstance(network, Joint):
-        raise UserError(f"{folder}: is a joint network and cannot be part of another one; list its parts instead.")
+        raise UserError(
+            f"{folder}: is a joint network, which cannot be part of another joint network; list its parts instead."
+        )
     return network

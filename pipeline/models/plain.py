@@ -1,4 +1,4 @@
-"""Networks around plain modules, for `wcord.distill`: no modality, and sizes measured on a batch."""
+"""Networks around plain modules, for `wcord.distill`: without a modality, with sizes measured on a batch."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from pipeline.models.network import WEIGHTS, Network
 
 
 class PlainEncoder(Encoder):
-    """A module that returns `Features`, or a tensor `[B, D]`, which is `pooled`. Inputs are not normalised.
+    """Wraps a module that returns `Features`, or a tensor `[B, D]` for `pooled`. Inputs are not normalised.
 
     Args:
         module: The module.
-        example: A batch of its input.
+        example: A batch of inputs.
         role: `student` or `teacher`, for messages.
 
     Raises:
@@ -45,7 +45,7 @@ class PlainEncoder(Encoder):
                 features = self.eval()(example)
         except UserError:
             raise
-        except Exception as error:  # of the user's own code
+        except Exception as error:  # user code may raise any error
             reason = f"{type(error).__name__}: {error}"
             raise UserError(f"{role}: {type(module).__name__} does not run on the first batch: {reason}") from error
         finally:
@@ -67,13 +67,13 @@ class PlainEncoder(Encoder):
 
 
 class PlainNetwork(Network):
-    """A module as a network. Where a loss reads logits and the module returns a tensor only, the tensor is the logits.
+    """Wraps a module as a network. If it returns only a tensor and a loss reads logits, the tensor is also the logits.
 
     Args:
         module: The module, or an encoder.
-        example: A batch of its input.
+        example: A batch of inputs.
         role: `student` or `teacher`, for messages.
-        logits: Whether a loss reads its logits.
+        logits: Whether a loss reads the module's logits.
     """
 
     def __init__(self, module: nn.Module, example: Any, role: str, logits: bool) -> None:
@@ -96,7 +96,7 @@ class PlainNetwork(Network):
         return features
 
     def save(self, folder: Path) -> None:
-        """Write the weights under the names of the module: load them into it with `load_state_dict`."""
+        """Write the weights under their names in the module, which can read them with `load_state_dict`."""
         module = self.encoder.module if isinstance(self.encoder, PlainEncoder) else self.encoder
         state: Mapping[str, Tensor] = module.state_dict()
         about = {"version": FORMAT, "python": self.spec["encoder"]["name"]}

@@ -14,7 +14,7 @@ from losses.gather import sum_over_ranks
 from pipeline.models.sharded import full_tensor
 
 Part = tuple[str, str]
-"""A loss and the keyword of its weight, or of a part of it: `("kd", "weight")`, `("wcord", "relational")`."""
+"""A loss, and the keyword of its weight or of the weight of a part: `("kd", "weight")`, `("wcord", "relational")`."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,9 @@ class Trace:
         student: The features that the losses received.
         weighted: Part -> scalar; the objective is their sum.
         head: The student's classifier, if it has one.
-        single_use: Whether the graph of the losses supports a single backward only: compiled parts may reuse their
-            buffers.
+        single_use: Whether the graph of the losses supports only one backward pass, since compiled parts may reuse
+            their
+        buffers.
     """
 
     student: Features
@@ -37,8 +38,8 @@ class Trace:
     def pulls(self) -> dict[Part, float]:
         """Compute the norm of the gradient of each weighted term with respect to the student's features.
 
-        It is over the global batch: call it on all ranks. If the graph supports a single backward only, the weighted
-        values are returned instead.
+        The norm is over the global batch; call it on all ranks. If the graph supports only one backward pass, the
+        weighted values are returned instead.
         """
         squares = {
             part: value.detach().square() if self.single_use else _squared_pull(value, self.student, self.head)
@@ -48,7 +49,7 @@ class Trace:
 
 
 def traceable(features: Features) -> Features:
-    """Make views of the features: gradients with respect to these do not trigger hooks of the networks' backward."""
+    """Make views of the features. Gradients with respect to these do not trigger backward hooks of the networks."""
     logits = features.logits
     return Features(
         features.pooled.view_as(features.pooled),
@@ -58,7 +59,7 @@ def traceable(features: Features) -> Features:
 
 
 def single_use(loss: nn.Module) -> bool:
-    """Whether the graph of a loss has compiled parts, whose buffers the first backward may reuse."""
+    """Whether the graph of a loss has compiled parts, whose buffers the first backward pass may reuse."""
     return any(
         getattr(part, "compiled", False) and getattr(part, "plan_gradient", "detached") != "detached"
         for part in loss.modules()
@@ -68,8 +69,8 @@ def single_use(loss: nn.Module) -> bool:
 def _squared_pull(value: Tensor, student: Features, head: nn.Module | None) -> Tensor:
     """Squared norm of the gradient of a scalar with respect to the student's pooled features, on this rank.
 
-    The gradient of logits `[B, K]` is backpropagated through a linear head. That of maps counts as if it were of their
-    mean over positions.
+    The gradient of logits `[B, K]` is backpropagated through a linear head. The gradient of maps counts as if it were
+    the gradient of their mean over positions.
     """
     seen = [x for x in (student.pooled, student.logits, *student.maps) if x is not None and x.requires_grad]
     if not seen or not value.requires_grad:  # frozen, or no gradient in this batch

@@ -1,4 +1,4 @@
-"""Tensors sharded by FSDP2 (torch's `DTensor`), recognised without importing `DTensor`, which takes a second."""
+"""Recognises tensors sharded by FSDP2 (torch's `DTensor`) without importing `DTensor`, which takes a second."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 def is_sharded(value: Any) -> TypeGuard[DTensor]:
-    """Whether a value is a sharded tensor. Whoever made one has imported its module."""
+    """Whether a value is a sharded tensor. If one exists, its module has already been imported."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(value, module.DTensor)
 
 
 def full_tensor(value: Tensor) -> Tensor:
-    """Return the full tensor of a sharded one, and any other as it is. Call it on all ranks."""
+    """Gather a sharded tensor; return any other tensor unchanged. Call it on all ranks."""
     return value.full_tensor() if is_sharded(value) else value

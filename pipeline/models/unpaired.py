@@ -13,11 +13,11 @@ PER_SAMPLE = ("label", "group", "index", "weight", "mask")
 
 
 def term(loss: Loss, student: Features, teacher: Features | None, batch: Batch) -> LossOutput:
-    """Compute a loss of the samples that are `paired`, bool `[B]`.
+    """Compute a loss over the samples that are `paired`, bool `[B]`.
 
     All samples are used if the batch does not have `paired`, or if the loss needs no teacher. Every rank uses the same
     number of samples, that of the rank with the fewest, since losses gather equal parts. With fewer than two samples,
-    the loss is not run, so that placeholders do not enter a queue, and the result is `nothing`.
+    the loss is not run, which keeps placeholders out of its queue, and the result is `nothing`.
 
     Args:
         loss: The loss.
@@ -36,7 +36,7 @@ def term(loss: Loss, student: Features, teacher: Features | None, batch: Batch) 
 
 
 def nothing(loss: Loss, student: Features) -> Tensor:
-    """Return 0 with a gradient of 0 for everything that the loss trains: DDP expects gradients of all parameters."""
+    """Return 0, with zero gradients for all parameters that the loss trains, since DDP expects all gradients."""
     of_student = [student.pooled, *student.maps, *([] if student.logits is None else [student.logits])]
     own = [p for p in loss.parameters() if p.requires_grad]
     return torch.stack([(0 * x).sum() for x in (*of_student, *own)]).sum()

@@ -1,1 +1,1 @@
-"""Packing: recipes, writing and checking data sets, and the synthetic data set."""
+"""Packing: recipes, writing and checking datasets, and the synthetic dataset."""

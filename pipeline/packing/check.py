@@ -1,4 +1,4 @@
-"""Checks a packed data set before training: reads every byte, reports each fault in one line, and changes nothing."""
+"""Checks a packed dataset before training: reads every byte, reports one line per problem, and changes nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.packing.depth_units import Depths
 from pipeline.packing.duplicates import Duplicates
 from pipeline.packing.scan import MOST_FAULTS, Scan, ScanJob, scan
 
-_WORTH_PROCESSES = 64 << 20  # bytes; below, starting processes takes longer than reading
+_WORTH_PROCESSES = 64 << 20  # bytes; below this size, starting processes takes longer than reading
 
 
 @dataclass
@@ -30,9 +30,9 @@ class Report:
     """The result of a check.
 
     Attributes:
-        facts: What the data set contains, one line each.
-        notes: Observations that may be correct, one line each.
-        faults: What must be fixed, one line each: shard, key, member, fault and fix.
+        facts: The content of the dataset, one line each.
+        notes: Observations that need not be errors, one line each.
+        faults: Errors that must be fixed, one line each: shard, key, member, problem and fix.
     """
 
     facts: list[str] = field(default_factory=list)
@@ -53,19 +53,19 @@ def check(
     processes: int | None = None,
     near_duplicates: bool = False,
 ) -> Report:
-    """Read all shards of a data set and compare them with `dataset.json` and with each other.
+    """Read all shards of a dataset and compare them with `dataset.json` and with each other.
 
     Args:
-        folder: The data set.
-        ranks: Number of processes that will train, to check if there are enough shards.
+        folder: The dataset.
+        ranks: Number of training processes, to check whether there are enough shards.
         workers: Number of loader workers of each process.
-        quick: Only check the structure of the tars, labels, meta and text. Images and audio are not decoded, hashes
-            not computed.
-        processes: Number of processes that check; None chooses by the machine and the size of the data.
-        near_duplicates: Also find photos that look alike in several splits.
+        quick: Only check the structure of the tars, labels, meta and text. Images and audio are not decoded, and hashes
+        are not computed.
+        processes: Number of checking processes; None chooses it by the machine and the size of the data.
+        near_duplicates: Also find near-identical photos in several splits.
 
     Raises:
-        UserError: There is no readable `dataset.json`. All other problems are in the report.
+        UserError: There is no readable `dataset.json`. The report lists all other problems.
     """
     dataset, folder = load_dataset(folder, tolerant=True), local(folder)
     total = sum(map(dataset.samples, dataset.splits))
@@ -104,10 +104,10 @@ def check(
 
 
 class Findings:
-    """Combines what was found in the shards. Keys and groups are on disk, so that memory does not grow with samples.
+    """Combines the scans of all shards. Keys and groups are on disk, so memory does not grow with the samples.
 
     Args:
-        dataset: The data set.
+        dataset: The dataset.
     """
 
     def __init__(self, dataset: Dataset) -> None:
@@ -129,7 +129,7 @@ class Findings:
         self.without: Counter[str] = Counter()
 
     def add(self, found: Scan) -> None:
-        """Add what was found in one shard."""
+        """Add the scan of one shard."""
         file, split = found.job.shard.file, found.job.split
         self.within[file] = found.faults
         self.db.executemany("INSERT INTO keys VALUES (?, ?)", ((blob(key), self.order[file]) for key in found.keys))
@@ -150,17 +150,17 @@ class Findings:
             self.lacking.setdefault(name, []).extend(f"{file}: {key}" for key in keys)
 
     def faults(self) -> list[str]:
-        """Faults within shards, in the order of the shards, then faults between shards."""
+        """Problems within shards, in the order of the shards, followed by problems between shards."""
         own = [line for file in sorted(self.within, key=self.order.__getitem__) for line in self.within[file]]
         across = [*islice(lines := chain(self._leaks(), self._repeats()), MOST_FAULTS)]
         left = sum(1 for _ in lines)
-        more = [f"and {left} more faults between shards"] if left else []
+        more = [f"and {left} more problems between shards"] if left else []
         leaks = [line for is_fault, line in self.shared if is_fault]
         return [*own, *across, *more, *leaks, *self._counts(), *self.depths.faults()]
 
     @cached_property
     def shared(self) -> list[tuple[bool, str]]:
-        """What several splits have in common: whether it is a fault, and a line."""
+        """Content that several splits share: whether it is an error, and a line that describes it."""
         return list(self.duplicates.lines({split: self.balance.samples[split] for split in self.dataset.splits}))
 
     def _leaks(self) -> Iterator[str]:
@@ -174,11 +174,11 @@ class Findings:
             (_, split, shard), (_, other, where) = islice(found, 2)
             yield (
                 f"group {unblob(name)} is in {self._both(shard, where)}: {' and '.join(sorted((split, other)))} must "
-                "not share it; pack again with another group or split"
+                "not share a group; pack again with other groups or splits"
             )
 
     def _repeats(self) -> Iterator[str]:
-        """Duplicate keys; of those within one shard, only the first."""
+        """Duplicate keys. Within one shard, only the first one is reported."""
         repeated = "SELECT key FROM keys GROUP BY key HAVING COUNT(*) > 1"
         rows = self.db.execute(
             f"SELECT key, shard, COUNT(*) FROM keys WHERE key IN ({repeated}) GROUP BY key, shard ORDER BY key, shard"
@@ -188,18 +188,19 @@ class Findings:
             first = None
             for _, shard, count in found:
                 if first is not None:
-                    yield f"key {unblob(key)} is in {self._both(first, shard)}; keys must differ; pack the data again"
+                    both = self._both(first, shard)
+                    yield f"key {unblob(key)} is in {both}; keys must be unique; pack the data again"
                 if count > 1 and shard not in reported:
                     reported.add(shard)
                     file = self.files[shard]
-                    yield f"key {unblob(key)} is twice in {file}; keys must differ; pack the data again"
+                    yield f"key {unblob(key)} occurs twice in {file}; keys must be unique; pack the data again"
                 first = shard if first is None else first
 
     def _both(self, *shards: int) -> str:
         return " and ".join(sorted(self.files[shard] for shard in shards))
 
     def _counts(self) -> Iterator[str]:
-        """Fields whose count differs from the recorded one: samples were lost or added after packing."""
+        """Fields whose count differs from the recorded one, i.e. samples were lost or added after packing."""
         for member in sorted({*self.fields, *self.dataset.fields}):
             recorded, found = self.dataset.fields.get(member, 0), self.fields[member]
             if recorded == found or (recorded and not self.dataset.counted):
@@ -220,13 +221,13 @@ class Findings:
         return [*lines, *self.balance.facts()]
 
     def notes(self) -> Iterator[str]:
-        """Observations that are not faults, one line each."""
+        """Observations that need not be errors, one line each."""
         recorded = self.dataset.fields
         for name, keys in sorted(self.lacking.items()):
             kinds = sorted(member for member in recorded if field_of(member) == name)
             if not self.dataset.counted or all(recorded[member] == self.fields[member] for member in kinds):
                 count = f"{self.without[name]} of {self.samples}"
-                yield f"{count} samples have no {' or '.join(kinds)}, the first {min(keys)}"
+                yield f"{count} samples have no {' or '.join(kinds)}, the first one is {min(keys)}"
         yield from self.depths.notes()
         if self.askew:
             yield (
@@ -234,7 +235,7 @@ class Findings:
                 "parts of the scene; align them before packing"
             )
         if self.doubtful:
-            yield f"{self.doubtful} samples have a photo that is turned by EXIF: {self.doubt}"
+            yield f"{self.doubtful} samples have a photo that EXIF rotates: {self.doubt}"
         yield from (line for is_fault, line in self.shared if not is_fault)
         yield from self.balance.notes()
 
@@ -245,9 +246,9 @@ def _plain(line: str) -> str:
 
 
 def _unheard(dataset: Dataset) -> Iterator[str]:
-    """Audio of which only the header is checked."""
+    """Audio members of which only the header is checked."""
     if not can_hear() and any(member.endswith(SUFFIXES["audio"]) for member in dataset.fields):
-        yield "audio is not decoded, so some damage is not detected: pip install soundfile"
+        yield "audio is not decoded, so some damage goes undetected; to decode it: pip install soundfile"
 
 
 def _readers(dataset: Dataset, ranks: int, workers: int) -> Iterator[str]:
@@ -261,8 +262,8 @@ def _readers(dataset: Dataset, ranks: int, workers: int) -> Iterator[str]:
 
 
 def _strays(folder: Path, dataset: Dataset) -> Iterator[str]:
-    """Shards in the folder that are not in `dataset.json` and would not be read."""
+    """Shards in the folder that `dataset.json` does not list and that would not be read."""
     known = {shard.file for shards in dataset.splits.values() for shard in shards}
     strays = sorted(path.name for path in folder.glob("*.tar") if path.name.count(".") == 1 and path.name not in known)
     if strays:
-        yield f"{len(strays)} tars are not in {MANIFEST} and will not be read, the first {strays[0]}"
+        yield f"{len(strays)} tars are not listed in {MANIFEST} and will not be read, the first one is {strays[0]}"

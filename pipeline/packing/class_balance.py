@@ -1,4 +1,4 @@
-"""Class balance of the samples of a data set, and of the pixels of its masks."""
+"""Class balance of the samples of a dataset, and of the pixels of its masks."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pipeline.data.dataset import Dataset
 from pipeline.packing.scan import Scan
 
 MOST_CLASSES = 20
-"""Up to this many classes are listed; of more, only the extremes."""
+"""Up to this many classes are listed; with more, only the extremes."""
 
 
 class Balance:
-    """Counts of samples by class for each label, and of pixels by value for each mask, in every split.
+    """Counts samples by class for each label, and pixels by value for each mask, in every split.
 
     Args:
-        dataset: The data set.
+        dataset: The dataset.
     """
 
     def __init__(self, dataset: Dataset) -> None:
@@ -31,7 +31,7 @@ class Balance:
             self.counts[found.job.split][name] += own
 
     def facts(self) -> Iterator[str]:
-        """One line per split with the samples per class, and one for each other label and each mask."""
+        """One line per split with the samples per class, and one line for each further label and each mask."""
         for split, counts in self.counts.items():
             total = self.samples[split]
             yield f"  {split}: {total} samples{self._samples('label', counts.get('label', Counter()), total)}"
@@ -52,7 +52,7 @@ class Balance:
         return f"{_listed(self.dataset.classes[mask], shares, '{:.3g} %')} of the pixels"
 
     def notes(self) -> Iterator[str]:
-        """Classes that are tested but not in the training split, and pixels without a class."""
+        """Classes that occur in other splits but not in the training split, and pixels without a class."""
         for name, names in self.dataset.classes.items():
             values = self.dataset.masks.get(name, range(len(names)))
             trained = self.counts.get("train", {}).get(name, Counter())
@@ -67,13 +67,13 @@ class Balance:
             if strange := sorted(pixels.keys() - set(values)):
                 share = 100 * sum(pixels[value] for value in strange) / pixels.total()
                 yield (
-                    f"{share:.3g} % of the pixels of {mask} have no class and are ignored: their values are "
-                    f"{', '.join(map(str, strange[:10]))}; those of classes are {', '.join(map(str, values[:10]))}"
+                    f"{share:.3g} % of the pixels of {mask} have no class and are ignored: they have the values "
+                    f"{', '.join(map(str, strange[:10]))}; the classes have {', '.join(map(str, values[:10]))}"
                 )
 
 
 def _listed(names: Sequence[str], amounts: Sequence[float], form: str) -> str:
-    """Each class with its amount; of many classes, the smallest and the largest amount."""
+    """Each class with its amount; with many classes, only the smallest and the largest amount."""
     if len(names) > MOST_CLASSES:
         return f"{form.format(min(amounts))} to {form.format(max(amounts))} in each of {len(names)} classes"
     return ", ".join(f"{name} {form.format(amount)}" for name, amount in zip(names, amounts, strict=True))

@@ -1,4 +1,4 @@
-"""Finds equal members, and photos that look alike, in several splits."""
+"""Finds identical members, and near-identical photos, in several splits."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from pipeline.common.spill import blob, scratch, unblob
 from pipeline.data.member_formats import SUFFIXES, Facts, field_of
 
 SMALLEST = 256
-"""Bytes. Smaller files are empty by nature, such as a mask of one class, and equal without being the same recording."""
+"""Bytes. Smaller files have little content, e.g. a mask of one class, and may be equal by coincidence."""
 
 TOLERATED = 0.01
-"""Up to this fraction of a split, equal members are a note, since public data sets have some. More is a fault, ..."""
+"""Up to this fraction of a split, equal members are a note, since public datasets have some. More are an error, ..."""
 
 FEW = 10
-"""... unless it is no more than this many samples."""
+"""... unless there are no more than this many."""
 
 NEAR = 3
 """Photos are near duplicates if at most this many of the 64 bits of their hashes differ."""
 
 EXAMPLES = 3
-CURE = "Pack again with a --group that they have in common, or remove them: what was trained on is no test"
+CURE = "Pack again with a --group that they have in common, or remove them: training data must not be tested on"
 
 _SIGNED = np.dtype("<i8")
 
 
 def compared(member: str, facts: Facts) -> bool:
-    """Whether equal bytes of a member in two samples mean the same recording: not for texts, masks and labels."""
+    """Whether equal bytes in two samples imply the same recording, which is not so for texts, masks and labels."""
     is_mask = facts.mask is not None and facts.mask.dtype == np.uint8 and field_of(member) != "rgb"
     is_image = facts.size is not None and not is_mask
     return is_image or field_of(member) == "points" or member.endswith(SUFFIXES["audio"])
@@ -47,10 +47,10 @@ def look(data: bytes) -> int | None:
     """The difference hash of a photo: for 8 x 8 cells, whether the cell to the right is brighter.
 
     Args:
-        data: A JPEG, PNG or WebP that decodes.
+        data: A valid JPEG, PNG or WebP.
 
     Returns:
-        A signed 64-bit hash; None for a photo without structure, whose hash is that of many others.
+        A signed 64-bit hash; None for a photo without structure, whose hash many other photos share.
     """
     grey = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
     cells = cv2.resize(grey, (9, 8), interpolation=cv2.INTER_AREA).astype(np.int16)
@@ -61,18 +61,18 @@ def look(data: bytes) -> int | None:
 
 
 class Duplicates:
-    """Hashes of the members of all samples, on disk: about 40 bytes per member, none of them in memory."""
+    """Hashes of the members of all samples: about 40 bytes per member on disk, nothing in memory."""
 
     def __init__(self) -> None:
         self.db = scratch("hashes (kind TEXT, hash INTEGER, split TEXT, file TEXT, key BLOB)")
 
     def add(self, split: str, file: str, hashes: Iterable[tuple[str, int, str]]) -> None:
-        """Add what was found in a shard: the kind (a field, or `look`), the hash, and the key or ""."""
+        """Add the hashes of a shard: the kind (a field, or `look`), the hash, and the key or ""."""
         rows = ((kind, number, split, file, blob(key)) for kind, number, key in hashes)
         self.db.executemany("INSERT INTO hashes VALUES (?, ?, ?, ?, ?)", rows)
 
     def lines(self, samples: dict[str, int]) -> Iterator[tuple[bool, str]]:
-        """Each finding as whether it is a fault, and its text.
+        """Yield for each finding whether it is an error, and its text.
 
         Args:
             samples: Split -> number of samples.
@@ -100,7 +100,7 @@ class Duplicates:
                 )
 
     def _equal(self, kind: str, one: str, other: str) -> int:
-        """The number of samples of a split whose member is also in another."""
+        """The number of samples of a split whose member also occurs in another split."""
         twin = "SELECT 1 FROM hashes a WHERE a.kind = b.kind AND a.hash = b.hash AND a.split = ?"
         sql = f"SELECT COUNT(*) FROM hashes b WHERE kind = ? AND split = ? AND EXISTS ({twin})"
         return int(self.db.execute(sql, (kind, other, one)).fetchone()[0])
@@ -124,7 +124,7 @@ class Duplicates:
 
 
 def _near(one: np.ndarray, other: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs of rows whose hashes differ in at most NEAR bits; for each row of `other`, one.
+    """Pairs of rows whose hashes differ in at most NEAR bits, with one pair per row of `other`.
 
     Two hashes that differ in at most three bits are equal in one of four parts of 16 bits.
     """
@@ -149,7 +149,7 @@ def _near(one: np.ndarray, other: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _bits(numbers: np.ndarray) -> np.ndarray:
-    """The number of bits that are set in each uint64 of `[N]`."""
+    """The number of set bits in each uint64 of `[N]`."""
     return np.unpackbits(numbers.view(np.uint8).reshape(-1, 8), axis=1).sum(1)
 
 
@@ -159,13 +159,13 @@ def encode_hashes(numbers: Sequence[int]) -> str:
 
 
 def decode_hashes(text: str) -> list[int]:
-    """The hashes that `encode_hashes` encoded."""
+    """Decode the result of `encode_hashes`."""
     found: list[int] = np.frombuffer(base64.b64decode(text), _SIGNED).tolist()
     return found
 
 
 def hashes_of(members: Mapping[str, bytes | None], facts: Mapping[str, Facts]) -> Iterator[tuple[str, int]]:
-    """The field and the hash of each member of a sample that is compared."""
+    """The field and the hash of each member of a sample that takes part in the comparison."""
     for member, own in facts.items():
         if len(data := members[member] or b"") >= SMALLEST and compared(member, own):
             yield field_of(member), content(data)

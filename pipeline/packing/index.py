@@ -31,7 +31,7 @@ def index(
 ) -> Dataset:
     """Index shards by their tar headers and write `out/dataset.json`. Shards are not copied.
 
-    The same call again resumes: it only reads shards that are new or have changed.
+    Repeating the same call resumes: it only reads shards that are new or have changed.
 
     Args:
         shards: Tars, brace patterns, globs or folders; local paths or URLs.
@@ -40,9 +40,9 @@ def index(
         group: Location of the group of a sample, e.g. `json:clip`. Samples of a group stay in one split.
         label: The label whose values become classes, as in `data.label`.
         fields: Field -> extensions, as in `data.fields`.
-        hashed: Compute the sha256 of local shards, which reads them completely.
-        workers: Number of processes; None for one per CPU core.
-        name: Name of the data set.
+        hashed: Compute the SHA-256 of local shards, which requires reading them completely.
+        workers: Number of processes; None means one per CPU core.
+        name: Name of the dataset.
 
     Returns:
         The manifest.
@@ -53,13 +53,13 @@ def index(
     patterns = SEPARATOR.join(shards)
     urls = shard_urls(patterns)
     if (out / PACKING).exists() or any(Path(url).parent == out.absolute() for url in urls) or _is_packed(out):
-        raise UserError(f"{out}: the folder contains shards. Choose another folder for the index.")
+        raise UserError(f"{out}: the folder already contains shards. Choose another folder for the index.")
     division, whole = _splits(splits, group, urls)
     wanted = Wanted(labels_of(label), division, hashed)
     dataset = write_index(patterns, urls, out, whole, wanted, workers or os.cpu_count() or 1, name, fields)
     if empty := [split for split in (REST, *splits) if not dataset.samples(split)]:
         (out / MANIFEST).unlink()
-        raise UserError(f"{out}: split `{empty[0]}` would be empty. Choose other splits.")
+        raise UserError(f"{out}: the split `{empty[0]}` would be empty. Choose other splits.")
     return dataset
 
 
@@ -74,7 +74,7 @@ def _is_packed(out: Path) -> bool:
 
 
 def _splits(splits: Mapping[str, str], group: str, urls: Sequence[str]) -> tuple[Division | None, dict[str, str]]:
-    """The rule that divides samples, or shard -> split."""
+    """The rule that assigns samples to splits, or shard -> split."""
     shares: dict[str, float] = {}
     whole: dict[str, str] = {}
     for split, rule in splits.items():
@@ -90,7 +90,7 @@ def _splits(splits: Mapping[str, str], group: str, urls: Sequence[str]) -> tuple
     if shares and whole:
         raise UserError("--split: use either fractions of the samples or patterns of shards, not both.")
     if group and not shares:
-        raise UserError("--group: requires a fraction, e.g. --split test=0.02.")
+        raise UserError("--group: requires a split by fraction, e.g. --split test=0.02.")
     if not shares:
         return None, whole or splits_by_name(urls)
     try:

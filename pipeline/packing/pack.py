@@ -1,4 +1,4 @@
-"""Packs a plan into shards: opens and validates every file; each shard is a job that can be repeated or resumed."""
+"""Packs a plan into shards and validates every file. Each shard is a job that can be repeated or resumed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 REFUSED = "refused.jsonl"
 PLAN = f"{PACKING}/plan.json"
-"""The state that resuming needs: the digest of the plan; in the same folder, a summary of every finished shard."""
+"""The state for resuming: the digest of the plan and, in the same folder, a summary of every finished shard."""
 
 
 def pack(
@@ -48,28 +48,28 @@ def pack(
     max_refused: float = 0.05,
     overwrite: bool = False,
 ) -> Dataset:
-    """Write the samples of a plan as shards, and `dataset.json` at the end.
+    """Write the samples of a plan as shards, and finally `dataset.json`.
 
-    The same call resumes after an interruption and gives the same bytes. Rejected samples are listed in
+    Repeating the same call resumes after an interruption and writes the same bytes. Rejected samples are listed in
     `refused.jsonl`.
 
     Args:
-        plan: What a recipe found.
-        out: Folder of the data set, or URL of a store such as `s3://bucket/set`.
+        plan: The plan that a recipe made.
+        out: Folder of the dataset, or URL of a store such as `s3://bucket/set`.
         fractions: Split -> fraction of the samples, for samples without a split in the plan (see `splits.assign`).
-        seed: Seed of the split and of the order of samples.
+        seed: Random seed for the split and the order of the samples.
         shard_bytes: Target size of a shard in bytes.
-        min_shards: Minimum number of shards of each split that has enough samples, so that ranks and workers can share
-            them.
+        min_shards: Minimum number of shards per split (if it has enough samples), which ranks and workers can share.
         workers: Number of processes.
         max_refused: Maximum fraction of rejected samples, in [0, 1].
-        overwrite: Delete another packing in the folder. The same packing is resumed in any case.
+        overwrite: Delete a different packing in the folder. The same packing is always resumed.
 
     Returns:
         The content of `dataset.json`.
 
     Raises:
-        UserError: Too many samples are rejected, the folder has another packing, a split is empty, or the disk fails.
+        UserError: Too many samples are rejected, the folder contains a different packing, a split is empty, or the disk
+        fails.
     """
     packing = Packing(
         plan,
@@ -86,13 +86,13 @@ def pack(
 
 
 class MissingShardsError(UserError):
-    """Shards of other parts are not finished yet."""
+    """Raised if shards of other parts are not finished yet."""
 
 
 class Packing:
-    """A plan that is being packed. Several machines can write a part of the shards each; the last one finishes.
+    """A plan that is being packed. Several machines can each write a part of the shards; the last one finishes.
 
-    Args: as those of `pack`.
+    The arguments are those of `pack`.
 
     Raises:
         UserError: A split is empty, or too many sources were rejected.
@@ -110,7 +110,7 @@ class Packing:
         max_refused: float = 0.05,
     ) -> None:
         if shard_bytes < 1 or min_shards < 1:
-            raise UserError(f"shards of {shard_bytes} bytes, at least {min_shards}: both numbers must be 1 or more.")
+            raise UserError(f"shard_bytes {shard_bytes}, min_shards {min_shards}: both must be at least 1.")
         if not 0 <= max_refused <= 1:
             raise UserError(f"max_refused {max_refused}: expected a fraction from 0 to 1, such as 0.05.")
         self.plan, self.out, self.max_refused = plan, out, max_refused
@@ -124,26 +124,26 @@ class Packing:
 
     @contextmanager
     def claimed(self, overwrite: bool = False) -> Iterator[None]:
-        """Take over the folder while shards are written. Processes that write the same shards may share it.
+        """Lock the folder while shards are written. Processes that write the same shards may share it.
 
         Args:
-            overwrite: Delete another packing in the folder.
+            overwrite: Delete a different packing in the folder.
 
         Raises:
-            UserError: The folder has another packing, or another process writes one.
+            UserError: The folder contains a different packing, or another process is writing one.
         """
-        folder = getattr(self.target, "path", None)  # a store has no locks
+        folder = getattr(self.target, "path", None)  # stores do not support locks
         with owned(folder, self.digest) if folder else nullcontext():
             with _user_errors(self.out):
                 self._claim(overwrite)
             yield
 
     def write(self, workers: int, part: tuple[int, int] = (1, 1)) -> None:
-        """Write the shards that are missing.
+        """Write the missing shards.
 
         Args:
             workers: Number of processes.
-            part: `(k, n)`: write the k-th of n parts only, counted from 1.
+            part: `(k, n)`: write only part k of n, counted from 1.
         """
         number, parts = part
         jobs = self.jobs[number - 1 :: parts]
@@ -165,14 +165,16 @@ class Packing:
             UserError: Too many samples are rejected, or the disk fails.
         """
         with _user_errors(self.out):
-            # The process that had the lock may have ended before this one, and another packing may have begun.
+            # Another process that shared the lock may have released it, and a different packing may have begun.
             if self._state().get("digest") != self.digest:
-                raise UserError(f"{self.out}: another process has begun another packing. Choose another folder.")
+                raise UserError(
+                    f"{self.out}: another process has begun a different packing here. Choose another folder."
+                )
             self.done |= finished([job for job in self.jobs if job.file not in self.done], self.target)
             if missing := len(self.jobs) - len(self.done):
                 raise MissingShardsError(
                     f"{self.out}: {missing} of {len(self.jobs)} shards are missing. The part that finishes last "
-                    f"writes {MANIFEST}; the same command without --part writes all missing shards."
+                    f"writes {MANIFEST}. To write all missing shards, run the same command without --part."
                 )
             summaries = [self.done[job.file] for job in self.jobs]
             refused = self.plan.refused + [refusal for summary in summaries for refusal in summary.refused]
@@ -190,13 +192,13 @@ class Packing:
         return dataset
 
     def _claim(self, overwrite: bool) -> None:
-        """Take over the folder for this plan, or raise UserError if it has another packing.
+        """Claim the folder for this plan, or raise UserError if it contains a different packing.
 
-        An unfinished packing with the same recipe and options is taken over, since the user has corrected its sources.
-        Shards that they do not affect are kept.
+        An unfinished packing with the same recipe and options is continued: the user has corrected its sources. Shards
+        that the corrections do not affect are kept.
         """
         settings = json.loads(json.dumps({"recipe": self.plan.recipe, "options": self.plan.options}))
-        there = self.target.sizes()  # before the plan: another part may just have written its first shard
+        there = self.target.sizes()  # read before the plan, since another part may be writing its first shard
         found = self._state()
         if found.get("digest") == self.digest:
             return
@@ -207,7 +209,7 @@ class Packing:
             self._clear(there, ())
         elif found or MANIFEST in there or any(map(_is_shard, there)):
             raise UserError(
-                f"{self.out}: the folder contains another packing (other sources, options or seed). "
+                f"{self.out}: the folder contains a different packing (other sources, options or seed). "
                 "Choose another folder, or pass `overwrite` to delete it."
             )
         self.target.write(PLAN, json.dumps({"digest": self.digest, **settings}, indent=2).encode())
@@ -221,7 +223,7 @@ class Packing:
             return {"digest": "unreadable"}
 
     def _clear(self, there: Collection[str], keep: Collection[str]) -> None:
-        """Remove what packing writes, and nothing else; `dataset.json` first, since the rest alone is not a data set.
+        """Remove only what packing writes; `dataset.json` first, since the rest is not a dataset without it.
 
         Args:
             there: Names of the files that exist.
@@ -249,7 +251,7 @@ def _check_names(plan: Plan) -> None:
         try:
             name.encode()
         except UnicodeEncodeError:  # noqa: PERF203
-            raise UserError(f"{name!a}: names of classes and data sets must be UTF-8; rename it.") from None
+            raise UserError(f"{name!a}: names of classes and datasets must be valid UTF-8; rename it.") from None
 
 
 def _is_shard(name: str) -> bool:
@@ -257,7 +259,7 @@ def _is_shard(name: str) -> bool:
 
 
 def _judge(plan: Plan, refused: Sequence[Refusal], ceiling: float) -> None:
-    """Raise UserError if too many samples are rejected, or none is left."""
+    """Raise UserError if too many samples are rejected, or none are left."""
     total, count = len(plan.samples) + len(plan.refused), _count(refused)
     if count <= ceiling * total and plan.samples:
         return
@@ -270,7 +272,7 @@ def _judge(plan: Plan, refused: Sequence[Refusal], ceiling: float) -> None:
 
 
 def _count(refused: Sequence[Refusal]) -> int:
-    """Number of rejected samples; several files of one sample may have faults."""
+    """Number of rejected samples; one sample may have several faulty files."""
     return len({refusal.key or refusal.file for refusal in refused})
 
 
@@ -305,17 +307,17 @@ def _report(dataset: Dataset, out: str, excluded: int) -> None:
 
 
 def _warn(dataset: Dataset, summaries: Sequence[Summary]) -> None:
-    """Warn of what packs well and trains badly: equal members in several splits, images that do not fit."""
+    """Warn about valid data that harms training: equal members in several splits, and mismatched images."""
     duplicates = Duplicates()
     for summary in summaries:
         split = summary.shard.file.partition("-")[0]
         for name, text in summary.contents.items():
             duplicates.add(split, summary.shard.file, ((name, number, "") for number in decode_hashes(text)))
     for _, line in duplicates.lines({split: dataset.samples(split) for split in dataset.splits}):
-        log.warning(f"{line}. `wcord check` names the samples.")
+        log.warning(f"{line}. Run `wcord check` to list the samples.")
     certain, doubtful = (sum(counts) for counts in zip(*((s.mismatched, s.doubtful) for s in summaries), strict=True))
     first = next((summary.mismatch for summary in summaries if summary.mismatch), "")
     if certain:
-        log.warning(f"in {certain} samples the images do not belong together, the first {first}")
+        log.warning(f"in {certain} samples, the images do not match; the first one: {first}")
     elif doubtful:
-        log.warning(f"{doubtful} samples have a photo that is turned by EXIF, the first {first}")
+        log.warning(f"{doubtful} samples have a photo that EXIF rotates; the first one: {first}")

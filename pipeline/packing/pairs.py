@@ -1,4 +1,4 @@
-"""Judges whether the images of one sample can show the same scene: EXIF orientation, and width to height."""
+"""Decides by EXIF orientation and aspect ratio whether the images of one sample can show the same scene."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from dataclasses import dataclass
 from pipeline.data.member_formats import Facts, field_of
 
 SAME = 1.03
-"""Aspect ratios within this factor are equal: sizes are whole pixels."""
+"""Aspect ratios within this factor count as equal, since sizes are rounded to pixels."""
 
-CURE = "turn the map in the same way, or remove the orientation from the photo (exiftool -Orientation=), and pack again"
+CURE = "rotate the map likewise, or remove the orientation from the photo (exiftool -Orientation=), and pack again"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two images of a sample that do not belong together as they are.
+    """Two images of a sample that do not match as they are stored.
 
     Attributes:
         reason: What is wrong and how to fix it.
-        certain: Whether the sizes prove it; if not, the photo is turned by EXIF in a way that keeps the sizes.
+        certain: Whether the sizes prove it. Otherwise, EXIF rotates or mirrors the photo without a visible change in
+            size.
     """
 
     reason: str
@@ -27,7 +28,7 @@ class Pair:
 
 
 def mismatched(facts: Mapping[str, Facts]) -> Pair | None:
-    """Find the first photo and map (depth map or mask) of a sample that do not belong together.
+    """Find the first photo and map (depth map or mask) of a sample that do not match.
 
     Args:
         facts: Member -> its properties.
@@ -47,16 +48,19 @@ def _pairs(facts: Mapping[str, Facts]) -> Iterator[Pair]:
 
 
 def _judge(photo: str, upright: tuple[int, int], orientation: int, other: str, size: tuple[int, int]) -> Pair | None:
-    """Compare a photo, of that size after it was turned by EXIF, with a map, which is never turned."""
+    """Compare a photo, whose size is that after EXIF rotation, with a map, which is never rotated."""
     alike, across = _alike(size, upright), _alike(size, upright[::-1])
     if across and not alike:
-        turned = f"EXIF orientation {orientation} turns {photo} to {_text(upright)}, but {other} is {_text(size)}"
-        plain = f"{photo} is {_text(upright)}, but {other} is {_text(size)}: one of them is turned by 90 degrees"
-        return Pair(f"{turned}; {CURE}" if orientation >= 5 else f"{plain}; turn it back and pack again", certain=True)
-    # A map of the size of a photo that was turned by 90 degrees was turned with it, unless both are square.
+        turned = f"EXIF orientation {orientation} rotates {photo} to {_text(upright)}, but {other} is {_text(size)}"
+        plain = f"{photo} is {_text(upright)}, but {other} is {_text(size)}: one of them is rotated by 90 degrees"
+        return Pair(
+            f"{turned}; {CURE}" if orientation >= 5 else f"{plain}; rotate it back and pack again", certain=True
+        )
+    # If a photo was rotated by 90 degrees and the map has its size, the map was rotated too, unless both are square.
     if alike and orientation > 1 and (orientation < 5 or across):
         return Pair(
-            f"EXIF orientation {orientation} turns {photo}, but nothing turns {other}; if it is as the sensor gave it, "
+            f"EXIF orientation {orientation} rotates {photo}, but not {other}; if {other} is as the sensor recorded "
+            "it, "
             f"{CURE}",
             certain=False,
         )

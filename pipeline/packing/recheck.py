@@ -1,4 +1,4 @@
-"""Checks the samples that a run skipped: what is wrong with each of them now?"""
+"""Checks the samples that a run skipped, and reports what is still wrong with each of them."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from pipeline.packing.scan import in_range, labels_of
 
 
 def recheck(folder: str | Path, listed: str | Path) -> Report:
-    """Check only the listed samples of a data set, and report those that still have a fault.
+    """Check only the listed samples of a dataset, and report those that are still faulty.
 
     Args:
-        folder: The data set.
+        folder: The dataset.
         listed: The `skipped.jsonl` of a run.
 
     Raises:
-        UserError: The list does not exist or belongs to another data set.
+        UserError: The list does not exist or belongs to another dataset.
     """
     listed = Path(listed)
     if not listed.is_file():
         raise UserError(f"{listed}: not found; runs write it as skipped.jsonl if they skip samples.")
     dataset, folder = load_dataset(folder, tolerant=True), local(folder)
-    # The list is about training samples. If a shard is in several splits, places are counted within the first of them.
+    # The list contains training samples. If a shard is in several splits, places are counted within the first one.
     shards = {shard.file: (split, shard) for split, own in reversed(dataset.splits.items()) for shard in own}
     skipped = sorted(read_skipped(listed), key=lambda s: (s.shard, s.place))
     if strangers := sorted({s.shard for s in skipped} - shards.keys()):
-        raise UserError(f"{listed}: lists {strangers[0]}, which is not in {folder}: it belongs to another data set.")
+        raise UserError(f"{listed}: lists {strangers[0]}, which is not in {folder}: it belongs to another dataset.")
     found = Report(facts=[f"{len(skipped)} samples listed ({in_words(counts(skipped))})"])
     for file, group in groupby(skipped, key=lambda s: s.shard):
         for one, fault in _again(folder, dataset, *shards[file], list(group)):
@@ -43,7 +43,7 @@ def recheck(folder: str | Path, listed: str | Path) -> Report:
             elif one.unpaired:
                 found.notes.append(f"{file}: {one.key}: {one.cause}; nothing else is wrong")
             else:
-                # Faults of a joined data set are not in this one: the message names its folder.
+                # Problems of a joined dataset are not in this one; the message contains its folder.
                 found.notes.append(f"{file}: {one.key or f'sample {one.place}'}: readable now; before: {one.message}")
     return found
 
@@ -51,14 +51,14 @@ def recheck(folder: str | Path, listed: str | Path) -> Report:
 def _again(
     folder: Path, dataset: Dataset, split: str, shard: Shard, listed: list[Skipped]
 ) -> Iterator[tuple[Skipped, str | None]]:
-    """Each listed sample of a shard with its fault, or None."""
+    """Each listed sample of a shard with its problem, or None."""
     members, classes = frozenset(dataset.fields), dataset.counts()
     places = {one.place: one for one in listed}
     for raw in read_range(dataset.layout(folder, split), [shard], 0, shard.samples, members, tolerant=True):
         if (one := places.pop(raw["__place__"], None)) is not None:
             yield one, raw.get("__lost__") or _fault(raw, classes)
     for one in places.values():
-        yield one, f"its shard has no sample {one.place} any more; it was packed again or truncated"
+        yield one, f"its shard no longer has a sample {one.place}; it was packed again or truncated"
 
 
 def _fault(raw: Sample, classes: Mapping[str, int]) -> str | None:

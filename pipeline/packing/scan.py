@@ -1,4 +1,4 @@
-"""Reads and validates one shard of unknown condition, and reports its content and faults."""
+"""Reads and validates one shard, which may be damaged, and reports its content and problems."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipeline.packing.duplicates import hashes_of, look
 from pipeline.packing.pairs import SAME, mismatched
 
 MOST_FAULTS = 20
-"""Maximum number of reported faults per shard."""
+"""Maximum number of reported problems per shard."""
 
 SMALL = ("label.txt", "meta.json", "text.txt", "json")
 REBUILD = "delete the shard and run the same `wcord pack` again"
@@ -36,15 +36,15 @@ class ScanJob:
     """A shard to read.
 
     Attributes:
-        layout: The data set: its folder, and where a sample is in its shards.
+        layout: The folder of the dataset, and where to find the samples in its shards.
         split: Name of the split.
         shard: Its entry in `dataset.json`.
         expected: Fields that most samples have.
         classes: Label name -> number of classes.
         masks: Labels that are masks.
-        foreign: Label name -> its place in the shards, for data sets that wcord did not pack.
+        foreign: Label name -> its location in the shards, for datasets that wcord did not pack.
         quick: Do not decode images and audio, and do not compute hashes.
-        looks: Compute how photos look, to find near duplicates.
+        looks: Compute perceptual hashes of photos, to find near duplicates.
     """
 
     layout: Layout
@@ -59,33 +59,33 @@ class ScanJob:
 
     @property
     def small(self) -> tuple[str, ...]:
-        """Suffixes of the members that a quick scan also opens."""
+        """Extensions of the members that a quick scan opens as well."""
         return (*SMALL, *(f".{name}" for name, own in self.layout.names.items() if own in SMALL))
 
 
 @dataclass
 class Scan:
-    """What was found in a shard. It is small, since it is sent between processes.
+    """The result of scanning a shard. It is small, since it is sent between processes.
 
     Attributes:
         job: The shard.
-        faults: Faults, at most MOST_FAULTS.
-        unlisted: Number of further faults.
+        faults: Problems, at most MOST_FAULTS.
+        unlisted: Number of further problems.
         keys: Keys of the samples.
         groups: Groups of the samples.
-        fields: Member -> samples that have it.
-        labels: Label name -> class index -> samples.
-        pixels: Mask -> value -> pixels.
+        fields: Member -> number of samples that contain it.
+        labels: Label name -> class index -> number of samples.
+        pixels: Mask -> value -> number of pixels.
         sizes: Member -> smallest and largest `(width, height)` by area.
-        depths: Median depth in whole millimetres -> depth maps.
-        near: Depth in whole millimetres of the nearest tenth of the readings -> depth maps.
+        depths: Median depth in whole millimetres -> number of depth maps.
+        near: 10th percentile of the depth in whole millimetres -> number of depth maps.
         ends: Smallest and largest median depth, each with its key.
-        saturated: Depth maps with many readings of 65535.
-        coarse: Depth maps in which all readings are multiples of 10.
-        askew: Samples whose images have different aspect ratios.
-        doubtful: Samples whose photo is turned by EXIF, and the map beside it perhaps not.
-        doubt: The first of them and why, as text.
-        hashes: Field, content hash and key of each member; `look` instead of the field for the looks of photos.
+        saturated: Number of depth maps with many values of 65535.
+        coarse: Number of depth maps in which all values are multiples of 10.
+        askew: Number of samples whose images have different aspect ratios.
+        doubtful: Number of samples whose photo is rotated by EXIF, while its map may not be.
+        doubt: The first of these samples and the reason, as text.
+        hashes: Field, content hash and key of each member; for perceptual hashes, `look` instead of the field.
         lacking: Expected field -> keys of the first samples without it.
         without: Expected field -> number of samples without it.
     """
@@ -112,7 +112,7 @@ class Scan:
     without: Counter[str] = field(default_factory=Counter)
 
     def fault(self, where: str, what: object) -> None:
-        """Add a fault. Beyond `MOST_FAULTS`, faults are only counted."""
+        """Add a problem. Beyond `MOST_FAULTS`, problems are only counted."""
         if len(self.faults) < MOST_FAULTS:
             self.faults.append(f"{self.job.shard.file}: {where}{': ' if where else ''}{what}")
         else:
@@ -120,7 +120,7 @@ class Scan:
 
 
 def scan(job: ScanJob) -> Scan:
-    """Read a shard. Everything that is wrong with it becomes a fault, never an exception.
+    """Read a shard. Every problem is added to `faults`; none raises an exception.
 
     Raises:
         UserError: The machine fails: no permission, too many open files.
@@ -138,9 +138,9 @@ def scan(job: ScanJob) -> Scan:
             found.fault("", f"the shard is missing; restore it, or run {cure.rpartition('run ')[2]}")
             return found
         if (size := path.stat().st_size) != shard.bytes:
-            found.fault("", f"{size} bytes, but {MANIFEST} has {shard.bytes}: truncated or changed; {cure}")
+            found.fault("", f"has {size} bytes instead of {shard.bytes} as in {MANIFEST}: truncated or changed; {cure}")
         elif not job.quick and shard.sha256 and sha256(path) != shard.sha256:
-            found.fault("", f"its sha256 differs from {MANIFEST}: changed since packing; {cure}")
+            found.fault("", f"its SHA-256 differs from the one in {MANIFEST}: changed since packing; {cure}")
         _samples(path, found)
         whole = size == shard.bytes
     except (tarfile.TarError, ValueError, OverflowError, RecursionError, OSError) as error:
@@ -150,9 +150,9 @@ def scan(job: ScanJob) -> Scan:
     if whole and (stated := refuted(shard, path, len(found.keys), found.fields, job.layout.names)) is not None:
         found.fault("", stated)
     elif len(found.keys) != shard.samples:
-        found.fault("", f"{len(found.keys)} samples, but {MANIFEST} has {shard.samples}; {cure}")
+        found.fault("", f"has {len(found.keys)} samples instead of {shard.samples} as in {MANIFEST}; {cure}")
     if found.unlisted:
-        found.faults.append(f"{shard.file}: and {found.unlisted} more faults in this shard")
+        found.faults.append(f"{shard.file}: and {found.unlisted} more problems in this shard")
     return found
 
 
@@ -215,7 +215,7 @@ def _sample(key: str, members: Mapping[str, bytes | None], found: Scan) -> None:
                 if foreign.value.member == member and (index := foreign.index(data)) >= 0:
                     found.labels[label][index] += 1
             if found.job.foreign and member in ("label.txt", "meta.json"):
-                continue  # in shards that wcord did not pack, these have another format
+                continue  # in shards that wcord did not pack, these members have another format
             facts[member] = inspect(member, data)
             if (depth := facts[member].depth) is not None:
                 add_depth(key, depth, found)
@@ -257,10 +257,10 @@ def labels_of(meta: Mapping[str, object], classes: Mapping[str, int]) -> Iterato
 
 
 def in_range(name: str, label: int, classes: Mapping[str, int]) -> int:
-    """Check that a label is valid and return it.
+    """Check that a label is valid, and return it.
 
     Raises:
-        ValueError: The data set does not have the label, or it is out of range.
+        ValueError: The dataset does not have the label, or it is out of range.
     """
     if (count := classes.get(name)) is None:
         raise ValueError(f"label `{name}` has no classes in {MANIFEST}; pack the data again")

@@ -1,4 +1,4 @@
-"""Divides a plan into jobs of one shard each, which any process can run, repeat and recognise."""
+"""Divides a plan into jobs of one shard each, which any process can run, repeat and identify."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.packing.splits import SPLITS
 
 @dataclass(frozen=True)
 class Part:
-    """Some samples of a plan with their indices, in a given order. They are read lazily."""
+    """Some samples of a plan with their indices, in a given order, read lazily."""
 
     samples: Sequence[SourceSample]
     order: memoryview
@@ -30,7 +30,7 @@ class Part:
         return ((index, self.samples[index]) for index in self.order)
 
     def __reduce__(self) -> tuple[type, tuple[list[tuple[int, SourceSample]]]]:
-        return list, (list(self),)  # send the samples to other processes
+        return list, (list(self),)  # sends the samples to other processes
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ShardJob:
     """One shard to write.
 
     Attributes:
-        folder: Folder of the data set.
+        folder: Folder of the dataset.
         file: Name of the shard.
         digest: Digest of everything that determines its content.
         samples: `(index, sample)`.
@@ -61,9 +61,9 @@ def cut(plan: Plan, folder: str, placed: bytes, seed: int, shard_bytes: int, min
 
     Args:
         plan: The plan.
-        folder: Folder of the data set.
+        folder: Folder of the dataset.
         placed: Index in `SPLITS` of each sample.
-        seed: Seed of the shuffle.
+        seed: Random seed of the shuffle.
         shard_bytes: Target size of a shard in bytes.
         min_shards: Minimum number of shards per split.
     """

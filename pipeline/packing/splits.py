@@ -1,4 +1,4 @@
-"""Assigns samples to splits: groups stay whole, and classes are balanced."""
+"""Assigns samples to splits: groups are kept together, and classes are balanced."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEFAULT = {"train": 0.8, "test": 0.2}
 
 
 class Grouped(Protocol):
-    """What the split needs to know about a sample."""
+    """The properties of a sample that the split depends on."""
 
     @property
     def key(self) -> str:
@@ -35,20 +35,20 @@ class Grouped(Protocol):
 
     @property
     def split(self) -> str | None:
-        """The split given by the source; None without one."""
+        """The split set by the source; None if it sets none."""
 
 
 def assign(samples: Iterable[Grouped], fractions: Mapping[str, float], seed: int) -> bytes:
-    """Assign every group to a split: the given one, or else by fractions of the samples.
+    """Assign every group to a split: the one set by the source, or else by fractions of the samples.
 
     Frames of one clip are near duplicates, so groups are never divided. They are processed in random order, large
-    groups first, and each goes to the split that lacks its classes most. A class reaches as many splits as it has
-    groups, the largest split first.
+    groups first, and each goes to the split that most lacks its classes. A class with few groups is in as many splits
+    as it has groups, the largest splits first.
 
     Args:
         samples: The samples.
         fractions: Split -> fraction of the samples.
-        seed: Seed of the order.
+        seed: Random seed of the order.
 
     Returns:
         The split of each sample, as an index in `SPLITS`.
@@ -87,8 +87,9 @@ def _check_given(db: Connection) -> None:
     query = f"SELECT name, first, key, split FROM ({first}) WHERE split != first ORDER BY number LIMIT 1"
     for name, first, key, split in db.execute(query):
         raise UserError(
-            f"group `{unblob(name)}` has samples in `{first}` and, key {unblob(key)}, in `{split}`: training data "
-            "would leak into the test split. Correct the splits, or choose other groups."
+            f"group `{unblob(name)}` has samples in `{first}` and in `{split}` (e.g. key {unblob(key)}), so training "
+            "data "
+            "would leak into another split. Put the whole group in one split, or choose other groups."
         )
 
 
@@ -112,13 +113,13 @@ def _checked(fractions: Mapping[str, float]) -> dict[str, float]:
 
 
 def _by_fractions(db: Connection, fractions: Mapping[str, float], seed: int) -> Iterator[tuple[int, str]]:
-    """Yield the number and split of every group without a given split."""
+    """Yield the number and split of every group whose split the source does not set."""
     rest = "samples JOIN groups USING (name) WHERE groups.split IS NULL"
     total = Counter(dict(db.execute(f"SELECT label, COUNT(*) FROM {rest} GROUP BY label")))
     order = array("I", (n for (n,) in db.execute("SELECT number FROM groups WHERE split IS NULL ORDER BY number")))
     random.Random(seed).shuffle(order)
     db.executemany("UPDATE groups SET place = ? WHERE number = ?", enumerate(order))
-    # Sizes are compared by powers of two: large groups go first, and the seed orders groups of similar size.
+    # Sizes are compared by powers of two: large groups come first, and the seed orders groups of similar size.
     counted = db.execute(
         f"SELECT groups.number, label, COUNT(*) FROM {rest} GROUP BY groups.number, label "
         "ORDER BY bits(size) DESC, place, MIN(samples.number)"
@@ -128,7 +129,7 @@ def _by_fractions(db: Connection, fractions: Mapping[str, float], seed: int) -> 
         counts = Counter({label: count for _, label, count in found})
 
         def need(split: str, counts: Counter[int] = counts) -> float:
-            """How far the group's classes are below their fraction, at most 1; 1 if the split has none of them."""
+            """How far the group's classes are below their target fraction: 1 if the split has none of them."""
             filled = sum(n * have[split][c] / (fractions[split] * total[c]) for c, n in counts.items())
             return 1 - filled / counts.total()
 

@@ -1,4 +1,4 @@
-"""Where a packing is written: a local folder, or a store behind a URL that fsspec knows, such as `s3://bucket/set`."""
+"""The output location of a packing: a local folder, or a store with a URL of fsspec, such as `s3://bucket/set`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Samples = Iterable[tuple[str, Mapping[str, bytes]]]
 
 
 def target_of(out: str) -> Target:
-    """The target that a path or a URL names.
+    """The target for a path or a URL.
 
     Raises:
-        UserError: It is a URL to which nothing can be written, or that holds a secret.
+        UserError: The URL does not support writing, or contains a secret.
     """
     scheme, mark, rest = out.partition("://")
     if not mark:
@@ -31,7 +31,7 @@ def target_of(out: str) -> Target:
     if scheme in ("file", "local"):
         return Folder(Path(rest))
     if scheme in ("http", "https"):
-        raise UserError(f"{out}: a web server takes no files. Pack into a folder or a store, such as s3://bucket/set.")
+        raise UserError(f"{out}: web servers are read-only. Pack into a folder or a store, such as s3://bucket/set.")
     refuse_secrets(out)
     try:
         file_system(out)
@@ -41,93 +41,93 @@ def target_of(out: str) -> Target:
 
 
 class Target(ABC):
-    """Files by name; those of the state of a packing are in a folder of their own. Under a name is a whole file."""
+    """Files by name, with the state of a packing in its own folder. A file that exists is complete."""
 
     @abstractmethod
     def sizes(self) -> dict[str, int]:
-        """The bytes of each file that is there."""
+        """File -> size in bytes, for all existing files."""
 
     @abstractmethod
     def size(self, name: str) -> int | None:
-        """The bytes of one file; None where it is not there."""
+        """Size of a file in bytes; None if it does not exist."""
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """A small file; FileNotFoundError where it is not there."""
+        """The content of a small file. Raises FileNotFoundError if it does not exist."""
 
     @abstractmethod
     def write(self, name: str, data: bytes) -> None:
-        """Write a small file, or replace it."""
+        """Write or replace a small file."""
 
     @abstractmethod
     def write_shard(self, name: str, samples: Samples) -> Shard:
-        """Write a shard, or replace it."""
+        """Write or replace a shard."""
 
     @abstractmethod
     def remove(self, name: str) -> None:
-        """Remove a file, where it is there."""
+        """Remove a file if it exists."""
 
     @abstractmethod
     def tidy(self) -> None:
-        """Remove what writers left that were killed."""
+        """Remove the temporary files of killed writers."""
 
 
 class Folder(Target):
-    """A folder of this machine, or one that machines share."""
+    """A folder on this machine, or a shared one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def sizes(self) -> dict[str, int]:
-        """The bytes of each file that is there."""
+        """File -> size in bytes, for all existing files."""
         found = [*self.path.glob("*"), *(self.path / PACKING).glob("*")]
         sizes = {}
         for path in found:
-            with suppress(FileNotFoundError):  # other writers come and go
+            with suppress(FileNotFoundError):  # other writers may remove files
                 sizes[path.relative_to(self.path).as_posix()] = path.stat().st_size
         return sizes
 
     def size(self, name: str) -> int | None:
-        """The bytes of one file; None where it is not there."""
+        """Size of a file in bytes; None if it does not exist."""
         with suppress(FileNotFoundError):
             return (self.path / name).stat().st_size
         return None
 
     def read(self, name: str) -> bytes:
-        """A small file; FileNotFoundError where it is not there."""
+        """The content of a small file. Raises FileNotFoundError if it does not exist."""
         return (self.path / name).read_bytes()
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a small file, or replace it."""
+        """Write or replace a small file."""
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, data)
 
     def write_shard(self, name: str, samples: Samples) -> Shard:
-        """Write a shard, or replace it."""
+        """Write or replace a shard."""
         return write_shard(self.path / name, samples)
 
     def remove(self, name: str) -> None:
-        """Remove a file, where it is there."""
+        """Remove a file if it exists."""
         (self.path / name).unlink(missing_ok=True)
 
     def tidy(self) -> None:
-        """Remove what writers left that were killed."""
+        """Remove the temporary files of killed writers."""
         remove_stale_parts(self.path)
         remove_stale_parts(self.path / PACKING)
 
 
 class Store(Target):
-    """A folder of a store. Shards are written in a temporary folder, and removed there once they are uploaded."""
+    """A folder in a store. Shards are written to a temporary folder, uploaded, and then removed from it."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
     def sizes(self) -> dict[str, int]:
-        """The bytes of each file that is there."""
+        """File -> size in bytes, for all existing files."""
 
         def listed(fs: Any, path: str, failures: int) -> dict[str, int]:
-            fs.invalidate_cache()  # other machines write, too
+            fs.invalidate_cache()  # other machines write as well
             found = fs.find(path, detail=True)
             return {name.removeprefix(f"{path}/"): int(about["size"]) for name, about in found.items()}
 
@@ -136,7 +136,7 @@ class Store(Target):
         return {}
 
     def size(self, name: str) -> int | None:
-        """The bytes of one file; None where it is not there."""
+        """Size of a file in bytes; None if it does not exist."""
 
         def asked(fs: Any, path: str, failures: int) -> int:
             fs.invalidate_cache()
@@ -147,11 +147,11 @@ class Store(Target):
         return None
 
     def read(self, name: str) -> bytes:
-        """A small file; FileNotFoundError where it is not there."""
+        """The content of a small file. Raises FileNotFoundError if it does not exist."""
         return patiently(f"{self.url}/{name}", lambda fs, path, failures: bytes(fs.cat_file(path)))
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a small file, or replace it."""
+        """Write or replace a small file."""
 
         def send(fs: Any, path: str, failures: int) -> None:
             fs.pipe_file(path, data)
@@ -159,7 +159,7 @@ class Store(Target):
         self._send(name, send)
 
     def write_shard(self, name: str, samples: Samples) -> Shard:
-        """Write a shard, or replace it."""
+        """Write or replace a shard."""
         with tempfile.TemporaryDirectory(prefix="wcord-pack-") as folder:
             path = Path(folder) / name
             shard = write_shard(path, samples)
@@ -171,7 +171,7 @@ class Store(Target):
         return shard
 
     def remove(self, name: str) -> None:
-        """Remove a file, where it is there."""
+        """Remove a file if it exists."""
 
         def drop(fs: Any, path: str, failures: int) -> None:
             fs.rm_file(path)
@@ -180,10 +180,10 @@ class Store(Target):
             patiently(f"{self.url}/{name}", drop)
 
     def tidy(self) -> None:
-        """Nothing to do: an object is there once it is whole."""
+        """Nothing to do: objects only appear once they are complete."""
 
     def _send(self, name: str, send: Callable[[Any, str, int], None]) -> None:
         try:
             patiently(f"{self.url}/{name}", send)
         except FileNotFoundError:
-            raise UserError(f"{self.url}: nothing can be written there. Create the bucket first.") from None
+            raise UserError(f"{self.url}: cannot be written. Create the bucket first.") from None

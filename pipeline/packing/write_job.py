@@ -1,4 +1,4 @@
-"""Writes one shard of a packing: reads and validates its samples, in any process, and stores a summary."""
+"""Writes one shard of a packing in any process: reads and validates its samples, and stores a summary."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Summary(BaseModel):
         refused: Rejected samples.
         excluded: Number of samples that a filter excluded.
         contents: Field -> content hashes of its members, int64 in base64.
-        mismatched: Samples whose images cannot belong together.
-        doubtful: Samples whose photo is turned by EXIF, and the map beside it perhaps not.
-        mismatch: The first of these samples and why, as text.
+        mismatched: Number of samples whose images cannot show the same scene.
+        doubtful: Number of samples whose photo is rotated by EXIF, while its map may not be.
+        mismatch: The first of these samples and the reason, as text.
     """
 
     job: str
@@ -49,7 +49,7 @@ class Summary(BaseModel):
 
 
 class Seen:
-    """What the samples of a shard have in common with others: content hashes, and images that do not fit."""
+    """Collects checks over the samples of a shard: content hashes, and mismatched images."""
 
     def __init__(self) -> None:
         self.hashes: dict[str, list[int]] = defaultdict(list)
@@ -106,7 +106,7 @@ def write_job(job: ShardJob) -> Summary:
 
 
 def finished(jobs: Sequence[ShardJob], target: Target) -> dict[str, Summary]:
-    """File -> summary of the jobs that are finished and whose tar exists."""
+    """File -> summary, for the finished jobs whose tar exists."""
     sizes = target.sizes()
     begun = [job for job in jobs if summary_name(job.file) in sizes]
     with ThreadPoolExecutor(16) as pool:  # requests to a store are slow
@@ -129,7 +129,7 @@ def summary_name(file: str) -> str:
 
 
 def _open(index: int, sample: SourceSample, job: ShardJob) -> tuple[dict[str, bytes], list[Refusal], dict[str, Facts]]:
-    """The members of a sample including label and meta, their faults, and their properties."""
+    """The members of a sample including label and meta, their problems, and their properties."""
     where = sample.source or sample.key
     try:
         members = sample.read(job.make)
@@ -142,7 +142,7 @@ def _open(index: int, sample: SourceSample, job: ShardJob) -> tuple[dict[str, by
     except ValueError as error:
         return {}, [Refusal(sample.key, where, str(error))], {}
     meta = {**job.camera, **meta, "group": sample.group, "index": index, "source": sample.source}
-    meta.pop("labels", None)  # only labels of the plan are valid
+    meta.pop("labels", None)  # only the labels of the plan are valid
     if sample.labels:
         meta["labels"] = dict(sample.labels)
     members["meta.json"] = json.dumps(meta, sort_keys=True).encode()

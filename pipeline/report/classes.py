@@ -69,12 +69,12 @@ def gains(confusion: Confusion) -> str:
             row += _gain(student, baselines[best], i)
         rows.append(row)
     if best is None:
-        words = "<code>evaluation.baselines</code> has no baseline with these classes."
+        words = "<code>evaluation.baselines</code> contains no baseline with these classes."
     else:
         words = (
             f"Gain over <b>{escape(best.removeprefix('baseline/'))}</b>, the best baseline, in points. The interval "
-            "(Newcombe 1998) covers the sampling of the test set, with the two samples treated as independent; if "
-            "it contains 0, the gain is within noise."
+            "(Newcombe 1998) accounts for the sampling of the test set and treats the two results as independent. If "
+            "it contains 0, the gain is not significantly different from 0."
         )
     return f'<p class="hint">{words}</p><div class="scroll">{table(head, rows)}</div>'
 
@@ -135,8 +135,8 @@ def transport_plan(e: Embeddings, losses: Any) -> str:
     same = (label[:, None] == label) & (label >= 0)
     words = (
         f"{n} test samples{' ordered by class' if e.labelled else ''}: rows are samples of the student, columns "
-        f"samples of the teacher, and the intensity of a pixel is the square root of the mass that the plan moves "
-        f"between them. The plan does not use "
+        f"samples of the teacher, and the intensity of a pixel is the square root of the mass that the plan transports "
+        f"between them. The plan does not know "
         f"the pairs. <b>{100 * np.trace(plan):.1f} %</b> of the mass lies on the diagonal, between true pairs; a "
         f"uniform plan has {100 / n:.1f} % there."
     )

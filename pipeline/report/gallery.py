@@ -18,13 +18,14 @@ COLUMNS = 20
 
 
 def true_pair_rank(similarity: np.ndarray, true: int) -> float:
-    """Rank, from 1, of a candidate. Candidates of equal similarity share their mean rank.
+    """Rank of a candidate, starting at 1. Candidates with equal similarity share their mean rank.
 
-    A collapsed network, which gives all candidates the same similarity, therefore gets about N / 2 instead of 1.
+    A collapsed network, for which all candidates are equally similar, therefore gets a rank of about N / 2 instead of
+    1.
 
     Args:
         similarity: `[N]`.
-        true: Index of the candidate.
+        true: Index of the candidate (the true pair).
     """
     value = similarity[true]
     return 1 + float((similarity > value).sum() + ((similarity == value).sum() - 1) / 2)
@@ -83,7 +84,7 @@ def embedding_map(e: Embeddings, thumbnails: Thumbnails | None) -> tuple[str, st
 
 
 def _sample_card(thumbnails: Thumbnails | None) -> str:
-    """The card in which the script of the page shows the selected sample, with one sprite sheet per side."""
+    """The card in which the page's script shows the selected sample, with one sprite sheet per modality."""
     sides = [] if thumbnails is None else [(thumbnails.student_modality, thumbnails.student)]
     if thumbnails is not None and thumbnails.teacher is not None:
         sides.append((thumbnails.teacher_modality, thumbnails.teacher))
@@ -108,7 +109,7 @@ def _sheet(pictures: np.ndarray) -> np.ndarray:
 
 
 def class_legend(e: Embeddings) -> str:
-    """A button for each class in its colour, with which the script of the page highlights it; empty without labels."""
+    """A button per class, in its colour, to highlight the class with the page's script; empty without labels."""
     if not e.labelled:
         return ""
     present = sorted({int(max(i, -1)) for i in e.label})
@@ -182,6 +183,6 @@ def _to_plane(vectors: np.ndarray) -> tuple[np.ndarray, str]:
         plane[:, :kept] = PCA(kept, svd_solver="full").fit(centred).transform(centred)
         return plane, "PCA"
     perplexity = min(30.0, (len(vectors) - 1) / 4)
-    # Its threads synchronise so often that two take ten times as long as one on a busy machine.
+    # t-SNE's threads synchronise so often that, on a busy machine, two take ten times as long as one.
     with threadpool_limits(1):
         return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(vectors), "t-SNE"

@@ -1,4 +1,4 @@
-"""The section of the report with masks: input, ground truth, prediction of the student and of the teacher."""
+"""The mask section of the report: input, ground truth, predictions of student and teacher."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def masks_section(run: Run) -> dict[str, str]:
     head = "".join(f"<th>{heading}</th>" for heading in shown.values())
     used = np.unique(np.concatenate([arrays[name].ravel() for name in shown if arrays[name].ndim == 3]))
     legend = "".join(_entry(name, colours[n], iou.get(name)) for n, name in enumerate(names) if n in used)
-    words = "Evenly spaced test samples, not selected; white is no class. The legend has the IoU of the student."
+    words = "Test samples at even intervals, not hand-picked. White means no class. The legend shows the student's IoU."
     table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead>{"".join(rows)}</table></div>'
     return {"Masks": f'<p class="hint">{words}</p><div class="legend">{legend}</div>{table}'}
 
@@ -64,12 +64,12 @@ def palette(count: int) -> np.ndarray:
 
 
 def _cell(image: np.ndarray, colours: np.ndarray, width: int, height: int, words: str) -> str:
-    """A picture `[H, W, 3]`, or a mask `[H, W]` in the colours of its classes, scaled to the size of the picture."""
+    """A picture `[H, W, 3]`, or a mask `[H, W]` in its class colours, scaled to the size of the picture."""
     return f"<td>{_picture(colours[image] if image.ndim == 2 else image, width, height, words)}</td>"
 
 
 def _entry(name: str, colour: np.ndarray, iou: float | None) -> str:
-    """A class of the legend with its colour and the student's IoU."""
+    """A legend entry: class, colour and the student's IoU."""
     value = "" if iou is None else f" {100 * iou:.0f}\N{NO-BREAK SPACE}%"
     return f"<span>{_picture(colour[None, None], 12, 12, '')}{escape(name)}{value}</span>"
 

@@ -1,4 +1,4 @@
-"""What the networks of a config see: statistics of their inputs, and a contact sheet of pairs."""
+"""Shows the network inputs of a config: their statistics, and a contact sheet of pairs."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from pipeline.data.views import View, several
 from pipeline.models.build import build_model
 
 SAMPLES, PLACES = 64, 8
-"""Samples that are read, from that many places of the training split."""
+"""Number of samples to read, and number of places in the training split to read them from."""
 
 ROWS, SIDE = 12, 160
 """Pairs on the contact sheet, and the side of a picture in pixels."""
 
 MANY = 0.5
-"""Median share of values at the ends of the range above which inputs are noted as saturated."""
+"""Inputs are reported as saturated if the median fraction of values at the ends of the range exceeds this."""
 
 
 def network_inputs(config: Config, sheet: Path) -> tuple[list[str], list[str]]:
@@ -42,7 +42,7 @@ def network_inputs(config: Config, sheet: Path) -> tuple[list[str], list[str]]:
         sheet: PNG to write: a row per sample, a column per input.
 
     Returns:
-        A line of facts per input, and the notes on inputs that carry little.
+        One line of facts per input, and notes on inputs with little information.
 
     Raises:
         UserError: The networks cannot be built, or no sample can be read.
@@ -52,8 +52,8 @@ def network_inputs(config: Config, sheet: Path) -> tuple[list[str], list[str]]:
     prepare = Prepare(data.split("train"), views, Augmentation.from_config(config))
     raws, prepared, unread = _read(prepare)
     if not prepared:
-        raise UserError(f"{data.folder}: no sample can be read: {unread[0] if unread else 'the split is empty'}")
-    facts, notes = [], [f"{len(unread)} samples cannot be read, the first: {unread[0]}"] if unread else []
+        raise UserError(f"{data.folder}: no sample can be read; {unread[0] if unread else 'the split is empty'}")
+    facts, notes = [], [f"{len(unread)} samples cannot be read. The first: {unread[0]}"] if unread else []
     columns = []
     for role, sight in views.items():
         for number, view in enumerate(several(sight)):
@@ -63,7 +63,7 @@ def network_inputs(config: Config, sheet: Path) -> tuple[list[str], list[str]]:
             notes += own
             columns.append([_picture(view, x, raw) for x, raw in zip(inputs[:ROWS], raws[:ROWS], strict=False)])
     _write(sheet, columns)
-    return [f"{len(prepared)} samples of train, as the networks see them; pairs: {sheet}", *facts], notes
+    return [f"{len(prepared)} training samples, as the networks receive them; example pairs: {sheet}", *facts], notes
 
 
 def _read(prepare: Prepare) -> tuple[list[Sample], list[Sample], list[str]]:
@@ -97,16 +97,16 @@ def _statistics(name: str, view: View, inputs: list[Tensor]) -> tuple[str, list[
     shares = view.modality.coverage(view.modality.collate(inputs))
     if shares is not None:
         median = float(shares.median())
-        fact += f", readings in {median:.1%} of the pixels (median)"
+        fact += f", values in {median:.1%} of the pixels (median)"
         if median < FEW_READINGS:
-            notes.append(f"{name}: only {median:.1%} of the pixels hold a reading at {view.size} x {view.size} pixels")
+            notes.append(f"{name}: only {median:.1%} of the pixels contain a value at {view.size} x {view.size} pixels")
     if inputs[0].dtype.is_floating_point or inputs[0].dtype == torch.uint8:
         first = [x[:1] if x.ndim == 3 and shares is not None else x for x in values]
         edge = float(torch.stack([((x <= ends[0]) | (x >= ends[1])).float().mean() for x in first]).median())
         fact += f", {edge:.1%} of the values at the ends of the range"
         if edge > MANY:
             notes.append(
-                f"{name}: {edge:.1%} of the values are saturated; adapt the range of the modality, such as near, far"
+                f"{name}: {edge:.1%} of the values are saturated; adjust the range of the modality, e.g. near and far"
             )
     if constant:
         notes.append(f"{name}: {constant} of {len(inputs)} inputs are constant")
@@ -114,7 +114,7 @@ def _statistics(name: str, view: View, inputs: list[Tensor]) -> tuple[str, list[
 
 
 def _picture(view: View, x: Tensor, raw: Mapping[str, Any]) -> np.ndarray:
-    """An image as the network sees it, uint8 RGB; of other data, the picture of the sample."""
+    """An image as the network receives it, uint8 RGB; for other data, the picture of the sample."""
     if x.ndim != 3 or not (x.dtype == torch.uint8 or x.dtype.is_floating_point):
         sample = dict(raw)
         picture = view.modality.picture(decode_member(view.modality, sample, meta_of(sample)))

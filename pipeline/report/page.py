@@ -35,9 +35,9 @@ from pipeline.runs.reader import Run, labels, read_run
 
 
 def report(runs: Sequence[Path], out: Path | None = None) -> Path:
-    """Write the report of a run, optionally with other runs in its charts and tables.
+    """Write the report of a run, optionally with other runs in its charts and tables for comparison.
 
-    Missing files are listed in the report; unfinished runs get one, too.
+    The report lists missing files. Unfinished runs are supported.
 
     Args:
         runs: Run folders. The report is about the first; the others are shown for comparison.
@@ -50,7 +50,7 @@ def report(runs: Sequence[Path], out: Path | None = None) -> Path:
         UserError: There are no runs, a folder is not a run, or a file in it is damaged.
     """
     if not runs:
-        raise UserError("Nothing to report on: give at least one run folder.")
+        raise UserError("Nothing to report on: pass at least one run folder.")
     read = [read_run(folder) for folder in runs]
     path = out or read[0].folder / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def page(runs: Sequence[Run]) -> str:
     )
     script = _part("js")
     return Template(_part("html")).substitute(
-        # Only this script may run, so that text from data cannot inject one.
+        # Only this script may run, so text from the data cannot inject one.
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         script=script,
         style=_part("css"),
@@ -139,10 +139,10 @@ def _results(runs: Sequence[Run], names: Sequence[str], embeddings: Embeddings |
     if not cards:
         return _missing(runs[0], "results", "results.json")
     accuracies = any(metric.startswith("student/") for metric in fractions(runs[0]))
-    target = "The teacher is the target, the others are baselines. " if accuracies else ""
+    target = "The teacher is the target; the others are baselines. " if accuracies else ""
     words = (
-        f"Test split. {target}Whiskers are 95 % intervals (Wilson) for "
-        "the sampling of the test set, not for the seed: add runs with other seeds for that."
+        f"Test split. {target}Whiskers are 95 % intervals (Wilson), which account for "
+        "the sampling of the test set but not for the random seed: add runs with other seeds for that."
     )
     return f'<p class="hint">{words}</p>{grid(cards)}{retrieval_table(runs[0])}'
 
@@ -151,7 +151,7 @@ def _gallery(run: Run, embeddings: Embeddings | None, thumbnails: Thumbnails | N
     if embeddings is None:
         return _missing(run, "gallery", "evaluation/embeddings.npz")
     if embeddings.teacher is None:
-        return "<p>No gallery: without a teacher there is nothing to retrieve from.</p>"
+        return "<p>No gallery: retrieval requires a teacher.</p>"
     if thumbnails is None or thumbnails.teacher is None:
         return _missing(run, "gallery", "evaluation/thumbnails.npz")
     a, b = f"<b>{escape(thumbnails.student_modality)}</b>", f"<b>{escape(thumbnails.teacher_modality)}</b>"
@@ -161,8 +161,9 @@ def _gallery(run: Run, embeddings: Embeddings | None, thumbnails: Thumbnails | N
     words = (
         f"Left: a test sample in the student's modality ({a}). Right: the nearest {b} pictures among the "
         f"{len(thumbnails.rows):,} samples with pictures. {marks} ring marks the "
-        f"true pair, whose rank is among all {len(embeddings.keys):,} embeddings. The queries are evenly spaced over "
-        f"{over}, not selected; cos is the cosine similarity."
+        f"true pair, whose rank is among all {len(embeddings.keys):,} embeddings. Queries are taken at even intervals "
+        "from "
+        f"{over}, not hand-picked; cos is the cosine similarity."
     )
     return f'<p class="hint">{words}</p>{gallery(embeddings, thumbnails)}'
 
@@ -197,7 +198,7 @@ def _confusion(run: Run, confusion: Confusion | None, embeddings: Embeddings | N
 
 
 def _missing(run: Run, what: str, file: str) -> str:
-    """A note about a missing file; empty for a run without results, since the summary says so, or in Python."""
+    """A note about a missing file. Empty for runs without results, which the summary reports, and for Python runs."""
     if not run.results or made_in_python(run.config):
         return ""
     command = escape(run.command("evaluate"))

@@ -1,4 +1,4 @@
-"""Results as charts and tables: against teacher and baselines, over steps, and over seeds."""
+"""Results as charts and tables: compared with teacher and baselines, over steps, and over seeds."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from pipeline.runs.reader import (
 )
 
 UNLOGGED = {"step", "epoch", "seconds", "peak_memory_mib", "energy_joules"}
-"""Logged values without a curve."""
+"""Logged values that are not plotted."""
 
 TILES = "student/top1", "student/mIoU", "student/probe", "retrieval/student_to_teacher/R@1"
-"""Results that are shown large; `RETRIEVAL_TILES` for a run without labels."""
+"""Results shown as large tiles; `RETRIEVAL_TILES` is used for runs without labels."""
 
 RETRIEVAL_TILES = tuple(f"retrieval/student_to_teacher/{name}" for name in ("R@1", "R@5", "R@10", "median_rank"))
 
@@ -61,7 +61,7 @@ def tiles(run: Run) -> str:
 
 
 def references(results: dict[str, float], metric: str) -> list[tuple[str, float]]:
-    """What a metric is compared with: the teacher, the baselines, and the student with random weights."""
+    """The references for a metric: the teacher, the baselines, and the student with random weights."""
     own = metric.removeprefix("student/")
     found = [("teacher", results.get(f"teacher/{own}"))] if metric.startswith("student/") else []
     found += [(name, value) for name, value in baselines(results, metric).items()]
@@ -76,7 +76,7 @@ def chart(runs: Sequence[Run], names: Sequence[str], metric: str, embeddings: Em
     n = runs[0].results.get("samples/test")
 
     def bar(name: str, value: float, kind: str) -> charts.Bar:
-        # Balanced accuracy is not a proportion of samples, and the most frequent class is not an estimate.
+        # Balanced accuracy is not a proportion of samples, and the share of the most frequent class is not an estimate.
         known = n and metric != "student/balanced" and not name.startswith("always") and name != "chance"
         low, high = interval(value, n) if known and n else (value, value)
         return charts.Bar(name, value, format_metric(metric, value), kind, low, high)
@@ -98,7 +98,7 @@ def chart(runs: Sequence[Run], names: Sequence[str], metric: str, embeddings: Em
 
 
 def retrieval_table(run: Run) -> str:
-    """Recalls and median rank in both directions, beside an untrained student and chance, as HTML."""
+    """Recalls and median rank in both directions, next to an untrained student and chance, as HTML."""
     results = run.results
     rows: list[list[TableCell]] = []
     for metric, name in RETRIEVAL_METRICS.items():
@@ -108,7 +108,7 @@ def retrieval_table(run: Run) -> str:
     if not rows:
         return ""
     words = (
-        "Retrieval of the true pair among all test samples. Brackets: 95 % interval for the sampling of the queries "
+        "Retrieval of the true pair among all test samples. In brackets: 95 % interval for the sampling of the queries "
     )
     words += "(Wilson; bootstrap for the median rank). Untrained: the student's architecture with random weights."
     shown = table(["metric", "student", "untrained", "chance"], rows)
@@ -155,7 +155,7 @@ def curves(runs: Sequence[Run], names: Sequence[str]) -> str:
     parts = [legend(names)] if len(runs) > 1 else []
     for heading, members in groups.items():
         cards = grid([curve(runs, key) for key in members])
-        if members and heading == "Optimisation":  # rarely read, and many
+        if members and heading == "Optimisation":  # many charts that are rarely read
             parts.append(f"<details><summary>{heading}</summary>{cards}</details>")
         elif members:
             parts.append(f"<h3>{heading}</h3>{cards}")

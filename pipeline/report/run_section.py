@@ -22,7 +22,7 @@ LISTED = 50
 
 
 def what_happened(run: Run) -> list[str]:
-    """Progress and next steps of a run that is not trained and evaluated completely, as sentences of plain text."""
+    """Progress and next steps of a run that is not completely trained and evaluated, as sentences of plain text."""
     config = run.command("train", "config.yaml") if run.config else "wcord train CONFIG"
     stopped = sorted(run.folder.glob("nonfinite_rank*.json"))
     trained = (run.folder / "student").is_dir()
@@ -30,11 +30,14 @@ def what_happened(run: Run) -> list[str]:
         return []
     if trained:
         if made_in_python(run.config):
-            return ["Training has finished, but the student was not measured: wcord.distill got no `metrics`."]
+            return [
+                "Training has finished, but the student was not evaluated, because no `metrics` were passed to "
+                "wcord.distill."
+            ]
         return [f"Training has finished, but the run has not been evaluated. Next: `{run.command('evaluate')}`."]
     if not run.log and not stopped:
         return [
-            f"No step was logged: training has not started, or stopped before its first log line. Next: `{config}`."
+            f"No step was logged: training has not started, or it stopped before the first log line. Next: `{config}`."
         ]
     found = [_how_far(run)]
     if stopped:
@@ -69,18 +72,21 @@ def _not_finite(name: str, data: bytes) -> str:
         losses = ", ".join(f"{loss} {value}" for loss, value in about["losses"].items())
         words += f", the last one step {about['step']} (losses: {losses}; gradient norm {about['grad_norm']})"
     except (ValueError, KeyError, TypeError, AttributeError):
-        words += f", but `{name}`, which has the details, is damaged"
-    words += f". `{name}` has the keys of the batch and the norms of its features, the weights and the gradient."
+        words += f", but `{name}`, which contains the details, is damaged"
+    words += f". `{name}` lists the sample keys of the batch and the norms of features, weights and gradient."
     return f"{words} Lower `train.learning_rate` or the weight of that loss."
 
 
 def faults(run: Run) -> str:
-    """Samples of each data set of a mixture, skipped samples by cause, and skipped steps, as HTML."""
+    """Samples of each dataset of a mixture, skipped samples by cause, and skipped steps, as HTML."""
     parts = [_drawn_samples(run), _skipped_samples(run)]
     if alone := run.results.get("unpaired/train") or run.last("unpaired"):
-        parts.append(f"<p>{alone:.1%} of the training samples had no teacher view and were used with labels only.</p>")
+        parts.append(
+            f"<p>{alone:.1%} of the training samples had no teacher view and were used only for losses that need no "
+            "teacher.</p>"
+        )
     if undone := run.results.get("train/nonfinite_steps") or run.last("nonfinite_steps"):
-        parts.append(f"<p>{undone:,.0f} training steps were skipped, because their gradient was not finite.</p>")
+        parts.append(f"<p>{undone:,.0f} training steps were skipped because their gradient was not finite.</p>")
     return "".join(parts)
 
 
@@ -93,8 +99,8 @@ def _drawn_samples(run: Run) -> str:
     rows: list[list[TableCell]] = [
         [name, (value, f"{value:,.0f}"), (value / total, f"{value / total:.1%}")] for name, value in drawn.items()
     ]
-    words = "Training samples drawn from each data set of the mixture."
-    return f'<p class="hint">{words}</p>{table(["data set", "samples", "share"], rows)}'
+    words = "Training samples drawn from each dataset of the mixture."
+    return f'<p class="hint">{words}</p>{table(["dataset", "samples", "share"], rows)}'
 
 
 def _skipped_samples(run: Run) -> str:
@@ -108,11 +114,11 @@ def _skipped_samples(run: Run) -> str:
         }
         for split in ("train", "test")
     }
-    # A run without results only has the list.
+    # A run without results has only the list.
     counted["train"] = counted["train"] or {cause: float(n) for cause, n in Counter(s.cause for s in listed).items()}
     causes = sorted({cause for split in counted.values() for cause in split})
     if not causes:
-        return "<p>No sample was skipped, neither in training nor in evaluation.</p>"
+        return "<p>No samples were skipped in training or evaluation.</p>"
     rows: list[list[TableCell]] = [
         [cause, *((n := counted[split].get(cause, 0), f"{n:,.0f}") for split in counted)] for cause in causes
     ]
@@ -150,11 +156,11 @@ def cost(runs: Sequence[Run], names: Sequence[str]) -> str:
         head = ["network", "parameters", "multiply-adds per sample", "latency of one sample"]
         parts.append(f'<h3>Networks</h3><div class="scroll">{table(head, networks)}</div>')
     if not parts:
-        return "<p>Unknown: the log has no times, and <code>results.json</code> has no sizes.</p>"
+        return "<p>Unknown: the log contains no times, and <code>results.json</code> contains no sizes.</p>"
     words = (
-        "Memory is that of the GPU or, on a CPU, of the training process without its loaders. Energy is reported by "
-        "the GPU, if it supports it. Latency is the median of 20 passes on the machine of the evaluation, which may "
-        "have been busy."
+        "Memory is that of the GPU or, on a CPU, of the training process without its data loader workers. Energy is "
+        "reported by the GPU, if supported. Latency is the median of 20 passes on the machine that ran the evaluation, "
+        "which may have been busy."
     )
     return f'<p class="hint">{words}</p>{"".join(parts)}'
 
@@ -203,7 +209,7 @@ def reproduce(run: Run) -> str:
     head = [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#")]
     made = "".join(f"<li>{escape(line)}</li>" for line in head)
     versions = f"<p>Made with:</p><ul>{made}</ul>" if made else "<p>The versions are unknown.</p>"
-    repeat = f"<p>To repeat the run, given {needs}:</p><pre><code>{escape(commands)}</code></pre>"
+    repeat = f"<p>To repeat the run with {needs}:</p><pre><code>{escape(commands)}</code></pre>"
     if made_in_python(run.config):
         repeat = "<p>To repeat the run, start the program that called <code>wcord.distill</code>.</p>"
     return f"{versions}{repeat}<h3>config.yaml</h3><pre><code>{escape(text)}</code></pre>"

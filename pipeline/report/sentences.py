@@ -1,4 +1,4 @@
-"""The text of the report, as HTML: what was trained, how good it is, and warnings."""
+"""The text of the report, as HTML: what was trained, how well it performs, and warnings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.runs.reader import Run, format_metric, is_fraction, lower_is_bette
 
 
 def code(text: str) -> str:
-    """Escape plain text as HTML, with code between backticks."""
+    """Escape plain text as HTML, and convert backticks to code."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
@@ -36,7 +36,7 @@ def majority_share(embeddings: Embeddings | None) -> float | None:
 
 
 def what_was_trained(run: Run, thumbnails: Thumbnails | None) -> str:
-    """One paragraph: networks, losses, data and length."""
+    """One paragraph on networks, losses, data and length of training."""
     config = run.config
     if not config:
         return "<p>The settings of the run are unknown, because <code>config.yaml</code> is missing.</p>"
@@ -80,16 +80,18 @@ def warnings(run: Run, embeddings: Embeddings | None, confusion: Confusion | Non
             _mapping(run.config.get("losses")),
         )
     if embeddings is not None and embeddings.broken:
-        found.append(f"{embeddings.broken} embeddings are not finite; they are shown as zeros.")
+        found.append(f"{embeddings.broken} embeddings are not finite and are shown as zeros.")
     if embeddings is not None and (wide := spread(embeddings.student)) < 0.05:
         found.append(
-            f"The test embeddings of the student are nearly identical (spread {wide:.3f} of 1): it has collapsed."
+            f"The test embeddings of the student are nearly identical (spread {wide:.3f} of 1): the student has "
+            "collapsed."
         )
     results, share = run.results, majority_share(embeddings)
     top1 = results.get("student/top1")
     if top1 is not None and share is not None and top1 <= share:
         found.append(
-            f"Always predicting the most frequent class would be as good ({format_metric('student/top1', share)})."
+            f"Always predicting the most frequent class would be at least as good "
+            f"({format_metric('student/top1', share)})."
         )
     if confusion is not None and "student" in confusion.roles:
         counts = confusion.roles["student"]

@@ -1,6 +1,6 @@
 """Charts as inline SVG: bars, lines, scatter and matrix. Colours are CSS classes of the page; text is escaped.
 
-Small charts are 340 units wide, so that one unit is about one pixel on a phone and the text is legible.
+Small charts are 340 units wide: one unit is then about one pixel on a phone, and the text is legible.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy as np
 
 WIDTH = 340
 NAMED = 40
-"""Matrices with more classes are drawn as an image without names and numbers."""
+"""Matrices with more classes than this are drawn as an image without names and numbers."""
 
 RIGHT, WRONG = (50, 125, 175), (200, 75, 65)
 POINTS = 300
-"""Curves with more logged values are drawn as means of blocks, with the range of each block."""
+"""Curves with more logged values than this are drawn as means of blocks, with the range of each block."""
 
 # Ten colours for light and dark backgrounds; more classes get evenly spaced hues.
 _COLOURS = ["#4e79a7", "#f28e2b", "#d9534f", "#3fa39b", "#59a14f"]
@@ -236,7 +236,7 @@ def pixels(strength: np.ndarray, colour: np.ndarray | tuple[int, int, int], titl
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """At least three round numbers in [low, high]: multiples of the largest possible 1, 2 or 5 times 10**n."""
+    """At least three round numbers in [low, high]: multiples of the largest possible step 1, 2 or 5 times 10**n."""
     power = 10.0 ** math.floor(math.log10(high - low))
     for factor in (5, 2, 1, 0.5, 0.2, 0.1):
         step = factor * power
@@ -252,7 +252,7 @@ def _padded(low: float, high: float) -> tuple[float, float]:
 
 
 def _curve(x: np.ndarray, y: np.ndarray, across: _Scale, up: _Scale, band: bool) -> str:
-    """The path of one curve: all values if they are few, else means and, as a band, the range of each block."""
+    """The path of one curve: all values if there are few, else the mean and (as a band) the range of each block."""
     parts = []
     if len(x) > POINTS:
         blocks = [b for b in np.array_split(np.arange(len(x)), POINTS) if np.isfinite(y[b]).all()]

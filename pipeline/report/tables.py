@@ -1,4 +1,4 @@
-"""HTML tables that the script of the page can sort."""
+"""HTML tables that the page's script can sort."""
 
 from __future__ import annotations
 

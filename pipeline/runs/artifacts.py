@@ -1,4 +1,4 @@
-"""Reads what evaluation stored about test samples, for the report."""
+"""Reads the files that evaluation stored about test samples, for the report."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Embeddings:
         return bool((self.label >= 0).any())
 
     def class_name(self, index: int) -> str:
-        """Name of a class by index; for -1 `unknown`, or an empty text if no sample has a label."""
+        """Name of a class by index. For -1, `unknown`, or an empty string if no sample has a label."""
         if 0 <= index < len(self.classes):
             return self.classes[index]
         return "unknown" if self.labelled else ""
@@ -127,7 +127,7 @@ def read_thumbnails(folder: Path, samples: int) -> Thumbnails | None:
         return None
     rows = _array(path, data, "rows", 1, "iu")
     if rows.min() < 0 or rows.max() >= samples:
-        raise _fault(path, f"rows point outside the {samples} embeddings")
+        raise _fault(path, f"rows refer to more than the {samples} embeddings")
     student = _array(path, data, "student", 4, "u", len(rows))
     teacher = _array(path, data, "teacher", 4, "u", len(rows)) if _filled(data, "teacher") else None
     names = [str(data.get(f"{side}_modality", side)) for side in ("student", "teacher")]
@@ -206,7 +206,7 @@ def _array(
 
 
 def _fault(path: Path, what: str) -> UserError:
-    return UserError(f"{path}: {what}; this version of `wcord evaluate` writes another format. Run it again.")
+    return UserError(f"{path}: {what}, unlike the files of this version. Run `wcord evaluate` again.")
 
 
 def _read_captions(path: Path, pictures: int) -> dict[str, list[list[Caption]]]:
@@ -216,9 +216,9 @@ def _read_captions(path: Path, pictures: int) -> dict[str, list[list[Caption]]]:
         read = json.loads(path.read_bytes())
         found = {str(role): [[_caption(one) for one in several] for several in rows] for role, rows in read.items()}
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-        raise _fault(path, f"not captions ({error})") from None
+        raise _fault(path, f"does not contain captions ({error})") from None
     if any(len(rows) != pictures for rows in found.values()):
-        raise _fault(path, f"not a caption for each of {pictures} pictures")
+        raise _fault(path, f"does not contain a caption for each of {pictures} pictures")
     return found
 
 

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 BEST = "best"
 SHARDS = "shards"
-"""Key in the identity for the hash of the training data. Earlier versions do not have it."""
+"""Key of the training data's hash in the identity. Checkpoints of earlier versions do not contain it."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Checkpoint:
 
     Attributes:
         step: Number of steps taken.
-        model: Tensors that training changes.
+        model: All tensors that training changes.
         optimizer: State dict of the optimiser.
-        identity: What the run consists of (student, teacher, losses), for validation on resume.
+        identity: The components of the run (student, teacher, losses), for validation on resume.
         ranks: Number of processes that the run used.
         workers: Number of loader workers of each; None if an earlier version did not store it.
         callbacks: Callback -> its state, tensors and JSON values; empty in checkpoints of earlier versions.
@@ -60,13 +60,13 @@ class Checkpoint:
 
 
 class DamagedError(UserError):
-    """The files of a checkpoint differ from what was written."""
+    """Raised if the files of a checkpoint differ from what was written."""
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Write `folder/step_NNNNNNNN` and delete all but the newest `keep` checkpoints.
 
-    It is written under a temporary name, flushed to disk and then renamed.
+    The checkpoint is written under a temporary name, flushed to disk and then renamed.
 
     Args:
         folder: The folder `checkpoints` of the run.
@@ -77,7 +77,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         The folder of the checkpoint.
 
     Raises:
-        UserError: It could not be written, e.g. because the disk is full. Existing checkpoints are unchanged.
+        UserError: The checkpoint could not be written, e.g. because the disk is full. Existing ones are unchanged.
     """
     target = folder / f"step_{checkpoint.step:08d}"
     part = folder / f".part_{checkpoint.step:08d}"
@@ -125,10 +125,11 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint:
 
     Args:
         path: The folder of the checkpoint.
-        identity: What this run consists of (student, teacher, losses, shards).
+        identity: The components of this run (student, teacher, losses, shards).
 
     Raises:
-        UserError: The checkpoint belongs to a run with another identity or other data. The message says what differs.
+        UserError: The checkpoint belongs to a run with another identity or other data. The message lists the
+        differences.
         DamagedError: The checkpoint is damaged.
     """
     try:
@@ -139,12 +140,14 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint:
         made_of = with_current_names(about["identity"])
         if identity.get(SHARDS) != made_of.get(SHARDS, identity.get(SHARDS)):
             raise UserError(
-                f"{path}: the training shards have changed: data.shards or data.join names another data set, or it "
-                "was packed again. Restore the data set, start again with --overwrite, or choose another `run`."
+                f"{path}: the training shards have changed: data.shards or data.join refers to another dataset, or the "
+                "dataset was packed again. Restore the dataset, start again with --overwrite, or choose another `run`."
             )
         differing = [key for key in identity if key != SHARDS and made_of.get(key) != identity[key]]
         if differing:
-            details = "; ".join(f"{key}: {made_of.get(key)} there, {identity[key]} here" for key in differing)
+            details = "; ".join(
+                f"{key}: {made_of.get(key)} in the checkpoint, {identity[key]} in this run" for key in differing
+            )
             new = any(_keywords(identity[key]) - _keywords(made_of.get(key)) for key in differing)
             older = " If an older version wrote it, resume with that version." if new or "format" not in about else ""
             raise UserError(
@@ -190,9 +193,9 @@ def _read_callbacks(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, 
 
 
 def sealed(about: Mapping[str, Any]) -> dict[str, Any]:
-    """Add `digest`, a hash of the other entries, to the content of a `checkpoint.json`.
+    """Add `digest`, a hash of all other entries, to the content of a `checkpoint.json`.
 
-    Without it, a changed digit in the step would silently resume at another position in the data.
+    Without it, a run whose step number is damaged would silently resume at another position in the data.
     """
     content = {key: value for key, value in about.items() if key != "digest"}
     return content | {"digest": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}
@@ -223,7 +226,9 @@ def newest_checkpoint(folder: Path, identity: Mapping[str, Any]) -> Checkpoint |
             return load_checkpoint(found.pop(), identity)
         except DamagedError as error:  # noqa: PERF203
             if not found:
-                raise UserError(f"{error} There is no undamaged one before it; start again with --overwrite.") from None
+                raise UserError(
+                    f"{error} There is no earlier undamaged checkpoint; start again with --overwrite."
+                ) from None
             if rank() == 0:
                 log.warning(f"{error} Resuming from the previous one, {found[-1].name}; the damaged one is renamed.")
     return None
@@ -239,10 +244,10 @@ def set_aside(folder: Path, step: int) -> None:
 
 
 def keep_best(network: Network | Joint, folder: Path, step: int, metric: str, value: float) -> bool:
-    """Write the network to `folder`, in the format of `student/`, if its metric is better than that of the one there.
+    """Write the network to `folder`, in the format of `student/`, if its metric is better than the stored best one.
 
-    Of equal values the first is kept. NaN is never the best. A network that another metric selected is not compared:
-    its folder is renamed to `best_METRIC`.
+    If values are equal, the first one is kept. NaN is never the best. A network that was selected by another metric is
+    not compared: its folder is renamed to `best_METRIC`.
 
     Args:
         network: The student.

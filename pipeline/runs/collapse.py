@@ -1,4 +1,4 @@
-"""Warnings about a collapsed student or an idle loss, from the metrics of a step, with a suggested fix."""
+"""Derives warnings about a collapsed student or an idle loss from the metrics of a step, with a suggested fix."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ LEAST_GAP, LEAST_STD, LEAST_RANK = 0.05, 0.1, 3.0
 LEAST_SHARE = 0.3
 """Minimum effective rank, as a fraction of the teacher's.
 
-A dual without log keeps about a quarter; what separates all pairs keeps half or more (`tests/runs/test_collapse.py`).
+A dual without log keeps about a quarter; losses that separate all pairs keep half or more
+(`tests/runs/test_collapse.py`).
 `rgb_to_depth` drops to 0.4 while its features form.
 """
 LARGEST_MARGINAL_ERROR = 0.15
@@ -41,10 +42,10 @@ class Sign:
 
     Attributes:
         loss: The loss concerned; None for the features and predictions of the student.
-        kind: One of COLLAPSES, which lowering the driving weight would help; one of IDLE, where a component has no
-            effect; or `share` or `marginals`.
-        text: What was observed, a sentence without its full stop.
-        cure: The fix, a sentence, if it does not depend on the settings of the loss.
+        kind: One of COLLAPSES, which lowering the driving weight would help against; one of IDLE, where a component has
+        no effect; or `share` or `marginals`.
+        text: The observation, as a sentence without the full stop.
+        cure: The fix, as a sentence, if it does not depend on the settings of the loss.
     """
 
     loss: str | None
@@ -59,7 +60,7 @@ class Sign:
 
     @property
     def idle(self) -> bool:
-        """Whether a component has no effect, whatever the student does."""
+        """Whether a component has no effect, regardless of the student."""
         return self.kind in IDLE
 
 
@@ -68,7 +69,7 @@ def collapse_warnings(metrics: Mapping[str, float], losses: Losses | None = None
 
     Args:
         metrics: Metrics of one line of metrics.jsonl.
-        losses: The losses of the config. Only their settings are named in suggestions.
+        losses: The losses of the config. Suggestions only refer to their settings.
 
     Returns:
         One or more sentences per symptom.
@@ -90,7 +91,7 @@ def cure(loss: str | None, losses: Losses, driver: tuple[str, str] | None = None
     """Suggest a change of settings, as a sentence with full config keys.
 
     Args:
-        loss: The loss concerned; None for all that need a teacher.
+        loss: The loss concerned; None means all losses that need a teacher.
         losses: The losses of the config.
         driver: Loss and keyword of the part with the largest gradient on the features, if it was measured.
     """
@@ -114,7 +115,7 @@ def setting(part: tuple[str, str], losses: Losses) -> str:
 
 def _of_student(metrics: Mapping[str, float]) -> Iterator[Sign]:
     predicted, labelled = metrics.get(PREDICTED), metrics.get(LABELLED, 0.0)
-    # A small sample of labels has fewer classes by chance, so the bound depends on the labels so far.
+    # A small sample of labels contains fewer classes by chance, so the bound depends on the labels so far.
     if predicted is not None and predicted < min(CONSTANT, 1 + OF_LABELS * (labelled - 1)):
         yield Sign(
             None,
@@ -144,14 +145,14 @@ def _of_data(metrics: Mapping[str, float]) -> Iterator[Sign]:
         yield Sign(
             None,
             "teacher",
-            "teacher: its features lie on one line (effective rank 1), so losses learn a single number per sample",
+            "teacher: its features lie on one line (effective rank 1), so losses can learn only one number per sample",
             "Use a teacher that was trained on more classes, or only losses that read logits.",
         )
     if 0 < labelled < ONE_CLASS and metrics.get(LABELS, 0.0) >= ENOUGH_LABELS:
         yield Sign(
             None,
             "labels",
-            "labels: all labels so far belong to one class, so losses that read them learn nothing",
+            "labels: all labels so far belong to one class, so losses that read labels learn nothing",
             "Check `data.label`; if the shards are sorted by class, raise `data.shuffle`.",
         )
 
@@ -179,7 +180,7 @@ def _of_loss(key: str, metrics: Mapping[str, float], losses: Losses) -> Iterator
         yield Sign(
             loss,
             "negatives",
-            f"{part}: samples have no negatives ({value:.1f} on average), so the loss has nothing to contrast",
+            f"{part}: samples have almost no negatives ({value:.1f} on average), so the loss has nothing to contrast",
             _more_negatives(loss, losses),
         )
     if name == "marginal_error" and value > LARGEST_MARGINAL_ERROR:
@@ -187,8 +188,9 @@ def _of_loss(key: str, metrics: Mapping[str, float], losses: Losses) -> Iterator
         yield Sign(
             loss,
             "marginals",
-            f"{part}: the transport plan misses its marginals (error {value:.2f} of 2): too few iterations for this "
-            "epsilon",
+            f"{part}: the transport plan does not satisfy its marginals (error {value:.2f} of 2): too few iterations "
+            "for "
+            "this epsilon",
             f"Raise {raised}." if raised else "",
         )
 
@@ -202,13 +204,13 @@ def _more_negatives(loss: str, losses: Losses) -> str:
 
 
 def _own(loss: str, losses: Losses, *keys: str) -> list[str]:
-    """Full config keys of the settings that the loss has; all of them if its settings are unknown."""
+    """Full config keys of those settings that the loss has; all of them if its settings are unknown."""
     settings = losses.get(loss)
     return [f"`{show_key(('losses', loss, key))}`" for key in keys if settings is None or key in settings]
 
 
 def _class(name: str) -> type[Loss]:
-    """The class of a loss; the base class if it cannot be imported, e.g. in the report of somebody else's run."""
+    """The class of a loss; the base class if it cannot be imported, e.g. in a report on another user's run."""
     try:
         return get_loss(name)
     except Exception:  # importing a third-party class runs its module, which may raise anything

@@ -1,6 +1,6 @@
 """Compares runs: mean and standard deviation over seeds, and whether differences are significant.
 
-A little over 350 lines, because of the docstrings of its public names.
+A little over 350 lines because of the docstrings of its public names.
 """
 
 from __future__ import annotations
@@ -33,12 +33,15 @@ if TYPE_CHECKING:
     from rich.console import Group as Renderable
 
 RULE = (
-    "A cell is mean ± sample standard deviation (number of seeds); for retrieval with one seed, [95 % interval for the "
-    "sampling of the test samples]. A difference is paired, method minus baseline "
+    "Cells show mean ± sample standard deviation (number of seeds); for retrieval with one seed, [95 % interval for "
+    "the "
+    "sampling of the test samples]. Differences are paired, i.e. method minus baseline "
     "at the same seed: mean ± sample standard deviation [95 % paired t interval, mean ± t(0.975, n-1) · std / √n] "
-    "(number of common seeds). It is within noise if that interval contains 0. There is no verdict with fewer than two "
+    "(number of common seeds). A difference is within noise, i.e. not significant, if the interval contains 0. There "
+    "is "
+    "no verdict with fewer than two "
     "common seeds, or if the results were measured on different data. There is no correction for multiple "
-    "comparisons: one in twenty between equal methods is expected to look different."
+    "comparisons: about one in twenty comparisons of equal methods will look significant by chance."
 )
 SIZES = ("parameters/", "samples/")
 
@@ -93,7 +96,7 @@ class Comparison:
         groups: The methods.
         metrics: Keys of `results.json`.
         baseline: The group that the others are compared with.
-        notes: What is missing or prevents a comparison, a sentence each.
+        notes: One sentence on everything that is missing or prevents a comparison.
     """
 
     groups: tuple[Group, ...]
@@ -119,7 +122,7 @@ class Comparison:
         return [header, *rows, *self._references()]
 
     def _references(self) -> list[list[str]]:
-        """Rows for an untrained student and for chance, as the baseline's runs have them; only beside retrieval."""
+        """Rows for an untrained student and for chance, from the runs of the baseline; only for retrieval."""
         if not any(random_order(metric) in run.results for metric in self.metrics for run in self.baseline.runs):
             return []
         kinds = {"untrained student": lambda metric: f"random/{metric}", "chance": random_order}
@@ -142,7 +145,7 @@ class Comparison:
         return [header, *([g.name, *(_difference(self.difference(g, m), m) for m in metrics)] for g in others)]
 
     def terminal(self) -> Renderable:
-        """Both tables, the rule and the notes, for `rich.print`."""
+        """Both tables, the legend and the notes, for `rich.print`."""
         from rich.box import SIMPLE_HEAD
         from rich.console import Group as Lines
         from rich.table import Table
@@ -162,7 +165,7 @@ class Comparison:
         return Lines(*tables, Text(RULE, style="dim"), *(Text(f"note: {note}") for note in self.notes))
 
     def markdown(self) -> str:
-        """Both tables, the rule and the notes as Markdown."""
+        """Both tables, the legend and the notes as Markdown."""
         blocks = [markdown_table(rows) for rows in (self.rows(), self.difference_rows()) if len(rows) > 1]
         return "\n".join([*blocks, RULE + "\n", *(f"- {note}" for note in self.notes)]).rstrip() + "\n"
 
@@ -185,8 +188,8 @@ class Comparison:
 def compare(runs: Sequence[Path], out: Path | None = None, baseline: str | None = None) -> Comparison:
     """Group runs by method and compare each method with a baseline, paired by seed.
 
-    Runs whose configs differ only in `seed`, `run`, `evaluation.baselines` and the name of a cache are one method. Its
-    name is that of the first folder without the seed.
+    Runs whose configs differ only in `seed`, `run`, `evaluation.baselines` and the name of a cache form one method,
+    named after the first folder, without the seed.
 
     A difference is "within noise" if its 95 % paired t interval over the common seeds contains 0, otherwise "better"
     or "worse". With fewer than two common seeds, or if the two were measured on different data, it is "no verdict".
@@ -194,7 +197,7 @@ def compare(runs: Sequence[Path], out: Path | None = None, baseline: str | None 
     Args:
         runs: Run folders with results.
         out: Folder for `table.md`, `table.csv` and `plot.png`; None writes nothing.
-        baseline: Name of a method; None takes the first.
+        baseline: Name of a method; None means the first one.
 
     Raises:
         UserError: There are no runs or no results, two runs have the same method and seed, or the baseline is unknown.
@@ -208,7 +211,7 @@ def compare_groups(groups: Sequence[Group], out: Path | None = None, baseline: s
     Args:
         groups: The methods.
         out: Folder for the files; None writes nothing.
-        baseline: Name of a group; None takes the first.
+        baseline: Name of a group; None means the first one.
 
     Raises:
         UserError: There are no results, or the baseline is unknown.
@@ -236,7 +239,7 @@ def compare_groups(groups: Sequence[Group], out: Path | None = None, baseline: s
 
 
 def measured_apart(group: Group, other: Group) -> list[str]:
-    """What two groups were measured on, where it differs, as text; unknown entries are skipped.
+    """The differences between the data that two groups were measured on, as text; unknown entries are skipped.
 
     Only the first run of each group is read, since the others differ only by seed.
     """
@@ -249,7 +252,7 @@ def _measured_on(run: Run) -> dict[str, Any]:
     sections = {name: run.config.get(name) for name, _ in known}
     found = {f"{name}.{key}": own[key] for name, key in known if isinstance(own := sections[name], dict) and key in own}
     if "data.shards" in found:
-        found["data.shards"] = Path(str(found["data.shards"])).name  # one data set may have several copies
+        found["data.shards"] = Path(str(found["data.shards"])).name  # copies of one dataset may be in different folders
     return found | {key: run.results[key] for key in ("samples/test",) if key in run.results}
 
 
@@ -273,12 +276,13 @@ def group_by_method(runs: Sequence[Run]) -> tuple[Group, ...]:
         for other in members.setdefault(key, []):
             if run.folder.resolve() == other.folder.resolve() or (run.seed == other.seed is not None):
                 raise UserError(
-                    f"{run.folder}: same method and seed as {other.folder}, so the two are not independent. "
+                    f"{run.folder}: has the same method and seed as {other.folder}, so the two runs are not "
+                    "independent. "
                     "Remove one of them."
                 )
         members[key].append(run)
     if not members:
-        raise UserError("Nothing to compare: give at least one run folder.")
+        raise UserError("Nothing to compare: pass at least one run folder.")
     names = distinct([printable(group[0].stem) for group in members.values()])
     return tuple(Group(name, tuple(group)) for name, group in zip(names, members.values(), strict=True))
 
@@ -289,7 +293,7 @@ def _method(run: Run) -> str:
         return f"no config: {run.stem}"
     method = {key: value for key, value in run.config.items() if key not in ("run", "seed")}
     if isinstance(evaluation := method.get("evaluation"), dict):
-        # Baselines are only shown in the report, often with the same seed; they do not change the run.
+        # Baselines only appear in the report (often with the same seed) and do not affect the run.
         method["evaluation"] = {key: value for key, value in evaluation.items() if key != "baselines"}
     if isinstance(teacher := method.get("teacher"), dict) and teacher.get("cache"):
         # Views depend on the seed, so each seed has its own cache.
@@ -298,7 +302,7 @@ def _method(run: Run) -> str:
 
 
 def paired_difference(differences: Sequence[float], lower_is_better: bool = False) -> Difference:
-    """Judge paired differences by their 95 % paired t interval (Student 1908).
+    """Derive the verdict on paired differences from their 95 % paired t interval (Student 1908).
 
     Args:
         differences: One per common seed.
@@ -316,7 +320,7 @@ def paired_difference(differences: Sequence[float], lower_is_better: bool = Fals
 
 
 def plot(comparison: Comparison) -> bytes:
-    """Plot top-1 and linear probe of each method with standard deviations, and the level of the teacher, as PNG."""
+    """Plot top-1 and linear probe of each method with standard deviations, and those of the teacher, as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D

@@ -1,4 +1,4 @@
-"""The run folder during training: who may write to it, and which versions it records."""
+"""The run folder during training: checks before writing to it, and records the versions."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pipeline.models.description import DESCRIPTION
 from pipeline.runs.checkpoint import list_checkpoints
 
 RESULTS = ("student", "results.json", "evaluation", "report.html", "nonfinite_rank*.json")
-"""Patterns of files made at the end of training or from its result. Outdated as soon as the run resumes."""
+"""Patterns of files written at the end of training or later. They are outdated as soon as the run resumes."""
 
 WRITTEN = (
     *("checkpoints", "metrics.jsonl", "skipped.jsonl", "best", "best_*", "tensorboard", "trackers.json"),
     *("profile.json", "learning_rates.json", "learning_rate_finder.json"),
     *RESULTS,
 )
-"""Patterns of everything that a run writes, except its config."""
+"""Patterns of all files that a run writes, except its config."""
 
 
 def claim(run: Path, resume: bool, overwrite: bool) -> None:
@@ -35,7 +35,7 @@ def claim(run: Path, resume: bool, overwrite: bool) -> None:
         overwrite: Whether `--overwrite` is set.
 
     Raises:
-        UserError: The folder has a run, and neither option is set, or there is nothing to resume from.
+        UserError: The folder contains a run and neither option is set, or there is nothing to resume from.
     """
     made = [path.name for name in WRITTEN for path in sorted(run.glob(name))]
     if made and not (resume or overwrite):
@@ -51,7 +51,7 @@ def claim(run: Path, resume: bool, overwrite: bool) -> None:
 
 
 def clear(run: Path, names: Sequence[str]) -> None:
-    """Delete files by pattern that an earlier training or evaluation wrote to the folder, and nothing else."""
+    """Delete only files (selected by pattern) that an earlier training or evaluation wrote to the folder."""
     for path in [path for name in names for path in run.glob(name)]:
         if path.is_dir():
             shutil.rmtree(path)

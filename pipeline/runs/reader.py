@@ -37,28 +37,28 @@ RETRIEVAL_METRICS = {
     for way in ("student_to_teacher", "teacher_to_student")
     for name, shown in {"R@1": "R@1", "R@5": "R@5", "R@10": "R@10", "median_rank": "median rank"}.items()
 }
-"""What takes the place of accuracies for a run without labels, and the display names."""
+"""Results that replace accuracies for runs without labels, and their display names."""
 
 NAMES = KEY_METRICS | RETRIEVAL_METRICS
 """Display names of results."""
 
 
 def key_metrics(results: Collection[str]) -> tuple[str, ...]:
-    """The results to show first, of those with the given names: without accuracies, all of retrieval."""
+    """The results to show first, out of the given names; if there are no accuracies, all retrieval results."""
     accuracy = any(name in results for name in KEY_METRICS if name.startswith("student/"))
     chosen = list(KEY_METRICS) if accuracy else [*RETRIEVAL_METRICS, "parameters/student"]
     return tuple(name for name in chosen if name in results)
 
 
 def random_order(metric: str) -> str:
-    """Name of the result that has the value of a metric of retrieval by chance."""
+    """Name of the result that contains the chance level of a retrieval metric."""
     return f"chance/retrieval/{metric.rsplit('/', 1)[-1]}"
 
 
 FRACTIONS = {"top1", "top5", "balanced", "probe", "knn", "mIoU", "pixel_accuracy", "mean_accuracy"}
 
 LEFT = ("checkpoints", "tensorboard", "student", "evaluation", "skipped.jsonl", "report.html")
-"""Other names that mark a folder as a run, even an unfinished one."""
+"""Further names that identify a folder as a run, even an unfinished one."""
 
 SEED_SUFFIX = re.compile(r"(?:_s|[_-]seed|_)(\d+)$")
 
@@ -72,7 +72,7 @@ class Run:
         config: `config.yaml`; `{}` if it is missing.
         log: Step -> values of `metrics.jsonl`, in order of steps.
         results: `results.json`, finite numbers only.
-        notes: What is missing or was skipped, a sentence each.
+        notes: One sentence on everything that is missing or was skipped.
     """
 
     folder: Path
@@ -93,7 +93,7 @@ class Run:
 
     @property
     def seed(self) -> int | None:
-        """The seed in the config, else the number at the end of the folder's name."""
+        """The seed in the config, else the number at the end of the folder name."""
         if isinstance(seed := self.config.get("seed"), int):
             return seed
         found = SEED_SUFFIX.search(self.name)
@@ -121,14 +121,14 @@ def read_run(folder: str | Path) -> Run:
         folder: The run folder.
 
     Raises:
-        UserError: It is not a run folder, has another format, or a file in it is damaged.
+        UserError: The folder is not a run folder or has another format, or a file in it is damaged.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such run folder. Give the folder that `wcord train` wrote.")
+        raise UserError(f"{folder}: no such run folder. Pass the run folder that `wcord train` created.")
     names = ("config.yaml", "metrics.jsonl", "results.json")
     if any(folder.iterdir()) and not any((folder / name).exists() for name in (*names, *LEFT)):
-        raise UserError(f"{folder}: not a run folder: it has none of {', '.join(names)}.")
+        raise UserError(f"{folder}: not a run folder; it contains none of {', '.join(names)}.")
     notes: list[str] = []
     run, config = Run(folder), _read_config(folder / names[0])
     measure = f"when training has finished, run `{run.command('evaluate')}`"
@@ -184,7 +184,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(path.read_bytes())
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())}). Restore the file.") from None
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())}). Restore the file.") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: not a mapping of settings. Restore the file that `wcord train` wrote.")
     check_format(config.pop("format", None), path)
@@ -209,7 +209,7 @@ def read_log(path: Path, notes: list[str]) -> dict[int, dict[str, float]]:
             log.setdefault(int(row["step"]), {}).update(row)
     bad = [number for number, row in enumerate(rows, 1) if row is None]
     if not log:
-        notes.append("metrics.jsonl has no valid line: there are no curves.")
+        notes.append("metrics.jsonl contains no valid line, so there are no curves.")
     if bad and bad[-1] == len(rows):
         notes.append(f"metrics.jsonl: the last line ({bad.pop()}) is truncated and was skipped.")
     if bad:
@@ -244,7 +244,7 @@ def read_results(path: Path, notes: list[str]) -> dict[str, float]:
     try:
         results = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error}). Run `wcord evaluate` again.") from None
+        raise UserError(f"{path}: not valid JSON ({error}). Run `wcord evaluate` again.") from None
     if not isinstance(results, dict):
         raise UserError(f"{path}: not a JSON object of names and numbers. Run `wcord evaluate` again.")
     valid = {key: value for key, value in results.items() if _is_number(value) and _is_possible(key, value)}

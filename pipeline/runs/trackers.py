@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 PROJECT = "wcord"
 
 TRACKED = "trackers.json"
-"""File in the run folder: tracker -> its id of the run, for all but TensorBoard, which writes to the folder itself."""
+"""File in the run folder: tracker -> the tracker's run id. TensorBoard, which writes to the folder, has none."""
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -42,10 +42,10 @@ def start_trackers(config: Config, run: Path, step: int) -> list[GeneralTracker]
     Args:
         config: The config.
         run: The run folder.
-        step: Number of steps taken before. TensorBoard drops later steps; the others show a resumed run as a new one.
+        step: Number of steps already taken. TensorBoard drops later ones; the others show a resumed run as a new run.
 
     Raises:
-        UserError: A tracker does not start, e.g. because there is no login.
+        UserError: A tracker cannot be started, e.g. because the user is not logged in.
     """
     keywords: dict[str, dict[str, Any]] = {
         "tensorboard": {"run_name": "tensorboard", "logging_dir": str(run), "purge_step": step + 1},
@@ -63,7 +63,8 @@ def start_trackers(config: Config, run: Path, step: int) -> list[GeneralTracker]
                 tracker.store_init_configuration(settings)
         except Exception as error:  # each service raises its own errors
             raise UserError(
-                f"train.trackers: {name} does not start ({type(error).__name__}: {error}). Log in, set it to offline "
+                f"train.trackers: {name} cannot be started ({type(error).__name__}: {error}). Log in, set it to "
+                "offline "
                 "mode, or remove it."
             ) from None
         started.append(tracker)
@@ -80,7 +81,7 @@ def _own_name(tracker: GeneralTracker) -> str:
 def show(trackers: Sequence[GeneralTracker], row: Mapping[str, float], step: int) -> None:
     """Send one line of the log to each tracker."""
     for tracker in trackers:
-        # The local store of MLflow makes a folder of a name with a slash, which conflicts with the file `loss`.
+        # For a name with a slash, the local store of MLflow creates a folder, which conflicts with the file `loss`.
         slash = "." if tracker.name == "mlflow" else "/"
         tracker.log({name.replace("/", slash): value for name, value in row.items()}, step=step)
 

@@ -1,7 +1,8 @@
 """Gradient accumulation: several forward and backward passes per optimiser step, each on a part of the batch.
 
-Unlike gradient caching (`train.micro_batch`), it needs no second forward pass, but each loss only sees a part. For
-losses that are means over samples, the sum is that of the whole batch: parts are weighted by the samples in their mean.
+Unlike gradient caching (`train.micro_batch`), it needs no second forward pass, but each loss receives only a part of
+the batch. For losses that are means over samples, the result equals that of the whole batch: each part is weighted by
+its number of samples.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def check_accumulation(model: Distillation, config: Config, ranks: int) -> None:
     """Check that the settings and losses support `train.accumulate`.
 
     Raises:
-        UserError: They do not. The message says why.
+        UserError: They do not. The message explains why.
     """
     count, batch = config.train.accumulate, config.data.batch_size
     if count == 1:
@@ -37,8 +38,8 @@ def check_accumulation(model: Distillation, config: Config, ranks: int) -> None:
         if not cast(Loss, loss).per_sample:
             raise UserError(
                 f"train.accumulate: losses.{model.names[module]} compares the samples of a batch, or keeps statistics "
-                "of them, so that its parts do not add up to the whole. Set accumulate to 1 and, to save memory, "
-                f"train.micro_batch={batch // (count * ranks)}: the losses then still see the whole batch."
+                "about them, so it cannot be computed in parts. Set train.accumulate to 1. To save memory, set "
+                f"train.micro_batch={batch // (count * ranks)}: the losses then still use the whole batch."
             )
 
 
@@ -68,7 +69,7 @@ def parts_of(batch: Batch, count: int, model: Distillation) -> Iterator[tuple[Ba
 
 
 def total(outputs: list[DistillationOutput]) -> DistillationOutput:
-    """The output of the whole batch from those of its parts, without graphs. Metrics of losses are of the last part."""
+    """Combine the outputs of the parts of a batch, without graphs. Loss metrics are those of the last part."""
     if len(outputs) == 1:
         return outputs[0]
     return outputs[-1]._replace(

@@ -16,7 +16,7 @@ from pipeline.models.network import Joint, Network
 def checkpoint_gradients(network: Network | Joint) -> None:
     """Make every block of the encoders store only its input while gradients are computed.
 
-    Blocks are those of a transformers model, by its own method, or else the entries of an encoder's `nn.ModuleList`s.
+    For a transformers model, its own method selects the blocks; otherwise, they are the entries of `nn.ModuleList`s.
     Gradients and running statistics are unchanged.
 
     Args:
@@ -29,7 +29,8 @@ def checkpoint_gradients(network: Network | Joint) -> None:
         pretrained = [m for m in encoder.children() if getattr(m, "supports_gradient_checkpointing", False)]
         if not (blocks(encoder) or pretrained):
             raise UserError(
-                f"train.gradient_checkpointing: {type(encoder).__name__} has no blocks to recompute; set it to false."
+                f"train.gradient_checkpointing: {type(encoder).__name__} has no blocks to recompute; set "
+                "train.gradient_checkpointing to false."
             )
         for model in pretrained:
             cast(Any, model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -38,7 +39,7 @@ def checkpoint_gradients(network: Network | Joint) -> None:
 
 
 def forget_checkpoints(network: Network | Joint) -> None:
-    """Make the blocks of a deep copy run their own forward pass, in place."""
+    """Make the blocks of a deep copy run their own forward pass instead of the original's, in place."""
     for encoder in encoders(network):
         for block in blocks(encoder):
             block.__dict__.pop("forward", None)

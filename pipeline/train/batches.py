@@ -55,7 +55,7 @@ def training_batches(
     Args:
         config: The config.
         source: The training split, or a mixture.
-        views: Role -> what it reads of a sample.
+        views: Role -> the views that it reads from a sample.
         start: Number of finished steps.
         accelerator: The accelerator.
     """

@@ -46,7 +46,7 @@ from pipeline.train.load_once import loaded_once
 log = logging.getLogger(__name__)
 
 CHUNK = 64
-"""Number of samples whose views are computed at once."""
+"""Number of samples whose views are computed together."""
 
 
 def cache(config: Config) -> Path:
@@ -61,8 +61,8 @@ def cache(config: Config) -> Path:
         Path of the manifest of the cache.
 
     Raises:
-        UserError: `teacher.cache` is not set; training on the cache would be impossible; or, after writing it, more
-            samples than `data.max_faulty` could not be read.
+        UserError: `teacher.cache` is not set; training on the cache would be impossible; or, after the cache was
+        written, more samples than `data.max_faulty` allows could not be read.
     """
     accelerator = start_accelerator(config)
     if config.teacher is None or config.teacher.cache is None:
@@ -90,9 +90,9 @@ def cache(config: Config) -> Path:
     _check_shared(source.folder, name, accelerator)
     teacher.eval().to(accelerator.device)
     own = list(source.shards[accelerator.process_index :: accelerator.num_processes])
-    random.Random().shuffle(own)  # so that jobs of an array rarely compute the same shard
+    random.Random().shuffle(own)  # so jobs of a job array rarely compute the same shard
     skipped: list[Skipped] = []
-    # Jobs of an array may write one cache together, since it is the same.
+    # The jobs of a job array may write one cache together, since all of them write the same.
     work = sha256(about.model_dump_json().encode()).hexdigest()
     with owned_by_all(accelerator, source.folder / name, work):
         with Progress(f"caching {name}", sum(shard.samples for shard in own)) as progress:
@@ -131,7 +131,7 @@ def _with(about: Cache, shard: Shard, sidecar: Shard, faulty: int) -> Cache:
 
 
 def _receipt(source: Source, shard: Shard, name: str) -> Path:
-    """Marks the cached-feature shard of one shard as finished, until the manifest lists them all."""
+    """Marks one cached-feature shard as finished, until the manifest lists all of them."""
     return source.folder / f"{sidecar_name(shard.file, name)}.json"
 
 
@@ -159,7 +159,7 @@ def _finished(source: Source, shard: Shard, about: Cache) -> tuple[Shard, int] |
 
 
 def _check_shared(folder: Path, name: str, accelerator: Accelerator) -> None:
-    """Raise UserError unless all processes see the files that the first one writes next to the shards."""
+    """Raise UserError unless all processes can see the files that the first process writes next to the shards."""
     if accelerator.num_processes == 1:
         return
     token = folder / f"{name}.cache.token"
@@ -172,16 +172,17 @@ def _check_shared(folder: Path, name: str, accelerator: Accelerator) -> None:
         token.unlink()
     if seen.min() == 0:
         raise UserError(
-            f"{folder}: {int(seen.sum())} of {len(seen)} processes see files that the first process writes there. Put "
-            "the shards in a shared folder, or run `wcord cache` on one machine and copy the cached-feature shards."
+            f"{folder}: files that the first process writes there are visible to {int(seen.sum())} of {len(seen)} "
+            "processes. Put the shards in a shared folder, or run `wcord cache` on one machine and copy the "
+            "cached-feature shards."
         )
 
 
 def _await(source: Source, shard: Shard, about: Cache, patience: float) -> tuple[Shard, int]:
     """Wait until a process has finished the cached-feature shard of a shard.
 
-    This is not a collective, which would time out however much is written meanwhile. Raises UserError if nothing is
-    written for `patience` seconds.
+    This is not a collective operation, which would time out even while another process makes progress. Raises
+    UserError if nothing is written for `patience` seconds.
     """
     seen: dict[str, int] = {}
     since = time.monotonic()
@@ -191,15 +192,16 @@ def _await(source: Source, shard: Shard, about: Cache, patience: float) -> tuple
             seen, since = written, time.monotonic()
         if time.monotonic() - since > patience:
             raise UserError(
-                f"{source.folder / sidecar_name(shard.file, about.name)}: the process that should write it has written "
-                f"nothing for {patience:g} s (train.timeout). Run `wcord cache` again; finished shards are kept."
+                f"{source.folder / sidecar_name(shard.file, about.name)}: the process that writes this file has made "
+                "no "
+                f"progress for {patience:g} s (train.timeout). Run `wcord cache` again; finished shards are kept."
             )
         time.sleep(0.5)
     return found
 
 
 def _written(folder: Path, name: str) -> dict[str, int]:
-    """File -> size of cached-feature shards, finished or not, and their receipts."""
+    """File -> size, for all cached-feature shards (finished or not) and their receipts."""
     found = {}
     for path in folder.glob(f"*.{name}.tar*"):
         with suppress(FileNotFoundError):  # finished and renamed meanwhile
@@ -229,7 +231,7 @@ def _write(
             for one in features:
                 _check(check_finite, one, shard, chunk["key"], teacher)
             keys += chunk["key"]
-            some += [one["pooled"][:FEWEST] for one in features[:1]]  # none, if no sample of the chunk is readable
+            some += [one["pooled"][:FEWEST] for one in features[:1]]  # empty if no sample of the chunk is readable
             for row, key in enumerate(chunk["key"]):
                 yield (
                     key,
@@ -238,7 +240,7 @@ def _write(
                         for view, one in enumerate(features)
                     },
                 )
-        if some:  # of the whole shard, since neighbours may be equal frames
+        if some:  # over the whole shard, since neighbouring samples may be identical frames
             rows = torch.cat(some)
             _check(check_features, {"pooled": rows[:: -(-len(rows) // MOST)]}, shard, keys, teacher)
 
@@ -254,12 +256,14 @@ def _check(
     keys: Sequence[str],
     teacher: Network | Joint,
 ) -> None:
-    """Judge features before they are stored; the error names shard and samples."""
+    """Check features before they are stored. The error message contains shard and samples."""
     maps = [value for name, value in found.items() if name.startswith("map")]
     try:
         judge(Features(found["pooled"], maps, found.get("logits")), parts_of(teacher))
     except UserError as error:
-        raise UserError(f"{shard.file}: samples {keys[0]} to {keys[-1]}: {error} Nothing of it was cached.") from None
+        raise UserError(
+            f"{shard.file}: samples {keys[0]} to {keys[-1]}: {error} Nothing of this shard was cached."
+        ) from None
 
 
 @torch.no_grad()
@@ -282,7 +286,7 @@ class _Views(IterableDataset[Any]):
     ) -> None:
         super().__init__()
         self.source, self.views = replace(source, shards=(shard,)), views
-        # View v is that of epoch v in a run without cache.
+        # View v equals the view of epoch v in a run without a cache.
         self.prepare = Prepare(self.source, {"teacher": teacher.view}, augmentation)
 
     def __iter__(self) -> Iterator[Any]:
@@ -319,7 +323,7 @@ def _geometry(sample: Sample) -> Geometry:
 
 
 def describe(path: Path) -> str:
-    """Describe a finished cache in one line. path: of its manifest."""
+    """Describe a finished cache in one line. path: Path of its manifest."""
     about = Cache.model_validate_json(path.read_bytes())
     size = sum(sidecar.bytes for sidecar in about.sidecars.values())
     samples = sum(sidecar.samples for sidecar in about.sidecars.values())

@@ -1,4 +1,4 @@
-"""Warns once if the inputs of a network are mostly empty, such as depth maps with few readings."""
+"""Warns once if the inputs of a network are mostly empty, such as depth maps with few valid pixels."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pipeline.data.views import Batch, View, ViewSpec, several
 log = logging.getLogger(__name__)
 
 BATCHES = 10
-"""Only the first batches are looked at: reading a number from an accelerator waits for it."""
+"""Only this many batches are checked, since reading a value from an accelerator waits for its result."""
 
 
 def watch_coverage(batches: Iterator[Batch], views: Mapping[str, ViewSpec]) -> Iterator[Batch]:
-    """Hand on the batches, and warn of the first one whose inputs hold few readings.
+    """Yield the batches, and warn about the first one whose inputs are mostly empty.
 
     Args:
         batches: The batches.
-        views: Role -> what the network reads.
+        views: Role -> views of the network.
     """
     warned = False
     for number, batch in enumerate(batches):
@@ -30,14 +30,14 @@ def watch_coverage(batches: Iterator[Batch], views: Mapping[str, ViewSpec]) -> I
 
 
 def few_readings(batch: Batch, views: Mapping[str, ViewSpec]) -> str | None:
-    """Describe the first input of a batch with few readings; None if there is none."""
+    """Describe the first input of a batch that is mostly empty; None if there is none."""
     for role, sight in views.items():
         seen = (batch[role],) if isinstance(sight, View) else batch[role]
         for view, inputs in zip(several(sight), seen, strict=True):
             shares = view.modality.coverage(inputs)
             if shares is not None and (median := float(shares.median())) < FEW_READINGS:
                 return (
-                    f"{role}: only {median:.1%} of the input `{view.modality.name}` holds a reading (median of a batch "
-                    f"at {view.size} x {view.size}). `wcord check DATA --config CONFIG` shows what the networks see."
+                    f"{role}: only {median:.1%} of the input `{view.modality.name}` contains values (median of a batch "
+                    f"at {view.size} x {view.size}). `wcord check DATA --config CONFIG` shows the network inputs."
                 )
     return None

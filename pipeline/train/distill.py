@@ -1,4 +1,4 @@
-"""`wcord.distill`: the training loop for plain modules and a plain loader."""
+"""`wcord.distill`: the training loop for plain modules and a plain data loader."""
 
 from __future__ import annotations
 
@@ -50,25 +50,27 @@ def distill(
     overwrite: bool = False,
     **train: Any,
 ) -> Path:
-    """Train a module from another one, on any loader. Loop, checkpoints, logs and launch are those of `wcord.train`.
+    """Distil one module into another with any data loader, using the loop, checkpoints and logs of `wcord.train`.
 
-    A module returns a tensor `[B, D]`, which is `pooled`, and the logits if a loss reads logits; or `losses.Features`.
+    A module returns `losses.Features`, or a tensor `[B, D]`, which is used as `pooled`, and also as the logits if a
+    loss reads logits.
 
     Args:
-        teacher: The teacher, which is frozen; None for supervised training.
+        teacher: The teacher, which stays frozen; None for supervised training.
         student: The student, which is trained in place.
-        data: The training batches: a loader, which is iterated again for each epoch, or a function from the number of
-            batches to skip to an endless iterator, such as `lambda start: wcord.stream(..., start=start)`. A batch is
-            a dict with `student` and `teacher`, `(input, label)`, `(teacher input, student input)` or `(teacher input,
-            student input, label)`. With several processes, it is the global batch.
+        data: The training batches: a loader, which is iterated again for each epoch, or a function that takes the
+            number
+        of batches to skip and returns an endless iterator, such as `lambda start: wcord.stream(..., start=start)`.
+        A batch is a dict with `student` and `teacher`, `(input, label)`, `(teacher input, student input)` or
+        `(teacher input, student input, label)`. With several processes, it is the global batch.
         losses: Names, dicts of `name`, `weight` and keywords, or instances of `wcord.losses.Loss`.
-        run: The run folder. The student is written to `student/model.safetensors`, with the names of its own weights.
+        run: The run folder. The student is written to `student/model.safetensors`, with its own weight names.
         callbacks: Called during training.
         validation: Batches for `metrics`, evaluated after training.
         metrics: Name -> `metric(label, prediction)`, class indices as NumPy arrays. Written to `results.json`.
         seed: Random seed.
         resume: Resume from the newest checkpoint, if there is one.
-        overwrite: Delete an earlier run of the same name.
+        overwrite: Delete an earlier run in the same folder.
         train: Settings of the section `train`, e.g. `steps` or `epochs`, `learning_rate`.
 
     Returns:
@@ -95,7 +97,7 @@ def distill(
         }
         schedule = Schedule(config.train, source.steps or config.train.steps or 1, config.losses)
         training = assemble(config, accelerator, own, source, None, schedule, model, json.loads(json.dumps(identity)))
-        return training, f"data given in Python: {source.samples} training samples"
+        return training, f"data passed in Python: {source.samples} training samples"
 
     def finish(training: Training) -> None:
         if metrics and training.accelerator.is_main_process:
@@ -123,7 +125,7 @@ def _named(losses: Sequence[LossSpec]) -> tuple[dict[str, Loss | type[Loss]], di
                 raise UserError(f"losses: {error}") from None
             check_keywords(found, {k: v for k, v in own.items() if k not in TERM}, f"losses.{name}", keyword_only=True)
         if name in named:
-            raise UserError(f"losses: {name} is given twice.")
+            raise UserError(f"losses: {name} is passed twice; remove one of them.")
         named[name], settings[name] = found, own
     return named, settings
 
@@ -165,7 +167,7 @@ def _model(
     for name, loss in losses.items():
         kind = loss if isinstance(loss, type) else type(loss)
         if kind.needs_teacher and other is None:
-            raise UserError(f"losses.{name}: requires a teacher.")
+            raise UserError(f"losses.{name}: requires a teacher; pass `teacher`, or remove this loss.")
         if kind.needs_index and "index" not in example:
             raise UserError(f"losses.{name}: requires `index` in each batch, the index of each sample in the data.")
         keywords = {k: v for k, v in config.losses[name].items() if k not in TERM}
@@ -190,6 +192,6 @@ def _evaluate(training: Training, batches: Iterable[Any], metrics: Mapping[str, 
         labels.append(batch["label"].cpu().numpy())
         predictions.append(features.logits.argmax(1).cpu().numpy())
     if not labels:
-        raise UserError("metrics: `validation` has no batches; give held-out batches with labels.")
+        raise UserError("metrics: `validation` yielded no batches; pass held-out batches with labels.")
     scores = user_scores(metrics, np.concatenate(labels), np.concatenate(predictions))
     return {f"student/{name}": value for name, value in scores.items()}

@@ -1,7 +1,7 @@
-"""FSDP2: weights that are sharded across ranks (torch's `DTensor`), gathered for checkpoints and for the student.
+"""FSDP2: weights are sharded across ranks (torch's `DTensor`) and gathered for checkpoints and the saved student.
 
 Student and teacher are sharded. The losses are replicated on all ranks: they are small, and some of their parameters
-are scalars, or are clamped in the forward pass, which would be lost in a gathered copy.
+are scalars, or are clamped in the forward pass, and clamping a gathered copy would have no lasting effect.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipeline.models.network import Joint, Network
 from pipeline.models.sharded import is_sharded
 from pipeline.train.activation_checkpointing import blocks, encoders
 
-# FSDP only finds the tensors of a module's output in types that are registered as pytree nodes.
+# FSDP finds tensors in a module's output only if its types are registered as pytree nodes.
 _pytree.register_pytree_node(
     Features,
     lambda features: ([features.pooled, features.maps, features.logits], None),
@@ -51,12 +51,12 @@ def prepare_sharding(model: Distillation, config: Config, accelerator: Accelerat
         return None
     if config.train.micro_batch is not None:
         raise UserError(
-            "train.micro_batch: is not supported with FSDP, which has freed the weights when micro-batches run "
+            "train.micro_batch: not supported with FSDP, which has already freed the weights when micro-batches run "
             "again in the backward pass; set train.gradient_checkpointing instead."
         )
     if config.train.precision == "fp16":
         raise UserError(
-            "train.precision: fp16 is not supported with FSDP, as each rank would scale gradients separately; "
+            "train.precision: fp16 is not supported with FSDP, because each rank would scale gradients separately; "
             "use bf16 or fp32."
         )
     plugin = accelerator.state.fsdp_plugin
@@ -71,7 +71,7 @@ def prepare_sharding(model: Distillation, config: Config, accelerator: Accelerat
 
 
 def _units(model: Distillation) -> list[str]:
-    """Class names of the modules that are sharded and gathered one at a time: the blocks of the encoders."""
+    """Class names of the modules that FSDP shards and gathers individually: the blocks of the encoders."""
     networks = [network for network in (model.student, model.teacher) if isinstance(network, (Network, Joint))]
     found: set[str] = set()
     for encoder in chain.from_iterable(map(encoders, networks)):
@@ -98,7 +98,7 @@ def plain_student(model: Distillation, spare: Network | Joint | None) -> Network
 
 
 def average_gradients(model: Distillation, accelerator: Accelerator) -> None:
-    """Average the gradients of the losses' parameters over ranks. FSDP only averages those of sharded parameters."""
+    """Average the gradients of the losses' parameters over ranks, since FSDP only averages sharded parameters."""
     for parameter in model.losses.parameters():
         if parameter.grad is not None:
             parameter.grad = accelerator.reduce(parameter.grad, "mean")
@@ -130,7 +130,7 @@ def load_model(model: Distillation, state: Mapping[str, Tensor]) -> None:
         state: Name -> full weight, as in a checkpoint.
 
     Raises:
-        UserError: The weights are of another student or other losses.
+        UserError: The weights belong to another student or other losses.
     """
     own = model.state_dict()
     cut = {name: cut_like(value, own.get(name, value)) for name, value in state.items()}
@@ -145,12 +145,12 @@ def load_model(model: Distillation, state: Mapping[str, Tensor]) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load the full state of an optimiser into one whose parameters are sharded or not."""
+    """Load the full state of an optimiser into one whose parameters may be sharded."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, moments in state["state"].items():
         for name, value in moments.items():
             if isinstance(value, Tensor) and value.shape == (like := parameters[number]).shape:
-                # In the memory format of the parameter, which fused optimisers assume.
+                # Use the memory format of the parameter, which fused optimisers assume.
                 whole_like = value if is_sharded(like) else torch.empty_like(like).copy_(value)
                 moments[name] = cut_like(whole_like, like)
     optimizer.load_state_dict(state)

@@ -1,10 +1,10 @@
 """The collapse guard: detects a collapse during training, reports its cause, and reduces the weight of that term.
 
-If a term is far stronger than the task, the task has no influence: gradients are clipped to a norm, and Adam divides by
-their size. The features then do not improve, and the classifier predicts one class. Relations between samples do this
-if pairs are wrong: they only depend on differences from the batch mean, and their gradient grows as these shrink. The
-effective rank of such features is high and does not reveal it; predictions, spread and the gap between positive and
-negative similarities do.
+If the gradient of one term is far larger than that of the task loss, the task loss has no influence, because gradients
+are clipped by norm and Adam divides by their size. The features then stop improving, and the classifier predicts one
+class. Relational losses cause this if pairs are mismatched: they depend only on differences from the batch mean, and
+their gradient grows as these shrink. The effective rank of such features is high and does not reveal the collapse;
+predictions, spread and the gap between positive and negative similarities do.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from pipeline.models.pulls import Part, Trace
 from pipeline.runs.collapse import LABELLED, LABELS, PREDICTED, Sign, cure, setting, signs
 
 EVERY, DENSE = 25, 1000
-"""Steps between checks up to step DENSE; four times as many afterwards."""
+"""Steps between checks up to step DENSE; afterwards, the interval is four times as long."""
 LATEST = 500
-"""Checks count after the warm-up and a fifth of the training, but from this step at the latest."""
+"""Checks count after the warm-up and a fifth of the training, and from this step on in any case."""
 IN_A_ROW = 3
-"""Number of consecutive checks with a collapse before a term is reduced, and before it is reduced further.
+"""Number of consecutive checks that detect a collapse before a term is reduced, and before each further reduction.
 
-Relations that a student can cope with release it sooner.
+With relations that the student can fit, the signs of collapse disappear earlier.
 """
 BY, LEAST = 0.1, 1e-3
 """The factor per reduction, and the minimum of the product of all factors.
 
-The factor is smaller if the term would otherwise still pull more than this fraction of the task.
+The factor is smaller if the term's gradient would otherwise still exceed this fraction of the task's gradient.
 """
 
 
@@ -56,7 +56,7 @@ class Driver(NamedTuple):
 
 
 class Guard:
-    """The state of the guard in one run, equal on all ranks. With `train.guard: false`, it only warns.
+    """The state of the guard in one run, identical on all ranks. With `train.guard: false`, it only warns.
 
     Args:
         model: The model whose weights it reduces.
@@ -74,7 +74,7 @@ class Guard:
         self.seen: dict[str, float] = {}
 
     def begin(self, weights: Mapping[str, float]) -> None:
-        """Set the weights of a step in the model, including reductions."""
+        """Set the loss weights of a step in the model, including the guard's reductions."""
         self.model.weights = {name: weight * self.factors.get((name, "weight"), 1) for name, weight in weights.items()}
         self.model.lowered = self.factors
 
@@ -85,7 +85,7 @@ class Guard:
     def check(self, step: int, batch: Batch, output: DistillationOutput) -> list[str]:
         """Check a step after its forward pass and before its backward. Call it on all ranks.
 
-        Most steps have no trace; they are not checked.
+        Most steps have no trace and are not checked.
 
         Args:
             step: Number of the step.
@@ -119,12 +119,12 @@ class Guard:
         return {name: getattr(self, name) for name in names} | {"said": sorted(self.said)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the state. It is empty in checkpoints of versions without a guard."""
+        """Restore the state. It is empty in checkpoints from versions without a guard."""
         for name, value in state.items():
             setattr(self, name, set(value) if name == "said" else value)
 
     def _count(self, batch: Batch, logits: Tensor | None) -> None:
-        """Update the effective number of classes of the labels of all checks and of the predictions of this one."""
+        """Update the effective number of classes: of the labels in all checks, and of the predictions in this one."""
         classes = len(self.labels)
         if logits is None or not classes:
             return
@@ -135,17 +135,17 @@ class Guard:
         self.seen = {PREDICTED: _effective(predicted), LABELLED: _effective(self.labels)}
 
     def _metrics(self, output: DistillationOutput) -> dict[str, float]:
-        """The metrics of the step, averaged over ranks: some losses only compute those of local samples."""
+        """The metrics of the step, averaged over ranks, since some losses compute metrics on local samples only."""
         own, device = output.metrics(), output.loss.device
         values = torch.stack([value.detach().float().to(device) for value in own.values()])
         means = sum_over_ranks(values) / ranks()
         return dict(zip(own, means.tolist(), strict=True)) | self.seen | {LABELS: float(self.labels.sum())}
 
     def _drivers(self, collapses: list[Sign], trace: Trace) -> dict[Sign, Driver]:
-        """The cause of each sign of collapse: the part with the largest gradient to the student's features.
+        """The cause of each sign of collapse: the part with the largest gradient at the student's features.
 
-        A sign in the projections of a loss is attributed to this loss, one in the student to any loss with a teacher.
-        Parts with a smaller gradient than the task are not a cause.
+        A sign in the projections of a loss is attributed to this loss; a sign in the student, to any loss that uses the
+        teacher. Parts whose gradient is smaller than that of the task are not a cause.
         """
         if not collapses:
             return {}
@@ -171,11 +171,11 @@ class Guard:
         if self.acts:
             left = max(self.factors.get(driver.part, 1.0) * driver.factor, LEAST)
             self.factors[driver.part] = left
-            advice += f" In this run, it is multiplied by {left:.2g}, or less if necessary (train.guard)."
+            advice += f" In this run, it is multiplied by {left:.2g}, or by less if necessary (train.guard)."
         return self._once(driver.sign, advice, driver.part)
 
     def _once(self, sign: Sign, advice: str, part: Part | None = None) -> str:
-        """The warning, or an empty string if there was one of this sign or part before."""
+        """The warning, or an empty string if this sign or part has already been reported."""
         key = "/".join(part) if part else f"{sign.loss} {sign.kind}"
         if key in self.said:
             return ""

@@ -1,4 +1,4 @@
-"""The processes of a training as started by Accelerate's launcher, and checks of unsupported launches."""
+"""Connects the processes that Accelerate's launcher started, and rejects unsupported launches."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def start_accelerator(config: Config) -> Accelerator:
     """
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         if not os.environ.get(name, "set").strip():
-            del os.environ[name]  # Accelerate would read an empty one as a number
+            del os.environ[name]  # Accelerate would try to read an empty value as a number
     _check_launch()
     # It starts the process group, which Accelerator reuses.
     patience = timedelta(seconds=config.train.timeout)
@@ -50,22 +50,22 @@ def start_accelerator(config: Config) -> Accelerator:
         first = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
         raise UserError(
             f"the processes did not connect to {first} within {config.train.timeout:g} s (train.timeout). Either one "
-            f"of them ended (see its error message), or this is not the address of rank 0. ({in_brief(error)})"
+            f"of them failed (see its error message), or this is not the address of rank 0. ({in_brief(error)})"
         ) from None
     precision = precision_of(config)
     if precision == "fp16" and device == "cpu":
-        raise UserError("train.precision: fp16 needs a GPU; use fp32 (or bf16) on a CPU.")
+        raise UserError("train.precision: fp16 requires a GPU; use fp32 (or bf16) on a CPU.")
     if device == "cpu" and parse_flag_from_env("ACCELERATE_USE_FSDP"):
         raise UserError("FSDP: Accelerate only shards models on GPUs; launch without `use_fsdp` on a CPU.")
-    # Not all supported versions of torch have the new name of `broadcast_buffers`.
+    # Some supported versions of torch only know the old name `broadcast_buffers`.
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-    # Buffers are averaged before they are read. The graph is the same in every step.
+    # Buffers are averaged before they are used, so no broadcast. The graph is the same in every step.
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, static_graph=True, gradient_as_bucket_view=True)
     AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
     accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=[ddp])
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if asked not in ("no", precision) and accelerator.is_main_process:
-        log.warning(f"mixed_precision: {asked} of the launcher is ignored; train.precision gives {precision}.")
+        log.warning(f"mixed_precision: {asked} from the launcher is ignored; train.precision sets {precision}.")
     launched = world_size()
     if accelerator.num_processes != launched:
         raise UserError(
@@ -75,15 +75,15 @@ def start_accelerator(config: Config) -> Accelerator:
         )
     if config.data.batch_size % accelerator.num_processes:
         raise UserError(
-            f"data.batch_size: {config.data.batch_size} is the global batch and must be a multiple of the "
-            f"{accelerator.num_processes} processes."
+            f"data.batch_size: the global batch {config.data.batch_size} must be divisible by the number of processes "
+            f"({accelerator.num_processes})."
         )
     return accelerator
 
 
 @contextmanager
 def owned_by_all(accelerator: Accelerator, path: Path, work: str = "") -> Iterator[None]:
-    """Own an output, see `owned`: rank 0 takes the lock, and all ranks end if it is refused."""
+    """Lock an output as in `owned`: rank 0 acquires the lock, and all ranks fail if it cannot."""
     with ExitStack() as held:
         refused: list[str | None] = [None]
         if accelerator.is_main_process:
@@ -112,20 +112,20 @@ def _check_launch() -> None:
     """Reject launches that Accelerate supports, but not this training loop."""
     if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
         raise UserError(
-            "DeepSpeed is not supported: its optimiser step is part of the backward pass, so that non-finite steps "
-            "cannot be skipped, and its checkpoints are pickles that require the same number of processes. FSDP2 "
+            "DeepSpeed is not supported: its optimiser step is part of the backward pass, so non-finite steps cannot "
+            "be skipped, and its checkpoints are pickles that require the same number of processes. Use FSDP2, which "
             "shards weights, gradients and optimiser states like ZeRO-3: "
             "accelerate launch --config_file configs/accelerate/fsdp.yaml …"
         )
     if parse_flag_from_env("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION", "1") != "2":
-        raise UserError("FSDP: version 2 is supported; set `fsdp_version: 2`, as in configs/accelerate/fsdp.yaml.")
+        raise UserError("FSDP: only version 2 is supported; set `fsdp_version: 2`, as in configs/accelerate/fsdp.yaml.")
     if os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1") != "1":
         raise UserError(
-            "ACCELERATE_GRADIENT_ACCUMULATION_STEPS: would divide gradients without accumulating them. To save "
-            "memory, set train.micro_batch: the losses still get the whole batch."
+            "ACCELERATE_GRADIENT_ACCUMULATION_STEPS: not supported, since it would divide gradients without "
+            "accumulating them. To save memory, set train.micro_batch: the losses still use the whole batch."
         )
     if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
         raise UserError(
-            "ACCELERATE_DYNAMO_BACKEND: would compile the communication of the losses; set train.compile=true "
-            "instead, and remove `dynamo_config`."
+            "ACCELERATE_DYNAMO_BACKEND: not supported, since it would compile the communication of the losses. Set "
+            "train.compile=true instead, and remove `dynamo_config`."
         )

@@ -17,8 +17,8 @@ def layer_numbers(encoder: Encoder) -> tuple[dict[nn.Parameter, int], int]:
         encoder: The encoder.
 
     Returns:
-        The number of the layer of each parameter, and the number of layers N. 0 is what precedes the first layer, e.g.
-        an embedding or a stem; N + 1 what follows the last one, e.g. the final norm.
+        The layer number of each parameter, and the number of layers N. Parameters before the first layer, e.g. an
+        embedding or a stem, have number 0; those after the last one, e.g. the final norm, have number N + 1.
     """
     layers = _layers(encoder)
     number = {parameter: i for i, layer in enumerate(layers, 1) for parameter in layer.parameters()}
@@ -31,7 +31,7 @@ def layer_numbers(encoder: Encoder) -> tuple[dict[nn.Parameter, int], int]:
 
 
 def _layers(network: nn.Module) -> list[nn.Module]:
-    """The entries of the list that holds the layers, or else the parts of the network."""
+    """The entries of the list that contains the layers, or else the parts of the network."""
     lists = _outermost_lists(network)
     if named := [one for one in lists if isinstance(one, nn.ModuleList)]:
         return _parts(max(named, key=_size))
@@ -44,7 +44,7 @@ def _layers(network: nn.Module) -> list[nn.Module]:
 
 
 def _outermost_lists(module: nn.Module) -> list[nn.Module]:
-    """Module lists and sequences of several parts that are not inside another one."""
+    """Module lists and sequences with several parts that are not inside another one."""
     if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(_parts(module)) > 1:
         return [module]
     return [found for child in module.children() for found in _outermost_lists(child)]

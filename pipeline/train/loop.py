@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch.distributed.nn  # its default arguments keep the process group for good if it is imported after the group
+import torch.distributed.nn  # before the process group exists: else its default arguments keep the group alive forever
 from accelerate import Accelerator
 
 from pipeline.common.console import log_to_console_by_default
@@ -66,15 +66,15 @@ def train(
     Args:
         config: What to train.
         resume: Resume from the newest checkpoint, if there is one.
-        overwrite: Delete an earlier run of the same name.
-        profile: Report what some of the first steps spend their time on, and write a trace.
+        overwrite: Delete an earlier run in the same folder.
+        profile: Report a time breakdown of some of the first steps, and write a trace.
         callbacks: Called during training, after those of `train.callbacks`.
 
     Returns:
         The run folder.
 
     Raises:
-        UserError: The user can fix the problem. It is raised before expensive work if possible.
+        UserError: A problem that the user can fix. If possible, it is raised before any expensive work.
         Stopped: The run received SIGTERM or SIGINT. A checkpoint has been written.
     """
 
@@ -90,7 +90,7 @@ def train(
 
 
 SetUp = Callable[[Accelerator, Callbacks], tuple[Training, str]]
-"""Builds data, networks, losses and optimiser, and describes the data in a line."""
+"""Builds data, networks, losses and optimiser, and a one-line description of the data."""
 
 
 def run_training(
@@ -102,15 +102,15 @@ def run_training(
     profile: bool = False,
     finish: Callable[[Training], None] | None = None,
 ) -> Path:
-    """Train what `set_up` builds; see `train`.
+    """Train with the parts that `set_up` builds; see `train`.
 
     Args:
         config: The config.
-        set_up: See `SetUp`.
+        set_up: Builds data, networks, losses and optimiser; see `SetUp`.
         callbacks: Called during training, after those of `train.callbacks`.
         resume: Resume from the newest checkpoint, if there is one.
-        overwrite: Delete an earlier run of the same name.
-        profile: Report what some of the first steps spend their time on, and write a trace.
+        overwrite: Delete an earlier run in the same folder.
+        profile: Report a time breakdown of some of the first steps, and write a trace.
         finish: Called with the trained student.
     """
     log_to_console_by_default()
@@ -134,11 +134,11 @@ def run_training(
             if not lost(error):
                 raise
             raise UserError(
-                f"another process ended, or did not respond for {config.train.timeout:g} s (train.timeout); see its "
-                f"error message. Resume with --resume. ({in_brief(error)})"
+                f"another process failed, or did not respond for {config.train.timeout:g} s (train.timeout); see its "
+                f"error message, then run with --resume. ({in_brief(error)})"
             ) from None
-        # The threads of the process group end when the models that refer to it are freed. A thread that is alive when
-        # Python finalises aborts the process, and the launcher then kills the other ranks.
+        # The threads of the process group end when the models that refer to it are freed. A thread that is still alive
+        # when Python finalises aborts the process, and the launcher then kills the other ranks.
         accelerator.free_memory()
     accelerator.end_training()
     if stopped is not None:
@@ -170,7 +170,7 @@ def _train(
             save_network(student, run / "student")
         log.info(f"{run}: {ended}; nothing to do.")
         return
-    accelerator.wait_for_everyone()  # no rank may delete files before all have read them
+    accelerator.wait_for_everyone()  # no rank may delete files before all ranks have read them
     if accelerator.is_main_process:
         clear(run, RESULTS if done else WRITTEN)
         write_config(config, run, about)
@@ -192,7 +192,7 @@ def _train(
 
 
 def _has_ended(training: Training, checkpoint: Checkpoint | None) -> str | None:
-    """Why there is nothing to resume: all steps are done, or a callback that the run still has ended it."""
+    """Why there is nothing to resume: all steps are done, or a callback that is still configured ended the run."""
     if checkpoint is None:
         return None
     for name, reason in checkpoint.stopped.items():
@@ -202,7 +202,7 @@ def _has_ended(training: Training, checkpoint: Checkpoint | None) -> str | None:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether a network can be loaded; the process that wrote it may have been killed, or the disk full."""
+    """Whether a network can be loaded. If not, its writer may have been killed, or the disk may have been full."""
     try:
         load_network(folder)
     except (UserError, OSError):
@@ -213,19 +213,19 @@ def _is_whole(folder: Path) -> bool:
 def check_evaluation_split(config: Config, dataset: OpenDataset) -> None:
     """Check the split for evaluation.
 
-    Shards that wcord did not pack may all be for training. A message then says that nothing can be evaluated.
+    Foreign shards may all be training shards. In this case, a message states that evaluation will not be possible.
 
     Args:
         config: The config.
-        dataset: The data set.
+        dataset: The dataset.
 
     Raises:
-        UserError: The split is missing, but needed for validation, or the data set is packed.
+        UserError: The split is missing, although validation needs it or the dataset is packed.
     """
     split = config.evaluation.split
     if dataset.manifest.extensions and not dataset.manifest.samples(split) and not config.evaluation.every:
         log.info(
-            f"{dataset.folder}: all samples are for training, and the split `{split}` (evaluation.split) is empty. To "
+            f"{dataset.folder}: all samples are used for training; the split `{split}` (evaluation.split) is empty. To "
             f"hold out samples: wcord index SHARDS --out FOLDER --split {split}=0.02, then data.shards=FOLDER."
         )
     else:
@@ -244,7 +244,7 @@ def _set_up(config: Config, dataset: OpenDataset, accelerator: Accelerator, call
     schedule = Schedule(config.train, epoch, config.losses)
     distillation = build_model(config, dataset, (mixture or source).samples)
     held_out = open_held_out(config, dataset, source, distillation, accelerator)
-    if distillation.cache:  # a cache belongs to a single data set
+    if distillation.cache:  # a cache belongs to a single dataset
         source = replace(source, cache=distillation.cache)
         mixture = mixture and replace(mixture, sources=(source,))
     identity = identity_of(config, distillation, dataset, mixture)
@@ -261,7 +261,7 @@ def assemble(
     distillation: Distillation,
     identity: dict[str, Any],
 ) -> Training:
-    """Check and prepare the model, and build the optimiser; for the arguments see `Training`."""
+    """Check and prepare the model, and build the optimiser. For the arguments, see `Training`."""
     check_accumulation(distillation, config, accelerator.num_processes)
     spare = prepare_sharding(distillation, config, accelerator)
     if config.train.gradient_checkpointing:
@@ -321,7 +321,7 @@ def _run_steps(training: Training, done: int, profile: bool, stop: Stop) -> int:
             accelerator.wait_for_everyone()
             log.close()
             raise Stopped(
-                f"{run}: stopped at step {step} by a signal; resume with --resume.", stop.number or signal.SIGTERM
+                f"{run}: stopped at step {step} by a signal; continue with --resume.", stop.number or signal.SIGTERM
             )
     if profiled:
         profiled.close()

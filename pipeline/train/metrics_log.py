@@ -1,4 +1,4 @@
-"""The log of a run: metrics.jsonl, trackers, and lines on the console."""
+"""The log of a run: metrics.jsonl, trackers, and console lines."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Log:
-    """Collects the losses of steps, and writes a line of their means when asked to.
+    """Collects the losses of all steps, and writes a log line with their means on request.
 
     Call `waiting` for a batch, `add` after each step, and `write` at intervals.
 
@@ -64,7 +64,7 @@ class Log:
         before = time.perf_counter()
         batch = next(batches)
         took = time.perf_counter() - before
-        self.waited += min(took, batch.pop("loading", took))  # the rest was for the teacher in the parallel thread
+        self.waited += min(took, batch.pop("loading", took))  # the rest was spent on the teacher in the parallel thread
         return batch
 
     def add(self, output: DistillationOutput, batch: Batch) -> None:
@@ -88,7 +88,7 @@ class Log:
     ) -> None:
         """Write means of the terms since the last line over steps and ranks, together with metrics of the losses.
 
-        Metrics are averaged over ranks, since some losses only compute those of local samples.
+        Metrics are averaged over ranks, since some losses compute them on local samples only.
 
         Args:
             step: Number of the step.
@@ -134,7 +134,7 @@ class Log:
         return dict(zip(values, self.accelerator.reduce(own, "mean").tolist(), strict=True))
 
     def _cost(self) -> dict[str, float]:
-        """Cost since the run began, without interruptions."""
+        """Cost since the run began, not counting interruptions."""
         device = self.accelerator.device
         cost = {
             "seconds": self.spent.get("seconds", 0.0) + time.perf_counter() - self.start,
@@ -172,7 +172,7 @@ class Log:
 
 
 def _keep_lines_to(path: Path, step: int) -> dict[str, float]:
-    """Remove log lines after the checkpoint that a run resumes from, whose steps are repeated, and unreadable lines.
+    """Remove unreadable log lines, and the lines of steps that a run repeats when it resumes from a checkpoint.
 
     Returns the last line with the cost of the run; empty if there is none.
     """

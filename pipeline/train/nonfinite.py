@@ -18,11 +18,11 @@ from pipeline.models.distillation import Distillation, DistillationOutput
 from pipeline.train.fsdp import whole
 
 IN_A_ROW = 10
-"""This many end the run. In fp16, each halves the scale: 10 reduce it from 65,536 to 64."""
+"""Number of consecutive skipped steps that end the run. In fp16, each halves the scale: 10 reduce 65,536 to 64."""
 
 
 class NonFinite:
-    """Decides for each step whether it is skipped. The gradient norm is the same on all ranks, so they agree.
+    """Decides whether to skip a step. The gradient norm is the same on all ranks, so all ranks agree.
 
     Args:
         model: The model.
@@ -39,19 +39,19 @@ class NonFinite:
         self.before = [b.clone() for b in self.statistics]
 
     def begin(self) -> None:
-        """Store the statistics that the forward pass updates; a checkpoint may have averaged them over ranks."""
+        """Save the statistics that the forward pass will update; a checkpoint may have averaged them over ranks."""
         if self.statistics:
             torch._foreach_copy_(self.before, self.statistics)
 
     def watch(self, accelerator: Accelerator) -> None:
-        """Store gradient norms of parts of the model, if this step may be the last: clipping makes all of them NaN."""
+        """Save the gradient norm of each part if this step may end the run, since clipping turns all into NaN."""
         if self.row == IN_A_ROW - 1:
             scale = accelerator.scaler.get_scale() if accelerator.scaler is not None else 1.0
             parameters = self.model.named_parameters()
             self.gradient = _norms((name, p.grad / scale) for name, p in parameters if p.grad is not None)
 
     def skips(self, step: int, batch: Batch, output: DistillationOutput, norm: Tensor) -> bool:
-        """Decide whether a step is skipped. If so, its effect on the statistics of the student is undone.
+        """Decide whether to skip a step. If so, undo its effect on the running statistics of the student.
 
         Args:
             step: Number of the step.
@@ -60,8 +60,8 @@ class NonFinite:
             norm: Gradient norm.
 
         Raises:
-            UserError: It is the tenth in a row. Sample keys, losses, and norms of features, weights and gradient have
-                been written to a file.
+            UserError: This is the tenth skipped step in a row. Sample keys, losses, and norms of features, weights and
+            gradient have been written to a file.
         """
         if torch.isfinite(norm):
             self.row = 0

@@ -28,7 +28,7 @@ def build_optimizer(model: Distillation, config: Config) -> torch.optim.Optimize
     """Build AdamW, or SGD with momentum 0.9.
 
     Vectors and scalars (biases, norms) have no weight decay unless `train.decay_vectors` is set. Parameters in
-    `never_decayed` of a loss never have weight decay. A group has a `factor` of the learning rate.
+    `never_decayed` of a loss never have weight decay. Each group has a `factor` for the learning rate.
 
     Args:
         model: The model.
@@ -57,7 +57,7 @@ def build_optimizer(model: Distillation, config: Config) -> torch.optim.Optimize
 def _by_factor(
     parameters: Iterable[nn.Parameter], decay: float, factors: dict[nn.Parameter, float]
 ) -> list[dict[str, Any]]:
-    """Groups of one weight decay: one for each factor, in the order of the parameters."""
+    """The groups with the same weight decay: one for each learning rate factor, in the order of the parameters."""
     found: dict[float, list[nn.Parameter]] = {}
     for parameter in parameters:
         found.setdefault(factors[parameter], []).append(parameter)
@@ -65,7 +65,7 @@ def _by_factor(
 
 
 def _parts(model: Distillation, train: Train) -> list[tuple[str, list[nn.Parameter], float]]:
-    """Name, parameters and factor of the learning rate of each part that is trained."""
+    """Name, parameters and learning rate factor of each part that is trained."""
     factors, parts = train.learning_rate_factors, []
     inside = encoders(model.student)
     for place, encoder in enumerate(inside):
@@ -88,7 +88,7 @@ def _parts(model: Distillation, train: Train) -> list[tuple[str, list[nn.Paramet
 
 
 def record_learning_rates(model: Distillation, config: Config, run: Path) -> None:
-    """Log peak learning rate and number of trained parameters of each part, and write them to the run folder.
+    """Log the peak learning rate and number of trained parameters of each part, and write them to the run folder.
 
     Args:
         model: The model.

@@ -20,12 +20,12 @@ Batches = Iterable[Any] | Callable[[int], Iterable[Any]]
 
 @dataclass(frozen=True)
 class PlainData:
-    """A loader that is iterated again for each epoch, or a function of the number of batches to skip.
+    """A loader that is iterated again for each epoch, or a function that takes the number of batches to skip.
 
     torch's random numbers are seeded for each epoch before the loader is iterated, and for each step before its batch
     is read. The order of a `DataLoader` with `shuffle=True` is therefore the same in a resumed run, which reads and
-    drops the earlier batches of its epoch. Random numbers from other sources (numpy, a generator of the loader) are
-    not restored.
+    drops the batches of its epoch that were already used. Random numbers from other sources (numpy, a generator of the
+    loader) are not restored.
 
     Args:
         given: The loader or function.
@@ -37,7 +37,7 @@ class PlainData:
 
     @property
     def samples(self) -> int:
-        """Number of samples, if the loader tells; else of batches, else 0."""
+        """Number of samples if the loader reports it, else number of batches, else 0."""
         dataset = getattr(self.given, "dataset", self.given)
         return len(dataset) if isinstance(dataset, Sized) else 0
 
@@ -50,22 +50,22 @@ class PlainData:
         """The first batch, on the CPU."""
         if not callable(self.given) and iter(self.given) is self.given:
             raise UserError(
-                "data: is an iterator, which can be read only once, so that the run could not be resumed. Give a "
-                "loader, or a function of the number of batches to skip: lambda start: wcord.stream(..., start=start)."
+                "data: is an iterator, which can be read only once, so the run could not be resumed. Pass a loader, or "
+                "a function that takes the number of batches to skip: lambda start: wcord.stream(..., start=start)."
             )
         for batch in self.given(0) if callable(self.given) else self.given:
             return as_batch(batch, 0)
-        raise UserError("data: has no batches.")
+        raise UserError("data: yielded no batches. Check that the loader is not empty.")
 
     def read(self, start: int, accelerator: Accelerator) -> Iterator[Batch]:
-        """Read the batches of this process: an equal part of each batch, which is the global batch.
+        """Read the batches of this process: an equal part of each global batch.
 
         Args:
             start: Number of batches to skip.
             accelerator: The accelerator.
 
         Yields:
-            Batches on the device, without end.
+            Batches on the device, endlessly.
         """
         step, ranks, rank = start, accelerator.num_processes, accelerator.process_index
         for raw in self._raw(start):
@@ -74,7 +74,9 @@ class PlainData:
             size = length(batch)
             if size % ranks:
                 raise UserError(
-                    f"data: a batch of {size} samples cannot be shared by {ranks} processes; drop_last=True?"
+                    f"data: a batch of {size} samples cannot be divided among {ranks} processes. Use a batch size "
+                    "that is "
+                    "divisible by the number of processes; the last batch may need drop_last=True."
                 )
             rows = slice(size // ranks * rank, size // ranks * (rank + 1))
             yield send_to_device(take_rows(batch, rows) | {"skipped": []}, accelerator.device)
@@ -82,7 +84,9 @@ class PlainData:
     def _raw(self, start: int) -> Iterator[Any]:
         if callable(self.given):
             yield from self.given(start)
-            raise UserError("data: the batches ended before train.steps; yield batches without end, or lower steps.")
+            raise UserError(
+                "data: the batches ended before train.steps was reached; yield batches endlessly, or lower steps."
+            )
         steps = self.steps
         epoch, skip = divmod(start, steps) if steps else (0, start)
         while True:
@@ -100,7 +104,7 @@ class PlainData:
                 else:
                     yield batch
             if not count:
-                raise UserError("data: has no batches.")
+                raise UserError("data: yielded no batches. Check that the loader is not empty.")
             epoch += 1
 
 
@@ -113,7 +117,7 @@ def as_batch(raw: Any, step: int) -> Batch:
         step: Number of the step, for the keys of samples without keys.
 
     Raises:
-        UserError: It is something else.
+        UserError: The batch has another form.
     """
     batch: Batch
     if isinstance(raw, dict) and "student" in raw:
@@ -126,8 +130,9 @@ def as_batch(raw: Any, step: int) -> Batch:
         batch = {"teacher": raw, "student": raw}
     else:
         raise UserError(
-            f"data: a batch is a {type(raw).__name__}; give a dict with `student` and `teacher`, (input, label), "
-            "(teacher input, student input), or (teacher input, student input, label)."
+            f"data: a batch is a {type(raw).__name__}; it must be a dict with `student` and `teacher`, or a tuple "
+            "(input, "
+            "label), (teacher input, student input), or (teacher input, student input, label)."
         )
     batch.pop("skipped", None)
     if "key" not in batch:

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 TRACE = "profile.json"
 SKIPPED, STEPS = 3, 10
-"""The first steps, which also allocate and compile, are skipped. The following steps are recorded."""
+"""Number of first steps to skip, since they also allocate and compile; and number of steps to record after them."""
 
 ADVICE = {
     "data": "more data.workers, data.in_memory for small photos, or `wcord cache`, which skips the teacher's inputs",
@@ -28,7 +28,7 @@ ADVICE = {
     "student": "train.precision=bf16 or train.compile=true, or a smaller encoder",
     "backward": "train.precision=bf16 or train.compile=true, or a smaller encoder",
     "losses": "a smaller `queue` or `dim` of the most expensive loss",
-    "optimiser": "a larger data.batch_size needs fewer steps",
+    "optimiser": "a larger data.batch_size, which needs fewer steps",
     "rest": "less frequent checkpoints and validation: train.checkpoint_every, evaluation.every",
 }
 
@@ -36,9 +36,9 @@ ADVICE = {
 class Profile:
     """Hooks on networks, losses and optimiser, which are removed after the trace has been written.
 
-    Time is attributed to the innermost running part. Parts end with a synchronisation, so that the work of a GPU is
-    attributed to the part that launched it; this makes profiled steps slower. Recomputation of the student in the
-    backward pass (gradient caching) counts as student. Clipping and communication count as backward.
+    Time is attributed to the innermost running part. Parts end with a synchronisation, which attributes GPU work to the
+    part that launched it and makes profiled steps slower. Recomputation of the student in the backward pass (gradient
+    caching) counts as student. Clipping and communication count as backward.
 
     Args:
         run: The run folder.
@@ -73,7 +73,7 @@ class Profile:
         ]
 
     def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield the same batches; the wait for each counts as data."""
+        """Yield the same batches; the time spent waiting for each counts as data."""
         while True:
             if not self.done:
                 self._begin("data")
@@ -107,7 +107,7 @@ class Profile:
         self.open.pop()[1].__exit__(None, None, None)
 
     def _charge(self, between: str | None = None) -> None:
-        """Attribute the time since the last mark to the running part; `between` names what runs if no part does."""
+        """Attribute the time since the last mark to the running part, or to `between` if no part is running."""
         if self.cuda:
             torch.cuda.synchronize()
         now = time.perf_counter()
@@ -127,7 +127,7 @@ class Profile:
 
 
 def describe_profile(spent: dict[str, float], steps: int) -> str:
-    """Describe what steps spent their time on, the most expensive part first, and how to reduce it.
+    """Describe where steps spent their time, with the most expensive part first, and how to reduce it.
 
     Args:
         spent: Part -> seconds; each loss is `losses NAME`.

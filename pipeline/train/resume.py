@@ -1,4 +1,4 @@
-"""Save checkpoints, once the ranks agree on their content, and resume from them."""
+"""Save checkpoints, after checking that the ranks agree on their content, and resume from them."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def restore(training: Training) -> Checkpoint | None:
     seen = accelerator.gather(torch.tensor([done], device=accelerator.device)).tolist()
     if len(set(seen)) > 1:
         raise UserError(
-            f"{run}: the processes see different checkpoints (steps {sorted(set(seen))}); put the run folder on "
+            f"{run}: the processes find different checkpoints (steps {sorted(set(seen))}). Put the run folder on "
             "storage that all machines share."
         )
     if checkpoint is not None:
@@ -93,16 +93,17 @@ def restore(training: Training) -> Checkpoint | None:
 
 
 def _warn_of_other_batches(checkpoint: Checkpoint, config: Config, ranks: int) -> None:
-    """Log differences that make batches differ from those of an uninterrupted run."""
+    """Log changes that make batches differ from those of an uninterrupted run."""
     if checkpoint.ranks != ranks:
         log.warning(
-            f"{config.run}: the checkpoint was written by {checkpoint.ranks} processes, and {ranks} resume. The global "
-            "batch has the same size, but other samples, so the weights will not be bitwise equal."
+            f"{config.run}: the checkpoint was written by {checkpoint.ranks} processes, but {ranks} resume it. The "
+            "global "
+            "batch size stays the same, but batches contain other samples, so the weights will not be bitwise equal."
         )
     if checkpoint.workers not in (None, config.data.workers) and not config.data.in_memory:
         log.warning(
-            f"{config.run}: the checkpoint was written with data.workers={checkpoint.workers}, now it is "
-            f"{config.data.workers}. Batches have other samples, so the weights will not be bitwise equal."
+            f"{config.run}: the checkpoint was written with data.workers={checkpoint.workers}; now it is "
+            f"{config.data.workers}. Batches contain other samples, so the weights will not be bitwise equal."
         )
 
 
@@ -110,18 +111,18 @@ FREE = ("shards", "join", "workers", "max_faulty")
 """Data settings that may change when a run is resumed."""
 
 YOUNG: dict[str, Any] = {"fields": {}, "classes": [], "sampling": "once", "stages": [], "epoch_samples": None}
-"""Settings that checkpoints of earlier versions do not contain, with values that are equivalent to that."""
+"""Settings that checkpoints of earlier versions lack, with the values that are equivalent to their absence."""
 
 
 def identity_of(
     config: Config, model: Distillation, data: OpenDataset, mixture: Mixture | None = None
 ) -> dict[str, Any]:
-    """Describe, as JSON, what must not change when a run is resumed.
+    """Make the identity of a run: everything that must not change when it is resumed, as JSON.
 
     Args:
         config: The config.
         model: The model.
-        data: The data set.
+        data: The dataset.
         mixture: The mixture, if there is one.
     """
     settings = config.model_dump(mode="json")
@@ -145,7 +146,7 @@ def identity_of(
 
 
 def _digest(data: OpenDataset) -> str:
-    """A short hash of the training split and of joined data sets, independent of their location."""
+    """A short hash of the training split and of joined datasets, independent of their location."""
     hashes = [shard.content for shard in data.manifest.splits["train"]]
     others = [manifest.digest() for _, manifest in data.others]
     return hashlib.sha256(" ".join([*hashes, *others]).encode()).hexdigest()[:16]
@@ -161,7 +162,7 @@ def average_buffers(network: Network | Joint, accelerator: Accelerator) -> None:
 
 
 def assert_equal_weights(model: Distillation, accelerator: Accelerator) -> None:
-    """Check that replicated weights are equal on all ranks.
+    """Check that replicated weights are identical on all ranks.
 
     Raises:
         RuntimeError: They differ, so gradients were not synchronised.
@@ -169,11 +170,11 @@ def assert_equal_weights(model: Distillation, accelerator: Accelerator) -> None:
     if accelerator.num_processes > 1:
         trained = [p.detach() for p in model.parameters() if p.requires_grad and not is_sharded(p)]
         weights = [p.double().flatten() for p in trained]
-        if not weights:  # all are sharded, and the losses have none
+        if not weights:  # all weights are sharded, and the losses have none
             return
         sums = torch.stack([torch.stack([w.sum(), w.abs().sum()]) for w in weights]).sum(0)
         if len(torch.unique(accelerator.gather(sums[None]), dim=0)) != 1:
-            raise RuntimeError("the ranks' weights differ: gradients were not synchronised. Do not use this run.")
+            raise RuntimeError("weights differ between ranks: gradients were not synchronised. Do not use this run.")
 
 
 def assert_finite_weights(model: Distillation, step: int) -> None:
@@ -184,7 +185,7 @@ def assert_finite_weights(model: Distillation, step: int) -> None:
     """
     bad = [name for name, p in model.named_parameters() if p.requires_grad and not torch.isfinite(whole(p)).all()]
     own = ((name, b) for name, b in model.named_buffers() if not name.startswith("teacher."))
-    bad += [name for name, b in own if not (b < math.inf).all()]  # -inf: a normaliser that is not set yet
+    bad += [name for name, b in own if not (b < math.inf).all()]  # -inf marks a normaliser that is not set yet
     if bad:
         raise UserError(
             f"step {step}: weights or statistics are not finite ({bad[0]} and {len(bad) - 1} others); no checkpoint "

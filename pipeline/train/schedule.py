@@ -1,4 +1,4 @@
-"""Number of steps of a run, and learning rate and loss weights of each step."""
+"""The number of steps of a run, and the learning rate and loss weights of each step."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class Schedule:
         return step % in_steps(interval, self.steps_per_epoch) == 0
 
     def learning_rate(self, step: int) -> float:
-        """Linear warm-up to the peak, then a cosine decay to 0, or a factor of 0.1 after each milestone.
+        """The learning rate: linear warm-up, then cosine decay to 0, or a factor of 0.1 after each milestone.
 
         Args:
-            step: Number of the step, from 1.
+            step: Step number, starting at 1.
         """
         train = self.train
         if step <= train.warmup:
@@ -59,7 +59,7 @@ class Schedule:
         """Weight of each loss, including its schedule.
 
         Args:
-            step: Number of the step, from 1.
+            step: Step number, starting at 1.
         """
         return {
             name: float(keywords.get("weight", 1.0))

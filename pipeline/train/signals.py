@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
-    """A run was stopped by a signal. The exit code is `128 + signal`, as shells and schedulers expect.
+    """Raised when a run was stopped by a signal. The exit code is `128 + signal`, as shells and schedulers expect.
 
     Args:
         message: The message.
@@ -48,7 +48,7 @@ class Stop:
             yield self
         finally:
             self.then = old
-            for number in old.keys() - {self.number}:  # the received one may be repeated during exit
+            for number in old.keys() - {self.number}:  # the received signal may be repeated during exit
                 signal.signal(number, old[number])
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
@@ -60,7 +60,7 @@ class Stop:
             signal.raise_signal(number)
 
     def asked(self, accelerator: Accelerator) -> bool:
-        """Whether any rank received a signal. All ranks get the same answer, since they would otherwise deadlock."""
+        """Whether any rank received a signal. All ranks must get the same answer; otherwise they would deadlock."""
         if accelerator.num_processes == 1:
             return self.number > 0
         if self.number:

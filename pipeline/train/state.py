@@ -25,7 +25,7 @@ from pipeline.train.schedule import Schedule
 
 @dataclass(frozen=True)
 class Training:
-    """A run that is ready for its next step.
+    """A run that is ready for the next step.
 
     Attributes:
         config: The config.
@@ -38,7 +38,7 @@ class Training:
         model: The model as wrapped by Accelerate.
         optimizer: The optimiser.
         guard: The collapse guard.
-        identity: What must not change when the run is resumed.
+        identity: Everything that must not change when the run is resumed.
         callbacks: The callbacks.
     """
 

@@ -1,4 +1,4 @@
-"""One optimiser step, and what follows it: log line, validation, checkpoint."""
+"""One optimiser step, and the tasks after it: log line, validation, checkpoint."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Records:
-    """What a run records during training.
+    """The records that a run keeps during training.
 
     Attributes:
         log: The log.
@@ -59,16 +59,16 @@ class StepResult:
 
 
 def train_step(training: Training, finite: NonFinite, step: int, batch: Batch) -> StepResult:
-    """Forward, backward, clip, optimiser step; with `train.accumulate`, forward and backward of each part first.
+    """Forward, backward, clip, optimiser step. With `train.accumulate`, forward and backward run once per part.
 
     Args:
         training: The run.
         finite: Decides whether the step is skipped.
-        step: Number of the step, from 1.
+        step: Step number, starting at 1.
         batch: The samples of this rank.
     """
     config, accelerator, optimizer = training.config, training.accelerator, training.optimizer
-    # Randomness in networks is a function of the step, so that a resumed run repeats it.
+    # Randomness in networks is a function of the step, so a resumed run repeats it.
     torch.manual_seed(hash((config.seed, step, accelerator.process_index)))
     rate = training.schedule.learning_rate(step)
     for group in optimizer.param_groups:
@@ -84,7 +84,7 @@ def train_step(training: Training, finite: NonFinite, step: int, batch: Batch) -
                 log.warning(warning)
         loss = output.loss
         outputs.append(output.detached())
-        del output  # so that the backward can free the graph
+        del output  # lets the backward pass free the graph
         accelerator.backward(loss)
     output = total(outputs)
     if training.spare is not None:
@@ -92,7 +92,7 @@ def train_step(training: Training, finite: NonFinite, step: int, batch: Batch) -
     finite.watch(accelerator)
     norm = whole(accelerator.clip_grad_norm_(training.model.parameters(), config.train.clip or math.inf))
     taken = not finite.skips(step, batch, output, norm)
-    if taken or accelerator.scaler is not None:  # the scaler skips it and lowers the scale
+    if taken or accelerator.scaler is not None:  # if not taken, the scaler skips the step and lowers the scale
         optimizer.step()
     optimizer.zero_grad()
     return StepResult(output, rate, norm, taken)
@@ -105,15 +105,15 @@ def after_step(
 
     Args:
         training: The run.
-        records: What the run has recorded.
+        records: The records of the run.
         step: Number of the step.
-        batch: Its samples.
-        result: Its result.
-        stopping: Whether the run stops here because of a signal. It then logs and writes a checkpoint, but does not
-            validate; the resumed run does.
+        batch: The batch of the step.
+        result: The result of the step.
+        stopping: Whether the run stops here because of a signal. It then logs and writes a checkpoint, but leaves the
+        validation to the resumed run.
 
     Returns:
-        Whether this was the last step, because of the schedule or of a callback.
+        Whether this was the last step, according to the schedule or a callback.
     """
     config, accelerator, callbacks = training.config, training.accelerator, training.callbacks
     schedule = training.schedule
@@ -136,7 +136,7 @@ def after_step(
 
 
 def write_log(training: Training, records: Records, step: int, result: StepResult) -> None:
-    """Write a line of the log, unless this step has one already."""
+    """Write a log line, unless this step already has one."""
     log, ledger = records.log, records.ledger
     if log.written:
         return
@@ -148,5 +148,5 @@ def write_log(training: Training, records: Records, step: int, result: StepResul
 
 
 def validate(training: Training, records: Records, step: int) -> None:
-    """Validate, and hand the metrics to the callbacks."""
+    """Validate, and pass the metrics to the callbacks."""
     training.callbacks.call("on_validation", training, step, check_held_out(training, step, records.log))

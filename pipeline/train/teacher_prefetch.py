@@ -15,10 +15,10 @@ from pipeline.models.distillation import Distillation
 
 
 def teach_ahead(batches: Iterator[Batch], model: Distillation, accelerator: Accelerator) -> Iterator[Batch]:
-    """Replace the input of the teacher in each batch by its features, computed in a parallel thread.
+    """Replace the teacher's input in each batch by its features, which are computed in a parallel thread.
 
-    The threads of a small operation wait for each other at its end. Two networks in parallel keep the cores busy, each
-    with half of torch's threads.
+    In small operations, threads mostly wait for each other. Two networks in parallel, each with half of torch's
+    threads, keep the cores busy.
 
     Args:
         batches: The batches.
@@ -26,10 +26,10 @@ def teach_ahead(batches: Iterator[Batch], model: Distillation, accelerator: Acce
         accelerator: The accelerator.
 
     Yields:
-        The batches, also with `loading`, the seconds that the thread waited for data.
+        The batches, with an additional entry `loading`: the seconds that the thread waited for data.
     """
     threads = torch.get_num_threads()
-    # In the main thread, since it starts the processes of the loader, which do not exit cleanly if forked elsewhere.
+    # In the main thread: this starts the loader processes, which do not exit cleanly if forked from another thread.
     batches = chain([next(batches)], batches)
 
     def following() -> Batch:
@@ -53,7 +53,7 @@ def teach_ahead(batches: Iterator[Batch], model: Distillation, accelerator: Acce
 
 
 def pays(model: Distillation, accelerator: Accelerator) -> bool:
-    """Whether a teacher has to be run, by a single process on a CPU with several threads."""
+    """Whether the teacher runs in a single process on a CPU with several threads."""
     return (
         accelerator.device.type == "cpu"
         and accelerator.num_processes == 1

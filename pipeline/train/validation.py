@@ -27,13 +27,13 @@ logger = logging.getLogger(__name__)
 
 
 def check_missing(training: Training, step: int) -> bool:
-    """Whether validation of the step that the run resumes from is missing, because the run was stopped there."""
+    """Whether the validation of the step to resume from is missing, because the run was stopped there."""
     every = training.config.evaluation.every
     if training.held_out is None or step == 0 or not training.schedule.is_due(every, step):
         return False
     found = read_log(training.run / "metrics.jsonl", []).get(step, {})
     missing = [not any(name.startswith("held_out/") for name in found)]
-    return bool(broadcast_object_list(missing)[0])  # other processes may not see the run folder
+    return bool(broadcast_object_list(missing)[0])  # other processes may have no access to the run folder
 
 
 def check_held_out(training: Training, step: int, log: Log) -> dict[str, float]:

@@ -138,7 +138,7 @@ def test_a_new_method_enters_by_one_line_and_teachers_are_cached(
     text = bench.read_text().replace("distilled: {cross_entropy: {}, wcord: {dim: 8, queue: 0}}", "distilled: {at: {}}")
     bench.write_text(text + "  theirs: {cross_entropy: {}, their_losses:Spread: {weight: 0.1}}\n")
     pair = ["seeds=1", "views=1", "pairs={photo to range: {config: base.yaml, teacher: photo}}"]
-    # Another data set than the one that the tests share: caches lie beside the shards.
+    # Another dataset than the one that the tests share: caches lie beside the shards.
     write_dataset(tmp_path / "shapes", {"train": [48], "test": [12]})
     base = tmp_path / "base.yaml"
     base.write_text(re.sub(r"shards: [^,]+", f"shards: {tmp_path / 'shapes'}", base.read_text()))
@@ -224,7 +224,7 @@ def test_teachers_that_see_other_shifts_have_caches_of_their_own(bench: Path) ->
 @pytest.mark.parametrize("name", ["matrix", "bench/matrix"])
 def test_a_shipped_bench_is_found_by_its_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"not found.*is not a packed data set"):  # its configs were found beside it
+    with pytest.raises(UserError, match=r"not found.*is not a packed dataset"):  # its configs were found beside it
         run_bench(name)
     with pytest.raises(UserError, match=r"matrx: no such bench\. .*a shipped bench: .*cifar100, .*matrix"):
         run_bench("matrx")

@@ -85,7 +85,7 @@ DATA_FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a missing shard": (missing_shard, "train-000001.tar: shard is missing. Restore it"),
     "a shard cut short": (cut_shard, "train-000001.tar: shard has"),
     "a photo without its depth": (no_depth, "train-000000.tar: sample s00004: has no depth.png"),
-    "8-bit depth": (depth_of_8_bits, "convert it to a 16-bit PNG in millimetres. Run `wcord check` on the data set."),
+    "8-bit depth": (depth_of_8_bits, "convert it to a 16-bit PNG in millimetres. Run `wcord check` on the dataset."),
     "a label out of range": (label_out_of_range, "sample s00004: label `12` is not a class index in 0..2"),
     "no training samples": (no_training_samples, "split `train` has no samples"),
 }

@@ -162,7 +162,7 @@ WRONG: dict[str, Wrong] = {
     ),
     "a key given twice": (
         "train bad.yaml",
-        "run: is given twice, in lines 1 and 2",
+        "run: is set twice, in lines 1 and 2",
         "keep one",
         write("bad.yaml", "run: a\nrun: b"),
     ),
@@ -215,7 +215,7 @@ WRONG: dict[str, Wrong] = {
     "a class that cannot be imported": (
         f"{TRAIN} student.encoder=nowhere:Net",
         "cannot import nowhere",
-        "is its folder on PYTHONPATH?",
+        "add its folder to PYTHONPATH",
     ),
     "settings that exclude each other": (
         f"{TRAIN} train.compile=true train.gradient_checkpointing=true",
@@ -225,18 +225,18 @@ WRONG: dict[str, Wrong] = {
     "a teacher that is not there": (
         f"{TRAIN} teacher.run=nowhere",
         "nowhere/student/network.json: not found",
-        "Use the folder of a finished run",
+        "Use the run folder of a completed training",
     ),
     "a teacher that is not finished": (
         f"{TRAIN} teacher.run=half",
         "half/student/network.json: not found",
-        "Use the folder of a finished run",
+        "Use the run folder of a completed training",
         write("half/config.yaml", "run: half"),
     ),
     "a model that is not there": (
         f"{TRAIN} student.modality=rgb 'student.encoder={{name: transformers, model: ./nowhere}}'",
         "cannot read model './nowhere'",
-        "check the name, or download it",
+        "check the name, or download the model",
     ),
     "a command for a shard": (
         f"{TRAIN} 'data.shards=pipe:cat x.tar'",
@@ -246,7 +246,7 @@ WRONG: dict[str, Wrong] = {
     "a compressed shard": (
         f"{TRAIN} 'data.shards=more/*'",
         "samples of a compressed tar cannot be read by position",
-        "Unpack it to a .tar",
+        "Decompress it to a .tar",
         write("more/0.tar.gz", b""),
     ),
     "a pattern of nothing": (
@@ -260,11 +260,15 @@ WRONG: dict[str, Wrong] = {
         "Repair the shard or remove it from data.shards",
         write("more/0.tar", bytes(100)),
     ),
-    "data that are not there": (f"{TRAIN} data.shards=nowhere", "nowhere/dataset.json: not found", "Run `wcord pack`"),
+    "data that are not there": (
+        f"{TRAIN} data.shards=nowhere",
+        "nowhere/dataset.json: not found",
+        "run the same `wcord pack`",
+    ),
     "data that are a file": (
         f"{TRAIN} data.shards=config.yaml",
         "config.yaml/dataset.json: is not a folder, or one of its parents is a file",
-        "Choose another place",
+        "Choose another path",
     ),
     "a dataset.json that is cut short": (
         TRAIN,
@@ -292,7 +296,7 @@ WRONG: dict[str, Wrong] = {
     ),
     "a label that is not there": (
         f"{TRAIN} data.label=colour",
-        "no label `colour` in this data set",
+        "no label `colour` in this dataset",
         "it has: label, parity",
     ),
     "a batch larger than the data": (
@@ -303,7 +307,7 @@ WRONG: dict[str, Wrong] = {
     "a split that is not there": (
         f"{TRAIN} evaluation.every=2 evaluation.split=dev",
         "split `dev` has no samples",
-        "splits of this data set: train (96 samples)",
+        "splits of this dataset: train (96 samples)",
     ),
     "a run folder that holds a run": (
         "train config.yaml",
@@ -313,9 +317,9 @@ WRONG: dict[str, Wrong] = {
     "a run folder below a file": (
         "train config.yaml run=config.yaml/run",
         "is not a folder, or one of its parents is a file",
-        "Choose another place",
+        "Choose another path",
     ),
-    "a run folder that nobody may write": ("train config.yaml run=/sys/run", "/sys/run: ", "hoose another place"),
+    "a run folder that nobody may write": ("train config.yaml run=/sys/run", "/sys/run: ", "hoose another path"),
     "a checkpoint of other settings": (
         "train config.yaml --resume student.encoder.width=8",
         "student changed since it was written",
@@ -324,7 +328,7 @@ WRONG: dict[str, Wrong] = {
     "a checkpoint of other shards": (
         "train config.yaml --resume",
         "the training shards have changed",
-        "Restore the data set, start again with --overwrite",
+        "Restore the dataset, start again with --overwrite",
         repacked,
     ),
     "a student without a checkpoint": (
@@ -345,7 +349,7 @@ WRONG: dict[str, Wrong] = {
     ),
     "half precision without a GPU": (
         f"{TRAIN} train.precision=fp16",
-        "fp16 needs a GPU",
+        "fp16 requires a GPU",
         "use fp32 (or bf16) on a CPU",
     ),
     "FSDP without a GPU": (
@@ -362,11 +366,16 @@ WRONG: dict[str, Wrong] = {
     ),
     "a process that no other joins": (TRAIN, "the processes did not connect to", "see its error message", alone),
     "a GPU's memory that is full": (TRAIN, "out of GPU memory", "set train.micro_batch", no_memory),
-    "a disk that is full": (TRAIN, "no space left", "free disk space and continue with `--resume`", full(errno.ENOSPC)),
+    "a disk that is full": (
+        TRAIN,
+        "no space left",
+        "free disk space and run the command again with `--resume`",
+        full(errno.ENOSPC),
+    ),
     "a quota that is used up": (
         TRAIN,
         "no space left",
-        "free disk space and continue with `--resume`",
+        "free disk space and run the command again with `--resume`",
         full(errno.EDQUOT),
     ),
     "too many open files": (TRAIN, "too many open files", "Raise the limit (`ulimit -n 65536`)", full(errno.EMFILE)),
@@ -374,18 +383,18 @@ WRONG: dict[str, Wrong] = {
     "an evaluation of no run": (
         "evaluate nowhere",
         "nowhere: not a run folder (no config.yaml)",
-        "Give the `run` of a config that was trained",
+        "Pass the run folder that `wcord train` created",
     ),
     "an evaluation of an unfinished run": (
         "evaluate run",
         "network.json: not found",
-        "Use the folder of a finished run",
+        "Use the run folder of a completed training",
         remove("run/student"),
     ),
     "weights cut short": (
         "evaluate run",
         "model.safetensors: does not match network.json",
-        "Restore both or retrain",
+        "Restore both, or train again",
         cut("run/student/model.safetensors"),
     ),
     "a run of a newer version": (
@@ -406,15 +415,19 @@ WRONG: dict[str, Wrong] = {
         "line 1, column 7",
         write("run/config.yaml", "run: ["),
     ),
-    "a report of no run": ("report nowhere", "nowhere: no such run folder", "Give the folder that `wcord train` wrote"),
-    "a report onto a folder": ("report run --out data", "data: is a folder", "Choose the name of a file"),
+    "a report of no run": (
+        "report nowhere",
+        "nowhere: no such run folder",
+        "Pass the run folder that `wcord train` created",
+    ),
+    "a report onto a folder": ("report run --out data", "data: is a folder", "Pass the path of a file"),
     "a comparison with an unknown method": (
         "compare run --baseline crd",
         "there is no method 'crd'",
         "choose one of run",
     ),
     "a bench that is not there": ("bench nowhere.yaml", "nowhere.yaml: no such bench", "a shipped bench: cifar100"),
-    "a check of no data": ("check nowhere", "nowhere/dataset.json: not found", "Run `wcord pack`"),
+    "a check of no data": ("check nowhere", "nowhere/dataset.json: not found", "run the same `wcord pack`"),
     "a table that is not there": (
         "pack manifest nowhere.csv out --field rgb=x",
         "nowhere.csv: No such file",
@@ -458,7 +471,7 @@ WRONG: dict[str, Wrong] = {
     "shares that leave nothing": (
         "pack tabletop out --test 1.5",
         "--test 1.5 and --val 0.0",
-        "must be at least 0, with a sum below 1",
+        "each must be at least 0, and their sum below 1",
     ),
     **{
         f"shards of {size} MB": (f"pack tabletop out --shard-mb {size}", f"--shard-mb {float(size)}", "such as 64")
@@ -475,19 +488,19 @@ WRONG: dict[str, Wrong] = {
     },
     "a packing onto another": (
         "pack tabletop data --scenes 8 --size 32 --workers 1",
-        "the folder contains another packing",
+        "the folder contains a different packing",
         "Choose another folder, or pass `overwrite`",
     ),
-    "an unknown data set": ("pack dataset cifar11 data out", "cifar11: unknown data set", "choose one of cifar10"),
-    "a data set in the wrong folder": (
+    "an unknown dataset": ("pack dataset cifar11 data out", "cifar11: unknown dataset", "choose one of cifar10"),
+    "a dataset in the wrong folder": (
         "pack dataset cifar10 data out",
         "data_batch_1.bin: No such file",
-        "Unpack the binary version of the data set here",
+        "Extract the binary version of the dataset here",
     ),
     "a file that is not there": (
         "predict run nowhere.png",
         "nowhere.png: no such file or folder",
-        "Give files, folders, packed data sets or shards",
+        "Pass files, folders, packed datasets or shards",
     ),
     "a folder without such files": (
         "predict run run/student",
@@ -505,7 +518,7 @@ WRONG: dict[str, Wrong] = {
         "--out out.xlsx",
         "the name must end with .csv or .jsonl",
     ),
-    "embeddings with nowhere to go": ("embed run data", "nothing to write", "give --out FILE.npy"),
+    "embeddings with nowhere to go": ("embed run data", "nothing to write", "pass --out FILE.npy"),
     "an index that is not there": (
         "search nowhere --depth x.png",
         "nowhere: no index found",
@@ -519,14 +532,14 @@ WRONG: dict[str, Wrong] = {
     "a query that is not there": (
         "search index --depth x.png",
         "x.png: No such file or directory",
-        "Give a depth file",
+        "Pass a depth file",
     ),
-    "no query": ("search index", "set exactly one query", "e.g. --depth query.png"),
+    "no query": ("search index", "pass exactly one query", "e.g. --depth query.png"),
     "an export onto a folder": ("export run data", "data: already exists", "choose a new folder, or remove it"),
     "an export of no run": (
         "export nowhere out",
         "nowhere: not a run folder",
-        "Give the `run` of a config that was trained",
+        "Pass the run folder that `wcord train` created",
     ),
     "a busy port": ("serve run --port BUSY", "port BUSY is busy", "choose another one: --port"),
     "a port that cannot be": ("serve run --port 99999", "cannot listen on 127.0.0.1:99999", "port must be 0-65535"),
@@ -535,28 +548,28 @@ WRONG: dict[str, Wrong] = {
         "cannot listen on 203.0.113.7:8000",
         "Use a free port and an address of this machine",
     ),
-    "no onnx": ("export run out", "this needs onnx", "pip install 'wcord[export]'", without("onnx")),
+    "no onnx": ("export run out", "this requires onnx", "pip install 'wcord[export]'", without("onnx")),
     "no faiss": (
         "embed run data --index out",
-        "this needs faiss",
+        "this requires faiss",
         "pip install 'wcord[search]'",
         without("faiss"),
     ),
     "no pyarrow": (
         "embed run data --out out.parquet",
-        "this needs pyarrow",
+        "this requires pyarrow",
         "pip install 'wcord[search]'",
         without("pyarrow"),
     ),
     "no uvicorn": (
         "serve run --port 0",
-        "this needs uvicorn",
+        "this requires uvicorn",
         "pip install 'wcord[serve]'",
         without("uvicorn"),
     ),
     "no wandb": (
         f"{TRAIN} train.trackers=[wandb]",
-        "this needs wandb",
+        "this requires wandb",
         "pip install 'wcord[track]'",
         without("wandb"),
     ),
@@ -568,24 +581,24 @@ WRONG: dict[str, Wrong] = {
     ),
     "no torchaudio": (
         f"{TRAIN} data.shards=sounds teacher=null student.modality=audio student.encoder=log_mel_cnn",
-        "audio needs torchaudio",
+        "audio requires torchaudio",
         "pip install torchaudio soundfile",
         without("torchaudio"),
         sounds,
     ),
     "a password in an address": (
         f"{TRAIN} data.shards=https://me:secret@host/data",
-        "https://…@host: the URL of a data set must not contain a user name or password",
+        "https://…@host: the URL of a dataset must not contain a user name or password",
         "configure the credentials as the client of the store expects them",
     ),
     "a test split that is not there": (
         f"{TRAIN} evaluation.split=tset",
         "evaluation.split: data: split `tset` has no samples",
-        "splits of this data set: train (96 samples), test (30 samples)",
+        "splits of this dataset: train (96 samples), test (30 samples)",
     ),
     "a folder that another process writes": (
         f"{TRAIN} --overwrite",
-        "is writing it",
+        "is writing to it",
         "choose another folder",
         hold_run,
     ),

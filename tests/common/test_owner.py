@@ -47,7 +47,7 @@ def test_the_second_is_told_host_and_process(tmp_path: Path, stopped: bool) -> N
         if stopped:
             os.kill(holder.pid, signal.SIGSTOP)
         with (
-            pytest.raises(UserError, match=rf"process {holder.pid} on host {host()} is writing it"),
+            pytest.raises(UserError, match=rf"process {holder.pid} on host {host()} is writing to it"),
             owned(tmp_path / "run"),
         ):
             pass
@@ -74,7 +74,7 @@ def test_the_same_work_is_shared_and_other_work_is_not(tmp_path: Path) -> None:
         with owned(tmp_path / "data", "same"):
             pass
         for other in ("other", ""):
-            with pytest.raises(UserError, match="is writing it"), owned(tmp_path / "data", other):
+            with pytest.raises(UserError, match="is writing to it"), owned(tmp_path / "data", other):
                 pass
     finally:
         holder.kill()

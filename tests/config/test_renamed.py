@@ -83,7 +83,7 @@ def test_both_names_at_once_are_refused(old: Path) -> None:
     with pytest.raises(UserError) as refused:
         configs.load(old)
     assert str(refused.value) == (
-        "train.keep_checkpoints: is given twice, as train.keep in line 6 and as train.keep_checkpoints in line 6; keep "
+        "train.keep_checkpoints: is set twice, as train.keep in line 6 and as train.keep_checkpoints in line 6; keep "
         f"one ({old} line 6)"
     )
     old.write_text(OLD)
@@ -132,7 +132,7 @@ def test_rows_of_a_bench_may_have_old_names(make_config: Any, caplog: pytest.Log
     assert bench.teachers["photo"].set == {"train.keep_checkpoints": 1}
     assert len(notices(caplog)) == 2
     path.write_text(BENCH.replace("data.labels: 0.5", "data.labels: 0.5, data.label_fraction: 0.5"))
-    with pytest.raises(UserError, match=r"given twice, as pairs\.a\.set\[data\.labels\] .*set\[data\.label_fraction\]"):
+    with pytest.raises(UserError, match=r"set twice, as pairs\.a\.set\[data\.labels\] .*set\[data\.label_fraction\]"):
         matrix.load(path)
 
 

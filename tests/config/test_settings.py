@@ -226,7 +226,7 @@ FAULTS = [
     ("batch_size: 32", "pad: [4, 4]", 2, "data: pad: must be [p, n] with p below n: a shift by up to p of n pixels"),
     ("batch_size: 32", "pad: [-1, 4]", 4, "data.pad[0]: must be at least 0, got -1"),
     ("batch_size: 32", "pad: [4, 32]\n  crop: [0.5, 1]", 2,
-     "data: has both crop and pad: set `crop: [1, 1]` or `pad: null`"),
+     "data: crop and pad cannot be combined: set `crop: [1, 1]` or `pad: null`"),
     ("batch_size: 32", "flip: 1", 4, "data.flip: must be true or false, got 1"),
     ("batch_size: 32", "label_fraction: 0", 4, "data.label_fraction: must be above 0, got 0"),
     ("batch_size: 32", "label_fraction: 2", 4, "data.label_fraction: must be at most 1, got 2"),
@@ -254,7 +254,7 @@ FAULTS = [
     ("  run: runs/teacher", "  {}", 5,
      "teacher: requires `run: <run folder>`, or both `modality:` and `encoder:`"),
     ("  run: runs/teacher", "  run: runs/teacher\n  modality: sonar", 5,
-     "teacher: has a run, which sets modality and encoder; remove either the run or these"),
+     "teacher: `run` already determines modality and encoder; remove either `run`, or `modality` and `encoder`"),
     ("teacher:\n  run: runs/teacher\n", "", 10,
      "losses.transport: requires a teacher; add `teacher:`, or remove this loss"),
     ("run: runs/sonar_${seed}\n", "", 0, "run: is required and missing"),
@@ -523,7 +523,7 @@ def test_references_in_a_circle_are_refused(faults: Faults, text: str) -> None:
 
 def test_a_key_given_twice_names_both_lines(faults: Faults) -> None:
     assert faults(("  batch_size: 32", "  batch_size: 32\n  shards: other")) == [
-        "data.shards: is given twice, in lines 3 and 5; keep one (x.yaml line 5)"
+        "data.shards: is set twice, in lines 3 and 5; keep one (x.yaml line 5)"
     ]
 
 

@@ -74,7 +74,8 @@ def test_a_config_holds_the_whole_schedule_and_comes_back_equal(make_config: Any
         ("{unit: weeks}", "schedule.unit: must be 'epochs' or 'steps'"),
         (
             "{from: 3}",
-            "schedule: has `from`, the start of a decay, but no decay; add `decay: cosine`, or remove `from`",
+            "schedule: `from` sets the start of a decay, but there is no `decay`; add `decay: cosine`, or remove "
+            "`from`",
         ),
         ("{warmup: 9, decay: cosine, from: 3}", "schedule: from: must be at least the warmup, 9"),
         ("cosine", "schedule: must be a mapping"),
@@ -89,7 +90,7 @@ def test_faults_are_named_with_their_place(make_config: Any, written: str, messa
 
 def test_it_is_explained() -> None:
     assert explain_key("losses.kd.schedule.from").startswith("losses.NAME.schedule.from: number at least 0; 0.0")
-    assert "a cosine to 0" in explain_key("losses.kd.schedule")
+    assert "a cosine that reaches 0" in explain_key("losses.kd.schedule")
 
 
 def test_training_follows_the_schedule_and_resumes_to_the_same_bits(make_config: Any) -> None:

@@ -1,4 +1,4 @@
-"""Every kind of bad file among good ones in a packed data set: named, counted, and the loader goes on."""
+"""Every kind of bad file among good ones in a packed dataset: named, counted, and the loader goes on."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ BAD: dict[str, tuple[Modality, str, bytes, dict[str, tuple[str, bytes, str]]]] =
         "truncated": ("depth.png", DEPTH[:-6], "truncated"),
         "no_bytes": ("depth.png", b"", "not a JPEG, PNG or WebP file"),
         "zero_bytes": ("depth.png", bytes(500), "not a JPEG, PNG or WebP file"),
-        "a_photo": ("depth.png", jpeg(0), "3 channels: depth needs one channel of 16 bit"),
-        "eight_bit": ("depth.png", png(np.ones((9, 9), np.uint8)), "8-bit PNG: depth needs 16 bits"),
+        "a_photo": ("depth.png", jpeg(0), "3 channels: depth requires one channel of 16 bit"),
+        "eight_bit": ("depth.png", png(np.ones((9, 9), np.uint8)), "8-bit PNG: depth requires 16 bits"),
         "huge": ("depth.png", huge_png(16, 0), "20000 x 20000 pixels"),
         "no_reading": ("depth.png", png(np.zeros((9, 9), np.uint16)), "has no valid pixel"),
         "nan_npy": ("depth.npy", npy(np.full((9, 9), np.nan)), "has no valid pixel"),

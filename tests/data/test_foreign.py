@@ -1,4 +1,4 @@
-"""Shards of others as a data set: every sample once, the right members, labels and splits; faults are named."""
+"""Shards of others as a dataset: every sample once, the right members, labels and splits; faults are named."""
 
 from __future__ import annotations
 
@@ -271,7 +271,7 @@ def test_what_nobody_can_tell_apart_is_refused(tmp_path: Path, samples: Any, mes
 def test_a_gzipped_tar_is_refused_whatever_it_is_called(tmp_path: Path) -> None:
     path = plain_tar(tmp_path / "0.tar", [tiny(0)])
     path.write_bytes(gzip.compress(path.read_bytes()))
-    with pytest.raises(UserError, match=r"0\.tar: the tar is compressed with gzip.* unpack it \(`gunzip`\)"):
+    with pytest.raises(UserError, match=r"0\.tar: the tar is compressed with gzip.* decompress it \(`gunzip`\)"):
         load_dataset(path)
 
 
@@ -292,14 +292,17 @@ def test_a_packing_that_was_not_finished_keeps_its_message(tmp_path: Path) -> No
     folder = write_dataset(tmp_path / "data", {"train": [4]})
     (folder / MANIFEST).unlink()
     (folder / ".pack").mkdir()
-    with pytest.raises(UserError, match=r"packing was interrupted\. Run `wcord pack`, which resumes"):
+    with pytest.raises(
+        UserError,
+        match=r"packing was interrupted\. In the latter case, run the same `wcord pack` command again; it resumes",
+    ):
         load_dataset(folder)
 
 
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("{folder}", r"dataset\.json: not found\. Either .* is not a packed data set"),
+        ("{folder}", r"dataset\.json: not found\. Either .* is not a packed dataset"),
         ("{folder}/*.tar", r"contains no dataset\.json and no \.tar\."),
         ("pipe:cat x.tar", r"pipe: commands are never run"),
         ("https://me:secret@host/{{0..3}}.tar", r"must not contain a user name or password"),
@@ -355,7 +358,7 @@ def test_lists_are_one_data_set_in_their_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["disc", "square"], r"data\.classes: none of the 2 names is for the value `2` of label"),
+        (["disc", "square"], r"data\.classes: has 2 names, none of them for the value `2` of label"),
         (["disc", "square", "cross"], ""),
         (["a", "b", "c", "d"], ""),
     ],
@@ -374,7 +377,7 @@ def test_names_for_the_numbers_of_classes(tmp_path: Path, names: list[str], mess
 
 
 def test_classes_of_a_packed_data_set_are_its_own(shapes: Path) -> None:
-    with pytest.raises(UserError, match=r"the class names of this data set are in its dataset\.json\. Remove the key"):
+    with pytest.raises(UserError, match=r"the class names of this dataset are in its dataset\.json\. Remove the key"):
         load_dataset(shapes).classed("label", ["a", "b", "c"])
 
 
@@ -382,7 +385,7 @@ def test_a_label_that_no_sample_has_is_named(tmp_path: Path) -> None:
     img2dataset(tmp_path / "shards", [6])
     with pytest.raises(
         UserError,
-        match=r"data\.label: no label `json:colour` in this data set; it has: none\. If .* --label json:colour",
+        match=r"data\.label: no label `json:colour` in this dataset; it has: none\. If .* --label json:colour",
     ):
         open_dataset(tmp_path / "shards", "json:colour").split("train")
 

@@ -1,4 +1,4 @@
-"""Join by key: photos in one data set, depth maps in another, in other shards and another order."""
+"""Join by key: photos in one dataset, depth maps in another, in other shards and another order."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ VIEWS = {"teacher": View(RGB(), 24), "student": View(Depth(), 16)}
 
 
 def apart(folder: Path, lost: tuple[int, ...] = ()) -> tuple[Path, Path]:
-    """The samples of `shapes`, their depth maps in a data set of their own; some of those are lost."""
+    """The samples of `shapes`, their depth maps in a dataset of their own; some of those are lost."""
     photos = write_dataset(folder / "photos", {"train": [50, 30, 16], "test": [30]})
     maps = write_dataset(folder / "maps", {"all": [63, 63]})
     rewrite(

@@ -66,7 +66,7 @@ def test_other_negative_numbers_are_refused(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("text,label\na,-2\nb,1\n")
     plan = manifest.plan(tmp_path / "t.csv", {"text": "text"}, ["label"])
     assert [r.reason for r in plan.refused] == [
-        "label -2 is out of range: classes start at 0; leave it empty if there is none"
+        "label -2 is out of range: classes start at 0; leave the cell empty if there is no label"
     ]
     with pytest.raises(UserError, match="no column"):
         manifest.plan(tmp_path / "t.csv", {"text": "text"}, ["lable"])

@@ -199,7 +199,7 @@ def test_readings_in_steps_of_10_are_told_from_few_readings(step: int, levels: i
 def test_the_longest_names_fit_into_a_tar(tmp_path: Path) -> None:
     longest = member_name("o" * 20, f"a.{'s' * 14}")
     write_shard(tmp_path / "a.tar", [("k" * 64, {longest: b"x"})])
-    with pytest.raises(ValueError, match="a suffix of 15 letters; the maximum is 14"):
+    with pytest.raises(ValueError, match="the file extension has 15 letters; the maximum is 14"):
         member_name("other", f"a.{'s' * 15}")
 
 
@@ -209,10 +209,10 @@ def test_point_clouds_are_read_and_are_what_they_are_called(kind: str) -> None:
     assert member_name("points", f"a/b.{kind.upper()}") == f"points.{kind}"
     inspect(f"points.{kind}", data)
     other = "pcd" if kind != "pcd" else "npz"
-    reason = "copy it again" if kind == "bin" else f"but of a .{kind}; give it its own name"
+    reason = "copy it again" if kind == "bin" else f"but those of a .{kind} file; rename it to .{kind}"
     with pytest.raises(ValueError, match=rf"not those of a .{other} file.*{reason}"):
         inspect(f"points.{other}", data)
-    with pytest.raises(ValueError, match=r"truncated|not a whole|not a complete|no point cloud"):
+    with pytest.raises(ValueError, match=r"truncated|not a whole|not a complete|not a point cloud"):
         inspect(f"points.{kind}", data[:-3])
     with pytest.raises(ValueError, match=r"expected \.ply or \.pcd or \.npz or \.npy or \.bin, got"):
         member_name("points", "a.xyz")

@@ -1,4 +1,4 @@
-"""Several data sets in one stream: their shares, every sample in its turn, and a start at any batch."""
+"""Several datasets in one stream: their shares, every sample in its turn, and a start at any batch."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_masks_must_have_the_same_classes_in_the_same_order(tmp_path: Path) -> N
         opened.append(str(folder))
     config = config_of([{"path": path, "label": "mask"} for path in opened])
     first = OpenDataset.from_config(config)
-    with pytest.raises(UserError, match=r"other: its masks have other classes, or another order"):
+    with pytest.raises(UserError, match=r"other: its mask classes, or their order, differ"):
         open_mixture(config, first)
     same = config_of([{"path": opened[0], "label": "mask"}] * 2)
     assert len(open_mixture(same, first).sources) == 2

@@ -122,7 +122,10 @@ def test_several_processes_count_the_same(shards: list[Path], tmp_path: Path, mo
     ("damage", "message"),
     [
         (lambda data: data[:3000], r"00001\.tar: .*truncated.*Repair the shard or remove it from data\.shards"),
-        (lambda data: b"\x1f\x8b" + data[2:], r"00001\.tar: the tar is compressed with gzip.*unpack it \(`gunzip`\)"),
+        (
+            lambda data: b"\x1f\x8b" + data[2:],
+            r"00001\.tar: the tar is compressed with gzip.*decompress it \(`gunzip`\)",
+        ),
         (lambda data: data[:100] + b"\7" + data[101:], r"00001\.tar: it is damaged: a header is invalid"),
         (lambda data: b"", r"00001\.tar: it is truncated"),
     ],

@@ -73,7 +73,7 @@ def test_addresses_of_a_store_are_named_without_asking_it() -> None:
         ("{folder}/a::{folder}/a/*.tar", r"a/00000\.tar occurs twice"),
         ("{folder}/a/00009.tar", r"00009\.tar: not found"),
         ("{folder}/a/{{00000..00009}}.tar", r"00003\.tar: not found"),
-        ("{folder}/nothing/*.tar", r"contains no dataset\.json and no \.tar\. Use a packed data set, or"),
+        ("{folder}/nothing/*.tar", r"contains no dataset\.json and no \.tar\. Use a packed dataset, or"),
         ("{folder}/empty", r"contains no dataset\.json and no \.tar\."),
         ("https://me:secret@host/{{0..3}}.tar", r"^https://…@host: .* must not contain a user name or password"),
         ("https://host/0.tar?signature=secret", r"^https://host/0\.tar: .* Remove `\?` and everything after it"),
@@ -89,7 +89,7 @@ def test_what_is_no_shard_is_named_with_the_cure(folder: Path, pattern: str, mes
 @pytest.mark.parametrize("suffix", ["tar.gz", "tgz", "tar.zst", "tar.xz", "tar.bz2"])
 def test_a_compressed_tar_is_refused_with_the_cure(folder: Path, suffix: str) -> None:
     (folder / "b" / f"00003.{suffix}").write_bytes(b"")
-    message = rf"00003\.{suffix}: samples of a compressed tar cannot be read by position\. Unpack"
+    message = rf"00003\.{suffix}: samples of a compressed tar cannot be read by position\. Decompress"
     with pytest.raises(UserError, match=message):
         shard_urls(str(folder))
 

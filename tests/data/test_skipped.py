@@ -45,7 +45,7 @@ Change = Callable[[int, dict[str, bytes]], dict[str, bytes]]
 
 
 def dataset(folder: Path, change: Change, shards: tuple[int, ...] = (16, 16, 16)) -> Path:
-    """A packed data set whose training samples went through `change(number, members)` before packing."""
+    """A packed dataset whose training samples went through `change(number, members)` before packing."""
     write_dataset(folder, {"train": list(shards), "test": [12]})
     about = load_dataset(folder)
     number = 0
@@ -204,8 +204,8 @@ def test_what_was_listed_is_looked_at_again(tmp_path: Path) -> None:
     (note,) = mended.notes
     assert re.match(r"train-000001\.tar: s00020: readable now; before: .*rgb\.jpg: ", note)
     (gone,) = recheck(dataset(tmp_path / "data", broken_photo(3), (8, 4)), tmp_path / SKIPPED).faults[1:]
-    assert gone.startswith("train-000001.tar: s00020: its shard has no sample 4 any more")
-    with pytest.raises(UserError, match="another data set"):
+    assert gone.startswith("train-000001.tar: s00020: its shard no longer has a sample 4")
+    with pytest.raises(UserError, match="another dataset"):
         recheck(dataset(tmp_path / "other", broken_photo(), (48,)), tmp_path / SKIPPED)
 
 

@@ -1,4 +1,4 @@
-"""A data set that is opened once: its splits, and what they offer those who look at its samples."""
+"""A dataset that is opened once: its splits, and what they offer those who look at its samples."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ def test_evaluation_sees_every_sample_once(shapes: Path, ranks: int, workers: in
 
 
 def damaged(tmp_path: Path, change: Any) -> Path:
-    """A data set whose second training shard is rewritten by `change(samples)`, with a matching dataset.json."""
+    """A dataset whose second training shard is rewritten by `change(samples)`, with a matching dataset.json."""
     folder = write_dataset(tmp_path / "data", {"train": [8, 8], "test": [4]})
     samples = change([(f"s{i:05d}", members(i)) for i in range(8, 16)])
     shard = write_shard(folder / "train-000001.tar", samples)

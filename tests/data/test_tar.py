@@ -205,6 +205,6 @@ def test_all_readers_agree_on_keys_with_folders_and_dots(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("key", "member"), [("v1.0", "rgb.jpg"), ("a", "RGB.jpg"), ("", "rgb.jpg"), ("a", "_rgb.jpg")])
 def test_names_that_would_be_read_otherwise_are_not_written(tmp_path: Path, key: str, member: str) -> None:
-    with pytest.raises(ValueError, match="would not be read as member"):
+    with pytest.raises(ValueError, match="would not be read back as member"):
         write_shard(tmp_path / "a.tar", [(key, {member: b""})])
     assert not list(tmp_path.iterdir())

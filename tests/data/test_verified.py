@@ -68,6 +68,6 @@ def test_another_process_does_not_hash_a_shard_again(tmp_path: Path, monkeypatch
     data = bytearray(shard.read_bytes())
     data[1000] ^= 1
     shard.write_bytes(data)
-    with pytest.raises(UserError, match=r"sha256 is not the one"):
+    with pytest.raises(UserError, match=r"SHA-256 differs from the one"):
         list(source.read(frozenset({"rgb.jpg"})))
     assert hashed == ["train-000000.tar"]

@@ -35,7 +35,7 @@ TEACHER = ["student.modality=rgb", "data.label=shape"]
 
 
 def masked(index: int) -> dict[str, bytes]:
-    """A sample of the small data set with its shape's class as a mask; each fifth has none."""
+    """A sample of the small dataset with its shape's class as a mask; each fifth has none."""
     made = members(index)
     depth = cv2.imdecode(np.frombuffer(made["depth.png"], np.uint8), cv2.IMREAD_UNCHANGED)
     mask = np.where(depth < 1100, 10 * (1 + index % 3), 0).astype(np.uint8)
@@ -209,7 +209,8 @@ def test_losses_that_do_not_fit_are_refused(
 def test_encoders_without_maps_of_a_picture_are_refused(data: Path, make_config: Any) -> None:
     overrides = ["data.label=shape", "student.modality={name: audio}", "student.encoder={name: log_mel_cnn}"]
     with pytest.raises(
-        UserError, match=r"student: a mask requires feature maps of an image, which log_mel_cnn does not have"
+        UserError,
+        match=r"student: segmentation masks require .* image feature maps, which log_mel_cnn does not have",
     ):
         build_model(configs.load(make_config(shards=data), overrides))
 

@@ -37,7 +37,7 @@ def test_faults_are_named() -> None:
         load_metrics(["sklearn.metrics:f7"])
     with pytest.raises(UserError, match=r"os:sep: is not a function"):
         load_metrics(["os:sep"])
-    with pytest.raises(UserError, match=r"there are two of this name"):
+    with pytest.raises(UserError, match=r"another metric has the same name"):
         load_metrics(["os:getcwd", "pathlib:os", "os:getcwd"][::2])
     with pytest.raises(UserError, match=r"metric bad: ZeroDivisionError"):
         user_scores({"bad": lambda y, p: 1 / 0}, np.array([0]), np.array([0]))

@@ -70,7 +70,7 @@ def test_the_card_says_what_it_is(exported: Path, runs: Path) -> None:
         "shapes, 96 training samples",
         "3 classes",
         f"| top-1 | {results['student/top1']:.3f} |",
-        "agrees with PyTorch to",
+        "The outputs of ONNX (fp32) and PyTorch differ by at most",
         "| student, model.int8.onnx |",
         "## Limits",
     ):
@@ -167,7 +167,7 @@ def test_a_network_that_is_more_than_tensors_goes_without_graphs(
 
     monkeypatch.setattr(module, "trace", refuse)
     done = export(runs / "student", tmp_path / "out")
-    assert "No model.pt2 and no ONNX: this network cannot be exported as a graph" in done.notes[0]
+    assert "model.pt2 and the ONNX files are missing: this network cannot be exported as a graph" in done.notes[0]
     assert done.notes[0] in (tmp_path / "out" / "README.md").read_text()
     assert not list((tmp_path / "out").glob("*.onnx"))
     assert not (tmp_path / "out" / "predict.py").exists()
@@ -205,7 +205,7 @@ def test_what_a_killed_export_left_is_replaced_and_a_live_one_is_not(runs: Path,
 
 def test_a_missing_package_names_the_extra(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match=r"this needs onnxruntime: pip install 'wcord\[export\]'"):
+    with pytest.raises(UserError, match=r"this requires onnxruntime: pip install 'wcord\[export\]'"):
         export(runs / "student", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -123,9 +123,9 @@ def test_it_imports_nothing_of_the_program() -> None:
 
 def test_what_it_cannot_do_is_said(tmp_path: Path) -> None:
     _, notes = reader(DEPTH | {"input": "normals"}, CNN, tmp_path)
-    assert "No preprocess.py" in notes[0]
+    assert "preprocess.py is missing" in notes[0]
     _, module = reader(DEPTH | {"baseline": 0.1}, CNN, tmp_path)
-    with pytest.raises(ValueError, match="needs the camera intrinsics"):
+    with pytest.raises(ValueError, match="pass the camera intrinsics"):
         module.read(MAPS[0])
     _, module = reader({"name": "points", "extra": 1}, {"name": "pointnet", "width": 4}, tmp_path)
     with pytest.raises(ValueError, match="no points with 4 columns"):

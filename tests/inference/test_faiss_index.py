@@ -46,7 +46,7 @@ def test_many_vectors_are_found_by_cells(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_what_is_no_index_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no index found. Make one: `wcord embed RUN DATA --index"):
+    with pytest.raises(UserError, match=r"no index found. Create one: `wcord embed RUN DATA --index"):
         open_index(tmp_path)
     Index.build(np.eye(4), keys(4), {}).save(tmp_path)
     (tmp_path / "index.json").write_text('{"keys": ["a"]}')
@@ -55,5 +55,5 @@ def test_what_is_no_index_is_refused(tmp_path: Path) -> None:
     (tmp_path / "index.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
         open_index(tmp_path)
-    with pytest.raises(UserError, match="2 embeddings, 1 of them not finite"):
+    with pytest.raises(UserError, match="2 embeddings, 1 of which are not finite"):
         Index.build(np.array([[1.0, 2], [np.nan, 0]]), keys(2), {})

@@ -69,7 +69,7 @@ class ToyNetwork(torch.nn.Module):
 
 
 def batch(count: int, seed: int = 0, label: int | None = None) -> dict[str, Tensor]:
-    """Labels from -1 on (or all `label`), three groups, and each sample's place in the data set."""
+    """Labels from -1 on (or all `label`), three groups, and each sample's place in the dataset."""
     rng = torch.Generator().manual_seed(seed)
     labels = torch.randint(-1, CLASSES, (count,), generator=rng) if label is None else torch.full((count,), label)
     group = torch.randint(-1, 3, (count,), generator=rng)

@@ -86,7 +86,7 @@ def test_bad_files_are_named(case: str) -> None:
 
 def test_a_huge_file_is_refused_before_it_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("modalities.audio.MOST_VALUES", 15_999)
-    with pytest.raises(ValueError, match="1 s of audio in one sample is too long; split it"):
+    with pytest.raises(ValueError, match="1 s of audio is too long for one sample; split it"):
         Audio().decode(sound_file(tone(1.0)), {})
 
 
@@ -202,7 +202,7 @@ def test_models_of_transformers_hear_each_sound_as_if_it_were_alone(model: Path)
         alone = torch.cat([encoder(audio.collate([sound])).pooled for sound in sounds])
     torch.testing.assert_close(together, alone, atol=2e-5, rtol=1e-4)
     check_modality(audio, [sound_file(tone(0.4))], specs=[spec])
-    with pytest.raises(ValueError, match="needs 16000 Hz, but the modality has 8000; set its `rate: 16000`"):
+    with pytest.raises(ValueError, match="requires 16000 Hz, but the modality has 8000; set its `rate: 16000`"):
         Audio(rate=8000).encoder(spec)
 
 
@@ -219,7 +219,7 @@ def test_a_student_takes_model_and_extractor_with_it(model: Path, tmp_path: Path
 
 def test_a_model_that_does_not_hear_is_refused(tmp_path: Path) -> None:
     transformers.BertModel(transformers.BertConfig(**SMALL, vocab_size=9)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"has no feature extractor for audio: preprocessor_config.json is needed"):
+    with pytest.raises(ValueError, match=r"has no feature extractor for audio: preprocessor_config.json is required"):
         Audio().encoder({"name": "transformers", "model": str(tmp_path)})
 
 

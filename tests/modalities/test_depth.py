@@ -297,7 +297,7 @@ def test_caption_tells_the_metres_of_the_colours() -> None:
     picture = Depth().picture(depth_map(metres))
     ends = ["#{:02x}{:02x}{:02x}".format(*picture[place]) for place in ((0, 0), (-1, -1))]
     assert [caption.colours[0], caption.colours[-1]] == ends
-    assert Depth().caption(depth_map(np.zeros((4, 4)))).text == "no reading"
+    assert Depth().caption(depth_map(np.zeros((4, 4)))).text == "no depth values"
 
 
 def test_quantisation_rounds_as_a_stereo_camera_does() -> None:

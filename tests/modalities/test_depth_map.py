@@ -278,9 +278,9 @@ def test_points_keep_the_contract_and_want_their_own_encoder() -> None:
     check_modality(Depth(input="points", points=64), [data], specs=[{"name": "pointnet", "width": 8}])
     for kind in ("hha", "vertex", "normals"):
         check_modality(Depth(input=kind, near=0.1), [data], specs=[{"name": "cnn5", "width": 4}])  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="pointnet needs `input: points`"):
+    with pytest.raises(ValueError, match="pointnet requires `input: points`"):
         Depth().encoder({"name": "pointnet"})
-    with pytest.raises(ValueError, match="other encoders need images"):
+    with pytest.raises(ValueError, match="other encoders require images"):
         Depth(input="points").encoder({"name": "cnn5"})
 
 

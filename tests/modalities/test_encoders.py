@@ -172,7 +172,7 @@ def test_an_encoder_of_ones_own_is_named_by_its_module():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({}, "no name given.*cnn5"),
+        ({}, "the name is missing.*cnn5"),
         ({"name": "cnn"}, "did you mean 'cnn5'.*cnn5, .*resnet, .*resnet8x4, .*transformers"),
         ({"name": "cnn5", "widht": 3}, "did you mean 'width'"),
         ({"name": "cnn5", "channels": 3}, "no setting 'channels'"),
@@ -429,7 +429,7 @@ def test_weights_are_whole_and_safetensors_or_refused(models, tmp_path):
         PretrainedVision(3, model=str(tmp_path / "m"))
     path.unlink()
     torch.save(weights, tmp_path / "m" / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"model\.safetensors is needed"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is required"):
         PretrainedVision(3, model=str(tmp_path / "m"))
     assert PretrainedVision(3, model=str(tmp_path / "m"), weights="random").dim == 16
 

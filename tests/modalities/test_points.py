@@ -110,34 +110,34 @@ def test_points_that_are_not_finite_are_dropped_and_none_is_too_few() -> None:
     for kind in KINDS:
         assert np.array_equal(Points().decode(written(rows, kind), {}), np.delete(ROWS, [3, 7], 0)[:, :3])
         assert np.array_equal(Points(extra=1).decode(written(rows, kind), {}), np.delete(ROWS, [3, 7, 9], 0))
-        with pytest.raises(ValueError, match="without a single point that is finite"):
+        with pytest.raises(ValueError, match="without any finite points"):
             Points().decode(written(np.full_like(rows, np.nan), kind), {})
     assert np.array_equal(Points().decode(ply(rows, "ascii"), {}), np.delete(ROWS, [3, 7], 0)[:, :3])
 
 
 BILLION = 1_000_000_000
 REFUSED: list[tuple[bytes, str]] = [
-    (b"", "0 bytes are no point cloud"),
+    (b"", "0 bytes are not a point cloud"),
     (ROWS.tobytes()[:-4], "float32 rows of 4 columns"),
-    (b"\xff\xd8\xff\xe0" * 400, "these bytes are damaged, or no point cloud"),
-    (b"some other text." * 40, "these bytes are damaged, or no point cloud"),
+    (b"\xff\xd8\xff\xe0" * 400, "the file is damaged, or is not a point cloud"),
+    (b"some other text." * 40, "the file is damaged, or is not a point cloud"),
     (npy(np.zeros((0, 3), np.float32)), "an array of float32"),
     (npy(np.zeros((4, 2))), "2 columns: x, y, z"),
-    (npy(np.zeros(12)), "points are numbers"),
-    (npy(np.full((4, 3), 1e300)), "without a single point that is finite"),
+    (npy(np.zeros(12)), "points must be numbers"),
+    (npy(np.full((4, 3), 1e300)), "without any finite points"),
     (npy(ROWS)[:-3], "not a complete NumPy array"),
-    (npz(points=ROWS)[:-30], "not a whole archive"),
+    (npz(points=ROWS)[:-30], "not a complete archive"),
     (ply(ROWS)[:-1], "the point cloud is truncated"),
     (ply(ROWS[:0]), "the point cloud is empty"),
     (ply(ROWS, "ascii")[:-200], "the points are damaged"),
     (ply(ROWS[:, :2]), r"each of x, y and z; this one has x \(float32\), y"),
     (ply(ROWS).replace(b"vertex 60", b"vertex %d" % BILLION), f"at most {MOST_POINTS}"),
-    (ply(ROWS).replace(b"vertex 60", b"vertex -1"), "'-1' is no count"),
-    (ply(ROWS).replace(b"float x", b"list uchar int x"), "lists in its vertices"),
+    (ply(ROWS).replace(b"vertex 60", b"vertex -1"), "'-1' is not a count"),
+    (ply(ROWS).replace(b"float x", b"list uchar int x"), "vertices of the PLY contain lists"),
     (ply(ROWS).replace(b"float x", b"complex x"), "the header of the PLY is damaged"),
     (ply(ROWS).replace(b"float x", b"int x"), r"this one has x \(int32\)"),
-    (ply(ROWS).replace(b"element vertex", b"element face"), "does not begin with its vertices"),
-    (ply(ROWS).replace(b"end_header", b"end"), "without the end of its header"),
+    (ply(ROWS).replace(b"element vertex", b"element face"), "does not start with its vertices"),
+    (ply(ROWS).replace(b"end_header", b"end"), "the end of its header is not within"),
     (with_columns(2, XYZ, b"1 2.0 3\n4 5\n"), "the points are damaged"),
     (with_columns(1, XYZ, b"1 2 three\n"), "the points are damaged"),
     (with_columns(9, XYZ, b"1 2 3\n" * 8 + b" " * 99), "copy it again"),
@@ -145,7 +145,7 @@ REFUSED: list[tuple[bytes, str]] = [
     (pcd(ROWS).replace(b"COUNT 1 1 1 1", b"COUNT 1 1 1 540615"), "the header of the PCD is damaged"),
     (pcd(ROWS).replace(b"POINTS 60", b"POINTS 61"), "61 points of 60 x 1"),
     (pcd(ROWS).replace(b"TYPE F F F F", b"TYPE F F F Q"), "type Q with 4 bytes"),
-    (pcd(ROWS).replace(b"DATA binary", b"DATA lzma"), "DATA, or one of FIELDS"),
+    (pcd(ROWS).replace(b"DATA binary", b"DATA lzma"), "check DATA, FIELDS"),
 ]
 
 

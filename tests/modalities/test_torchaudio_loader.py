@@ -24,5 +24,5 @@ transformers.ASTFeatureExtractor()(torch.zeros(16000).numpy(), sampling_rate=160
 @pytest.mark.parametrize("package", ["torchaudio", "soundfile"])
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=rf"audio needs {package}: pip install torchaudio soundfile"):
+    with pytest.raises(ImportError, match=rf"audio requires {package}: pip install torchaudio soundfile"):
         getattr(torchaudio_loader, f"import_{package}")()

@@ -57,7 +57,9 @@ def test_data_fields_mend_it(make_config: Any, tmp_path: Path) -> None:
 
 
 def test_of_a_packed_data_set_the_cure_is_another(make_config: Any) -> None:
-    with pytest.raises(UserError, match=r"student: the modality `text` reads text\.txt.*pack the data with this field"):
+    with pytest.raises(
+        UserError, match=r"student: the modality `text` reads text\.txt.*pack the data with the field `text`"
+    ):
         checked(make_config(), *TEXT)
 
 

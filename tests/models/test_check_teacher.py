@@ -145,6 +145,6 @@ def test_training_and_caching_refuse_them(make_config: Any, output: str, message
         train(config)
     assert not list(Path(config.run).glob("checkpoints/*"))
     shards = load(make_config("cached", teacher(encoder, more=", cache: bad"), "  cosine: {}"))
-    with pytest.raises(UserError, match=rf"train-.*tar: samples .* are {message}.*Nothing of it was cached"):
+    with pytest.raises(UserError, match=rf"train-.*tar: samples .* are {message}.*Nothing of this shard was cached"):
         cache(shards)
     assert not list(Path(shards.data.address).glob("*bad*"))

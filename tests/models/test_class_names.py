@@ -112,6 +112,6 @@ def test_other_teachers_cannot(make_config, clip: Path, no_classes: Path) -> Non
     random = teacher(clip).replace("model:", "weights: random, model:")
     with pytest.raises(UserError, match="requires pretrained weights"):
         build_model(load(make_config(teacher=random, losses=KD)))
-    with pytest.raises(UserError, match="the data has no classes; list the names"):
+    with pytest.raises(UserError, match="the dataset has no classes; list the class names"):
         build_model(load(make_config(teacher=teacher(clip), losses=KD, shards=no_classes)))
     assert load_dataset(no_classes).classes == {}

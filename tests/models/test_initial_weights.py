@@ -55,7 +55,7 @@ def test_another_architecture_is_refused(tmp_path: Path, other: dict[str, Any]) 
     encoder = {k: v for k, v in (RESNET | other).items() if k != "depth" or "name" not in other}
     student = network(DEPTH, encoder)
     before = {name: value.clone() for name, value in student.state_dict().items()}
-    with pytest.raises(UserError, match=r"student\.init_from.* is not that of the student.*the same encoder"):
+    with pytest.raises(UserError, match=r"student\.init_from.* does not match that of the student.*the same encoder"):
         initialise(student, run_of(network({"name": "rgb"}), tmp_path))
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
 

@@ -84,5 +84,5 @@ def test_a_teacher_of_both_sides_and_a_student_of_one(make_config: Any) -> None:
     config = make_config("late_student", f"teacher: {{run: [{alone[0]}, {alone[1]}]}}", LOSSES)
     assert "teacher/top1" in evaluate(train(configs.load(config, ["train.steps=4"])))
     config = make_config("nested", f"teacher: {{run: [{early}, {alone[1]}]}}", LOSSES)
-    with pytest.raises(UserError, match="is a joint network and cannot be part"):
+    with pytest.raises(UserError, match="is a joint network, which cannot be part"):
         train(configs.load(config))

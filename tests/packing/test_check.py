@@ -131,8 +131,8 @@ def test_masks_are_held_against_their_classes(data: Path) -> None:
     assert "  train, mask: background 71.8 %, hand 25 %, foot 0 % of the pixels" in report.facts
     assert not any("test, mask" in fact for fact in report.facts)
     assert report.notes[-1] == (
-        "3.22 % of the pixels of mask have no class and are ignored: their values are 3, 7; those of classes "
-        "are 0, 255, 9"
+        "3.22 % of the pixels of mask have no class and are ignored: they have the values 3, 7; the classes "
+        "have 0, 255, 9"
     )
     assert not any("mask:" in fact for fact in check(data, quick=True).facts)
 
@@ -174,7 +174,7 @@ def test_a_key_in_two_splits_is_a_fault(data: Path) -> None:
     _, taken = read(data / "test-000001.tar")[0]
     rewrite(data, lambda contents: contents.append(("s00027", taken)))
     faults = check(data).faults
-    assert f"key s00027 is in test-000001.tar and {FIRST}; keys must differ; pack the data again" in faults
+    assert f"key s00027 is in test-000001.tar and {FIRST}; keys must be unique; pack the data again" in faults
     assert any(fault.startswith("group g13 is in test-000001.tar") for fault in faults)
 
 
@@ -245,7 +245,7 @@ def test_a_unit_that_is_10_or_1000_times_off_is_noted(data: Path, factor: float,
     report = check(data)
     assert report.faults == []
     noted = [note for note in report.notes if "It must be millimetres (.png) or metres (.npy)." in note]
-    coarse = [note for note in report.notes if "all readings are multiples of 10 mm" in note]
+    coarse = [note for note in report.notes if "all values are multiples of 10 mm" in note]
     assert noted + coarse == report.notes
     assert bool(noted) is (factor != 1.0)
     assert bool(coarse) is (factor == 10.0 and kind == "png")
@@ -280,16 +280,20 @@ def test_shards_in_another_unit_are_a_fault(data: Path) -> None:
     rewrite(data, tenfold)
     rewrite(data, tenfold, "test-000001.tar")
     head, first, second = check(data).faults
-    assert head.startswith("depth: 12 maps have readings about 10 times as large as the other 18: two units in one set")
-    assert re.fullmatch(r"train-000000\.tar: s0000\d: its median depth is 15 m", first)
-    assert re.fullmatch(r"test-000001\.tar: s000\d\d: its median depth is 15 m", second)
+    assert head.startswith(
+        "depth: the values of 12 maps are about 10 times as large as those of the other 18: two units in one dataset"
+    )
+    assert re.fullmatch(r"train-000000\.tar: s0000\d: the median depth is 15 m", first)
+    assert re.fullmatch(r"test-000001\.tar: s000\d\d: the median depth is 15 m", second)
 
 
 def test_sound_that_is_not_decoded_is_noted(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rewrite(data, lambda contents: [put("audio.wav", wav(), n)(contents) for n in range(8)])
     assert not any("sound" in note for note in check(data).notes)
     monkeypatch.setattr("pipeline.packing.check.can_hear", lambda: False)
-    assert "audio is not decoded, so some damage is not detected: pip install soundfile" in check(data).notes
+    assert (
+        "audio is not decoded, so some damage goes undetected; to decode it: pip install soundfile" in check(data).notes
+    )
 
 
 def test_the_highest_number_as_no_reading_is_noted(data: Path) -> None:
@@ -297,7 +301,7 @@ def test_the_highest_number_as_no_reading_is_noted(data: Path) -> None:
     depth[:4] = 65535
     rewrite(data, put("depth.png", encode(".png", depth)))
     (note,) = check(data).notes
-    assert note.startswith("1 depth maps have 65535 in over 1 %")
+    assert note.startswith("in 1 depth maps, over 1 % of the values are 65535")
 
 
 def test_images_of_different_aspect_ratio_are_noted(data: Path) -> None:
@@ -383,7 +387,7 @@ def test_the_cut_is_told(size: int | None, how: str, data: Path) -> None:
             size = tar.getmembers()[12].offset
     path.write_bytes(path.read_bytes()[:size])
     faults = check(data, quick=True).faults
-    assert faults[0].startswith(f"{FIRST}: {size} bytes, but dataset.json has")
+    assert faults[0].startswith(f"{FIRST}: has {size} bytes instead of")
     assert faults[0].endswith("delete the shard and run the same `wcord pack` again")
     assert re.search(f"the tar is damaged after . samples .*{how}", faults[1])
 
@@ -397,7 +401,7 @@ def test_a_header_that_is_garbage_is_not_taken_for_the_end(data: Path) -> None:
     (data / FIRST).write_bytes(found)
     faults = check(data, quick=True).faults
     assert f"the tar is damaged after 2 samples (missing header at byte {at})" in faults[0]
-    assert "2 samples, but dataset.json has 8" in faults[1]
+    assert "has 2 samples instead of 8 as in dataset.json" in faults[1]
 
 
 def add(folder: Path, info: tarfile.TarInfo, data: bytes = b"") -> None:
@@ -433,7 +437,7 @@ def test_a_ruined_shard_does_not_bury_the_others(data: Path) -> None:
     rewrite(data, put("label.txt", b"x"), "train-000001.tar")
     faults = [fault for fault in check(data).faults if fault.startswith("train")]
     assert len(faults) == MOST_FAULTS + 2
-    assert faults[-2] == f"{FIRST}: and {50 - MOST_FAULTS} more faults in this shard"
+    assert faults[-2] == f"{FIRST}: and {50 - MOST_FAULTS} more problems in this shard"
     assert faults[-1].startswith("train-000001.tar: s00010.label.txt")
 
 
@@ -445,7 +449,7 @@ def test_missing_and_changed_shards_are_told_apart(data: Path) -> None:
     path.write_bytes(found)
     faults = check(data).faults
     assert any(fault.startswith("test-000000.tar: the shard is missing; restore it") for fault in faults)
-    assert any(fault.startswith("train-000001.tar: its sha256 differs") for fault in faults)
+    assert any(fault.startswith("train-000001.tar: its SHA-256 differs") for fault in faults)
 
 
 def test_a_folder_that_is_no_data_set_is_a_user_error(tmp_path: Path) -> None:

@@ -45,7 +45,8 @@ def test_a_part_of_the_maps_in_another_unit_is_a_fault(factor: float, count: int
     head, *named = depths(metres).faults()
     near, far = (spoilt, count - spoilt) if factor < 1 else (count - spoilt, spoilt)
     wanted = (
-        f"depth: {far} maps have readings about {round(max(factor, 1 / factor))} times as large as the other {near}"
+        f"depth: the values of {far} maps are about {round(max(factor, 1 / factor))} times as large as those of the "
+        f"other {near}"
     )
     assert head.startswith(wanted)
     reached = -(-spoilt // (count // SHARDS))  # the first shards hold them
@@ -74,7 +75,7 @@ def test_what_is_merely_odd_is_a_note() -> None:
     assert note.startswith("the median depth of nine of ten maps is 0.")
     assert list(depths(plain, coarse=50).notes()) == []
     (note,) = depths(plain, coarse=51).notes()
-    assert note.startswith("in 51 of 100 depth maps all readings are multiples of 10 mm")
+    assert note.startswith("in 51 of 100 depth maps, all values are multiples of 10 mm")
 
 
 def test_without_depth_maps_nothing_is_said() -> None:

@@ -123,7 +123,7 @@ def test_a_hashed_shard_is_known_by_its_content(shards: list[Path], tmp_path: Pa
     data = bytearray(shards[0].read_bytes())
     data[data.index(b"number 0") + 7] = ord("9")
     shards[0].write_bytes(data)
-    with pytest.raises(UserError, match=r"00000\.tar: its sha256 is not the one in dataset\.json"):
+    with pytest.raises(UserError, match=r"00000\.tar: its SHA-256 differs from the one in dataset\.json"):
         keys(tmp_path / "index", "train")
 
 
@@ -144,7 +144,7 @@ def test_a_hashed_shard_is_known_by_its_content(shards: list[Path], tmp_path: Pa
             {"splits": {"test": "0.1", "val": "{shards}/00000.tar"}},
             r"--split: use either fractions of the samples or",
         ),
-        ({"group": "json:clip"}, r"--group: requires a fraction"),
+        ({"group": "json:clip"}, r"--group: requires a split by fraction"),
     ],
 )
 def test_splits_that_cannot_be(shards: list[Path], tmp_path: Path, options: Any, message: str) -> None:
@@ -158,11 +158,11 @@ def test_splits_that_cannot_be(shards: list[Path], tmp_path: Path, options: Any,
 
 
 def test_a_folder_that_holds_shards_is_not_written_to(shards: list[Path], tmp_path: Path, shapes: Path) -> None:
-    with pytest.raises(UserError, match=r"the folder contains shards\. Choose another folder for the index"):
+    with pytest.raises(UserError, match=r"the folder already contains shards\. Choose another folder for the index"):
         index([str(tmp_path / "shards")], tmp_path / "shards")
     packed = shutil.copytree(shapes, tmp_path / "packed")
     before = (packed / MANIFEST).read_bytes()
-    with pytest.raises(UserError, match=r"the folder contains shards"):
+    with pytest.raises(UserError, match=r"the folder already contains shards"):
         index([str(tmp_path / "shards")], packed)
     assert (packed / MANIFEST).read_bytes() == before
 

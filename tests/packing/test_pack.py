@@ -98,7 +98,7 @@ def test_shards_keep_to_the_target_size(source: Path, tmp_path: Path) -> None:
     assert 8 <= len(dataset.splits["train"]) <= 9
     dataset = pack(plan, tmp_path / "tiny", shard_bytes=1)
     assert [shard.samples for shard in dataset.splits["train"]] == [1] * dataset.samples("train")
-    with pytest.raises(UserError, match="1 or more"):
+    with pytest.raises(UserError, match="must be at least 1"):
         pack(plan, tmp_path / "none", shard_bytes=0)
 
 
@@ -207,7 +207,7 @@ def test_another_packing_is_not_overwritten_unless_asked(source: Path, tmp_path:
     before = content(tmp_path)
     others = [(plan_of(source, group="room"), {}), (plan_of(source), {"seed": 1}), (plan_of(source), {"min_shards": 3})]
     for plan, options in others:
-        with pytest.raises(UserError, match="another packing"):
+        with pytest.raises(UserError, match="a different packing"):
             pack(plan, tmp_path, **options)
     assert content(tmp_path) == before
     pack(plan_of(source), tmp_path, min_shards=3, overwrite=True)
@@ -217,7 +217,7 @@ def test_another_packing_is_not_overwritten_unless_asked(source: Path, tmp_path:
 
 def test_shards_of_unknown_origin_are_not_overwritten(source: Path, tmp_path: Path) -> None:
     (tmp_path / "train-000000.tar").write_bytes(b"precious")
-    with pytest.raises(UserError, match="another packing"):
+    with pytest.raises(UserError, match="a different packing"):
         pack(plan_of(source), tmp_path)
     assert content(tmp_path) == {"train-000000.tar": b"precious"}
 
@@ -226,7 +226,7 @@ def test_a_changed_source_makes_it_another_packing(tmp_path: Path) -> None:
     table = make_source(tmp_path / "source")
     pack(plan_of(table), tmp_path / "out")
     (tmp_path / "source/photos/a/003.jpg").write_bytes(jpeg(99) + b"\0")
-    with pytest.raises(UserError, match="another packing"):
+    with pytest.raises(UserError, match="a different packing"):
         pack(plan_of(table), tmp_path / "out")
 
 
@@ -282,12 +282,12 @@ def add_row(row: str) -> Callable[[Path], None]:
 BAD: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "8-bit depth": (write("maps/a/004.png", png(np.full((4, 4), 9, np.uint8))), "004.png", "1-channel 8-bit.*16-bit"),
     "colour depth": (write("maps/a/004.png", png(np.full((4, 4, 3), 9, np.uint8))), "004.png", "3-channel 8-bit"),
-    "no reading": (write("maps/a/004.png", png(np.zeros((4, 4), np.uint16))), "004.png", "without a single reading"),
+    "no reading": (write("maps/a/004.png", png(np.zeros((4, 4), np.uint16))), "004.png", "without any depth values"),
     "truncated PNG": (write("maps/a/004.png", depth_map(4)[:-20]), "004.png", "truncated"),
     "damaged PNG": (
         write("maps/a/004.png", depth_map(4)[:150] + b"\0\1\2\3" + depth_map(4)[154:]),
         "004.png",
-        "does not decode",
+        "cannot be decoded",
     ),
     "truncated JPEG": (truncated, "004.jpg", "its end is missing"),
     "truncated JPEG with a thumbnail": (thumbnail, "004.jpg", "its end is missing"),
@@ -335,7 +335,7 @@ def test_too_much_refused_stops_all_and_takes_no_effect(tmp_path: Path) -> None:
 def test_class_names_that_are_no_text_are_told_before_anything_is_written(source: Path, tmp_path: Path) -> None:
     plan = plan_of(source)
     plan.classes["label"] = ["caf\udce9", *plan.classes["label"][1:]]
-    with pytest.raises(UserError, match=r"'caf\\udce9': names of classes and data sets must be UTF-8"):
+    with pytest.raises(UserError, match=r"'caf\\udce9': names of classes and datasets must be valid UTF-8"):
         pack(plan, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -389,6 +389,6 @@ def test_a_packing_that_was_replaced_under_it_does_not_finish(source: Path, tmp_
         first.write(1)
     pack(plan_of(source), tmp_path / "set", seed=1, overwrite=True)
     before = content(tmp_path / "set")
-    with pytest.raises(UserError, match="another process has begun another packing"):
+    with pytest.raises(UserError, match="another process has begun a different packing"):
         first.finish()
     assert content(tmp_path / "set") == before

@@ -80,9 +80,9 @@ def test_check_and_pack_count_them(tmp_path: Path, turn: int, fault: bool, caplo
             (tmp_path / name / f"{n}.{'jpg' if name == 'photos' else 'png'}").write_bytes(data)
     pack(folders.plan(tmp_path, {"rgb": "photos", "depth": "depth"}), tmp_path / "out")
     assert (
-        "in 10 samples the images do not belong" if fault else "10 samples have a photo that is turned"
+        "in 10 samples, the images do not match" if fault else "10 samples have a photo that EXIF rotates"
     ) in caplog.text
     report = check(tmp_path / "out")
-    lines = report.faults if fault else [note for note in report.notes if "turned by EXIF" in note]
+    lines = report.faults if fault else [note for note in report.notes if "EXIF rotates" in note]
     assert len(lines) == (10 if fault else 1)
-    assert all(f"EXIF orientation {turn} turns rgb.jpg" in line and "pack again" in line for line in lines)
+    assert all(f"EXIF orientation {turn} rotates rgb.jpg" in line and "pack again" in line for line in lines)

@@ -58,7 +58,7 @@ def in_memory(samples: Sequence[SourceSample], fractions: Mapping[str, float], s
 
 
 def random_samples(seed: int) -> list[SourceSample]:
-    """Groups of 1 to 30 samples; every other data set has groups that mix classes."""
+    """Groups of 1 to 30 samples; every other dataset has groups that mix classes."""
     rng = np.random.default_rng(seed)
     found = []
     for group in range(int(rng.integers(12, 60))):
@@ -121,5 +121,5 @@ def test_a_column_may_give_the_split(tmp_path: Path) -> None:
 def test_a_given_split_that_divides_a_group_is_refused(tmp_path: Path) -> None:
     table = make_source(tmp_path / "source")
     with_column(table, "part", lambda row: "test" if row["id"] == "a/017" else "train")
-    with pytest.raises(UserError, match=r"group `clip7` has samples in `train` and, key a-017, in `test`"):
+    with pytest.raises(UserError, match=r"group `clip7` has samples in `train` and in `test` \(e\.g\. key a-017\)"):
         pack(plan_of(table, split="part"), tmp_path)

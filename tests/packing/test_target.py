@@ -40,7 +40,7 @@ def memory() -> Iterator[Any]:
 
 
 def stored(files: Any, folder: str) -> dict[str, bytes]:
-    """What a reader of the data set sees."""
+    """What a reader of the dataset sees."""
     names = files.find(folder)
     return {name.rpartition("/")[2]: files.cat_file(name) for name in names if "/.pack/" not in name}
 
@@ -103,7 +103,7 @@ def test_another_packing_is_not_overwritten_unless_asked(source: Path, memory: A
     pack(plan_of(source), URL, min_shards=6)
     memory.pipe_file("/sets/mine/notes.txt", b"mine")
     before = stored(memory, "/sets/mine")
-    with pytest.raises(UserError, match="another packing"):
+    with pytest.raises(UserError, match="a different packing"):
         pack(plan_of(source), URL, seed=1)
     assert stored(memory, "/sets/mine") == before
     pack(plan_of(source), URL, seed=1, overwrite=True)
@@ -135,7 +135,7 @@ def test_a_file_url_is_a_folder(source: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("https://example.org/set", "a web server takes no files"),
+        ("https://example.org/set", "web servers are read-only"),
         ("s3://key:secret@bucket/set", "must not contain a user name or password"),
         ("nothing://bucket/set", "Protocol not known: nothing"),
     ],
@@ -158,4 +158,4 @@ def test_s3_with_worker_processes(source: Path, tmp_path: Path, monkeypatch: pyt
         assert stored(files, "bucket/sets/mine") == content(tmp_path / "near")
         assert check("s3://bucket/sets/mine").faults == []
         assert call("pack", "folders", source.parent, "s3://nowhere/set", "--field", "rgb=photos", "--workers", 1) == 2
-        assert "s3://nowhere/set: nothing can be written there" in capsys.readouterr().err
+        assert "s3://nowhere/set: cannot be written" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`wcord check --config`: what the networks of a config see of a data set."""
+"""`wcord check --config`: what the networks of a config see of a dataset."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.report.network_inputs import _statistics
     ("share", "metres", "note"),
     [
         (1.0, 4.0, None),
-        (0.002, 4.0, "of the pixels hold a reading"),
+        (0.002, 4.0, "of the pixels contain a value"),
         (1.0, 9.7, "of the values are saturated"),
     ],
 )

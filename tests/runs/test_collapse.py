@@ -35,7 +35,7 @@ def test_healthy_metrics_say_nothing() -> None:
         ("wcord/global/projected_std", 0.01, "wcord/global: the features of all samples are nearly identical"),
         ("student/effective_rank", 1.2, "student: the features have a low effective rank (1.2)"),
         ("info_nce/effective_rank", 5.0, "info_nce: the projection has a much lower effective rank than the teacher"),
-        ("local/marginal_error", 0.18, "local: the transport plan misses its marginals (error 0.18"),
+        ("local/marginal_error", 0.18, "local: the transport plan does not satisfy its marginals (error 0.18"),
     ],
 )
 def test_each_sign_of_collapse_is_said_in_words(key: str, value: float, words: str) -> None:

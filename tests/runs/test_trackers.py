@@ -195,7 +195,7 @@ def test_a_tracker_that_does_not_start_is_named(make_config: Any, monkeypatch: p
 
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "wandb", Refusing)
     monkeypatch.setattr("pipeline.runs.trackers.require_package", lambda module, extra: None)
-    with pytest.raises(UserError, match=r"wandb does not start .*no login.* Log in"):
+    with pytest.raises(UserError, match=r"wandb cannot be started .*no login.* Log in"):
         train(configs.load(make_config(), ["train.trackers=[wandb]"]))
 
 

@@ -42,7 +42,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def data(shapes: Path, tmp_path: Path) -> Path:
-    """A copy of the data set: side-cars are written into it."""
+    """A copy of the dataset: side-cars are written into it."""
     return Path(shutil.copytree(shapes, tmp_path / "data"))
 
 
@@ -190,7 +190,7 @@ def test_a_side_car_that_nobody_writes_is_not_awaited_for_ever(student: Path, da
     source = open_split(data, "train", "label")
     assert caches._await(source, source.shards[1], about, 0.0)[0].file == "train-000001.first.tar"
     (data / "train-000001.first.tar").unlink()
-    with pytest.raises(UserError, match=r"train-000001.first.tar: the process that should write it has .* for 0.1 s"):
+    with pytest.raises(UserError, match=r"train-000001.first.tar: the process that writes this file has .* for 0.1 s"):
         caches._await(source, source.shards[1], about, 0.1)
 
 
@@ -206,7 +206,7 @@ def test_processes_that_do_not_share_the_shards_are_told_at_once(tmp_path: Path)
         def gather(self, own: torch.Tensor) -> torch.Tensor:
             return torch.cat([torch.ones(1), own])
 
-    with pytest.raises(UserError, match=r"1 of 2 processes see files that the first process writes there"):
+    with pytest.raises(UserError, match=r"files that the first process writes there are visible to 1 of 2 processes"):
         caches._check_shared(tmp_path, "first", Other())  # type: ignore[arg-type]
 
 
@@ -276,7 +276,7 @@ def test_a_cache_of_another_teacher_or_of_changed_data_is_refused(student: Path,
     content[len(content) // 2] ^= 1
     sidecar.write_bytes(content)
     with pytest.raises(
-        UserError, match=r"train-000000.tar: its cached features, train-000000.first.tar: its sha256 is not"
+        UserError, match=r"train-000000.tar: its cached features, train-000000.first.tar: its SHA-256 differs"
     ):
         train(config)
 

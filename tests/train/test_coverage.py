@@ -32,4 +32,4 @@ def test_inputs_with_few_readings_are_reported_once(
     with caplog.at_level(logging.WARNING):
         assert list(watch_coverage(iter(batches), VIEWS)) == batches
     assert len(caplog.records) == warnings
-    assert all("student: only 12.5% of the input `depth` holds a reading" in line for line in caplog.messages)
+    assert all("student: only 12.5% of the input `depth` contains values" in line for line in caplog.messages)

@@ -95,7 +95,7 @@ def test_commands_say_what_cannot_be_built_from_a_run(tmp_path: Path) -> None:
     teacher, student = (wcord.wrap(nn.Conv1d(4, n, 5), layout="first", example=example) for n in (8, 6))
     data = DataLoader(TensorDataset(series, series), batch_size=16)
     run = wcord.distill(teacher, student, data, ["wcord"], run=tmp_path / "run", steps=2, trackers=[])
-    again = "a run of wcord.distill. Its data and modules are in the program"
+    again = "is the config of a wcord.distill run. Its data and modules exist only in the calling program"
     for use, message in (
         (lambda: wcord.evaluate(run), again),
         (lambda: load(run / "config.yaml", ["seed=1"]), again),
@@ -119,7 +119,7 @@ def test_commands_say_what_cannot_be_built_from_a_run(tmp_path: Path) -> None:
     [
         ({"losses": ["kdd"]}, "there is no 'kdd', did you mean 'kd'"),
         ({"losses": [{"name": "kd", "heat": 2}]}, r"losses\.kd\.heat"),
-        ({"losses": ["kd"], "teacher": mlp(4, 3)}, "needs logits of the same classes"),
+        ({"losses": ["kd"], "teacher": mlp(4, 3)}, "requires student and teacher to have logits for the same classes"),
         ({"losses": ["kd"], "teacher": None}, "requires a teacher"),
         ({"data": iter([(X, Y)])}, "can be read only once"),
         ({"data": [X.numpy()]}, "a batch is a ndarray"),

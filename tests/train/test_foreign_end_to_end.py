@@ -82,7 +82,7 @@ def test_an_image_to_text_student_by_a_pattern_alone(
     log = losses(run)
     assert len(log) == 12
     assert log[-1] < log[0]
-    assert "all samples are for training" in capsys.readouterr().out
+    assert "all samples are used for training" in capsys.readouterr().out
     assert not list((tmp_path / "shards").glob("*.json*")) or how == "img2dataset"
 
 
@@ -144,7 +144,7 @@ def test_classes_come_from_a_file(config: Any, tmp_path: Path) -> None:
     run = run_of(path, *PHOTO, "teacher=null", f"data.classes={names}")
     assert json.loads((run / "student" / "network.json").read_text())["classes"] == CLASSES
     names.write_text("disc\nsquare\n")
-    with pytest.raises(UserError, match=r"data\.classes: none of the 2 names is for the value `2` of label"):
+    with pytest.raises(UserError, match=r"data\.classes: has 2 names, none of them for the value `2` of label"):
         run_of(path, *PHOTO, "teacher=null", f"data.classes={names}", overwrite=True)
     with pytest.raises(UserError, match=r"data\.classes: .*nowhere\.txt: .*Use a text file with one class per line"):
         run_of(path, *PHOTO, "teacher=null", "data.classes=nowhere.txt", overwrite=True)

@@ -81,4 +81,4 @@ def test_checkpoints_of_cut_and_whole_models_are_the_same_files(path: Path, tmp_
 def test_parts_of_a_batch_are_refused(path: Path, tmp_path: Path) -> None:
     done = cut(path, tmp_path / "run", "train.micro_batch=4")
     assert done.returncode != 0
-    assert "train.micro_batch: is not supported with FSDP" in done.stderr
+    assert "train.micro_batch: not supported with FSDP" in done.stderr

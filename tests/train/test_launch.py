@@ -31,7 +31,7 @@ EXPECTED = {"one_gpu": (1, 1), "eight_gpus": (8, 1), "two_machines": (16, 2), "f
         ({"ACCELERATE_USE_FSDP": "true"}, "set `fsdp_version: 2`"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "only shards models on GPUs"),
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "set train.micro_batch"),
-        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "set train.compile=true"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "Set train.compile=true"),
     ],
 )
 def test_a_launch_that_cannot_be_is_refused(
@@ -101,4 +101,4 @@ def test_a_precision_of_the_launcher_that_is_ignored_is_told(
 ) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
     start_accelerator(configs.load(make_config(), ["train.precision=fp32"]))
-    assert caplog.text.count("bf16 of the launcher is ignored; train.precision gives fp32") == told
+    assert caplog.text.count("bf16 from the launcher is ignored; train.precision sets fp32") == told

@@ -109,7 +109,7 @@ def test_going_on_with_other_workers_is_said(make_config: Any, capsys: pytest.Ca
     path = make_config()
     train(configs.load(path))
     train(configs.load(path, ["train.steps=13", "data.workers=1"]), resume=True)
-    assert "was written with data.workers=0, now it is 1. Batches have other samples" in capsys.readouterr().err
+    assert "was written with data.workers=0, now it is 1. Batches contain other samples" in capsys.readouterr().err
 
 
 def test_a_finished_run_is_neither_repeated_nor_overwritten_by_accident(make_config: Any) -> None:
@@ -214,7 +214,8 @@ def test_a_check_on_a_split_without_labels_is_refused_before_the_first_step(make
     (data / MANIFEST).write_text(about.model_dump_json())
     path = make_config(shards=data)
     with pytest.raises(
-        UserError, match=r"evaluation.every: requires labelled samples in evaluation.split, .* set it to 0"
+        UserError,
+        match=r"evaluation.every: requires labelled samples in evaluation.split, .* Set evaluation.every to 0",
     ):
         run_config(path, "evaluation.every=6")
     assert not Path(configs.load(path).run).exists()
@@ -259,7 +260,9 @@ def test_a_checkpoint_of_an_older_default_is_refused_by_name(make_config: Any, m
     path = make_config()
     run_config(path)
     monkeypatch.setitem(CrossEntropy.__init__.__kwdefaults__, "label_smoothing", 0.1)
-    with pytest.raises(UserError, match=r"losses changed since it was written .*0\.0.* there, .*0\.1.* here") as told:
+    with pytest.raises(
+        UserError, match=r"losses changed since it was written .*0\.0.* in the checkpoint, .*0\.1.* in this run"
+    ) as told:
         run_config(path, "train.steps=20", resume=True)
     assert "older version" not in str(told.value)
 
@@ -336,7 +339,9 @@ def test_when_all_checkpoints_are_damaged_it_says_so(make_config: Any) -> None:
     run = run_config(make_config())
     for checkpoint in list_checkpoints(run / "checkpoints"):
         (checkpoint / "model.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match=r"step_00000010: damaged.*There is no undamaged one before it; .*--overwrite"):
+    with pytest.raises(
+        UserError, match=r"step_00000010: damaged.*There is no earlier undamaged checkpoint; .*--overwrite"
+    ):
         run_config(make_config(), resume=True)
 
 
@@ -435,7 +440,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint(make_config: Any, tmp_path: Path,
             break
     said = started.stdout.read()
     assert started.wait(60) == 128 + number, said
-    stopped = int(re.search(r"stopped at step (\d+) by a signal; resume with --resume", said)[1])  # type: ignore[index]
+    stopped = int(re.search(r"stopped at step (\d+) by a signal; continue with --resume", said)[1])  # type: ignore[index]
     assert list_checkpoints(cut / "checkpoints")[-1].name == f"step_{stopped:08d}"
     run_config(path, *steps, resume=True)
     assert all(torch.equal(weights(whole)[key], value) for key, value in weights(cut).items())
@@ -473,7 +478,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it_whole(tmp_path: Path) -> No
 def test_kd_refuses_a_teacher_of_other_classes(make_config: Any) -> None:
     parity = run_config(make_config("parity"), "data.label=parity", "train.steps=2")
     path = make_config("student", f"teacher: {{run: {parity}}}", "  kd: {}")
-    with pytest.raises(UserError, match=r"losses.kd: needs a teacher of the same classes.*3 classes.*2 classes"):
+    with pytest.raises(UserError, match=r"losses.kd: requires a teacher with the same classes.*3 classes.*2 classes"):
         run_config(path)
     run_config(make_config("features", f"teacher: {{run: {parity}}}", "  wcord: {dim: 8}"))
 
@@ -590,7 +595,7 @@ def test_timeout_before_a_launcher_ends_with_a_checkpoint(make_config: Any) -> N
     started = start_two_and_take_five_steps([str(path), *settings], "timeout", "-s", "TERM", "250")
     started.send_signal(signal.SIGTERM)  # which it passes on as it does its own
     said = started.communicate(timeout=100)[0]
-    stopped = int(re.search(r"stopped at step (\d+) by a signal; resume with --resume", said)[1])  # type: ignore[index]
+    stopped = int(re.search(r"stopped at step (\d+) by a signal; continue with --resume", said)[1])  # type: ignore[index]
     checkpoints = list_checkpoints(Path(configs.load(path).run) / "checkpoints")
     assert [checkpoint.name for checkpoint in checkpoints] == [f"step_{stopped:08d}"]
 
@@ -604,8 +609,8 @@ def test_when_one_of_two_processes_is_killed_the_other_ends_with_a_reason(make_c
     os.kill(int(ranks[-1]), signal.SIGKILL)
     said = started.communicate(timeout=60)[0]
     assert started.returncode != 0
-    assert "error: another process ended, or did not respond for 60 s (train.timeout)" in said
-    assert "Resume with --resume." in said
+    assert "error: another process failed, or did not respond for 60 s (train.timeout)" in said
+    assert "then run with --resume." in said
     assert sorted(re.findall(r"exitcode +: (-?\d+)", said)) == ["-9", "2"]  # before the launcher ends it
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
 

@@ -49,7 +49,7 @@ def test_a_second_training_is_refused(make_config: Any, tmp_path: Path, stopped:
     for arguments in (["seed=1", "--overwrite"], ["--resume"]) if stopped else (["seed=1", "--overwrite"],):
         second = start(path, *arguments)
         assert second.wait(60) == 2
-        assert f"process {pid} on host {host()} is writing it" in second.output()[1]
+        assert f"process {pid} on host {host()} is writing to it" in second.output()[1]
     os.kill(pid, signal.SIGCONT)
     assert first.wait() == 0
     alone = student(tmp_path / "alone")

@@ -1,4 +1,4 @@
-"""Preprocessing of audio. Needs numpy and soundfile."""
+"""Preprocessing of audio. Requires numpy and soundfile."""
 
 import io
 import json
@@ -35,7 +35,7 @@ def read(data: bytes) -> dict[str, np.ndarray]:
 
 
 def batch(samples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Combine results of `read` to one input of the network, padded with 0."""
+    """Combine results of `read` into one input of the network, padded with 0."""
     longest = max(len(sample["waveform"]) for sample in samples)
     waves = [np.pad(sample["waveform"], (0, longest - len(sample["waveform"]))) for sample in samples]
     return {"waveform": np.stack(waves), "length": np.stack([sample["length"] for sample in samples])}

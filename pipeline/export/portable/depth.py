@@ -1,4 +1,4 @@
-"""Preprocessing of depth maps. Needs numpy and opencv-python-headless."""
+"""Preprocessing of depth maps. Requires numpy and opencv-python-headless."""
 
 import io
 import json
@@ -24,7 +24,7 @@ def read(data: bytes, intrinsics: tuple[float, float, float, float] | None = Non
         `depth`, float32 [C, size, size]; for points, `points` [N, 3] and `mask` [N].
 
     Raises:
-        ValueError: The file cannot be read, or is disparity without intrinsics.
+        ValueError: The file cannot be read, or disparity is required but intrinsics are missing.
     """
     if data.startswith((b"\x93NUMPY", b"PK\x03\x04")):
         metres = np.load(io.BytesIO(data), allow_pickle=False)
@@ -45,7 +45,7 @@ def read(data: bytes, intrinsics: tuple[float, float, float, float] | None = Non
     if SET["baseline"] is not None:
         if intrinsics is None:
             raise ValueError(
-                "this network was trained on disparity: read(data, intrinsics) needs the camera intrinsics"
+                "this network was trained on disparity: pass the camera intrinsics, read(data, intrinsics)"
             )
         metres = np.divide(fx * SET["baseline"], metres, out=np.zeros_like(metres), where=valid)
     y_part, x_part = centre(rows), centre(columns)
@@ -62,13 +62,13 @@ def read(data: bytes, intrinsics: tuple[float, float, float, float] | None = Non
 
 
 def least_weight(weight: np.ndarray) -> np.float32:
-    """Half of the sources of a pixel must have a reading, or any of them in a sparse map such as LiDAR."""
+    """Half of the source pixels must have a depth value; in a sparse map such as LiDAR, any of them suffices."""
     readings = float(weight.sum())
     return np.float32(0.499 if float((weight * weight).sum()) >= 0.5 * readings else 1e-5)
 
 
 def batch(samples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Combine results of `read` to one input of the network; point sets are padded."""
+    """Combine results of `read` into one input of the network; point sets are padded."""
     most = {name: max(len(sample[name]) for sample in samples) for name in samples[0]}
     return {
         name: np.stack(
@@ -94,7 +94,7 @@ def channels(metres: np.ndarray, valid: np.ndarray, camera: tuple[float, ...]) -
 
 
 def middle_and_half(metres: np.ndarray, valid: np.ndarray) -> tuple[np.float32, np.float32]:
-    """The depth in metres that maps to 0, and the distance in metres from there to 1."""
+    """The depth in metres that maps to 0, and the distance from there to the depth that maps to 1."""
     if SET["centre"]:
         return np.float32(np.median(metres[valid]) if valid.any() else 0), np.float32(SET["span"])
     return np.float32((SET["near"] + SET["far"]) / 2), np.float32((SET["far"] - SET["near"]) / 2)
@@ -127,14 +127,14 @@ def points(vertices: np.ndarray, valid: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def centre(side: int) -> slice:
-    """The central part of a side of the image that the network sees."""
+    """The centre crop along one side of the image."""
     edge = (1 - CROP) / 2
     start = min(round(edge * side), side - 1)
     return slice(start, max(round((1 - edge) * side), start + 1))
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """Scale to [size, size], with averaging where it shrinks."""
+    """Resize to [size, size], averaging when downscaling."""
     height, width = (2 * math.ceil(side / size / 2) - 1 for side in image.shape[:2])
     if height > 1 or width > 1:
         image = cv2.blur(image, (width, height), borderType=cv2.BORDER_REPLICATE)

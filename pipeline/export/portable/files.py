@@ -1,4 +1,4 @@
-"""Reads the files for predict.py and load.py. Needs what preprocess.py needs."""
+"""Reads input files for predict.py and load.py. Has the same dependencies as preprocess.py."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ from preprocess import batch, read
 
 
 def inputs_of(paths: Sequence[str]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """Yield each file and the inputs of the network. Report files that cannot be read, and then exit with 1."""
+    """Yield each file with the inputs of the network. Report files that cannot be read, and exit with 1 at the end."""
     failed = False
     for path in paths:
         try:

@@ -1,4 +1,4 @@
-"""python load.py FILE …: features and labels in plain PyTorch. Needs torch and what preprocess.py needs."""
+"""python load.py FILE …: features and labels in plain PyTorch. Requires torch and the dependencies of preprocess.py."""
 
 import sys
 from pathlib import Path

@@ -21,11 +21,11 @@ def read(data: bytes) -> dict[str, np.ndarray]:
     """Convert a PLY, PCD, npz, npy or `.bin` to `points`, float32 [count, C], evenly spaced, and their `mask`."""
     try:
         rows = rows_of(data)
-    except Exception as error:  # a damaged file raises anything
+    except Exception as error:  # a damaged file may raise any error
         raise ValueError(f"not a readable point cloud: {error}") from None
     rows = rows[np.isfinite(rows[:, :WIDTH]).all(1), :WIDTH]
     if not len(rows) or rows.shape[1] < WIDTH:
-        raise ValueError(f"no points with {WIDTH} columns in it")
+        raise ValueError(f"contains no points with {WIDTH} columns")
     rows = rows[np.arange(SET["count"]) * len(rows) // SET["count"]].astype(np.float64)
     if SET["radius"] is not None:
         rows[:, :3] /= SET["radius"]
@@ -36,7 +36,7 @@ def read(data: bytes) -> dict[str, np.ndarray]:
 
 
 def batch(samples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Combine results of `read` to one input of the network."""
+    """Combine results of `read` into one input of the network."""
     return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 

@@ -1,4 +1,4 @@
-"""python predict.py FILE …: labels with ONNX Runtime. Needs onnxruntime and what preprocess.py needs."""
+"""python predict.py FILE …: labels with ONNX Runtime. Requires onnxruntime and the dependencies of preprocess.py."""
 
 import json
 import sys

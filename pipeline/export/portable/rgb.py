@@ -1,4 +1,4 @@
-"""Preprocessing of RGB images. Needs numpy and opencv-python-headless."""
+"""Preprocessing of RGB images. Requires numpy and opencv-python-headless."""
 
 import json
 import math
@@ -12,7 +12,7 @@ SIZE, CROP = ABOUT["size"], ABOUT["crop"]
 
 
 def read(data: bytes) -> dict[str, np.ndarray]:
-    """Decode a JPEG, PNG or WebP. Transparency is blended with white, 16 bits become 8.
+    """Decode a JPEG, PNG or WebP. Transparency is blended with white; 16-bit images are reduced to 8 bits.
 
     Args:
         data: The bytes of the file.
@@ -40,19 +40,19 @@ def read(data: bytes) -> dict[str, np.ndarray]:
 
 
 def batch(samples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Combine results of `read` to one input of the network."""
+    """Combine results of `read` into one input of the network."""
     return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 
 def centre(side: int) -> slice:
-    """The central part of a side of the image that the network sees."""
+    """The centre crop along one side of the image."""
     edge = (1 - CROP) / 2
     start = min(round(edge * side), side - 1)
     return slice(start, max(round((1 - edge) * side), start + 1))
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """Scale to [size, size], with averaging where it shrinks."""
+    """Resize to [size, size], averaging when downscaling."""
     height, width = (2 * math.ceil(side / size / 2) - 1 for side in image.shape[:2])
     if height > 1 or width > 1:
         image = cv2.blur(image, (width, height), borderType=cv2.BORDER_REPLICATE)

@@ -1,4 +1,4 @@
-"""Preprocessing of text. Needs numpy and, unless the tokenizer is `bytes`, the package tokenizers."""
+"""Preprocessing of text. Requires numpy and, unless the tokenizer is `bytes`, the package tokenizers."""
 
 import json
 import unicodedata
@@ -27,7 +27,7 @@ def read(data: bytes) -> dict[str, np.ndarray]:
 
 
 def batch(samples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Combine results of `read` to one input of the network, padded."""
+    """Combine results of `read` into one padded input of the network."""
     longest = max(len(sample["ids"]) for sample in samples)
     fill = {"ids": PADDING, "mask": False}
     return {

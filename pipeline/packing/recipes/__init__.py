@@ -1,1 +1,1 @@
-"""Recipes: what a data set consists of, for each layout of recordings on disk."""
+"""Recipes: each finds the samples of a dataset in one kind of layout on disk."""

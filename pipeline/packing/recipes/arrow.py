@@ -22,15 +22,15 @@ SUFFIXES = {
     b"\x89PNG": "png", b"\xff\xd8": "jpg", b"fLaC": "flac", b"OggS": "ogg", b"ID3": "mp3", b"\xff\xfb": "mp3",
     b"\xff\xf3": "mp3", b"\xff\xf2": "mp3", b"\x93NUMPY": "npy", b"II*\0": "tiff", b"MM\0*": "tiff",
 }  # fmt: skip
-"""First bytes of a file -> suffix. The file name stored with the bytes may be wrong or missing."""
+"""First bytes of a file -> extension. The file name stored with the bytes may be wrong or missing."""
 
 SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "dev": "val", "test": "test"}
-"""Names of splits in the library -> those of the shards."""
+"""Split name in the library -> split name in the shards."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A file of rows.
+    """A file that contains rows.
 
     Attributes:
         path: The file.
@@ -66,7 +66,7 @@ def tables(source: Path) -> list[Table]:
     """Find the tables in a folder, in order.
 
     Raises:
-        UserError: There are none.
+        UserError: The folder has no tables.
     """
     if (source / "dataset_dict.json").is_file():
         named = [str(split) for split in _json(source / "dataset_dict.json", "splits")]
@@ -80,7 +80,8 @@ def tables(source: Path) -> list[Table]:
     found = [Table(path, split, _groups(path)) for split, path in paths]
     if not any(sum(table.groups) for table in found):
         raise UserError(
-            f"{source}: no output of `save_to_disk` (with a state.json) and no Parquet files with rows found."
+            f"{source}: contains neither output of `save_to_disk` (with a state.json) nor Parquet files with rows. "
+            "Check the folder."
         )
     return found
 
@@ -92,17 +93,17 @@ def places(found: Sequence[Table], wanted: Sequence[str]) -> Iterator[Place]:
         for group, rows in enumerate(table.groups):
             part = _part(str(table.path), group, tuple(wanted)).select(wanted)
             for row in range(rows):
-                if row % 1024 == 0:  # in blocks, since a row group may be the whole file
+                if row % 1024 == 0:  # read in blocks, since a row group may span the whole file
                     several = part.slice(row, 1024).to_pylist() if wanted else [{}] * 1024
                 yield Place(table, group, row, numbers[table.split], several[row % 1024])
                 numbers[table.split] += 1
 
 
 def columns(found: Sequence[Table]) -> dict[str, dict[str, Any]]:
-    """Read the columns.
+    """Read the column descriptions.
 
     Returns:
-        Column -> its description by the library; `{}` without one.
+        Column -> its description by the library; `{}` if there is none.
 
     Raises:
         UserError: The files have different columns.
@@ -111,7 +112,8 @@ def columns(found: Sequence[Table]) -> dict[str, dict[str, Any]]:
     for table, schema in zip(found[1:], others, strict=True):
         if schema.names != first.names:
             raise UserError(
-                f"{table.path}: its columns differ from {found[0].path}; use a folder with only one of them."
+                f"{table.path}: its columns differ from those of {found[0].path}; use a folder with only one of these "
+                "files."
             )
     try:
         described = json.loads(first.metadata[b"huggingface"])["info"]["features"]
@@ -123,7 +125,7 @@ def columns(found: Sequence[Table]) -> dict[str, dict[str, Any]]:
 
 
 def members(fields: Mapping[str, str], path: str, group: int, place: int) -> dict[str, bytes]:
-    """Read the members of a row. Empty cells have no member.
+    """Read the members of a row. An empty cell yields no member.
 
     Args:
         fields: Field -> column.
@@ -132,7 +134,7 @@ def members(fields: Mapping[str, str], path: str, group: int, place: int) -> dic
         place: Index within the row group.
 
     Raises:
-        ValueError: A cell cannot be a member.
+        ValueError: A cell cannot be converted to a member.
         OSError: The file is missing.
     """
     row = _part(path, group, tuple(fields.values())).slice(place, 1).to_pylist()[0]
@@ -149,7 +151,9 @@ def _member(field: str, column: str, value: Any) -> tuple[str, bytes]:
         return f"{field}.txt", "\n".join(" ".join(text.split()) for text in value).encode()
     data = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(data, bytes):
-        raise ValueError(f"{column}: neither file contents nor text; `save_to_disk` embeds files into the tables")
+        raise ValueError(
+            f"{column}: neither file content nor text; use `save_to_disk`, which embeds files in the tables"
+        )
     suffix = next((kind for start, kind in SUFFIXES.items() if data.startswith(start)), "")
     if data.startswith(b"RIFF"):
         suffix = "webp" if data[8:12] == b"WEBP" else "wav"
@@ -161,7 +165,7 @@ def _member(field: str, column: str, value: Any) -> tuple[str, bytes]:
 
 
 def _without_tiff(column: str, data: bytes) -> tuple[str, bytes]:
-    """Convert TIFF to PNG without loss: the library encodes 16-bit arrays as TIFF."""
+    """Convert TIFF to PNG losslessly, since the library encodes 16-bit arrays as TIFF."""
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if image is None or image.dtype not in (np.uint8, np.uint16):
         raise ValueError(f"{column}: the TIFF does not have 8 or 16 bits")
@@ -173,7 +177,7 @@ def _pyarrow() -> Any:
         import pyarrow.ipc
         import pyarrow.parquet
     except ImportError as error:
-        raise UserError("reading Arrow and Parquet files needs pyarrow: pip install 'wcord[pack]'") from error
+        raise UserError("reading Arrow and Parquet files requires pyarrow: pip install 'wcord[pack]'") from error
     return pyarrow
 
 
@@ -211,7 +215,7 @@ def _saved(folder: Path) -> list[Path]:
 
 def _inside(folder: Path, name: str) -> Path:
     if Path(name).name != name or name == "..":
-        raise UserError(f"{folder}: `{name}` is not a file name in this folder; save the data set again.")
+        raise UserError(f"{folder}: `{name}` is not a file name in this folder; save the dataset again.")
     return folder / name
 
 
@@ -223,10 +227,10 @@ def _json(path: Path, key: str) -> Any:
 
 
 def _one_configuration(source: Path, parquet: Sequence[Path]) -> None:
-    """Check that all files are of one configuration of a data set, which has a folder of its own on the hub.
+    """Check that all files belong to one configuration of a dataset; on the hub, each has its own folder.
 
     Raises:
-        UserError: They are not. The message names the configurations.
+        UserError: They belong to several. The message lists the configurations.
     """
     named = {_configuration(path.parent.relative_to(source)) for path in parquet}
     if len(named) > 1:
@@ -234,13 +238,13 @@ def _one_configuration(source: Path, parquet: Sequence[Path]) -> None:
         several = ", ".join(listed[:10]) + (f" and {len(listed) - 10} more" if len(listed) > 10 else "")
         other = next(folder for folder in listed if folder != ".")
         raise UserError(
-            f"{source}: contains several data sets or configurations: {several}. Pack one of them, such as "
+            f"{source}: contains several datasets or configurations: {several}. Pack one of them, such as "
             f"{source / other}."
         )
 
 
 def _configuration(folder: Path) -> Path:
-    """The folder without those of splits (`train`, `train-part1`), of data (`data`) and of columns (`year=2020`)."""
+    """The folder without subfolders for splits (`train`, `train-part1`), data (`data`) and columns (`year=2020`)."""
     kept = [part for part in folder.parts if part != "data" and "=" not in part and not _is_split(part)]
     return Path(*kept)
 

@@ -1,4 +1,4 @@
-"""Image data sets in binary files of fixed-size records, as published: CIFAR-10, CIFAR-100 and STL-10."""
+"""Image datasets published as binary files with fixed-size records: CIFAR-10, CIFAR-100 and STL-10."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pipeline.packing.recipes.plan import Plan, SourceSample, spilled, stamp
 def cifar10(source: Path) -> Plan:
     """Plan CIFAR-10 from `data_batch_1.bin` to `5`, `test_batch.bin` and `batches.meta.txt`.
 
-    Each record is one byte for the class and a 32 x 32 image in planes.
+    Each record consists of one byte for the class and a 32 x 32 image in channel planes.
 
     Args:
-        source: The unpacked binary version.
+        source: Folder with the extracted binary version.
 
     Raises:
         UserError: A file is missing or damaged.
@@ -32,10 +32,11 @@ def cifar10(source: Path) -> Plan:
 def cifar100(source: Path) -> Plan:
     """Plan CIFAR-100 from `train.bin`, `test.bin` and the lists of class names.
 
-    Each record is one byte for the coarse class, one for the fine class, and a 32 x 32 image in planes.
+    Each record consists of one byte for the coarse class, one for the fine class, and a 32 x 32 image in channel
+    planes.
 
     Args:
-        source: The unpacked binary version.
+        source: Folder with the extracted binary version.
 
     Raises:
         UserError: A file is missing or damaged.
@@ -52,7 +53,7 @@ def stl10(source: Path) -> Plan:
     intended by the authors.
 
     Args:
-        source: The unpacked binary version.
+        source: Folder with the extracted binary version.
 
     Raises:
         UserError: A file is missing or damaged.
@@ -66,7 +67,7 @@ def stl10(source: Path) -> Plan:
         given = np.frombuffer(_read(labels), np.uint8) if name != "unlabeled" else np.zeros(count, np.uint8)
         if len(given) != count:
             raise UserError(
-                f"{labels}: {len(given)} labels for {count} images in {path.name}; unpack the archive again."
+                f"{labels}: has {len(given)} labels for {count} images in {path.name}; extract the archive again."
             )
         mark = stamp([str(path)])[1]
         for number, label in enumerate(given.tolist()):
@@ -108,7 +109,8 @@ def _plan(name: str, source: Path, samples: Spilled[SourceSample], classes: dict
         found = (s.label if label == "label" else s.labels[label] for s in samples)
         if (most := max((x for x in found if x is not None), default=-1)) >= len(names):
             raise UserError(
-                f"{source}: the files have class {most}, but there are only {len(names)} names; use matching files."
+                f"{source}: the files contain class {most}, but there are only {len(names)} class names; use matching "
+                "files."
             )
     options, units = {"source": str(source)}, {"rgb.png": "uint8 sRGB"}
     return Plan(name, name, options, samples, classes=classes, units=units, split_rule="official", make=_image)
@@ -118,10 +120,11 @@ def _count(path: Path, size: int) -> int:
     try:
         count, rest = divmod(path.stat().st_size, size)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}. Unpack the binary version of the data set here.") from None
+        raise UserError(f"{path}: {error.strerror}. Extract the binary version of the dataset here.") from None
     if rest or not count:
         raise UserError(
-            f"{path}: {path.stat().st_size} bytes are not a multiple of the record size {size}; unpack it again."
+            f"{path}: {path.stat().st_size} bytes is not a multiple of the record size {size}; extract the archive "
+            "again."
         )
     return count
 
@@ -131,7 +134,7 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UserError(
-            f"{path}: {error.strerror}. The file is part of the data set; unpack the archive again."
+            f"{path}: {error.strerror}. The file is part of the dataset; extract the archive again."
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Photos with several captions, as published: Flickr8k and COCO."""
+"""Published datasets of photos with several captions each: Flickr8k and COCO."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def flickr8k(source: Path) -> Plan:
     Lines of the first file are `photo.jpg#0<tab>caption`. The photos are in `Flicker8k_Dataset/` (sic) or `Images/`.
 
     Args:
-        source: The unpacked folder.
+        source: Folder with the extracted files.
 
     Raises:
         UserError: A text file is missing.
@@ -44,7 +44,7 @@ def coco(source: Path) -> Plan:
     The validation split becomes the test split.
 
     Args:
-        source: The unpacked folder.
+        source: Folder with the extracted files.
 
     Raises:
         UserError: The annotations are missing or damaged.
@@ -52,7 +52,7 @@ def coco(source: Path) -> Plan:
     files = sorted((source / "annotations").glob("captions_*.json"))
     if not files:
         raise UserError(
-            f"{source}/annotations: no captions_train2017.json or similar found; unpack the annotations there."
+            f"{source}/annotations: no captions_train2017.json or similar found; extract the annotations there."
         )
     captions: dict[str, list[str]] = defaultdict(list)
     photos = []
@@ -71,14 +71,14 @@ def coco(source: Path) -> Plan:
 
 
 def _plan(name: str, source: Path, photos: Iterable[tuple[str, Path, str]], captions: Captions) -> Plan:
-    """Plan photos, given as name, path and split."""
+    """Plan photos, each given by name, path and split."""
     samples = spilled()
     refused: list[Refusal] = []
     for photo, path, split in photos:
         key, texts = safe_key(Path(photo).stem), captions.get(photo, [])
         try:
             if not texts:
-                raise ValueError("it has no caption")
+                raise ValueError("the photo has no caption")
             size, mark = stamp([str(path)])
             files = {member_name("rgb", photo): str(path)}
         except (ValueError, OSError) as error:
@@ -93,4 +93,4 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); the file is part of the data set.") from None
+        raise UserError(f"{path}: cannot be read ({error}); the file is part of the dataset.") from None

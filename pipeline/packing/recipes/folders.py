@@ -1,4 +1,4 @@
-"""The recipe `folders`: one folder per field; files of a sample have the same path except for the suffix."""
+"""The recipe `folders`: one folder per field; the files of a sample have the same path except for the extension."""
 
 from __future__ import annotations
 
@@ -41,27 +41,27 @@ def plan(
     name: str | None = None,
     licence: str = "not stated",
 ) -> Plan:
-    """Plan a data set from parallel folders: `photos/cat/001.jpg` belongs to `maps/cat/001.png`.
+    """Plan a dataset from parallel folders: `photos/cat/001.jpg` belongs to `maps/cat/001.png`.
 
     Paths are compared in one Unicode normal form. Samples that lack a field are rejected. Hidden files and those that
     systems leave (`Thumbs.db`) are skipped, and links to folders are followed.
 
     Args:
-        root: The folder that contains those of the fields.
+        root: The folder that contains the folders of the fields.
         fields: Field -> its folder, relative to `root`: `{"rgb": "photos", "depth": "maps"}`.
-        label_from: `parent` takes the name of the folder of a file (`cat`) as its class.
-        split_from: `top` takes the first folder of the path (`train/cat/001`) as the split: train, val or test.
-        group: `parent` keeps the files of a folder in one split. Otherwise a regular expression that is searched in
-            the path without suffix (`cat/001`): the group is its first group or else the whole match. None makes every
-            sample a separate group.
-        name: Name of the data set; None for the name of the folder.
+        label_from: `parent` uses the name of the folder of a file (`cat`) as its class.
+        split_from: `top` uses the first folder of the path (`train/cat/001`) as the split: train, val or test.
+        group: `parent` keeps the files of a folder in one split. Otherwise, a regular expression that is searched in
+        the path without extension (`cat/001`); its first capture group, or else the whole match, is the group. With
+        None, every sample is a separate group.
+        name: Name of the dataset; None means the name of the folder.
         licence: Licence of the data.
 
     Raises:
         UserError: A folder is missing or empty, or the regular expression is invalid.
     """
     if not fields:
-        raise UserError("no fields: set the folder of each, e.g. `--field rgb=photos --field depth=maps`.")
+        raise UserError("no fields: specify each field and its folder, e.g. `--field rgb=photos --field depth=maps`.")
     reader = _Reader(fields, label_from is not None, split_from is not None, _grouping(group))
     samples, refused = sift(reader.read(stem, paths) for stem, paths in _matched(Path(root), fields))
     check_unique(samples)
@@ -84,7 +84,7 @@ def plan(
 
 @dataclass(frozen=True)
 class _Reader:
-    """The settings of the recipe. It makes a sample, without label, of files with the same path."""
+    """The settings of the recipe. Makes a sample (without label) from the files with the same path."""
 
     folders: Mapping[str, str]
     has_label: bool
@@ -92,7 +92,7 @@ class _Reader:
     grouping: re.Pattern[str] | None
 
     def class_name(self, stem: str) -> str:
-        """`x/cat/001` -> `cat`; the folder of the split is not a class."""
+        """`x/cat/001` -> `cat`; the folder of the split does not count as a class."""
         within = stem.partition("/")[2] if self.has_split else stem
         return within.rpartition("/")[0].rpartition("/")[2]
 
@@ -107,9 +107,9 @@ class _Reader:
         files = dict(_member(field, folder, paths.get(field, ())) for field, folder in self.folders.items())
         split = stem.partition("/")[0] if self.has_split else None
         if split and split not in SPLITS:
-            raise ValueError(f"no split: its first folder is `{split}`, expected one of {', '.join(SPLITS)}")
+            raise ValueError(f"no split: the first folder is `{split}`, expected one of {', '.join(SPLITS)}")
         if self.has_label and not self.class_name(stem):
-            raise ValueError("no label: it is not in a class folder")
+            raise ValueError("no label: the file is not in a class folder")
         size, mark = stamp(files.values())
         return SourceSample(
             key=safe_key(stem),
@@ -123,7 +123,7 @@ class _Reader:
 
 
 def _matched(root: Path, fields: Mapping[str, str]) -> Iterator[tuple[str, dict[str, list[str]]]]:
-    """Every path without suffix, sorted, with the files of each field."""
+    """Every path without extension, sorted, with the files of each field."""
     db = scratch("files (stem BLOB, field TEXT, path BLOB)")
     left: Counter[str] = Counter()
     for field, folder in fields.items():
@@ -140,18 +140,20 @@ def _matched(root: Path, fields: Mapping[str, str]) -> Iterator[tuple[str, dict[
 
 
 def _refuse_shards(folder: Path) -> None:
-    """Raise UserError for a folder with tars and, at most, what others write beside them."""
+    """Raise UserError for a folder that only contains tars and the files that tools write next to them."""
     suffixes = {path.suffix for path in islice(files_under(folder), 100)}
     if ".tar" in suffixes and suffixes <= {".tar", ".json", ".parquet"}:
         raise UserError(
-            f"{folder}: the files are tars, not one file per sample. WebDataset shards need no packing: name them as "
-            f"data.shards, or index them by `wcord index {folder} --out FOLDER`. To pack them anew, for example with "
-            f"smaller photos: `wcord pack webdataset {folder} FOLDER`."
+            f"{folder}: the files are tars, not one file per sample. WebDataset shards need no packing: set "
+            "data.shards to "
+            f"this folder, or run `wcord index {folder} --out FOLDER`. To repack them, for example with smaller "
+            "photos, "
+            f"run `wcord pack webdataset {folder} FOLDER`."
         )
 
 
 def _files(folder: Path, left: Counter[str]) -> Iterator[tuple[str, str]]:
-    """The files in a folder: relative path without suffix (with `/`), and path."""
+    """The files in a folder: relative path without extension (with `/`), and path."""
     found = files_under(folder, left=left)
     return ((nfc(path.relative_to(folder).with_suffix("").as_posix()), str(path)) for path in found)
 

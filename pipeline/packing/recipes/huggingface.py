@@ -1,7 +1,7 @@
 """The recipe `huggingface`: a folder written by `save_to_disk` of the `datasets` library, or Parquet files.
 
-Only pyarrow is needed. Photos, depth maps and audio files are embedded in the tables and packed unchanged. Files that
-a table only refers to are never opened.
+Only pyarrow is required. Photos, depth maps and audio files that are embedded in the tables are packed unchanged. Files
+that a table only refers to are never opened.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ def plan(
     name: str | None = None,
     licence: str = "not stated",
 ) -> Plan:
-    """Plan a data set from such a folder.
+    """Plan a dataset from a folder of the `datasets` library.
 
-    The splits of a folder are kept. A single split is divided by the fractions.
+    Existing splits are kept. A single split is divided by the fractions.
 
     Args:
         source: The folder.
-        fields: Field -> column. By default, the image column is `rgb`, the audio column `audio` and the string column
-            `text`, if there is only one of each.
-        labels: Class columns; the first is the task. By default, all columns of class labels.
-        group: Column of groups, which stay in one split. None, or an empty cell, makes a row a separate group.
-        name: Name of the data set; None for the name of the folder.
+        fields: Field -> column. By default, the image column becomes `rgb`, the audio column `audio` and the string
+        column `text`, if there is only one of each.
+        labels: Class columns; the first one is the task. By default, all ClassLabel columns.
+        group: Column of groups, which stay in one split. With None, or if the cell is empty, a row is a separate group.
+        name: Name of the dataset; None means the name of the folder.
         licence: Licence of the data.
 
     Raises:
@@ -51,7 +51,7 @@ def plan(
     labels = list(labels) or [column for column, about in known.items() if about.get("_type") == "ClassLabel"]
     for column in (*fields.values(), *labels, *([group] if group else ())):
         if column not in known:
-            raise UserError(f"{source}: no column `{column}`; the columns are {', '.join(known)}.")
+            raise UserError(f"{source}: there is no column `{column}`; the columns are {', '.join(known)}.")
     split = _splits(source, found)
     names = {column: "label" if number == 0 else column for number, column in enumerate(labels)}
     classified = {column: _classes(known[column], found, column) for column in labels}
@@ -103,7 +103,7 @@ def _by_kind(known: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Field -> the only column of its kind."""
     kinds: dict[str, list[str]] = {"rgb": [], "audio": [], "text": []}
     for column, about in known.items():
-        one = about.get("feature", about)  # of a list
+        one = about.get("feature", about)  # the element type of a list
         kind = {"Image": "rgb", "Audio": "audio"}.get(about.get("_type", ""))
         kind = "text" if one.get("dtype") in ("string", "large_string") else kind
         if kind:
@@ -116,20 +116,21 @@ def _by_kind(known: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     chosen = {field: column for field, of_kind in kinds.items() for column in of_kind}
     if not chosen:
         raise UserError(
-            f"found no image, audio or text column; the columns are {', '.join(known)}. Choose what to pack, as in "
+            f"found no image, audio or text column; the columns are {', '.join(known)}. Choose the columns to pack, "
+            "as in "
             f"`--field rgb={next(iter(known))}`."
         )
     return chosen
 
 
 def _splits(source: Path, found: Sequence[Table]) -> dict[str, str | None]:
-    """Name of a split in the library -> name in the shards; None for a single one, to divide by the fractions."""
+    """Split name in the library -> split name in the shards; None for a single split, which fractions divide."""
     names = {table.split for table in found}
     if len(names) == 1:
         return dict.fromkeys(names)
     if unknown := sorted(names - SPLITS.keys()):
         raise UserError(
-            f"{source}: unknown split `{unknown[0]}`; expected {', '.join(SPLITS)}. Use a folder of one split."
+            f"{source}: unknown split `{unknown[0]}`; expected {', '.join(SPLITS)}. Use a folder with one split."
         )
     return {name: SPLITS[name] for name in names}
 

@@ -1,4 +1,4 @@
-"""ImageNet (ILSVRC 2012) and subsets: one folder per synset, in the original layout or that of Kaggle."""
+"""ImageNet (ILSVRC 2012) and subsets: one folder per synset, in the original or the Kaggle layout."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def imagenet(source: Path) -> Plan:
     `LOC_val_solution.csv` (Kaggle) or from `ILSVRC2012_devkit_t12/` (original).
 
     Args:
-        source: The unpacked folder.
+        source: Folder with the extracted files.
 
     Raises:
         UserError: The folder or the labels are missing.
@@ -81,7 +81,7 @@ def _held_out(source: Path) -> dict[str, str]:
 
 
 def _names(source: Path) -> dict[str, str]:
-    """Synset -> its words."""
+    """Synset -> its words (English names)."""
     path = source / MAPPING
     if path.is_file():
         return dict(line.split(maxsplit=1) for line in path.read_text().splitlines() if " " in line)
@@ -95,7 +95,7 @@ def _devkit(source: Path) -> list[tuple[int, str, str]]:
 
 
 def _distinct(synsets: list[str], words: dict[str, str]) -> list[str]:
-    """The first word of each class, with the synset if several classes share it (there are two cranes)."""
+    """The first name of each class, followed by the synset if several classes share it (such as crane)."""
     first = [words.get(synset, synset).partition(",")[0].strip() for synset in synsets]
     count = Counter(first)
     return [name if count[name] == 1 else f"{name} {synset}" for name, synset in zip(first, synsets, strict=True)]

@@ -41,30 +41,30 @@ def plan(
     partners: str | Path | None = None,
     seed: int = 0,
 ) -> Plan:
-    """Plan a data set from a table. Invalid rows are rejected.
+    """Plan a dataset from a table. Invalid rows are rejected.
 
-    Rows that differ only in their caption are one sample with several captions. Other rows with the same first file are
-    in one group, unless `group` or `split` is given.
+    Rows that differ only in their caption become one sample with several captions. Other rows with the same first file
+    form a group, unless `group` or `split` is set.
 
     Args:
         manifest: The CSV or JSONL file.
         fields: Field -> column, or a template over columns: `{"rgb": "hand_rgb/{id}.jpg"}`. Paths are relative to the
             folder of the table and must stay in it; absolute paths are allowed. If the column is empty, the sample
-            lacks the field. `text` is the caption itself unless it ends in `.txt`; a list of captions in JSONL becomes
-            one per line.
+            lacks the field. For the field `text`, the value is the caption itself unless it ends in `.txt`; a list of
+            captions in JSONL becomes one caption per line.
         labels: Columns of class names or numbers. The first becomes `label.txt`, others become `labels` in
             `meta.json`. An empty cell means unlabelled. Classes are the distinct values, sorted (numbers as numbers).
-        group: Column or template of groups, which stay in one split. None makes every sample a separate group.
-        split: Column with train, val or test. None divides samples by the fractions.
-        key: Column or template of sample names. By default the column `id`, or else the path of the first file.
-        classes: Names of the classes of the first label, in order. Numbers are then indices, and other values are
-            rejected.
-        name: Name of the data set; None for the name of the folder.
+        group: Column or template of groups, which stay in one split. With None, every sample is a separate group.
+        split: Column with train, val or test. With None, samples are divided by the fractions.
+        key: Column or template of sample keys. Default: the column `id`, or else the path of the first file.
+        classes: Class names of the first label, in order. If set, numbers in the column are class indices, and unknown
+        values are rejected.
+        name: Name of the dataset; None means the name of the folder.
         licence: Licence of the data.
-        partners: A second table. Every row gets a partner of the same class and split, chosen by seed (see
-            `pipeline.packing.recipes.partners`). Its columns are named `partner.NAME`, and its paths are relative to
-            its own folder.
-        seed: Seed of the partners.
+        partners: A second table. Every row is paired with one of its rows of the same class and split, chosen by seed
+        (see `pipeline.packing.recipes.partners`). The columns of the second table are available as `partner.NAME`;
+        its paths are relative to its own folder.
+        seed: Random seed for choosing partners.
 
     Raises:
         UserError: A table or template is invalid.
@@ -111,31 +111,31 @@ def plan(
 def _read_rows(
     path: Path, partners: str | Path | None, labels: Sequence[str], split: str | None, seed: int
 ) -> tuple[Rows, list[Refusal]]:
-    """The rows of the table with their places and partners, and the rows that cannot be read or paired."""
+    """The rows of the table with their positions and partners, and the rows that cannot be read or paired."""
     rows, broken = read_table(path)
     if partners is None:
         return rows, broken
     if not labels or not split:
-        raise UserError("partners: pairs have the same class and split; set both columns (label, split).")
+        raise UserError("partners: rows are paired by class and split; set both columns (label and split).")
     rows, alone = with_partners(rows, Path(partners), labels[0], split, seed)
     return rows, broken + alone
 
 
 def _templates(fields: Mapping[str, str], columns: Sequence[str]) -> dict[str, Template]:
     if not fields:
-        raise UserError("no fields: set the path of each, e.g. `--field rgb=photos/{id}.jpg`.")
+        raise UserError("no fields: specify each field and its path, e.g. `--field rgb=photos/{id}.jpg`.")
     return {field: Template(text, columns, f"field {field}") for field, text in fields.items()}
 
 
 def _key(key: str | None, columns: Sequence[str]) -> Template | None:
-    """The template of sample names; by default the column `id`, if it exists."""
+    """The template of sample keys; by default the column `id`, if it exists."""
     text = key or ("id" if "id" in columns else None)
     return Template(text, columns, "key") if text else None
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """The settings of the recipe, resolved for the columns of the table. It makes a sample of a row."""
+    """The settings of the recipe, resolved for the columns of the table. Makes a sample from a row."""
 
     folder: Path
     partners: Path
@@ -177,7 +177,7 @@ class _Reader:
         )
 
     def _identify(self, row: Row, where: str) -> tuple[str, str]:
-        """The key of a row and its readable name. Raises ValueError for a column that is not text."""
+        """The key of a row, and its readable name. Raises ValueError for a column that is not text."""
         if self.key:
             source = self.key(row) or where
         else:
@@ -186,7 +186,7 @@ class _Reader:
         return safe_key(source), source
 
     def _members(self, row: Row) -> tuple[dict[str, str], dict[str, str]]:
-        """Member -> path, and member -> text if the table contains the text itself."""
+        """Member -> path, and member -> text where the table contains the text itself."""
         files: dict[str, str] = {}
         texts: dict[str, str] = {}
         for field, template in self.fields.items():
@@ -207,15 +207,15 @@ class _Reader:
 
 
 def _label_columns(labels: Sequence[str], columns: Sequence[str], classes: Sequence[str] | None) -> dict[str, str]:
-    """Label name -> column: the first column becomes `label`, others keep their name."""
+    """Label name -> column: the first column becomes `label`, all others keep their names."""
     for column in labels:
         if column not in columns:
             raise UserError(f"label: no column `{column}`; the columns are {', '.join(columns)}.")
     names = {("label" if number == 0 else column): column for number, column in enumerate(labels)}
     if len(names) < len(labels):
-        raise UserError(f"labels {', '.join(labels)}: names must differ, and only the first may be called `label`.")
+        raise UserError(f"labels {', '.join(labels)}: names must be unique, and only the first one may be `label`.")
     if classes and not labels:
-        raise UserError("classes are given without a label: set its column, e.g. `--label class`.")
+        raise UserError("classes are set, but there is no label column; add one, e.g. `--label class`.")
     return names
 
 
@@ -225,7 +225,7 @@ def _cells(rows: Rows, column: str) -> Iterator[str]:
 
 
 def _numbers(names: Sequence[str], fixed: bool) -> dict[str, int]:
-    """Class name -> index; if the classes were given, also index as text -> index, unless it is a name."""
+    """Class name -> index; if `classes` is set, also index as text -> index, unless this text is a class name."""
     by_index = {str(number): number for number in range(len(names))} if fixed else {}
     return by_index | {name: number for number, name in enumerate(names)}
 
@@ -234,7 +234,9 @@ def _number(value: str, numbers: Mapping[str, int]) -> int | None:
     if not value:
         return None
     if is_negative(value):
-        raise ValueError(f"label {value} is out of range: classes start at 0; leave it empty if there is none")
+        raise ValueError(
+            f"label {value} is out of range: classes start at 0; leave the cell empty if there is no label"
+        )
     if value not in numbers:
         known = ", ".join(list(numbers)[:12]) + (", ..." if len(numbers) > 12 else "")
         raise ValueError(f"label `{value}` is unknown; the classes are {known}")

@@ -24,5 +24,7 @@ def read_matlab(path: Path, name: str) -> np.ndarray:
     try:
         found: np.ndarray = loadmat(str(path))[name]
     except (OSError, KeyError, ValueError, NotImplementedError) as error:
-        raise UserError(f"{path}: cannot read `{name}` ({error}); the file is part of the data set.") from None
+        raise UserError(
+            f"{path}: cannot read the variable `{name}` ({error}). Extract the dataset again, which contains this file."
+        ) from None
     return found

@@ -1,4 +1,4 @@
-"""Pairs samples by class: e.g. any photo of a three with any recording of a three, without joint recordings."""
+"""Pairs separately recorded samples by class, e.g. any photo of the digit 3 with any recording of a spoken 3."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ PREFIX = "partner."
 
 
 def with_partners(rows: Rows, partners: Path, label: str, split: str, seed: int) -> tuple[Rows, list[Refusal]]:
-    """Add the columns of a partner of the same class and split to every row.
+    """Add to every row the columns of a partner with the same class and split.
 
-    Partners stay in their split, so that no partner is used in training and in test. Within a class and split,
-    partners are used in a seeded random order, each about equally often.
+    Partners stay in their split, so no partner is used in both training and test. Within a class and split, partners
+    are used in a seeded random order, each about equally often.
 
     Args:
         rows: Rows of the first table.
         partners: The second table.
         label: Column of the class in both tables.
         split: Column of the split in both tables.
-        seed: Seed of the order.
+        seed: Random seed for the order.
 
     Returns:
-        The rows with partners, and the rows without.
+        The rows with partners, and the rows without a partner.
 
     Raises:
         UserError: The second table cannot be read or lacks a column.
@@ -39,7 +39,8 @@ def with_partners(rows: Rows, partners: Path, label: str, split: str, seed: int)
     for column in (label, split):
         if column not in known:
             raise UserError(
-                f"{partners}: no column `{column}`, which both tables need for pairs; its columns are {sorted(known)}."
+                f"{partners}: there is no column `{column}`, which both tables must have; its columns are "
+                f"{sorted(known)}."
             )
     decks: dict[tuple[str, str], array[int]] = defaultdict(lambda: array("I"))
     for number, (where, row) in enumerate(others):

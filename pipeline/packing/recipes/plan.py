@@ -1,4 +1,4 @@
-"""The plan of a data set. A recipe makes a plan, the same for the same sources, and packing executes it."""
+"""The plan of a dataset: a recipe makes it, always the same for the same sources, and packing executes it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UNITS = {"depth": ("depth.png", "millimetres, 0 = no reading")}
 
 INTRINSICS = ("fx", "fy", "cx", "cy", "width", "height")
 
-_LONGEST_KEY = 64  # a name in a plain tar has 100 bytes and includes the member
+_LONGEST_KEY = 64  # a name in a plain tar has up to 100 bytes, including the member
 
 
 @dataclass(frozen=True)
@@ -40,28 +40,28 @@ class Refusal:
 
 
 class Excluded(Exception):  # noqa: N818 - nothing is wrong with the sample
-    """Raised by a plan's `make` for a sample that a filter of the user's does not want."""
+    """Raised by a plan's `make` for a sample that a user's filter excludes."""
 
 
 Make = Callable[..., Mapping[str, bytes]]
-"""A function from the `arguments` of a sample to members that are computed, not read. Importable by worker processes.
+"""A function from the `arguments` of a sample to its computed members. Worker processes must be able to import it.
 """
 
 
 class SourceSample(NamedTuple):
-    """A sample to pack. All values are valid JSON, so that millions of samples can be stored on disk.
+    """A sample to pack. All values are valid JSON, so millions of samples can be stored on disk.
 
     Attributes:
         key: Unique key.
         group: Samples of a group stay in one split.
         size: Expected size in bytes.
-        stamp: Changes when a source changes.
+        stamp: A text that changes when a source changes.
         files: Member -> path.
         texts: Member -> content.
         arguments: Arguments of the plan's `make`.
         label: Class index; None if unlabelled.
         labels: Other label name -> class index.
-        split: None if it is assigned by the fractions.
+        split: The split; None if it is assigned by the fractions.
         source: Readable name, for `meta.json`.
     """
 
@@ -93,13 +93,13 @@ class SourceSample(NamedTuple):
 
 @dataclass
 class Plan:
-    """What a recipe found: samples in a fixed order, and rejected sources.
+    """The result of a recipe: samples in a fixed order, and rejected sources.
 
     Attributes:
         recipe: Name of the recipe.
-        name: Name of the data set.
-        options: Settings of the user as JSON. They identify the packing in a folder.
-        samples: Use `spilled` if there may be many.
+        name: Name of the dataset.
+        options: The user's settings as JSON, which identify the packing in a folder.
+        samples: The samples; use `spilled` if there may be many.
         refused: Rejected sources.
         make: Computes members.
         camera: Default entries of every `meta.json`.
@@ -121,7 +121,7 @@ class Plan:
 
 
 def spilled(samples: Iterable[SourceSample] = ()) -> Spilled[SourceSample]:
-    """Store samples on disk, so that memory does not grow with their number."""
+    """Store samples on disk, so memory does not grow with their number."""
     return Spilled(SourceSample, samples)
 
 
@@ -148,13 +148,13 @@ def parse_fields(given: Iterable[str]) -> dict[str, str]:
         if not (name and equals and source):
             raise UserError(f"--field {text}: expected a field and its source, e.g. `--field rgb=photos`.")
         if name in fields:
-            raise UserError(f"--field {text}: {name} is given twice; a sample has one {name}.")
+            raise UserError(f"--field {text}: {name} is specified twice; remove one of them.")
         fields[name] = source
     return fields
 
 
 def add_masks(plan: Plan, given: Iterable[str]) -> Plan:
-    """Declare fields of a plan as masks.
+    """Declare fields of a plan to be segmentation masks.
 
     Args:
         plan: The plan.
@@ -176,7 +176,9 @@ def add_masks(plan: Plan, given: Iterable[str]) -> Plan:
                 "numbered from 0: `--mask mask=background:0,hand:255`. Names and values must be unique."
             )
         if field not in plan.options.get("fields", {}) or field in plan.classes:
-            raise UserError(f"--mask {text}: {field or 'it'} is not a field, or already a label; add it with --field.")
+            raise UserError(
+                f"--mask {text}: {field or 'it'} is not a field, or is already a label; add it with --field."
+            )
         plan.classes[field], plan.masks[field] = names, list(map(int, numbers))
         plan.options = plan.options | {"masks": plan.masks}
     return plan
@@ -214,7 +216,7 @@ def add_camera(plan: Plan, intrinsics: str | None, gravity: str | None) -> Plan:
 
 
 def safe_key(identity: str) -> str:
-    """Make a key that is valid for any tar and WebDataset reader: letters, digits, `-` and `_`, at most 64 characters.
+    """Make a key that is valid in all tar and WebDataset readers: letters, digits, `-` and `_`, up to 64 characters.
 
     If characters were replaced or removed, a digest makes the key unique. It is the same in all Unicode normal forms.
 
@@ -234,7 +236,7 @@ def check_unique(samples: Sequence[SourceSample]) -> None:
     """Check that keys are unique.
 
     Raises:
-        UserError: Two samples have the same key. The message names both sources.
+        UserError: Two samples have the same key. The message contains both sources.
     """
     db = scratch("samples (number INTEGER PRIMARY KEY, key BLOB)")
     db.executemany("INSERT INTO samples VALUES (?, ?)", ((n, blob(sample.key)) for n, sample in enumerate(samples)))
@@ -243,7 +245,7 @@ def check_unique(samples: Sequence[SourceSample]) -> None:
         one, other = (samples[number] for number in pair)
         raise UserError(
             f"`{one.source}` and `{other.source}` both have the key `{one.key}`: keys must be unique. Rename or remove "
-            "one of them; for a manifest, `--key` can name a column with unique values."
+            "one of them; for a manifest, set `--key` to a column with unique values."
         )
 
 
@@ -262,7 +264,7 @@ def stamp(files: Iterable[str]) -> tuple[int, str]:
 
 
 def refusal(key: str, where: str, error: Exception) -> Refusal:
-    """Make a refusal from an exception. An OSError has its own file name.
+    """Convert an exception to a `Refusal`. An OSError contains the file name.
 
     Raises:
         UserError: The machine failed: no permission, too many open files.

@@ -1,4 +1,4 @@
-"""Public data sets that are packed from the files as published."""
+"""Public datasets that can be packed from their published files."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def plan(name: str, source: Path) -> Plan:
     """Plan one of `KNOWN`.
 
     Args:
-        name: Name of the data set.
-        source: The folder with the unpacked files.
+        name: Name of the dataset.
+        source: Folder with the extracted files.
 
     Raises:
-        UserError: The data set is unknown, or files are missing.
+        UserError: The dataset is unknown, or files are missing.
     """
     if name not in KNOWN:
-        raise UserError(f"{name}: unknown data set; choose one of {', '.join(KNOWN)}.")
+        raise UserError(f"{name}: unknown dataset; choose one of {', '.join(KNOWN)}.")
     found = KNOWN[name](source)
     if not found.samples:
-        raise UserError(f"{source}: contains no sample of {name}; unpack the data set into this folder.")
+        raise UserError(f"{source}: contains no samples of {name}; extract the dataset into this folder.")
     check_unique(found.samples)
     return found

@@ -1,4 +1,4 @@
-"""RGB-D data sets, as published: NYU-Depth v2 and SUN RGB-D."""
+"""RGB-D datasets, as published: NYU-Depth v2 and SUN RGB-D."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ CAMERA = "intrinsics.txt"
 def nyu_depth_v2(source: Path) -> Plan:
     """Plan NYU-Depth v2 from `nyu_depth_v2_labeled.mat` (HDF5) and `splits.mat`.
 
-    It has aligned photos (JPEG of quality 95), depth maps and masks, with the type of room as class: 795 training and
-    654 test samples. `mask` has the 894 original classes. If `classMapping40.mat` of Gupta et al. (2013) is in the
-    folder, `classes` has the 40 classes that are usually reported.
+    The samples are aligned photos (JPEG, quality 95), depth maps and masks, with the room type as the class: 795 for
+    training and 654 for testing. `mask` uses the 894 original classes. If `classMapping40.mat` of Gupta et al. (2013)
+    is in the folder, `classes` uses the 40 classes that papers usually report.
 
     Args:
         source: The folder.
@@ -56,7 +56,7 @@ def nyu_depth_v2(source: Path) -> Plan:
         for name in ("images", "depths", "labels"):
             file[name]
     except (OSError, KeyError) as error:
-        raise UserError(f"{path}: not the labelled data set of NYU-Depth v2: {error}") from None
+        raise UserError(f"{path}: not the labelled dataset of NYU-Depth v2: {error}") from None
     names, mark = sort_classes(kinds), stamp([str(path)])[1]
     classes, masks, table = {"label": names, "mask": objects}, {"mask": list(range(1, len(objects) + 1))}, None
     if (mapping := source / "classMapping40.mat").is_file():
@@ -116,7 +116,7 @@ def _plan(
 
 
 def _nyu_frame(path: str, table: tuple[int, ...] | None, number: int) -> dict[str, bytes]:
-    """Members of a frame. `table` maps original to coarse classes (0 for none); None without coarse classes."""
+    """Members of a frame. `table` maps original to coarse classes (0 means none); None without coarse classes."""
     file = _open(path)
     mask = file["labels"][number].T.astype(np.uint16)
     coarse = {} if table is None else {"classes.png": _png(np.array(table, np.uint8)[mask])}
@@ -175,7 +175,7 @@ def _open(path: str) -> Any:
     try:
         import h5py
     except ImportError as error:
-        raise UserError("NYU-Depth v2 needs h5py: pip install 'wcord[pack]'") from error
+        raise UserError("NYU-Depth v2 requires h5py: pip install 'wcord[pack]'") from error
     return h5py.File(path, "r")
 
 

@@ -1,4 +1,4 @@
-"""Rows of one table that name the same file: one sample with several captions, or samples of one group."""
+"""Joins rows of a table that list the same file: into one sample with several captions, or into one group."""
 
 from __future__ import annotations
 
@@ -18,21 +18,24 @@ TEXT = "text.txt"
 
 
 def one_sample_per_file(samples: Sequence[SourceSample], grouped: bool) -> Spilled[SourceSample]:
-    """Keep the rows of one file together, so that no file is in two splits.
+    """Keep the rows that list the same file together, so no file is in two splits.
 
     Args:
         samples: The samples, in the order of the table.
-        grouped: Whether the table gives the groups. They are then not changed.
+        grouped: Whether the table sets the groups, which are then left unchanged.
 
     Returns:
-        Samples that differ only in their caption are one, with the key of the first row and one caption per line, each
-        once. Other samples with the same first file are in one group, unless the table gives group or split.
+        Samples that differ only in their caption become one, with the key of the first row and one caption per line,
+        without duplicates. Other samples with the same first file form a group, unless the table sets group or split.
     """
     joined = spilled()
     for rows in _alike(samples, (_without_caption(sample, grouped) for sample in samples)):
         joined.append(_joined(rows))
     if len(joined) < len(samples):
-        log.info(f"{len(samples)} rows are {len(joined)} samples: rows of the same files are captions of one sample")
+        log.info(
+            f"{len(samples)} rows became {len(joined)} samples: rows that list the same files are captions of one "
+            "sample"
+        )
     if grouped:
         return joined
     found, shared = spilled(), 0
@@ -43,13 +46,13 @@ def one_sample_per_file(samples: Sequence[SourceSample], grouped: bool) -> Spill
             found.append(sample._replace(group=rows[0].key) if together else sample)
     if shared:
         log.info(
-            f"{shared} samples share a file with others and stay in one split with them; --group sets other groups"
+            f"{shared} samples share a file with others and stay in the same split; use --group to set other groups"
         )
     return found
 
 
 def _without_caption(sample: SourceSample, grouped: bool) -> str:
-    """All that must be equal for two rows to be one sample; empty if they cannot be."""
+    """The values that must be equal for two rows to form one sample; empty if the row cannot be joined."""
     if not sample.files or TEXT not in sample.texts:
         return ""
     same = [sample.files, sample.label, sample.labels, sample.split, sample.group if grouped else ""]
@@ -66,7 +69,7 @@ def _joined(rows: Sequence[SourceSample]) -> SourceSample:
 
 
 def _alike(samples: Sequence[SourceSample], identities: Iterable[str]) -> Iterator[list[SourceSample]]:
-    """The samples of each identity, in the order of the first; an empty identity is that of no other sample."""
+    """The samples of each identity, in order of first appearance. An empty identity matches no other sample."""
     db = scratch("rows (number INTEGER PRIMARY KEY, identity BLOB)")
     marks = (_mark(identity) if identity else number.to_bytes(8) for number, identity in enumerate(identities))
     db.executemany("INSERT INTO rows VALUES (?, ?)", enumerate(marks))

@@ -1,4 +1,4 @@
-"""From a sample in somebody's shards to the members that are packed: read, joined, filtered, chosen, resized."""
+"""Makes the members to pack from a sample in foreign shards: read, join, filter, select, resize."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from pipeline.packing.recipes.plan import Excluded
 from pipeline.packing.recipes.shard_rows import read_piece
 
 QUALITY = 95
-"""Of JPEGs that are resized."""
+"""JPEG quality of resized photos."""
 
 
 @dataclass(frozen=True)
 class Naming:
-    """How the members of a data set are called here.
+    """How the members of foreign shards are named here.
 
     Attributes:
         names: Extension -> member, for members that are renamed.
-        keeps_meta: Whether its `meta.json` has our format: that of other data sets may be anything.
+        keeps_meta: Whether `meta.json` has our format; in other datasets, it may contain anything.
     """
 
     names: Mapping[str, str]
@@ -48,15 +48,15 @@ class Naming:
 
 @dataclass(frozen=True)
 class ShardMembers:
-    """Makes the members of a sample from its place in a shard; the `make` of a plan.
+    """Makes the members of a sample from its position in a shard; the `make` of a plan.
 
     Attributes:
         own: Names of the members of the shards.
-        joined: Names of the members of the shards that are joined.
-        fields: The fields to pack; None packs all.
-        preferred: Members of which the first one is taken, if a sample has several for a field.
-        size: Length in pixels to which the short side of larger photos is reduced; None keeps all as they are.
-        filters: Stages of the user, `package.module:name`.
+        joined: Names of the members of the joined shards.
+        fields: The fields to pack; None means all.
+        preferred: Members in order of preference, for samples that have several members for one field.
+        size: Short side in pixels to which larger photos are downscaled; None keeps all photos unchanged.
+        filters: User-defined stages, each `package.module:name`.
     """
 
     own: Naming
@@ -72,15 +72,15 @@ class ShardMembers:
         Args:
             key: Key of the sample in the shards.
             url: Path or URL of its shard.
-            place: 0 for the first sample of the shard.
-            start: Where it begins in the shard, in bytes.
-            stop: Where it ends.
-            other: `url, start, stop, key` of the sample that is joined.
+            place: Index of the sample in the shard, starting at 0.
+            start: First byte of the sample in the shard.
+            stop: Last byte plus 1.
+            other: `url, start, stop, key` of the joined sample.
 
         Raises:
-            Excluded: A filter does not want the sample.
+            Excluded: A filter excludes the sample.
             OSError: A shard cannot be read.
-            ValueError: The sample has no field, or a shard has changed.
+            ValueError: The sample has no fields, or a shard has changed.
             UserError: A filter fails.
         """
         sample = self.own.read(url, start, stop, key)
@@ -92,13 +92,13 @@ class ShardMembers:
             sample = _filter(path, key, url, place, sample)
         members = self._choose(sample)
         if not any(member != "meta.json" for member in members):
-            raise ValueError(f"none of its members is a field: {', '.join(sorted(sample)) or 'it has none'}")
+            raise ValueError(f"none of its members is a field: {', '.join(sorted(sample)) or 'it has no members'}")
         if self.size is not None:
             members = dict(resize(member, data, self.size) for member, data in members.items())
         return members
 
     def _choose(self, sample: Mapping[str, bytes]) -> dict[str, bytes]:
-        """One member of each field that is packed."""
+        """One member for each field to pack."""
         members: dict[str, bytes] = {}
         taken: set[str] = set()
         for name in [*(name for name in self.preferred if name in sample), *sample]:
@@ -119,7 +119,7 @@ def is_field(member: str) -> bool:
 
 
 def resize(member: str, data: bytes, size: int) -> tuple[str, bytes]:
-    """Reduce a larger photo to a JPEG with a short side of `size` pixels; return anything else as it is.
+    """Downscale a larger photo to a JPEG with a short side of `size` pixels; return anything else unchanged.
 
     Args:
         member: Its name, such as `rgb.png`.
@@ -137,7 +137,7 @@ def resize(member: str, data: bytes, size: int) -> tuple[str, bytes]:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except (ValueError, cv2.error):
         image = None
-    if image is None:  # it is rejected with the reason when it is inspected
+    if image is None:  # `inspect` rejects it later, with the reason
         return member, data
     height, width = image.shape[:2]
     scale = size / min(height, width)
@@ -147,7 +147,7 @@ def resize(member: str, data: bytes, size: int) -> tuple[str, bytes]:
 
 
 def _join(sample: dict[str, bytes], found: dict[str, bytes]) -> dict[str, bytes]:
-    """The sample with the fields of another one that it does not have itself."""
+    """The sample, completed with the fields of another sample."""
     own = set(map(field_of, sample))
     new = {name: data for name, data in found.items() if field_of(name) not in own and is_field(name)}
     return new | sample | joined_meta(found, sample)
@@ -161,7 +161,9 @@ def _filter(path: str, key: str, url: str, place: int, sample: dict[str, bytes])
         raise Excluded(error.skipped.cause) from None
     members = {name: value for name, value in found.items() if not name.startswith("__")}
     if other := next((name for name, value in members.items() if not isinstance(value, bytes)), None):
-        raise UserError(f"--filter: {path} must leave members as bytes; {other} is {type(members[other]).__name__}.")
+        raise UserError(
+            f"--filter: {path} must return every member as bytes; {other} is {type(members[other]).__name__}."
+        )
     return members
 
 

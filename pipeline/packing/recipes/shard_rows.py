@@ -1,4 +1,4 @@
-"""Where each sample is in WebDataset shards, and its split, group and labels: found by reading headers only."""
+"""Finds the position, split, group and labels of each sample in WebDataset shards by reading tar headers only."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Row(NamedTuple):
     Attributes:
         key: Its key in the shard.
         url: Path or URL of the shard.
-        place: 0 for the first sample of the shard.
+        place: Index of the sample in the shard, starting at 0.
         start: Offset of its first header in bytes.
         stop: Offset of the end of its last member.
-        split: Its split.
-        group: Its group; "" if it has none.
-        labels: Label -> class index, of the labels that it has.
-        fault: Why it cannot be packed, else "".
+        split: The split.
+        group: The group; "" if it has none.
+        labels: Label -> class index, for the labels that the sample has.
+        fault: Why the sample cannot be packed, else "".
     """
 
     key: str
@@ -48,18 +48,18 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class RowJob:
-    """A shard whose samples are to be found.
+    """A shard to search for samples.
 
     Attributes:
-        number: Its place among the shards.
+        number: Index of the shard.
         url: Path or URL.
         size: Size in bytes.
         split: Split of the whole shard.
-        division: Splits its samples instead, if there is one.
+        division: The rule that assigns individual samples to splits instead, if there is one.
         names: Extension -> member, if members are renamed.
-        group: Where the group is.
-        labels: Label -> where its value is.
-        strict: Whether a label without a valid value is a fault. Otherwise the sample is unlabelled.
+        group: Location of the group.
+        labels: Label -> location of its value.
+        strict: Whether a label without a valid value is an error. Otherwise, the sample is unlabelled.
         shard: Its entry in the manifest, to compare with what is found.
     """
 
@@ -75,7 +75,7 @@ class RowJob:
     shard: Shard | None = None
 
     def wants(self, name: str) -> bool:
-        """Whether the content of a member is needed, by its name in the tar."""
+        """Whether the content of a member is needed, judged by its name in the tar."""
         _, extension = split_name(name) or ("", "")
         own = self.names.get(extension, extension)
         return (
@@ -117,11 +117,11 @@ def read_piece(url: str, start: int, stop: int, key: str) -> dict[str, bytes]:
         key: Its key.
 
     Returns:
-        Member -> content, as the shard calls its members.
+        Member (as named in the shard) -> content.
 
     Raises:
         OSError: The shard cannot be read.
-        ValueError: The sample is not there: the shard has changed.
+        ValueError: The sample is not at this position, so the shard has changed.
     """
     with open_headers(url, stop) as file:
         file.seek(start)
@@ -132,12 +132,12 @@ def read_piece(url: str, start: int, stop: int, key: str) -> dict[str, bytes]:
         members = []
     samples = dict(group_members(members))
     if list(samples) != [key]:
-        raise ValueError(f"{url}: sample {key} is not where it was: the shard has changed")
+        raise ValueError(f"{url}: sample {key} is no longer where it was; the shard has changed")
     return {name: content for name, content in samples[key].items() if content is not None}
 
 
 class _Member(NamedTuple):
-    """A member on disk: its bytes, from header to padding, and its content if it is wanted."""
+    """A member on disk: its bytes, from header to padding, and its content if requested."""
 
     start: int
     stop: int
@@ -147,7 +147,7 @@ class _Member(NamedTuple):
 def _rows(job: RowJob) -> tuple[int, list[Row]]:
     found: list[Row] = []
     extensions: set[str] = set()
-    twice: list[str] = []  # of the sample that is being grouped
+    twice: list[str] = []  # for the sample that is being grouped
     try:
         with open_headers(job.url, job.size) as file:
             for key, held in group_members(
@@ -157,7 +157,7 @@ def _rows(job: RowJob) -> tuple[int, list[Row]]:
                 found.append(_row(job, key, len(found), held, twice))
                 twice.clear()
     except (OSError, ValueError) as error:
-        raise UserError(f"{job.url}: {error}. Repair the shard or leave it out.") from None
+        raise UserError(f"{job.url}: {error}. Repair the shard or exclude it.") from None
     if job.shard and (wrong := refuted(job.shard, job.url, len(found), extensions)) is not None:
         raise wrong
     return job.number, found
@@ -166,7 +166,7 @@ def _rows(job: RowJob) -> tuple[int, list[Row]]:
 def _members(file: BinaryIO, job: RowJob) -> Iterator[tuple[str, _Member]]:
     start = 0
     for name, data in read_members(file, job.wants):
-        stop = file.tell() + -file.tell() % BLOCK  # the padding of a content has not been read yet
+        stop = file.tell() + -file.tell() % BLOCK  # the padding after the content has not been read yet
         yield name, _Member(start, stop, data)
         start = stop
 
@@ -189,7 +189,7 @@ def _row(job: RowJob, key: str, place: int, held: Mapping[str, _Member], twice: 
 
 
 def _group(group: LabelValue | None, members: Mapping[str, bytes | None]) -> str:
-    """The group of a sample; a sample without one is its own."""
+    """The group of a sample; a sample without a group forms its own."""
     data = members.get(group.member) if group else None
     try:
         return group.read(data) if group and data is not None else ""

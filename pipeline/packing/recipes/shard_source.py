@@ -1,4 +1,4 @@
-"""Shards to pack as one data set: what their members, labels and groups are, and what changes when the shards do."""
+"""Shards to pack as one dataset: their members, labels and groups, and a fingerprint that detects changes."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from pipeline.packing.recipes.shard_rows import RowJob
 
 @dataclass(frozen=True)
 class ShardSource:
-    """Foreign shards, or those of a packed data set.
+    """Foreign shards, or those of a packed dataset.
 
     Attributes:
         spec: A packed or indexed folder, or patterns of shards.
-        dataset: What is in them.
-        naming: How their members are called here.
-        label: Where the class is, if the user says so.
+        dataset: The content of the shards.
+        naming: How their members are named here.
+        label: Location of the class, if the user sets it.
     """
 
     spec: str
@@ -41,20 +41,25 @@ class ShardSource:
 
         Args:
             spec: A packed or indexed folder, or patterns of shards.
-            fields: Field -> extensions, if they are not the usual ones.
-            label: Where the class is, such as `json:category`.
-            classes: Names of the classes, if the shards have numbers.
+            fields: Field -> extensions, if they are not detected.
+            label: Location of the class, such as `json:category`.
+            classes: Class names, if the shards contain class indices.
 
         Raises:
             UserError: There are no such shards, a shard cannot be read, or the label does not exist.
         """
         dataset = load_dataset(spec, label or "label")
         if label and not dataset.extensions:
-            raise UserError(f"--label {label}: a packed data set has its labels in dataset.json; remove the option.")
+            raise UserError(f"--label {label}: a packed dataset has its labels in dataset.json; remove the option.")
         if label and label not in dataset.classes:
-            raise UserError(f"--label {label}: no sample has a class there; members are {_listed(dataset.extensions)}.")
+            raise UserError(
+                f"--label {label}: no sample has a class there; the members are {_listed(dataset.extensions)}."
+            )
         if classes and not label and "label" not in dataset.classes:
-            raise UserError("--classes: no sample has a cls; say by --label where the class is, such as json:category.")
+            raise UserError(
+                "--classes: no sample has a member cls; set --label to the location of the class, such as "
+                "json:category."
+            )
         dataset = dataset.classed(label or "label", classes)
         if dataset.extensions:
             naming = Naming(dataset.named(fields).names, keeps_meta="meta" in fields)
@@ -64,21 +69,21 @@ class ShardSource:
 
     @property
     def extensions(self) -> Iterable[str]:
-        """What the names of members end with."""
+        """The extensions of the members."""
         return self.dataset.extensions or self.dataset.fields
 
     def members(self) -> set[str]:
-        """The members, as they are called here."""
+        """The members, as they are named here."""
         return {self.naming.names.get(name, name) for name in self.extensions}
 
     def jobs(self, group: str | None = None) -> list[RowJob]:
-        """The shards, each once.
+        """The shards, without duplicates.
 
         Args:
-            group: Where the group is, such as `json:clip`.
+            group: Location of the group, such as `json:clip`.
 
         Raises:
-            UserError: A shard has changed, or no sample has the member of the group.
+            UserError: A shard has changed, or no sample has the member that contains the group.
         """
         shards = {shard.file: (split, shard) for split, own in self.dataset.splits.items() for shard in own}
         verify_files(local(self.spec), (shard for _, shard in shards.values()))
@@ -100,30 +105,30 @@ class ShardSource:
         ]
 
     def states(self) -> dict[str, tuple[str, str]]:
-        """URL of each shard -> its name, and what changes when its content does."""
+        """URL of each shard -> its name, and a text that changes with its content."""
         shards = chain.from_iterable(self.dataset.splits.values())
         return {self._address(shard): (shard.file, f"{shard.bytes} {shard.sha256 or shard.state}") for shard in shards}
 
     def classes(self) -> dict[str, list[str]]:
-        """Label of the new data set -> names of its classes; masks are not among them."""
+        """Label of the new dataset -> its class names, without masks."""
         if not self.dataset.extensions:
             return {label: self.dataset.classes[label] for label in self.dataset.counts()}
         label = self.label or "label"
         return {"label": self.dataset.classes[label]} if label in self.dataset.classes else {}
 
     def _labels(self) -> dict[str, ForeignLabel]:
-        """Label of the new data set -> where its value is."""
+        """Label of the new dataset -> location of its value."""
         if self.dataset.extensions:
             value = self._named(LabelValue.parse(self.label or "cls"))
             return {label: ForeignLabel(value, tuple(names)) for label, names in self.classes().items()}
         found = {}
         for label, count in self.dataset.counts().items():
             value = LabelValue("label.txt") if label == "label" else LabelValue("meta.json", ("labels", label))
-            found[label] = ForeignLabel(value, tuple(map(str, range(count))))  # the shards have numbers
+            found[label] = ForeignLabel(value, tuple(map(str, range(count))))  # the shards contain class indices
         return found
 
     def _named(self, value: LabelValue) -> LabelValue:
-        """The same by the member's name here."""
+        """The same location, with the member's name here."""
         return replace(value, member=self.naming.names.get(value.member, value.member))
 
     def _group(self, group: str | None) -> LabelValue | None:
@@ -132,7 +137,7 @@ class ShardSource:
         value = LabelValue.parse(group)
         if value.member not in self.extensions:
             raise UserError(
-                f"--group {group}: no sample has a member `{value.member}`; members are {_listed(self.extensions)}."
+                f"--group {group}: no sample has a member `{value.member}`; the members are {_listed(self.extensions)}."
             )
         return self._named(value)
 

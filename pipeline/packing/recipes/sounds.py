@@ -1,4 +1,4 @@
-"""Audio data sets, as published: ESC-50 and Speech Commands."""
+"""Published audio datasets: ESC-50 and Speech Commands."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def esc50(source: Path) -> Plan:
     Folds 1 to 4 are the training split, fold 5 is the test split. Clips of one recording are in the same fold.
 
     Args:
-        source: The unpacked folder.
+        source: Folder with the extracted files.
 
     Raises:
         UserError: The table is missing or lacks a column.
@@ -54,7 +54,7 @@ def speech_commands(source: Path) -> Plan:
     and are skipped.
 
     Args:
-        source: The unpacked folder.
+        source: Folder with the extracted files.
 
     Raises:
         UserError: A list is missing.
@@ -80,7 +80,7 @@ def _lines(path: Path) -> list[str]:
     try:
         return path.read_text().split()
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; the file is part of the data set and defines the splits.") from None
+        raise UserError(f"{path}: {error.strerror}; the file is part of the dataset and defines the splits.") from None
 
 
 def _add(

@@ -20,25 +20,25 @@ from pipeline.packing.recipes.plan import Refusal
 log = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
-"""Column -> text, or an empty list or object in its place: unused columns of JSONL may contain anything."""
+"""Column -> text, or an empty list or object instead: unused columns of JSONL may contain anything."""
 Rows = Spilled[tuple[str, Row]]
 
 BREAKS = re.compile(r"[ \t]*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
-"""A line break, as `str.splitlines` has it, with the white space around it."""
+"""A line break as defined by `str.splitlines`, with the white space around it."""
 
 
 class Template:
-    """A text with columns in braces, such as `hand_rgb/{id}.jpg`. A column name alone is short for `{column}`.
+    """A text with columns in braces, such as `hand_rgb/{id}.jpg`. A bare column name is short for `{column}`.
 
-    Only complete column names are allowed in braces, without attributes, indices and formats of Python.
+    Braces may contain only complete column names, without Python's attributes, indices and formats.
 
     Args:
         text: The template.
         columns: Columns of the table.
-        what: What it is for, for messages.
+        what: Purpose of the template, for messages.
 
     Raises:
-        UserError: It has no column or an unknown one. The message lists the columns.
+        UserError: The template contains no column or an unknown one. The message lists the columns.
     """
 
     def __init__(self, text: str, columns: Sequence[str], what: str) -> None:
@@ -53,7 +53,8 @@ class Template:
             raise UserError(f"{what}: `{text}`: no column `{wrong[0]}`; the columns are {', '.join(columns)}.")
         if all(name is None for _, name in self.parts):
             raise UserError(
-                f"{what}: `{text}` is not a column and has none in braces; the columns are {', '.join(columns)}."
+                f"{what}: `{text}` is neither a column nor contains one in braces; the columns are "
+                f"{', '.join(columns)}."
             )
 
     @property
@@ -62,7 +63,7 @@ class Template:
         return [name for _, name in self.parts if name is not None]
 
     def __call__(self, row: Row) -> str:
-        """Fill in the values of a row; empty if one of them is empty. Raises ValueError like `cell`."""
+        """Fill in the values of a row; empty if any of them is empty. Raises ValueError like `cell`."""
         values = [cell(row, name) if name is not None else None for _, name in self.parts]
         if "" in values:
             return ""
@@ -70,7 +71,7 @@ class Template:
 
 
 def cell(row: Row, column: str) -> str:
-    """The text of a column in a row; empty without a value.
+    """The text of a column in a row; empty if there is no value.
 
     Raises:
         ValueError: The value is a list or an object.
@@ -107,12 +108,12 @@ def read_table(path: Path) -> tuple[Rows, list[Refusal]]:
     if not rows:
         raise UserError(f"{path}: the table has no rows. Use a CSV file with a header, or JSONL.")
     if joined.cells:
-        log.info(f"{path}: line breaks in {joined.cells} cells are read as spaces, since a cell is one caption")
+        log.info(f"{path}: line breaks in {joined.cells} cells are read as spaces, since each cell is one caption")
     return rows, broken
 
 
 def spilled_rows(rows: Iterable[tuple[str, Row]] = ()) -> Rows:
-    """Store rows on disk, so that memory does not grow with their number."""
+    """Store rows on disk, so memory does not grow with their number."""
     return Spilled(lambda where, row: (where, row), rows)
 
 
@@ -125,7 +126,7 @@ def _encoding(path: Path) -> str:
 def _csv(path: Path, file: TextIO, joined: _Joined) -> Iterator[tuple[str, Row | str]]:
     first = file.readline()
     file.seek(0)
-    # Strict: a quotation mark that is never closed would take the rows after it into its cell.
+    # Strict: otherwise, an unclosed quotation mark would absorb the following rows into its cell.
     reader = csv.reader(file, delimiter=_separator(path, first), strict=True)
     begun = 1
     try:
@@ -133,7 +134,7 @@ def _csv(path: Path, file: TextIO, joined: _Joined) -> Iterator[tuple[str, Row |
         unnamed = bool(header) and header[0] == ""  # the index that pandas writes
         names = list(map(nfc, header[unnamed:]))
         if len(set(names)) < len(names) or "" in names:
-            raise UserError(f"{path}: the first line must list unique column names; it is `{','.join(header)}`.")
+            raise UserError(f"{path}: the first line must contain unique column names; it is `{','.join(header)}`.")
         begun = reader.line_num + 1
         for values in reader:
             where, begun = f"line {reader.line_num}", reader.line_num + 1
@@ -143,8 +144,9 @@ def _csv(path: Path, file: TextIO, joined: _Joined) -> Iterator[tuple[str, Row |
                 yield where, dict(zip(names, map(joined, values[unnamed:]), strict=True))
     except csv.Error as error:
         raise UserError(
-            f"{path}: line {begun}: {error}. A cell that starts with a quotation mark must end with one, and contain "
-            "others twice. Write the table with a CSV library, or as JSONL."
+            f"{path}: line {begun}: {error}. A cell that starts with a quotation mark must end with one, with "
+            "quotation "
+            "marks inside it doubled. Write the table with a CSV library, or as JSONL."
         ) from None
 
 
@@ -155,7 +157,7 @@ def _separator(path: Path, header: str) -> str:
 
 
 class _Joined:
-    """Makes one line of a cell, since captions are stored one per line, and counts the cells that it changes."""
+    """Converts a cell to one line, since captions are stored one per line, and counts the changed cells."""
 
     def __init__(self) -> None:
         self.cells = 0
@@ -184,7 +186,7 @@ def _constant(name: str) -> float | None:
 
 
 def _of_json(value: Any, joined: _Joined) -> Any:
-    """Convert a value to text and a list of texts to one per line; other lists and objects become empty ones."""
+    """Convert a value to text, and a list of texts to one per line. Other lists and objects become empty ones."""
     if isinstance(value, list) and all(isinstance(text, str) for text in value):
         return "\n".join(" ".join(text.split()) for text in value)
     if isinstance(value, list | dict):

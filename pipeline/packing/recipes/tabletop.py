@@ -1,4 +1,4 @@
-"""The recipe `tabletop`: generated scenes, each a function of seed and index, without a download."""
+"""The recipe `tabletop`: generates scenes, each a function of seed and index; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ def plan(scenes: int, seed: int = 0, size: int = 96) -> Plan:
 
     Args:
         scenes: Number of scenes.
-        seed: Seed of the data set.
+        seed: Random seed of the dataset.
         size: Width and height in pixels.
 
     Raises:
-        UserError: A number is invalid, or the ray caster (Open3D) does not load.
+        UserError: A number is invalid, or the ray caster (Open3D) cannot be imported.
     """
     if scenes < 1 or seed < 0 or size < 16:
-        raise UserError(f"tabletop: {scenes} scenes, seed {seed}, size {size}: the minimum is 1, 0 and 16.")
+        raise UserError(f"tabletop: {scenes} scenes, seed {seed}, size {size}: the minimum values are 1, 0 and 16.")
     from pipeline.packing.synthetic import scenes as tabletop
 
     try:
         expected = sum(len(data) for data in tabletop.scene(seed, 0, size).values())
     except ImportError as error:
-        raise UserError(f"tabletop: {error}. Rendering needs Open3D; install it, or pack your own data.") from None
+        raise UserError(f"tabletop: {error}. Rendering requires Open3D; install it, or pack your own data.") from None
     samples = spilled(
         SourceSample(
             key=f"scene-{index:06d}",

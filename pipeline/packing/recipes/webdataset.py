@@ -1,6 +1,6 @@
-"""The recipe `webdataset`: repack existing WebDataset shards with other fields, smaller photos or filters.
+"""The recipe `webdataset`: repacks existing WebDataset shards with other fields, smaller photos or filters.
 
-They can also be joined by key. Shards that should remain unchanged need no packing: see `wcord index`.
+Shards can also be joined by key. To train on unchanged shards, no packing is needed: see `wcord index`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from pipeline.packing.recipes.shard_source import ShardSource
 log = logging.getLogger(__name__)
 
 PROBED = 64
-"""Samples that are made when planning, to estimate how large samples are once they are packed."""
+"""Number of samples that are made during planning, to estimate the size of packed samples."""
 
 
 def plan(
@@ -54,30 +54,30 @@ def plan(
     name: str | None = None,
     licence: str | None = None,
 ) -> Plan:
-    """Plan a data set from WebDataset shards.
+    """Plan a dataset from WebDataset shards.
 
-    The splits of the shards are kept, if there are several: those of an index or a packed data set, or those that their
-    names tell. A single one is divided by fractions.
+    If there are several splits, they are kept. They come from an index, from a packed dataset or from the names of the
+    shards. A single split is divided by fractions.
 
     Args:
         shards: Tars, brace patterns, globs or folders; local, or URLs of a store.
-        fields: Field -> extensions, the first that a sample has is taken; only these are packed. Without them, all
-            fields with one of the usual extensions, and members that are named as fields, such as `depth.png`.
-        label: Where the class is: `cls` or `json:path.to.value`. None: `cls`, if there is one.
-        classes: Names of the classes in order, if the shards have numbers.
-        group: Where the group is, such as `json:clip`; its samples stay in one split.
-        size: Length in pixels to which the short side of larger photos is reduced.
-        filters: Stages of the user, `package.module:name`, that exclude or change samples.
-        join: Other shards, which complete the samples with the fields of the same key.
+        fields: Field -> extensions, of which the first one that a sample has is used. Only these fields are packed. By
+        default, all fields with a common extension, and members that are named like fields, such as `depth.png`.
+        label: Location of the class: `cls` or `json:path.to.value`. None means `cls`, if it exists.
+        classes: Class names in order, if the shards contain class indices.
+        group: Location of the group, such as `json:clip`. Samples of a group stay in one split.
+        size: Short side in pixels to which larger photos are downscaled.
+        filters: User-defined stages, each `package.module:name`, that exclude or change samples.
+        join: Other shards, whose fields are added to the samples with the same keys.
         workers: Number of processes.
-        name: Name of the data set; that of the shards without one.
-        licence: Licence of the data; that of the shards without one.
+        name: Name of the dataset; by default, that of the shards.
+        licence: Licence of the data; by default, that of the shards.
 
     Raises:
         UserError: A shard cannot be read, a field, label, group or filter does not exist, or keys are not unique.
     """
     if size is not None and size < 1:
-        raise UserError(f"--size {size}: expected a number of pixels of 1 or more.")
+        raise UserError(f"--size {size}: expected a number of pixels, at least 1.")
     source = ShardSource.open(SEPARATOR.join(shards), fields, label, classes)
     other = ShardSource.open(join, fields) if join else None
     dataset = source.dataset
@@ -92,7 +92,7 @@ def plan(
     packed = _packed(members, source, other)
     _check_fields(fields, packed, source, other, bool(filters))
     if dropped := sorted(name for name in source.members() if field_of(name) not in {*packed, "label", "meta"}):
-        log.info(f"not packed: {', '.join(dropped)}. Name what you want to keep, such as --field meta=json.")
+        log.info(f"not packed: {', '.join(dropped)}. To keep one, add e.g. `--field meta=json`.")
     mark = _mark(filters)
     pairs = _pairs(source.jobs(group), other.jobs() if other else [], workers, join)
     states = source.states() | (other.states() if other else {})
@@ -123,35 +123,37 @@ def plan(
 
 
 def refuse_inside(shards: Sequence[str], out: str) -> None:
-    """Check that the output is not in a folder of shards, where it would become a source itself.
+    """Check that the output is not inside a folder of shards, where it would become a source itself.
 
     Args:
-        shards: What is packed.
-        out: Folder of the new data set.
+        shards: The shards to pack.
+        out: Folder of the new dataset.
 
     Raises:
-        UserError: It is.
+        UserError: The output is inside such a folder.
     """
     for text in chain.from_iterable(own.split(SEPARATOR) for own in shards):
         if Path(text).is_dir() and Path(out).resolve().is_relative_to(Path(text).resolve()):
-            raise UserError(f"{out}: is inside {text}, which is packed. Choose a folder beside it.")
+            raise UserError(
+                f"{out}: is inside {text}, whose shards are being packed. Choose an output folder outside it."
+            )
 
 
 def read_classes(file: Path) -> list[str]:
-    """Read the names of classes, one a line.
+    """Read class names, one per line.
 
     Args:
         file: Text file.
 
     Raises:
-        UserError: It cannot be read, or has no names.
+        UserError: The file cannot be read, or is empty.
     """
     try:
         names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--classes {file}: {error}. Name a text file with one class a line.") from None
+        raise UserError(f"--classes {file}: {error}. Specify a text file with one class per line.") from None
     if not names:
-        raise UserError(f"--classes {file}: the file is empty. Write one class a line.")
+        raise UserError(f"--classes {file}: the file is empty. Write one class per line.")
     return names
 
 
@@ -161,7 +163,7 @@ def _preferred(fields: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
 
 
 def _packed(members: ShardMembers, source: ShardSource, other: ShardSource | None) -> set[str]:
-    """The fields that samples may have once they are packed, unless a filter adds others."""
+    """The fields that packed samples may have, unless a filter adds others."""
     found = source.members() | (other.members() if other else set())
     fields = {field_of(name) for name in found if is_field(name)}
     return fields & members.fields if members.fields else fields
@@ -174,7 +176,7 @@ def _check_fields(
     other: ShardSource | None,
     filtered: bool,
 ) -> None:
-    """Raise UserError for a field that cannot be one, or that no sample has."""
+    """Raise UserError for a field name that is invalid, or a field that no sample has."""
     there = ", ".join(sorted({*source.extensions, *(other.extensions if other else ())}))
     for field, extensions in fields.items():
         option = f"--field {field}={','.join(extensions)}"
@@ -184,15 +186,15 @@ def _check_fields(
         except ValueError as error:
             raise UserError(f"{option}: {error}.") from None
         if field not in packed and not filtered:
-            raise UserError(f"{option}: no sample has it; there are {there}.")
+            raise UserError(f"{option}: no sample has this member; there are {there}.")
     if not packed - {"meta"} and not filtered:
         raise UserError(
-            f"{source.spec}: no member is known to be a field; there are {there}. Use --field NAME=EXTENSION."
+            f"{source.spec}: no member is recognised as a field; there are {there}. Use --field NAME=EXTENSION."
         )
 
 
 def _mark(filters: Sequence[str]) -> str:
-    """What changes when the code of a filter does; UserError for a filter that cannot be imported."""
+    """A text that changes with the code of a filter. Raises UserError for a filter that cannot be imported."""
     digest = hashlib.sha256()
     for path in filters:
         UserStage(path, "--filter")
@@ -205,12 +207,12 @@ def _mark(filters: Sequence[str]) -> str:
 def _pairs(
     jobs: Sequence[RowJob], others: Sequence[RowJob], workers: int, join: str | None
 ) -> Iterator[tuple[Row, Row | None]]:
-    """Each sample with the one of the other shards that has its key."""
+    """Each sample with the sample of the other shards that has the same key."""
     known = Spilled(Row)
     db = scratch("keys (key BLOB PRIMARY KEY, number INTEGER) WITHOUT ROWID")
     for row in find_rows([replace(job, group=None, labels={}) for job in others], workers):
         if not db.execute("INSERT OR IGNORE INTO keys VALUES (?, ?)", (blob(nfc(row.key)), len(known))).rowcount:
-            raise UserError(f"{join}: the key `{row.key}` occurs twice: keys must be unique to join by them.")
+            raise UserError(f"{join}: the key `{row.key}` occurs twice; joining requires unique keys.")
         known.append(row)
     for row in find_rows(jobs, workers):
         number = db.execute("SELECT number FROM keys WHERE key = ?", (blob(nfc(row.key)),)).fetchone()
@@ -226,7 +228,7 @@ def _sample(
     if row.fault:
         return Refusal(key, source, row.fault)
     if join and not partner:
-        return Refusal(key, source, f"no sample of this key in {join}")
+        return Refusal(key, source, f"no sample with this key in {join}")
     other = (partner.url, partner.start, partner.stop, partner.key) if partner else ()
     labels = dict(row.labels)
     return SourceSample(
@@ -243,7 +245,7 @@ def _sample(
 
 
 def _sized(samples: Spilled[SourceSample], members: ShardMembers) -> Spilled[SourceSample]:
-    """The samples with the size that they have once they are packed, by a few that are made here."""
+    """The samples with their estimated packed size, extrapolated from a few samples that are made here."""
     before = after = 0
     for place in range(0, len(samples), max(len(samples) // PROBED, 1)):
         sample = samples[place]

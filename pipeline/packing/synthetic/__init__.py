@@ -1,1 +1,1 @@
-"""The synthetic data set: scenes of one object on a table."""
+"""The synthetic dataset: scenes of one object on a table."""

@@ -1,4 +1,4 @@
-"""A synthetic scene as seen by a structured-light depth sensor: noise, missing readings, projector shadows."""
+"""Simulates a structured-light depth sensor: noise, missing depth values, projector shadows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BASELINE = 0.05  # metres between its camera and its projector
 
 
 def sense_depth(setting: Setting, view: View, size: int, rng: Rng) -> np.ndarray:
-    """Render the depth as a sensor would measure it: uint16 millimetres `[size, size]`, 0 without a reading."""
+    """Render the depth as a sensor would measure it: uint16 millimetres `[size, size]`, 0 = no depth."""
     pick = np.arange(size * size) * RAYS + rng.integers(RAYS, size=size * size)
     depth = view.depth[pick].reshape(size, size)
     cosine = dot(view.facing[:, pick], view.eye[:, pick]).reshape(size, size)

@@ -80,7 +80,7 @@ def trace(things: list[Thing], camera: Camera, size: int) -> View:
     return View(depth, owner[triangle], position, facing, normal, eye)
 
 
-# Vectors are [3, N], since numpy is several times faster over long rows.
+# Vectors are [3, N], since numpy is several times faster along long rows.
 
 
 def dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Paired synthetic scenes: an object on a table as RGB, depth, mask, captions and the sound of an impact."""
+"""Paired synthetic scenes: an object on a table as RGB, depth, mask, captions and an impact sound."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ FIELD_UNITS: dict[str, str] = {
 
 
 def scene(seed: int, index: int, size: int = 96) -> dict[str, bytes]:
-    """Render a sample of the data set as a pure function of the arguments.
+    """Render a sample of the dataset as a pure function of the arguments.
 
     Classes are equally likely. Colour, material and pose are independent of the class.
 
     Args:
-        seed: Seed of the data set.
+        seed: Random seed of the dataset.
         index: Index of the sample.
         size: Width and height in pixels.
 
@@ -40,7 +40,7 @@ def scene(seed: int, index: int, size: int = 96) -> dict[str, bytes]:
         Member name -> bytes, with the units in `FIELD_UNITS`.
 
     Raises:
-        ImportError: Open3D does not load.
+        ImportError: Open3D cannot be imported.
         ValueError: `seed` or `index` is negative.
     """
     layout, sensor, knock = map(np.random.default_rng, np.random.SeedSequence([seed, index]).spawn(3))

@@ -23,7 +23,7 @@ class Material:
         gloss: Exponent of the highlight.
         mirror: Fraction of light that it reflects.
         clear: Fraction of light that it transmits.
-        lost: Fraction of depth readings that a sensor loses on it.
+        lost: Fraction of depth values that a sensor fails to measure on it.
     """
 
     specular: float

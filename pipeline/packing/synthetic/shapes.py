@@ -1,6 +1,6 @@
 """The solids of the tabletop scenes: one mesh builder per class, z-up, about one unit in size, random proportions.
 
-More than 350 lines, since each of the 16 classes has a builder of its own.
+More than 350 lines, since each of the 16 classes has its own builder.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Callbacks: code of the user, or shipped, that the training loop calls. The shipped ones are a file each."""
+"""Callbacks: shipped or user-defined code that the training loop calls. Each shipped callback has its own file."""
 
 from pipeline.train.callbacks.base import Callback
 from pipeline.train.callbacks.early_stopping import EarlyStopping

@@ -16,22 +16,22 @@ from pipeline.models.network import Joint, Network
 
 @dataclass(frozen=True)
 class Context:
-    """What an event of a callback can read.
+    """The information that a callback receives with each event.
 
     Attributes:
         step: Number of finished steps.
         steps: Number of steps of the run.
         model: Teacher, student and losses.
         optimizer: The optimiser.
-        metrics: In `on_step`, the loss and its terms (`loss`, `loss/kd`), detached scalars of this process; a step with
-            a non-finite gradient, which was skipped, has them too. In `on_validation`, the validation metrics as
-            floats. Otherwise empty.
+        metrics: In `on_step`, the loss and its terms (`loss`, `loss/kd`) as detached scalars of this process, also for
+        a step that was skipped because of a non-finite gradient. In `on_validation`, the validation metrics as
+        floats. Otherwise empty.
         config: The config of the run.
         run: The run folder.
-        main: Whether this is the first process, the only one that should write files or log.
+        main: Whether this is the first process. Only this process should write files or log.
         monitor: The validation metric that selects `best/` (`evaluation.monitor`); None without validation.
-        stop: Ends the run after this step, with a reason, e.g. `context.stop("no improvement")`. The run logs, writes
-            a checkpoint and its student, and counts as finished.
+        stop: Ends the run after this step, with a reason, e.g. `context.stop("no improvement")`. The run then logs,
+        writes a checkpoint and the student, and counts as finished.
     """
 
     step: int
@@ -47,7 +47,7 @@ class Context:
 
     @property
     def student(self) -> Network | Joint:
-        """The student that is trained."""
+        """The student that is being trained."""
         return self.model.student
 
 
@@ -55,12 +55,12 @@ class Callback:
     """Code that the training loop calls at its events. Subclass it and override the events that you need.
 
     A config lists callbacks in `train.callbacks`, by name or as `package.module:Class`; keywords are passed to the
-    constructor. Events run in the first process only, once per step, unless `every_process` is set: then they run in
-    all processes, and must do the same in each, since the processes would otherwise train different models. An event
-    that raises an error ends the run with a message that names the callback.
+    constructor. By default, events are called in the first process only. If `every_process` is set, they are called in
+    all processes and must do the same in each; otherwise, the processes would train different models. An error in an
+    event ends the run with a message that contains the name of the callback.
 
-    A run that a signal stops does not call `on_end`; the resumed run does. `on_start` is called again when a run is
-    resumed.
+    A run that is stopped by a signal does not call `on_end`; the resumed run does. `on_start` is called again when a
+    run is resumed.
 
     Example:
         ```python
@@ -74,7 +74,7 @@ class Callback:
     every_process: ClassVar[bool] = False
 
     def on_start(self, context: Context) -> None:
-        """Called before the first step, also of a resumed run; then `load_state_dict` restores the state."""
+        """Called before the first step, also when a run is resumed. `load_state_dict` is called afterwards."""
 
     def on_step(self, context: Context) -> None:
         """Called after each optimiser step."""
@@ -83,10 +83,10 @@ class Callback:
         """Called after each validation, with its metrics."""
 
     def on_checkpoint(self, context: Context) -> None:
-        """Called after each checkpoint was written."""
+        """Called after each checkpoint has been written."""
 
     def on_end(self, context: Context) -> None:
-        """Called after the last step, when the student has been written."""
+        """Called after the last step, once the student has been written."""
 
     def state_dict(self) -> dict[str, Any]:
         """The state for checkpoints: name -> tensor or JSON value."""

@@ -16,14 +16,16 @@ log = logging.getLogger(__name__)
 
 
 class EarlyStopping(Callback):
-    """Ends the run when a validation metric has not improved for some validations.
+    """Ends the run when a validation metric has not improved for `patience` validations.
 
     Args:
-        monitor: A metric of the validation during training, e.g. `top1`; None for the one that selects `best/`
+        monitor: Name of a validation metric, e.g. `top1`; None for the one that selects `best/`
             (`evaluation.monitor`).
         patience: Number of consecutive validations without improvement.
-        min_delta: Smallest change that counts as improvement.
-        mode: Whether the metric should fall or rise; auto decides by its name: losses and ranks should fall.
+        min_delta: Smallest change that counts as an improvement.
+        mode: Whether the metric should decrease (min) or increase (max). auto decides by its name: losses and ranks
+            should
+        decrease.
     """
 
     def __init__(
@@ -39,9 +41,9 @@ class EarlyStopping(Callback):
         self.best_step = self.waited = 0
 
     def on_start(self, context: Context) -> None:
-        """Check that there will be validations."""
+        """Check that validation is enabled."""
         if context.monitor is None:
-            raise UserError("early_stopping: there is no validation during training; set evaluation.every.")
+            raise UserError("early_stopping: requires validation during training; set evaluation.every.")
         self.monitor = self.monitor or context.monitor
 
     def on_validation(self, context: Context) -> None:
@@ -50,8 +52,8 @@ class EarlyStopping(Callback):
         if self.monitor not in context.metrics:
             known = ", ".join(context.metrics) or "none"
             raise UserError(
-                f"early_stopping.monitor: validation has no {self.monitor!r}. It has: {known}. For loss and R@k, set "
-                "evaluation.monitor."
+                f"early_stopping.monitor: there is no validation metric {self.monitor!r}. Choose one of: {known}. "
+                "For loss and R@k, set evaluation.monitor."
             )
         falls = self.mode == "min" or (self.mode == "auto" and lower_is_better(self.monitor))
         value = float(context.metrics[self.monitor])
@@ -68,7 +70,7 @@ class EarlyStopping(Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value and the validations since."""
+        """The best value and the number of validations since then."""
         best = None if self.best == -math.inf else self.best
         return {"monitor": self.monitor, "best": best, "best_step": self.best_step, "waited": self.waited}
 

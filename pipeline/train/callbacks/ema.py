@@ -16,14 +16,14 @@ from pipeline.train.callbacks.base import Callback, Context
 
 
 class EMA(Callback):
-    """Averages the student's weights over steps. The average is validated and saved, the student itself is trained.
+    """Averages the student's weights over steps. Validation and saving use the average; training continues as usual.
 
-    After each step, `average = d * average + (1 - d) * student` with `d = min(decay, (1 + steps) / (10 + steps))`, so
-    that the random weights of the beginning are forgotten. Running statistics of batch normalisation are averaged in
-    the same way. It runs in every process, on equal weights, and doubles the memory of the student.
+    After each step, `average = d * average + (1 - d) * student` with `d = min(decay, (1 + steps) / (10 + steps))`,
+    which forgets the random initial weights. Running statistics of batch normalisation are averaged in the same way. It
+    runs in every process, on identical weights, and doubles the memory for the student's weights.
 
     Args:
-        decay: Weight of the earlier average, in (0, 1).
+        decay: Weight of the previous average, in (0, 1).
     """
 
     every_process = True
@@ -36,9 +36,9 @@ class EMA(Callback):
     def on_start(self, context: Context) -> None:
         """Copy the student."""
         if any(is_sharded(p) for p in context.student.parameters()):
-            raise UserError("ema: is not supported with FSDP, which shards the weights; remove it.")
+            raise UserError("ema: not supported with FSDP, which shards the weights; remove ema or train without FSDP.")
         self.average = copy.deepcopy(context.student).requires_grad_(False).eval()
-        forget_checkpoints(self.average)  # they would run the blocks of the original
+        forget_checkpoints(self.average)  # they would run the blocks of the original model
 
     @torch.no_grad()
     def on_step(self, context: Context) -> None:
@@ -54,7 +54,7 @@ class EMA(Callback):
                 value.copy_(trained[name])
 
     def student(self, student: Network | Joint) -> Network | Joint:
-        """The average; the student itself before training starts."""
+        """The average, or the student itself before training starts."""
         return self.average if self.average is not None else student
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The callbacks of a run: they are built from a config, called at events, and stored in checkpoints."""
+"""The callbacks of a run: built from a config, called on events, and stored in checkpoints."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class Callbacks:
         self.stopped: dict[str, str] = {}  # name of a callback -> its reason to stop the run
 
     def call(self, event: str, training: Training, step: int, metrics: Mapping[str, Any] = {}) -> None:
-        """Call an event of all callbacks: in the first process, or in every one if the callback asks for it.
+        """Call an event of all callbacks: in the first process, or in all processes if the callback requests it.
 
         Raises:
-            UserError: A callback raised an error. The message names it.
+            UserError: A callback raised an error. The message contains its name.
         """
         main = training.accelerator.is_main_process
         for name, callback in self.named.items():
@@ -68,7 +68,7 @@ class Callbacks:
         self.stopped.setdefault(name, reason)
 
     def asked(self, accelerator: Accelerator) -> bool:
-        """Whether a callback of any process asked to stop the run. Call it in all processes."""
+        """Whether a callback in any process has requested to stop the run. Call it in all processes."""
         if not self.named or accelerator.num_processes == 1:
             return bool(self.stopped)
         own = torch.tensor(float(bool(self.stopped)), device=accelerator.device)
@@ -103,7 +103,7 @@ class Callbacks:
         return states
 
     def load_state_dict(self, states: Mapping[str, Mapping[str, Any]], main: bool) -> None:
-        """Restore the states of a checkpoint. New callbacks start afresh; states of removed ones are dropped.
+        """Restore the states of a checkpoint. New callbacks start without a state; states of removed ones are dropped.
 
         Args:
             states: Callback -> its state.
@@ -116,7 +116,7 @@ class Callbacks:
         if main and (new or gone):
             told = [f"{', '.join(sorted(new))} starts afresh"] if new else []
             told += [f"the state of {', '.join(sorted(gone))} is dropped"] if gone else []
-            log.warning(f"train.callbacks: differ from those of the checkpoint: {'; '.join(told)}.")
+            log.warning(f"train.callbacks: not the same as in the checkpoint: {'; '.join(told)}.")
 
 
 def build_callbacks(config: Config, own: Sequence[Callback] = ()) -> Callbacks:
@@ -124,10 +124,10 @@ def build_callbacks(config: Config, own: Sequence[Callback] = ()) -> Callbacks:
 
     Args:
         config: The config.
-        own: Callbacks given in Python, which follow them.
+        own: Callbacks passed in Python, which are called after those of the config.
 
     Raises:
-        UserError: There is no such callback, or its keywords are wrong.
+        UserError: A callback does not exist, or its keywords are wrong.
     """
     for callback in own:
         if not isinstance(callback, Callback):
@@ -146,12 +146,12 @@ def _build(where: str, written: str | Mapping[str, Any]) -> Callback:
         kind = find(name, CALLBACKS, Callback, "callback")
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
-    except Exception as error:  # importing a module of the user may raise any error
+    except Exception as error:  # importing user code may raise any error
         raise UserError(f"{where}: {name} fails on import: {type(error).__name__}: {error}") from error
     keywords = check_keywords(kind, spec, where)
     try:
         return kind(**keywords)
-    except Exception as error:  # of the user's own code
+    except Exception as error:  # user code may raise any error
         raise UserError(f"{where}: {name}: {type(error).__name__}: {error}") from error
 
 
@@ -160,7 +160,7 @@ def _run(name: str, what: str, call: Any) -> Any:
         return call()
     except UserError:
         raise
-    except Exception as error:  # of the user's own code
+    except Exception as error:  # user code may raise any error
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UserError(f"callback {name}: {what} failed: {reason}") from error
 

@@ -18,18 +18,18 @@ log = logging.getLogger(__name__)
 
 FILE = "learning_rate_finder.json"
 SMOOTHING = 0.9
-"""Weight of the earlier mean in the smoothed loss."""
+"""Weight of the previous mean in the smoothed loss."""
 NOISY = 10
-"""So many values at the start of the smoothed loss are means of few steps."""
+"""Number of initial values of the smoothed loss that are ignored, since they average few steps."""
 DIVERGED = 4.0
 """The run ends early if the smoothed loss exceeds this multiple of its minimum."""
 
 
 class LearningRateFinder(Callback):
-    """Raises the learning rate from step to step, ends the run, and suggests `train.learning_rate`.
+    """Increases the learning rate step by step, ends the run, and suggests a value for `train.learning_rate`.
 
     The suggestion is the rate at which the smoothed loss falls fastest. Rates and losses are written to
-    `learning_rate_finder.json` in the run folder. The student of such a run is of no use: train again without this
+    `learning_rate_finder.json` in the run folder. The student of such a run is useless: train again without this
     callback, with `--overwrite` or in another run folder. Set `train.steps` to at least `steps`.
 
     Args:
@@ -48,19 +48,20 @@ class LearningRateFinder(Callback):
         steps: Annotated[int, Ge(20)] = 100,
     ) -> None:
         if high <= low:
-            raise ValueError(f"high: {high:g} must exceed low: {low:g}")
+            raise ValueError(f"high: {high:g} must be greater than low: {low:g}")
         self.low, self.high, self.steps = low, high, steps
         self.losses: list[float] = []
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step, from 0."""
+        """The learning rate of a step; steps start at 0."""
         return float(self.low * (self.high / self.low) ** (step / (self.steps - 1)))
 
     def on_start(self, context: Context) -> None:
         """Make the optimiser use the learning rate of the search."""
         if context.steps < self.steps:
             raise UserError(
-                f"learning_rate_finder.steps: {self.steps}, but the run has {context.steps} steps; set train.steps."
+                f"learning_rate_finder.steps: is {self.steps}, but the run has only {context.steps} steps; increase "
+                "train.steps."
             )
         context.optimizer.register_step_pre_hook(self._set_rate)
 
@@ -92,7 +93,7 @@ class LearningRateFinder(Callback):
 
 
 def smoothed(losses: list[float]) -> list[float]:
-    """The exponential moving average of losses, without the bias towards its start."""
+    """The bias-corrected exponential moving average of losses."""
     mean, found = 0.0, []
     for number, loss in enumerate(losses, 1):
         mean = SMOOTHING * mean + (1 - SMOOTHING) * loss

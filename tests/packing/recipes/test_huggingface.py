@@ -143,7 +143,7 @@ def test_bad_cells_are_refused_and_no_other_file_is_opened(tmp_path: Path) -> No
     samples = packed(tmp_path / "set", fields={"rgb": "image"})
     assert len(samples) == 3
     lines = (tmp_path / "packed" / "refused.jsonl").read_text()
-    assert "image: neither file contents nor text" in lines
+    assert "image: neither file content nor text" in lines
     assert lines.count("image: unknown file format; convert it to a format of rgb") == 2
     assert {json.loads(line)["file"] for line in lines.splitlines()} == {
         f"data-00000-of-00001.arrow {number}" for number in range(3)
@@ -160,7 +160,7 @@ def test_rows_may_lack_a_column_but_not_all(tmp_path: Path) -> None:
 
 
 def test_faults_are_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no output of `save_to_disk`"):
+    with pytest.raises(UserError, match="neither output of `save_to_disk`"):
         huggingface.plan(tmp_path)
     source = tmp_path / "set"
     save_to_disk(source / "train", table([row(0)]))
@@ -186,7 +186,7 @@ def test_configurations_below_each_other_are_not_mixed(tmp_path: Path) -> None:
     for name in ("full", "small"):
         (tmp_path / name / "train").mkdir(parents=True)
         parquet.write_table(table([row(0), row(1)]), tmp_path / name / "train" / "0000.parquet")
-    with pytest.raises(UserError, match=r"several data sets or configurations: full, small. Pack one of them, such as"):
+    with pytest.raises(UserError, match=r"several datasets or configurations: full, small. Pack one of them, such as"):
         huggingface.plan(tmp_path)
     assert len(huggingface.plan(tmp_path / "small", {"rgb": "image"}).samples) == 2
 

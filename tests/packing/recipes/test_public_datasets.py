@@ -1,4 +1,4 @@
-"""Public data sets, from tiny files of exactly their format to shards."""
+"""Public datasets, from tiny files of exactly their format to shards."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_cifar100(tmp_path: Path) -> None:
     assert samples["train_00000"]["label.txt"] == b"4"
     assert json.loads(samples["train_00000"]["meta.json"])["labels"] == {"coarse": 1}
     (source / "fine_label_names.txt").write_text("apple\n")
-    with pytest.raises(UserError, match="the files have class 4, but there are only 1 names"):
+    with pytest.raises(UserError, match="the files contain class 4, but there are only 1 class names"):
         known.plan("cifar100", source)
 
 
@@ -95,7 +95,7 @@ def test_a_cut_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "train.bin").write_bytes(bytes(3000))
     with pytest.raises(UserError, match="3000 bytes are not a multiple of the record size 3074"):
         known.plan("cifar100", tmp_path)
-    with pytest.raises(UserError, match="Unpack the binary version of the data set here"):
+    with pytest.raises(UserError, match="Extract the binary version of the dataset here"):
         known.plan("cifar10", tmp_path)
 
 
@@ -322,7 +322,7 @@ def test_nyu_depth_v2(tmp_path: Path) -> None:
         rgbd._open.cache_clear()
         with h5py.File(source / "nyu_depth_v2_labeled.mat", "a") as file:
             file.move(name, "away")
-        with pytest.raises(UserError, match=f"nyu_depth_v2_labeled.mat: not the labelled data set of NYU.*{name}"):
+        with pytest.raises(UserError, match=f"nyu_depth_v2_labeled.mat: not the labelled dataset of NYU.*{name}"):
             known.plan("nyu_depth_v2", source)
         rgbd._open.cache_clear()
         with h5py.File(source / "nyu_depth_v2_labeled.mat", "a") as file:
@@ -384,7 +384,7 @@ def test_sun_rgbd(tmp_path: Path) -> None:
 
 
 def test_an_unknown_or_empty_set_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cifar11: unknown data set; choose one of cifar10, cifar100"):
+    with pytest.raises(UserError, match="cifar11: unknown dataset; choose one of cifar10, cifar100"):
         known.plan("cifar11", tmp_path)
     with pytest.raises(UserError, match=r"no captions_train2017.json"):
         known.plan("coco", tmp_path)

@@ -207,9 +207,9 @@ def test_tables_that_cannot_be_read_are_told(tmp_path: Path) -> None:
     [
         ({"labels": ["kind"]}, "no column `kind`"),
         ({"labels": ["class", "class"]}, None),
-        ({"labels": ["class", "room", "room"]}, "names must differ"),
-        ({"labels": [], "classes": CLASSES}, "without a label"),
-        ({"group": "scene"}, "is not a column and has none"),
+        ({"labels": ["class", "room", "room"]}, "names must be unique"),
+        ({"labels": [], "classes": CLASSES}, "there is no label column"),
+        ({"group": "scene"}, "is neither a column nor contains one"),
         ({"split": "{part}"}, "no column `part`"),
         ({"fields": {}}, "no fields"),
     ],
@@ -320,10 +320,10 @@ def test_pairs_by_class_stay_in_their_split_and_are_dealt_evenly(tmp_path: Path)
 
 def test_partners_without_class_or_split_are_told(tmp_path: Path) -> None:
     photos, sounds = two_tables(tmp_path)
-    with pytest.raises(UserError, match="partners: pairs have the same class and split"):
+    with pytest.raises(UserError, match="partners: rows are paired by class and split"):
         manifest.plan(photos, {"rgb": "photos/{id}.jpg"}, ["class"], partners=sounds)
     sounds.write_text(sounds.read_text().replace("split", "part", 1))
-    with pytest.raises(UserError, match=r"list.csv: no column `split`, which both tables need for pairs"):
+    with pytest.raises(UserError, match=r"list.csv: there is no column `split`, which both tables must have"):
         manifest.plan(photos, {"rgb": "photos/{id}.jpg"}, ["class"], split="split", partners=sounds)
 
 
@@ -491,7 +491,7 @@ def test_scenes_are_made_while_they_are_packed(tmp_path: Path, monkeypatch: pyte
         assert meta["intrinsics"] == CAMERA
         assert meta["group"] == f"tabletop-3-{meta['index']}"
         assert sample["rgb.jpg"] == jpeg(3 + meta["index"])
-    with pytest.raises(UserError, match="the minimum is 1"):
+    with pytest.raises(UserError, match="the minimum values are 1"):
         tabletop.plan(0)
 
 

@@ -143,7 +143,7 @@ def test_a_packed_set_keeps_labels_groups_and_camera(tmp_path: Path) -> None:
         assert {name: new.get(name) for name in ("group", "labels", "intrinsics")} == {
             name: old.get(name) for name in ("group", "labels", "intrinsics")
         }
-    with pytest.raises(UserError, match=r"a packed data set has its labels in dataset\.json"):
+    with pytest.raises(UserError, match=r"a packed dataset has its labels in dataset\.json"):
         recipe.plan([str(folder)], label="label")
 
 
@@ -261,7 +261,7 @@ def test_a_changed_filter_is_another_packing(shards: Path, tmp_path: Path) -> No
     [
         ("packing_filters:nothing", "--filter: packing_filters:nothing: module packing_filters has no 'nothing'"),
         ("packing_filters:broken", "--filter: packing_filters:broken failed on .*KeyError: 'score'"),
-        ("packing_filters:wrong", "--filter: packing_filters:wrong must leave members as bytes; text.txt is int"),
+        ("packing_filters:wrong", "--filter: packing_filters:wrong must return every member as bytes; text.txt is int"),
     ],
 )
 def test_a_filter_that_fails_stops_packing(shards: Path, name: str, message: str) -> None:
@@ -281,7 +281,7 @@ def test_shards_are_joined_by_key_in_whatever_order_they_are(shards: Path, tmp_p
     for key, sample in samples(tmp_path / "out").items():
         assert sample["audio.wav"] == wav(50 + int(key))
         assert sample["text.txt"] == captioned(int(key))[1]["txt"]
-    missing = f"no sample of this key in {tmp_path / 'sounds'}"
+    missing = f"no sample with this key in {tmp_path / 'sounds'}"
     assert {key: reason for key, (_, reason) in refused(tmp_path / "out").items()} == {
         f"{n:09d}": missing for n in (7, 11)
     }
@@ -346,7 +346,7 @@ def test_more_processes_give_the_same_bytes_and_nothing_is_written_twice(shards:
 def test_a_shard_that_changes_while_it_is_packed_is_refused(shards: Path, tmp_path: Path) -> None:
     plan = recipe.plan([str(shards)])
     shard_writer(shards, map(captioned, range(1, 41)), maxcount=16)
-    with pytest.raises(UserError, match="is not where it was: the shard has changed"):
+    with pytest.raises(UserError, match="is no longer where it was; the shard has changed"):
         pack(plan, tmp_path / "out")
 
 
@@ -389,9 +389,9 @@ def test_shards_of_a_store_are_read_in_pieces(shards: Path, tmp_path: Path, monk
         (("--field", "rgb=png"), "--field rgb=png: no sample has it; there are cls, jpg, json, txt"),
         (("--field", "rgb"), "--field rgb: expected a field and its source"),
         (("--field", "label=cls"), "--field label=cls: `label` cannot be a field"),
-        (("--label", "json:nothing"), "--label json:nothing: no sample has a class there; members are cls, jpg"),
+        (("--label", "json:nothing"), "--label json:nothing: no sample has a class there; the members are cls, jpg"),
         (("--group", "jsno:clip"), "--group jsno:clip: no sample has a member `jsno`; members are cls, jpg"),
-        (("--classes", "missing.txt"), "--classes missing.txt: .*Name a text file with one class a line"),
+        (("--classes", "missing.txt"), "--classes missing.txt: .*Specify a text file with one class per line"),
         (("--filter", "nowhere:f"), "--filter: nowhere:f: cannot import nowhere"),
         (("--join", "nowhere"), "nowhere.*not found"),
     ],

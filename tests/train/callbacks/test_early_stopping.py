@@ -48,9 +48,11 @@ def test_it_stops_after_validations_without_improvement(
 
 def test_a_metric_that_validation_does_not_have_is_named(make_config: Any) -> None:
     callback = "train.callbacks=[{name: early_stopping, monitor: top3}]"
-    with pytest.raises(UserError, match=r"early_stopping.monitor: validation has no 'top3'. It has: top1"):
+    with pytest.raises(
+        UserError, match=r"early_stopping.monitor: there is no validation metric 'top3'. Choose one of: top1"
+    ):
         train(configs.load(make_config(), [callback, "evaluation.every=2"]))
-    with pytest.raises(UserError, match=r"no validation during training; set evaluation\.every"):
+    with pytest.raises(UserError, match=r"requires validation during training; set evaluation\.every"):
         train(configs.load(make_config(), [callback]), overwrite=True)
 
 

@@ -55,7 +55,7 @@ def test_sharded_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any weight may be sharded; FSDP itself runs on GPUs only."""
     student = torch.nn.Linear(2, 2)
     monkeypatch.setattr("pipeline.train.callbacks.ema.is_sharded", lambda tensor: tensor is student.bias)
-    with pytest.raises(UserError, match="ema: is not supported with FSDP"):
+    with pytest.raises(UserError, match="ema: not supported with FSDP"):
         EMA().on_start(SimpleNamespace(student=student))  # type: ignore[arg-type]
 
 
