@@ -1,4 +1,7 @@
-"""`wcord pack RECIPE …`: pack paired recordings into shards, with one subcommand per recipe."""
+"""`wcord pack RECIPE …`: pack paired recordings into shards, with one subcommand per recipe.
+
+More than 350 lines, since it contains the options of each recipe with their help texts.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A remote dataset has a mirror: an ordinary local folder in which shards may be missing. Mirrors are in `$WCORD_CACHE`
 (default `~/.cache/wcord`) and together contain up to `$WCORD_CACHE_GB` gigabytes (default 50). The file systems of
-fsspec find the credentials.
+fsspec find the credentials. A little over 350 lines, because downloads, requests and the mirror share their limits.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""A dataset opened for a run: its splits with their shards and task, and the policy for unusable samples."""
+"""A dataset opened for a run: its splits with their shards and task, and the policy for unusable samples.
+
+A little over 350 lines because of the docstrings of its public names.
+"""
 
 from __future__ import annotations
 
