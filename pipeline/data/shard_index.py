@@ -1,7 +1,7 @@
 """Indexes foreign shards by their tar headers: samples, sizes, members and label values. The counts are stored.
 
-Sample counts that other tools have stored are used: the wids index of webdataset, and img2dataset's statistics. A little
-over 350 lines, because counted and stated shards are stored and checked in the same way.
+Sample counts that other tools have stored are used: the wids index of webdataset, and img2dataset's statistics. A
+little over 350 lines, because counted and stated shards are stored and checked in the same way.
 """
 
 from __future__ import annotations
