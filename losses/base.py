@@ -104,9 +104,8 @@ class LossOutput(NamedTuple):
         loss: The loss, a scalar, fp32.
         metrics: Computes the metrics of this batch. By default there are none.
         parts: For a loss with several terms: keyword of the weight of a term (any name except `weight`) -> weighted
-            term.
-        The terms add up to the loss. The collapse guard measures and reduces each separately. Empty for a loss with a
-        single term.
+            term. The terms add up to the loss. The collapse guard measures and reduces each separately. Empty for a
+            loss with a single term.
     """
 
     loss: Tensor

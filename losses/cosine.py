@@ -23,7 +23,7 @@ class Cosine(Loss):
 
     Args:
         standardise: Standardise the teacher's features by their running mean and standard deviation
-        (`losses.standardise`). Otherwise, their common mean and largest dimensions dominate the cosine.
+            (`losses.standardise`). Otherwise, their common mean and largest dimensions dominate the cosine.
     """
 
     def __init__(self, student: Dims, teacher: Dims, *, standardise: bool = True) -> None:

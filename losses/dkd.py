@@ -25,7 +25,7 @@ class DKD(Loss):
     Args:
         alpha: Weight of the binary term (target class against all others).
         beta: Weight of the term for the other classes. The paper uses 2 to 8 on CIFAR-100, depending on the teacher's
-        confidence.
+            confidence.
         temperature: T, for student and teacher.
 
     Raises:

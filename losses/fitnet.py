@@ -24,8 +24,8 @@ class FitNet(Loss):
 
     Args:
         layer: Index of the pair of maps, from shallow to deep; negative values count from the deepest. Null means the
-        middle one (index 2 of the four maps of a CIFAR ResNet, as published). If the networks have different numbers
-        of maps, the deepest ones are paired.
+            middle one (index 2 of the four maps of a CIFAR ResNet, as published). If the networks have different
+            numbers of maps, the deepest ones are paired.
 
     Raises:
         ValueError: A network has no maps or lacks this layer, or the sizes are unknown, variable or not supported.

@@ -47,32 +47,32 @@ class GlobalContrast(Loss):
         teacher: Dims of the teacher.
         dim: Size of the projections.
         critic: `lipschitz` (spectrally normalised; input divided by its running norm and clipped to the unit ball),
-        `spectral` (only spectrally normalised; unbounded) or `cosine` (L2-normalised projections as in InfoNCE and
-        CRD; not Lipschitz).
+            `spectral` (only spectrally normalised; unbounded) or `cosine` (L2-normalised projections as in InfoNCE and
+            CRD; not Lipschitz).
         link: `log_softmax` is the formula above. `linear` is the literal dual, `E_neg[g] - E_pos[g]`. `bounded` is the
-        same dual with CRD's probability h instead of g. `log_bounded` is the loss of CRD, `-E_pos[log h] -
-        E_neg[log(1 - h)]`.
+            same dual with CRD's probability h instead of g. `log_bounded` is the loss of CRD, `-E_pos[log h] -
+            E_neg[log(1 - h)]`.
         weighting: For `linear`, `bounded` and `log_bounded`: whether E_neg is the mean over the M negatives or their
             sum
-        (M times as large, as in CRD; degenerate with `linear`).
+            (M times as large, as in CRD; degenerate with `linear`).
         temperature: Initial value of tau, in [0.01, 1]. Not used by `link: linear`.
         learn_temperature: Whether tau is learnt, within these bounds.
         queue: Number of past samples in the queue; 0 disables it.
         bank: Number of rows that are drawn from the bank per step for the whole batch; 0 disables it.
         negatives: Number of rows that each sample draws separately from the bank, as in CRD. If `exclude` contains
             label,
-        they have other labels. They are then the only negatives: queue and batch are not used. 0 disables this.
+            they have other labels. They are then the only negatives: queue and batch are not used. 0 disables this.
         samples: Size of the training set, required if there is a bank. Set by the pipeline.
         exclude: Samples that share a known label or group are not negatives of each other. If the batch contains
             `index`,
-        past features of a sample are not its negatives, either.
+            past features of a sample are not its negatives, either.
         discount: Weight negatives by `clamp((0.5 - cos(t_i, t_j)) / 0.5, 1e-4, 1)`, where t are standardised teacher
-        features.
+            features.
         standardise: Standardise the teacher's features by running statistics before the critic.
 
     Raises:
         ValueError: A value is invalid; `bank` or `negatives` is set without `samples`; both are set; `discount` is set
-        without `standardise`; or there is a bank, but the batch has no index.
+            without `standardise`; or there is a bank, but the batch has no index.
     """
 
     needs_index = True

@@ -37,7 +37,7 @@ class PositionTransport(Loss):
         epsilon: Entropic regularisation, in units of the cost.
         iterations: Number of Sinkhorn iterations.
         anchor: a in the prior P0 = (1 - a) I/n + a 11'/n^2, in [0, 1]. 0 is regression of the map; 1 carries no
-        information about positions.
+            information about positions.
 
     Raises:
         ValueError: A network has no maps, or there is no such layer.

@@ -53,9 +53,9 @@ def sinkhorn(
         log_column: Log of the column marginal, `[..., m]`, -inf for excluded columns; by default log 1/m.
         marginal_penalty: Instead of fixing the marginals, penalise KL(marginal of P || marginal) with this weight,
             above
-        0 (Chizat et al. 2018).
+            0 (Chizat et al. 2018).
         compiled: Fuse the iterations in the log domain with torch.compile. Use it on GPUs, where each iteration would
-        otherwise launch a dozen kernels.
+            otherwise launch a dozen kernels.
 
     Returns:
         `[..., n, m]`. Column sums are exact unless penalised; `marginal_error` measures the error of the rows.

@@ -31,15 +31,15 @@ class WCoRD(Loss):
         teacher: Dims of the teacher.
         global_weight: Weight of the global term.
         local_weight: Weight of the local term. Both default weights were chosen on the validation splits of
-        `benchmarks.suite`.
+            `benchmarks.suite`.
         dim: Size of the projections of the global term.
         queue: Number of past samples that the global term uses as negatives.
         exclude: Samples that share a known label or group are not negatives of each other in the global term.
         epsilon: Entropic regularisation of the local term, in units of the cost `1 - cos`.
         anchor: Anchor of the local term, in [0, 1]. 0 maps each sample to its own pair (feature regression); 1 is plain
-        transport.
+            transport.
         relational: Weight of the Gromov part of the local term. It helps with a good teacher and few labels, but harms
-        with a teacher of another task or with mismatched pairs. The default is therefore 0.
+            with a teacher of another task or with mismatched pairs. The default is therefore 0.
     """
 
     def __init__(

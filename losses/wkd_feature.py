@@ -25,7 +25,7 @@ class WKDFeature(Loss):
     Args:
         ratio: Weight of the mean term relative to the standard-deviation term. The paper uses 4, or 8 when combined
             with
-        `WKDLogit`.
+            `WKDLogit`.
 
     Raises:
         ValueError: A network has no maps.

@@ -33,20 +33,20 @@ class WKDLogit(Loss):
     Args:
         temperature: Temperature of both networks in the transport term. The target-class term uses none.
         transport: Weight of the transport term relative to the target-class term. The paper uses 600, or 200 when
-        combined with `WKDFeature`.
+            combined with `WKDFeature`.
         epsilon: Entropic regularisation in units of C, which is in [0, 1]. It must be at least 0.03: then exp(-1 /
-        epsilon) and its square are in the range of fp32.
+            epsilon) and its square are in the range of fp32.
         iterations: Number of Sinkhorn iterations.
         sharpen: Factor in the class cost C: 1 as in the paper; 0 means `C = C_0`.
         cost_file: C_0 as a NumPy file (`.npy`) of shape `[K, K]`, with the K classes in the student's order; symmetric,
             in
-        [0, 1], with zeros on the diagonal. The paper uses `1 - CKA` between the features of two classes over the
-        training set. Null estimates C_0 during training (`ClassCost`).
+            [0, 1], with zeros on the diagonal. The paper uses `1 - CKA` between the features of two classes over the
+            training set. Null estimates C_0 during training (`ClassCost`).
 
     Raises:
         ValueError: `epsilon` is too small; `cost_file` cannot be read or does not contain such a matrix; or the
             networks
-        do not both have logits for the same classes (at least two).
+            do not both have logits for the same classes (at least two).
     """
 
     needs_teacher_logits = True

@@ -40,7 +40,7 @@ class Audio(Modality):
     Args:
         rate: Sample rate in Hz. All audio is resampled to it.
         seconds: Maximum length of an excerpt in seconds. Training draws its position at random; evaluation takes the
-        centre. Shorter excerpts are padded to the longest one in the batch.
+            centre. Shorter excerpts are padded to the longest one in the batch.
         gain: Maximum random gain in training, in dB in both directions.
         snr: Signal-to-noise ratio in dB of white noise that is added to every excerpt. Training draws new noise each
             time; evaluation uses the same noise for the same excerpt. None adds no noise.

@@ -145,7 +145,7 @@ class Modality(ABC):
         Args:
             spec: The spec that this instance was built from.
             folder: Folder of the student. A modality that reads files or uses a model hub copies what it needs into a
-            subfolder and refers to it as `./subfolder` in the spec.
+                subfolder and refers to it as `./subfolder` in the spec.
         """
         return dict(spec)
 

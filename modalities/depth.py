@@ -52,19 +52,19 @@ class Depth(Modality):
         input: What the encoder receives; see above.
         scale: Metres per unit of the PNG or TIFF; 0.001 means millimetres.
         baseline: Distance between two cameras in metres. If set, the PNG contains disparity in units of `scale` pixels,
-        and depth is fx * baseline / disparity.
+            and depth is fx * baseline / disparity.
         near: Depth in metres that maps to -1. Smaller values are clipped.
         far: Depth in metres that maps to 1. Larger values are clipped.
         centre: Instead of `near` to `far`, map `span` metres in both directions around the median depth of the crop to
-        [-1, 1], which removes the distance from the camera.
+            [-1, 1], which removes the distance from the camera.
         span: Distance in metres from the median depth to the depth that maps to 1, for `centre`.
         points: Maximum number of points, for `input: points`.
         jitter: In training, the depth of a sample is multiplied by a random factor from [1 - jitter, 1 + jitter].
         dropout: In training, mean fraction of pixels whose depth is dropped, as single pixels and as one rectangle.
         quantisation: In training, depth is rounded to steps of up to this many metres at 1 m. The steps grow with the
-        square of the depth, as in stereo cameras. 0 disables it.
+            square of the depth, as in stereo cameras. 0 disables it.
         ragged: In training, each pixel takes its depth from a random pixel up to this many pixels away. This keeps
-        planes intact and makes edges ragged. 0 disables it.
+            planes intact and makes edges ragged. 0 disables it.
         field: Name of the shard field if it is not `depth`.
 
     Raises:
@@ -107,12 +107,12 @@ class Depth(Modality):
         Args:
             data: A 16-bit PNG or TIFF, or a `.npy` file or an `.npz` file with one array in metres.
             meta: `meta["intrinsics"]` contains fx, fy, cx, cy in pixels, and also width and height if they refer to an
-            image of another resolution. Without intrinsics, the horizontal field of view is assumed to be 60
-            degrees.
+                image of another resolution. Without intrinsics, the horizontal field of view is assumed to be 60
+                degrees.
 
         Raises:
             ValueError: The file cannot be read or has no valid pixels, or it contains disparity and `meta` has no
-            intrinsics.
+                intrinsics.
         """
         if data.startswith((b"\x93NUMPY", ARCHIVE)):
             metres = read_metres(data)

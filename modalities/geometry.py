@@ -79,7 +79,7 @@ class Geometry:
             image: `[H, W, ...]`.
             size: Side of the result in pixels.
             nearest: Use nearest-neighbour interpolation, for labels and masks. Otherwise linear interpolation, with
-            averaging when downscaling.
+                averaging when downscaling.
 
         Returns:
             `[size, size, ...]` of the same dtype.

@@ -45,7 +45,7 @@ def read_points(data: bytes, columns: int, extra: int) -> np.ndarray:
         data: The bytes of a file.
         columns: Number of float32 values per point in a `.bin`.
         extra: Number of columns after x, y and z to read. In a `.ply` or `.pcd`, 8-bit columns and packed colours are
-        scaled to [0, 1].
+            scaled to [0, 1].
 
     Returns:
         x, y, z and the extra columns, float32 or float64 `[N, 3 + extra]`. Rows with NaN or infinity are dropped.

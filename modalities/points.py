@@ -34,20 +34,20 @@ class Points(Modality):
 
     Args:
         count: Number of points of the input: evenly spaced in the file; in training, resampled at random every time.
-        Smaller clouds repeat points.
+            Smaller clouds repeat points.
         extra: Number of columns after x, y and z to use as input, in the order of the file, e.g. LiDAR intensity,
             normals
-        or colours. 8-bit columns of `.ply` and `.pcd` are scaled to [0, 1]; all others are unchanged.
+            or colours. 8-bit columns of `.ply` and `.pcd` are scaled to [0, 1]; all others are unchanged.
         columns: Number of float32 values per point in a `.bin`: 4 for KITTI, 5 for nuScenes.
         radius: Distance from the origin that is scaled to 1, in units of the file. If null, the cloud is centred on its
             mean and scaled to the unit sphere.
         up: The vertical axis.
         rotation: In training, the cloud is randomly rotated about the vertical axis by up to this many degrees in both
-        directions. 0 disables it.
+            directions. 0 disables it.
         scaling: In training, coordinates are multiplied by a random factor from [1 - scaling, 1 + scaling]. 0 disables
-        it.
+            it.
         jitter: In training, standard deviation of Gaussian noise on each coordinate, in units of the radius. 0 disables
-        it.
+            it.
         field: Name of the shard field if it is not `points`.
     """
 

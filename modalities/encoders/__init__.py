@@ -61,7 +61,7 @@ def build(
     Args:
         encoders: Name -> encoder class of the modality.
         spec: `{"name": one of encoders or package.module:Class, **its keywords}`. Every encoder also accepts `weights:
-        random`, which confirms that a frozen teacher with random weights is intended.
+            random`, which confirms that a frozen teacher with random weights is intended.
         input_size: First argument of the constructor: channels of an image, sample rate in Hz of audio, or vocabulary
             size of text.
         mean: Mean of each channel of the modality, used if the encoder has this keyword and `spec` does not set it.
@@ -79,7 +79,7 @@ def build(
         del keywords["weights"]
     for name in keywords:
         if name not in offered:
-            raise ValueError(f"encoder {spec['name']}: there is no setting {name!r}{near(name, offered)}")
+            raise ValueError(f"encoder {spec['name']}: unknown setting {name!r}{near(name, offered)}")
     for name, default in (("mean", mean), ("std", std)):
         if default is not None and name in offered and keywords.get(name) is None:
             keywords[name] = default

@@ -144,7 +144,7 @@ class Encoder(nn.Module):
         Args:
             spec: The spec that this encoder was built from.
             folder: Folder of the student. An encoder that reads files or uses a model hub copies what it needs into a
-            subfolder and refers to it as `./subfolder` in the spec.
+                subfolder and refers to it as `./subfolder` in the spec.
         """
         return dict(spec)
 

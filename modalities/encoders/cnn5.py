@@ -17,7 +17,7 @@ class CNN5(Encoder):
     Args:
         channels: Channels of the input.
         width: Channels of the first layer; the five layers have width x (1, 2, 2, 4, 4) channels. With 32, the network
-        has 0.28 M parameters.
+            has 0.28 M parameters.
         size: Input size in pixels, at least 16. The strides 2, 2, 2, 1, 1 reduce it to size / 8, e.g. from 64 to 8.
         mean: Mean of each channel of the encoder's input ([0, 1] for uint8 images); None means 0.
         std: Standard deviation of each channel; None means 1.

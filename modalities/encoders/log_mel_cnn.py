@@ -26,7 +26,7 @@ class LogMelCNN(Encoder):
         window: Spectrogram window length in seconds.
         hop: Spectrogram hop length in seconds.
         masking: Maximum fractions of bands and of frames that SpecAugment (Park et al. 2019, arXiv 1904.08779) masks in
-        training.
+            training.
         mean: Mean of the natural logarithm of the mel power.
         std: Standard deviation of the natural logarithm of the mel power.
     """

@@ -28,11 +28,11 @@ class VisionModule(Wrapped):
             one of these. None uses the module as the factory returns it.
         layers: Dotted paths of the layers whose outputs are the maps, e.g. `[layer2, layer4]`.
         pooled: Dotted path of the layer whose output is `pooled`; None means the output of the module. Maps are
-        averaged over their pixels.
+            averaged over their pixels.
         pooling: If the output consists of tokens, `pooled` is their `mean` or the `first` one.
         layout: Whether channels are `first` or `last` in the outputs; None means first in maps `[B, C, H, W]` and last
             in
-        tokens `[B, N, C]`.
+            tokens `[B, N, C]`.
         size: Input size in pixels.
         mean: Mean of each channel of the module's input ([0, 1] for uint8 images); None means that of the modality.
         std: Standard deviation of each channel; None means that of the modality.
@@ -145,7 +145,7 @@ def wrap(
         pooling: If the output consists of tokens, `pooled` is their `mean` or the `first` one.
         layout: Whether channels are `first` or `last` in the outputs; None means first in maps `[B, C, H, W]` and last
             in
-        tokens `[B, N, C]`.
+            tokens `[B, N, C]`.
         channels: Channels of images.
         size: Input size of images in pixels.
         mean: Mean of each channel ([0, 1] for uint8 images); None means 0.

@@ -28,11 +28,11 @@ class PretrainedText(Encoder):
         weights: `pretrained`, or `random` to build the network from its config alone.
         pooling: `mean` over the tokens, the first token (`cls`), the `last` token, or `pooler`, the pooler output of
             the
-        model, with which the text tower of CLIP was trained.
+            model, with which the text tower of CLIP was trained.
 
     Raises:
         ValueError: The model cannot be found, lacks weights (or has none as safetensors), is not a text model, or has a
-        smaller vocabulary than the tokenizer.
+            smaller vocabulary than the tokenizer.
     """
 
     reads_pictures: ClassVar[bool] = False

@@ -26,12 +26,12 @@ def load_weights(module: nn.Module, path: str | Path, skip: Sequence[str] = ()) 
         module: The module. It is unchanged if the file does not match.
         path: A `.safetensors` file, or a `.pt`, `.pth` or `.bin` file with tensors only.
         skip: Prefixes of tensors that the module may lack, such as those of an unused classifier. Skipped tensors are
-        logged.
+            logged.
 
     Raises:
         ValueError: The file cannot be read or contains pickled objects, or its tensors do not match the module
             (missing,
-        unexpected, or with another shape).
+            unexpected, or with another shape).
     """
     path = Path(path)
     tensors, own = read_weights(path), module.state_dict()

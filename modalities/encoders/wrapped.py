@@ -50,7 +50,7 @@ class Wrapped(Encoder):
         pooled: Dotted path of the layer whose output is `pooled`; None means the output of the module.
         pooling: `mean` over tokens, or the `first` token. Padding is excluded if the batch has a mask of the tokens.
         layout: Whether the channels of outputs with three and four dimensions are `first` or `last`; None means first
-        in maps `[B, C, H, W]` and last in tokens `[B, N, C]`.
+            in maps `[B, C, H, W]` and last in tokens `[B, N, C]`.
 
     Raises:
         ValueError: A layer does not exist, the module does not run on the example, or an output is not as described.

@@ -149,7 +149,7 @@ def run_bench(path: str | Path, overrides: Sequence[str] = (), jobs: int | None 
 
     Raises:
         UserError: A config is invalid or data is missing (raised before anything is trained); or cells failed (raised
-        after all others are finished).
+            after all others are finished).
     """
     bench, near = load(path, overrides), find(path).parent
     teachers = {name: _config(near, teacher, _teacher_run(bench, name), 0) for name, teacher in bench.teachers.items()}

@@ -1,4 +1,4 @@
-"""Errors of the operating system that are faults of the machine, never of a sample, and what to do about them."""
+"""Errors of the operating system that are caused by the machine, never by a sample, and how to fix them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pipeline.common.errors import UserError
 
-_FULL = "no space left. Incomplete files are ignored; free disk space and continue with `--resume`."
+_FULL = "no space left. Incomplete files are ignored; free disk space and run the command again with `--resume`."
 _FILES = "too many open files. Raise the limit (`ulimit -n 65536`), or lower data.workers."
-_DENIED = "permission denied. Change the permissions, or choose another place."
+_DENIED = "permission denied. Change the permissions, or choose another path."
 
 MACHINE = {
     errno.ENOSPC: _FULL,
@@ -25,14 +25,14 @@ MACHINE = {
 """errno -> what is wrong with a file, whatever it holds, and how to fix it."""
 
 PLACES = MACHINE | {
-    errno.EROFS: "cannot be written there. Choose another place.",
-    errno.ENOTDIR: "is not a folder, or one of its parents is a file. Choose another place.",
-    errno.EEXIST: "is in the way. Remove it, or choose another place.",
+    errno.EROFS: "the file system is read-only. Choose another path.",
+    errno.ENOTDIR: "is not a folder, or one of its parents is a file. Choose another path.",
+    errno.EEXIST: "is in the way. Remove it, or choose another path.",
     errno.ELOOP: "is a link to itself. Remove it.",
-    errno.EISDIR: "is a folder. Choose the name of a file.",
+    errno.EISDIR: "is a folder. Pass the path of a file.",
     errno.ENAMETOOLONG: "the name is too long. Choose a shorter one.",
 }
-"""errno -> what is wrong with a path that was given, and how to fix it."""
+"""errno -> the problem with a path and how to fix it."""
 
 
 def machine_fault(error: Exception, place: str | Path) -> UserError | None:

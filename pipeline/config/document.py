@@ -112,7 +112,7 @@ class Document:
 
         Raises:
             UserError: There are errors. The message has one line per error, first in the order of the file, then in
-            that of the overrides.
+                that of the overrides.
         """
         order = {key: i for i, key in enumerate(self._origins)}
         faults = sorted(self._faults, key=lambda key: order[self._place(key)])

@@ -567,7 +567,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Raises:
         UserError: The config is invalid, or belongs to a run of `wcord.distill`. The message has one line per error,
-        with key, expected value, and line or override.
+            with key, expected value, and line or override.
     """
     return _load(path, overrides, frozenset())
 

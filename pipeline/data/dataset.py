@@ -38,7 +38,7 @@ class Shard(BaseModel):
 
     Attributes:
         file: File name next to `dataset.json`. For a shard elsewhere: a unique name, with which the names of its
-        cached-feature shards begin.
+            cached-feature shards begin.
         samples: Number of samples of the split in this shard.
         bytes: File size in bytes.
         sha256: SHA-256 of the file, or "" if it was not computed.
@@ -109,7 +109,7 @@ class Dataset(BaseModel):
             `labels`.
         masks: Label -> pixel value of each class. The label is the member `NAME.png`, which encodes one class per
             pixel.
-        Pixels with other values are ignored.
+            Pixels with other values are ignored.
         units: Member -> unit.
         split_rule: How samples were assigned to splits.
         licence: Licence of the data.

@@ -60,7 +60,7 @@ class Cache(BaseModel):
         licence: Licence of the teacher's weights.
         sidecars: File name of each shard -> its cached-feature shard.
         faulty: File name of a shard -> number of its samples that could not be read; only shards with at least one.
-        Samples that lack the teacher's modality do not count.
+            Samples that lack the teacher's modality do not count.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -37,7 +37,7 @@ class Policy:
     Attributes:
         max_faulty: Maximum fraction of faulty samples, in [0, 1). They are skipped. With 0, the first one is an error.
         unpaired: What to do with samples that lack a modality: `error`, `skip`, or `keep`. `keep` uses those that lack
-        only the teacher's modality, for the losses that need no teacher, and skips the others.
+            only the teacher's modality, for the losses that need no teacher, and skips the others.
         max_pixels: Maximum number of pixels of an image; one with more is faulty.
     """
 

@@ -183,7 +183,9 @@ def _check_own_script(network: Network | Joint, source: Source, done: Export) ->
         return
     if (fault := script_fault(script, network.view, source)) is not None:
         name = Path(network.modality.preprocess_script).name
-        done.notes.append(f"No preprocess.py: the script {name} of the modality {network.modality.name} {fault}.")
+        done.notes.append(
+            f"preprocess.py is missing: the script {name} of the modality {network.modality.name} {fault}."
+        )
         for file in (PREPROCESS, *SCRIPTS):
             (done.folder / file).unlink()
 

@@ -32,7 +32,7 @@ class Graph(nn.Module):
 
     Attributes:
         names: Names of the input tensors: the name of the modality, or its keys if it has several tensors. In a joint
-        network, keys are prefixed with the modality.
+            network, keys are prefixed with the modality.
     """
 
     def __init__(self, network: Network | Joint, example: Any) -> None:

@@ -96,7 +96,7 @@ def open_index(folder: Path) -> Index:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{folder / ABOUT}: damaged ({error}); rebuild the index.") from None
     except (OSError, RuntimeError, MemoryError):
-        raise UserError(f"{folder}: no index found. Make one: `wcord embed RUN DATA --index {folder}`.") from None
+        raise UserError(f"{folder}: no index found. Create one: `wcord embed RUN DATA --index {folder}`.") from None
     if not isinstance(keys, list):
         raise UserError(f"{folder / ABOUT}: damaged (its keys are no list); rebuild the index.")
     if vectors.ntotal != len(keys):

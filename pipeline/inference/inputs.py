@@ -42,7 +42,7 @@ def find_inputs(places: Iterable[str | Path], sight: ViewSpec) -> Iterator[Input
 
     Raises:
         UserError: A path does not exist or contains nothing to read; or a network with several modalities is given
-        single files, which do not define samples as shards do.
+            single files, which do not define samples as shards do.
     """
     for place in map(Path, places):
         if (place / MANIFEST).is_file() or place.suffix == ".tar":

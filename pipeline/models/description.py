@@ -36,7 +36,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{path}: not found. Use the folder of a finished run (`wcord train`).") from None
+        raise UserError(f"{path}: not found. Use the run folder of a completed training (`wcord train`).") from None
     except OSError as error:
         unreadable = UserError(f"{path}: cannot be read ({error.strerror}). Train again, or restore the folder.")
         raise machine_fault(error, path) or unreadable from None

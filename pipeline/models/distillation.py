@@ -64,7 +64,7 @@ class Distillation(nn.Module):
         losses: Name -> loss.
         weights: Name -> weight.
         micro_batch: Number of samples that the networks process at once (`pipeline.models.gradient_cache`); None means
-        all.
+            all.
     """
 
     def __init__(

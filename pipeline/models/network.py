@@ -46,10 +46,10 @@ class Network(nn.Module):
         modality: The modality.
         encoder: The encoder.
         spec: Description from which it can be rebuilt: `{"modality": {...}, "encoder": {...}, "classes": [...] | None,
-        "dense": bool}`. With dense, classes are predicted per pixel, at the size of the encoder's input.
+            "dense": bool}`. With dense, classes are predicted per pixel, at the size of the encoder's input.
         freeze: Whether to freeze the encoder, or dotted paths of its modules to freeze. Frozen modules have no
             gradients
-        and stay in evaluation mode.
+            and stay in evaluation mode.
 
     Raises:
         ValueError: The encoder has no module at a path in `freeze`.

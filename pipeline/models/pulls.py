@@ -27,7 +27,7 @@ class Trace:
         head: The student's classifier, if it has one.
         single_use: Whether the graph of the losses supports only one backward pass, since compiled parts may reuse
             their
-        buffers.
+            buffers.
     """
 
     student: Features

@@ -60,7 +60,7 @@ def check(
         ranks: Number of training processes, to check whether there are enough shards.
         workers: Number of loader workers of each process.
         quick: Only check the structure of the tars, labels, meta and text. Images and audio are not decoded, and hashes
-        are not computed.
+            are not computed.
         processes: Number of checking processes; None chooses it by the machine and the size of the data.
         near_duplicates: Also find near-identical photos in several splits.
 

@@ -69,7 +69,7 @@ def pack(
 
     Raises:
         UserError: Too many samples are rejected, the folder contains a different packing, a split is empty, or the disk
-        fails.
+            fails.
     """
     packing = Packing(
         plan,

@@ -129,7 +129,7 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint:
 
     Raises:
         UserError: The checkpoint belongs to a run with another identity or other data. The message lists the
-        differences.
+            differences.
         DamagedError: The checkpoint is damaged.
     """
     try:

@@ -43,7 +43,7 @@ class Sign:
     Attributes:
         loss: The loss concerned; None for the features and predictions of the student.
         kind: One of COLLAPSES, which lowering the driving weight would help against; one of IDLE, where a component has
-        no effect; or `share` or `marginals`.
+            no effect; or `share` or `marginals`.
         text: The observation, as a sentence without the full stop.
         cure: The fix, as a sentence, if it does not depend on the settings of the loss.
     """

@@ -62,7 +62,7 @@ def cache(config: Config) -> Path:
 
     Raises:
         UserError: `teacher.cache` is not set; training on the cache would be impossible; or, after the cache was
-        written, more samples than `data.max_faulty` allows could not be read.
+            written, more samples than `data.max_faulty` allows could not be read.
     """
     accelerator = start_accelerator(config)
     if config.teacher is None or config.teacher.cache is None:

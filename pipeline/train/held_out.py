@@ -76,8 +76,8 @@ def open_held_out(
 def no_labels(source: Source) -> str:
     """The error message for a split without usable labels."""
     return (
-        f"evaluation.every: requires labelled samples in evaluation.split, but {source.folder} has none that can be "
-        "used; set it to 0."
+        f"evaluation.every: requires labelled samples in evaluation.split, but {source.folder} has no usable ones "
+        "there. Set evaluation.every to 0."
     )
 
 

@@ -61,7 +61,7 @@ class NonFinite:
 
         Raises:
             UserError: This is the tenth skipped step in a row. Sample keys, losses, and norms of features, weights and
-            gradient have been written to a file.
+                gradient have been written to a file.
         """
         if torch.isfinite(norm):
             self.row = 0

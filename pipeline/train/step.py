@@ -110,7 +110,7 @@ def after_step(
         batch: The batch of the step.
         result: The result of the step.
         stopping: Whether the run stops here because of a signal. It then logs and writes a checkpoint, but leaves the
-        validation to the resumed run.
+            validation to the resumed run.
 
     Returns:
         Whether this was the last step, according to the schedule or a callback.

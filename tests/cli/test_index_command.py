@@ -30,7 +30,7 @@ def test_it_says_what_there_is(capsys: Any) -> None:
     assert f"test: {test} samples in" in out
     assert "members: json 40, label.txt 40, rgb.jpg 40, text.txt 40" in out
     assert "json:category: 3 classes" in out
-    assert "The index is in data/mine; use it as data.shards=data/mine." in out
+    assert "The index is in data/mine. To train on it, set data.shards=data/mine." in out
     assert call("check", "data/mine") == 0
     assert "no faults" in capsys.readouterr().out
 

@@ -435,7 +435,7 @@ WRONG: dict[str, Wrong] = {
     ),
     "a table without that column": (
         "pack manifest t.csv out --field rgb=photo",
-        "`photo` is not a column",
+        "`photo` is neither a column",
         "the columns are id, path",
         write("t.csv", "id,path\n1,a.jpg\n"),
     ),
@@ -509,7 +509,7 @@ WRONG: dict[str, Wrong] = {
     ),
     "a file that is not what its name says": (
         "predict run text.png",
-        "none of 1 inputs can be read",
+        "none of the 1 inputs can be read",
         "not a JPEG, PNG or WebP file",
         write("text.png", "not a picture"),
     ),

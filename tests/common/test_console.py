@@ -219,7 +219,10 @@ def test_no_character_that_commands_a_terminal_is_printed() -> None:
     assert printable("a\x1b[2J\udcffb") == r"a\x1b[2J\udcffb"
 
 
-def test_escapes_in_names_reach_no_log_message_or_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_escapes_in_names_reach_no_log_message_or_table(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")  # the table is not cut
     log_to_console()
     log.info(f"sample {ESCAPES}")
     log.warning(f"sample {ESCAPES}")

@@ -394,7 +394,7 @@ FAULTS_OF_OVERRIDES = [
     ("=5", 'override "=5": must be key=value, e.g. train.steps=1000'),
     ("train..steps=5", 'override "train..steps=5": must be key=value, e.g. train.steps=1000'),
     ("losses.mine.py:Mine.weight=1",
-     'override "losses.mine.py:Mine.weight=1": write a class in brackets: '
+     'override "losses.mine.py:Mine.weight=1": put the class in brackets: '
      'losses[package.module:Class].weight=1'),
     ("train.steps=100 # many",
      'train.steps: must be a whole number, got "100 # many"; it contains a comment (#), which is not ignored; remove '

@@ -89,7 +89,7 @@ BAD: dict[str, tuple[Modality, str, bytes, dict[str, tuple[str, bytes, str]]]] =
         "two_arrays_npz": ("depth.npz", npz(METRES, METRES), "it has 2 arrays (arr_0.npy, arr_1.npy)"),
         "cut_npz": ("depth.npz", npz(METRES)[:-9], "not an archive with one NumPy array"),
         "cut_tiff": ("depth.tiff", TIFF[:-6], "the TIFF is truncated"),
-        "floats_tiff": ("depth.tiff", tiff(METRES.astype(np.float32)), "32-bit TIFF: depth needs 16 bits"),
+        "floats_tiff": ("depth.tiff", tiff(METRES.astype(np.float32)), "32-bit TIFF: depth requires 16 bits"),
         "open_bracket_npy": ("depth.npy", npy_header(b"(((\n"), "not a complete NumPy array"),
         "endless_npy": (
             "depth.npy",

@@ -377,7 +377,9 @@ def test_names_for_the_numbers_of_classes(tmp_path: Path, names: list[str], mess
 
 
 def test_classes_of_a_packed_data_set_are_its_own(shapes: Path) -> None:
-    with pytest.raises(UserError, match=r"the class names of this dataset are in its dataset\.json\. Remove the key"):
+    with pytest.raises(
+        UserError, match=r"data\.classes: this dataset has its class names in dataset\.json\. Remove data\.classes"
+    ):
         load_dataset(shapes).classed("label", ["a", "b", "c"])
 
 

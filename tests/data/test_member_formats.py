@@ -34,7 +34,7 @@ from pipeline.data.member_names import member_names
         ("text.txt", b"caf\xe9", "not UTF-8"),
         ("mask.png", png(np.full((4, 4, 3), 255, np.uint8)), "single channel"),
         ("audio.wav", b"RIFX" + bytes(60), "not a WAV, FLAC, OGG or MP3 file"),
-        ("audio.flac", wav(), "a wav file that is called .flac"),
+        ("audio.flac", wav(), "a wav file with the extension .flac"),
         ("label.txt", b"1.5", "not a class index"),
         ("meta.json", b"[1]", "not a JSON object"),
         ("meta.json", b"[" * 100_000, "not JSON"),

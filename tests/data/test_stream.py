@@ -205,10 +205,10 @@ FAULTS = {
     "label in words": (with_member("label.txt", b"disc"), r"sample s00011: label `disc` is not a class index"),
     "label of many digits": (with_member("label.txt", b"1" * 5000), r"label `1{40}` is not a class index in 0..2"),
     "bad meta": (with_member("meta.json", b"{"), r"sample s00011: meta.json: not valid JSON"),
-    "a sample too few": (lambda samples: samples[:-1], r"train-000001.tar: has 7 samples.* says 8"),
+    "a sample too few": (lambda samples: samples[:-1], r"train-000001.tar: has 7 samples instead of 8"),
     "a sample too many": (
         lambda samples: [*samples, ("s99", members(99))],
-        r"train-000001.tar: has 9 samples.* says 8",
+        r"train-000001.tar: has 9 samples instead of 8",
     ),
 }
 
@@ -244,7 +244,7 @@ def test_a_shard_cut_short_is_found_before_and_while_reading(tmp_path: Path) -> 
     source = open_split(folder, "train", "label")
     path = folder / "train-000000.tar"
     path.write_bytes(path.read_bytes()[:15_000])
-    with pytest.raises(UserError, match=r"train-000000.tar: shard has 15000 bytes, .*truncated"):
+    with pytest.raises(UserError, match=r"train-000000.tar: shard has 15000 bytes .*truncated"):
         open_split(folder, "train", "label")
     with pytest.raises(UserError, match=r"train-000000.tar"):
         take(TrainStream(source, VIEWS, batch=16), 1)

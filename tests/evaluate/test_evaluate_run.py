@@ -194,7 +194,7 @@ def test_layers_are_probed_on_other_data_sets_and_on_its_own(student: Path, shap
     assert not any(key.startswith("transfer") for key in evaluate(student))
 
     (other / "dataset.json").write_text(json.dumps(dataset | {"classes": {}}))
-    with pytest.raises(UserError, match="other: the dataset has no classes to probe"):
+    with pytest.raises(UserError, match="other: the dataset has no classes, which probes require"):
         evaluate(student, probe=[other])
 
 

@@ -122,7 +122,7 @@ def test_one_that_does_not_is_left_out_and_the_note_says_why(
         assert done.notes == []
         return
     assert [path.name for path in done.folder.iterdir()] == ["preprocessing.json"]
-    assert re.match("No preprocess.py: the script own.py of the modality head " + fault, done.notes[0])
+    assert re.match("preprocess.py is missing: the script own.py of the modality head " + fault, done.notes[0])
     assert str(tmp_path) not in done.notes[0]
 
 
@@ -144,7 +144,7 @@ def test_without_a_script_the_card_says_so(tmp_path: Path, source: Source) -> No
     done.folder.mkdir()
     _write_preprocessing(network, done)
     _check_own_script(network, source, done)
-    assert done.notes == ["No preprocess.py: the preprocessing of head needs the wcord package."]
+    assert done.notes == ["preprocess.py is missing: the preprocessing of head requires the wcord package."]
 
 
 def test_settings_that_are_no_json_are_refused(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_search_crosses_the_modalities(
     ("arguments", "message"),
     [
         (["predict", "STUDENT", "nowhere.png"], "nowhere.png: no such file or folder"),
-        (["predict", "STUDENT", "FILES/photos"], "no depth files found (.npy, .png)"),
+        (["predict", "STUDENT", "FILES/photos"], "no depth files found (.npy, .npz, .png, .tif, .tiff)"),
         (["predict", "STUDENT", "FILES/maps", "--out", "x.txt"], "must end with .csv or .jsonl"),
         (["predict", "nowhere", "FILES/maps"], "not found. Use the run folder of a completed training"),
         (["embed", "STUDENT", "FILES/maps"], "nothing to write: pass --out"),

@@ -49,7 +49,7 @@ def test_starts_with_the_first_pair_that_is_asked_for() -> None:
     t = [torch.randn(3, c, n, n, dtype=Double) for c, n in ((6, 8), (20, 4))]
     dims = Dims(8, maps=(4, 12)), Dims(8, maps=(6, 20))
     torch.testing.assert_close(AT(*dims, first=1)(of_maps(*s), of_maps(*t), {}), at(s[1], t[1]))
-    with pytest.raises(ValueError, match="first: 2 leaves no pairs; 2 maps"):
+    with pytest.raises(ValueError, match="first: 2 leaves no pairs of maps"):
         AT(*dims, first=2)
 
 

@@ -68,5 +68,5 @@ def test_larger_maps_are_pooled_and_tokens_are_positions() -> None:
 
 
 def test_needs_maps() -> None:
-    with pytest.raises(ValueError, match=r"LocalGlobal compares feature maps, and the teacher has none"):
+    with pytest.raises(ValueError, match=r"LocalGlobal compares feature maps, but the teacher has none"):
         LocalGlobal(STUDENT, Dims(20))

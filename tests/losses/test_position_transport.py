@@ -97,5 +97,5 @@ def test_tokens_are_positions() -> None:
 
 
 def test_needs_maps() -> None:
-    with pytest.raises(ValueError, match=r"PositionTransport compares feature maps, and the student has none"):
+    with pytest.raises(ValueError, match=r"PositionTransport compares feature maps, but the student has none"):
         PositionTransport(Dims(12), TEACHER)

@@ -147,7 +147,7 @@ def test_a_name_leaves_only_the_input_to_choose() -> None:
     encoder = RGB().encoder({"name": "resnet8", "size": 48, "mean": (0.5, 0.5, 0.5)})
     assert encoder.preprocessing.size == 48
     assert encoder.preprocessing.mean == (0.5, 0.5, 0.5)
-    with pytest.raises(ValueError, match="resnet8: no setting 'depth'"):
+    with pytest.raises(ValueError, match="resnet8: unknown setting 'depth'"):
         RGB().encoder({"name": "resnet8", "depth": 14})
     with pytest.raises(ValueError, match="no 'resnet32x8', did you mean 'resnet32x4'"):
         RGB().encoder({"name": "resnet32x8"})

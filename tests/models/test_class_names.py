@@ -96,7 +96,7 @@ def test_its_probabilities_are_cached(make_config, clip: Path, tmp_path: Path, s
     [("{template: a photo}", "teacher.zero_shot.template: must contain {} once"),
      ("{names: [disc, disc]}", "teacher.zero_shot.names: must be distinct"),
      ("{templates: x}", "teacher.zero_shot.templates: unknown key; did you mean template"),
-     ("{names: [disc, cross]}", "teacher.zero_shot.names: 2 names, but the data has 3 classes")],
+     ("{names: [disc, cross]}", "teacher.zero_shot.names: has 2 names, but the data has 3 classes")],
 )  # fmt: skip
 def test_faults_are_told(make_config, clip: Path, zero_shot: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
@@ -107,7 +107,7 @@ def test_other_teachers_cannot(make_config, clip: Path, no_classes: Path) -> Non
     with pytest.raises(UserError, match="zero_shot requires a single pretrained encoder"):
         load(make_config(teacher="teacher: {run: runs/a, zero_shot: {}}", losses=KD))
     small = "teacher: {modality: rgb, encoder: cnn5, zero_shot: {}}"
-    with pytest.raises(UserError, match=r"teacher\.zero_shot: needs the encoder `transformers`"):
+    with pytest.raises(UserError, match=r"teacher\.zero_shot: requires the encoder `transformers`"):
         build_model(load(make_config(teacher=small, losses=KD)))
     random = teacher(clip).replace("model:", "weights: random, model:")
     with pytest.raises(UserError, match="requires pretrained weights"):

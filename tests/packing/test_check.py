@@ -154,7 +154,7 @@ PLANTED: dict[str, tuple[Callable[[Contents], Any], str]] = {
     "second label that is none": (put_meta(labels={"parity": "odd"}), r"label `parity` 'odd' is not a class index"),
     "labels that are none": (put_meta(labels=[1]), r"s00002\.meta\.json: `labels` is not an object"),
     "broken meta": (put("meta.json", b"{"), r"s00002\.meta\.json: meta is not JSON"),
-    "key twice": (lambda c: c.append(c[0]), rf"key s00000 is twice in {FIRST}"),
+    "key twice": (lambda c: c.append(c[0]), rf"key s00000 occurs twice in {FIRST}"),
     "group in two splits": (put_meta(group="g11"), rf"group g11 is in test-000000\.tar and {FIRST}: test and train"),
 }
 
@@ -193,7 +193,7 @@ def test_a_partner_that_never_was_is_a_note(data: Path) -> None:
     rewrite(data, lambda contents: contents[2][1].pop("depth.png"))
     report = check(data)
     assert report.faults == []
-    assert report.notes == [f"1 of 30 samples have no depth.png, the first {FIRST}: s00002"]
+    assert report.notes == [f"1 of 30 samples have no depth.png, the first one is {FIRST}: s00002"]
 
 
 def test_samples_of_a_missing_shard_are_not_called_unlabelled(data: Path) -> None:
@@ -216,7 +216,7 @@ def test_sounds_of_several_kinds_are_one_field(data: Path) -> None:
     assert report.faults == report.notes == []
     rewrite(data, lambda contents: contents[2][1].pop("audio.flac"))
     assert check(data).notes == [
-        f"1 of 30 samples have no audio.flac or audio.mp3 or audio.wav, the first {FIRST}: s00002"
+        f"1 of 30 samples have no audio.flac or audio.mp3 or audio.wav, the first one is {FIRST}: s00002"
     ]
 
 
@@ -323,7 +323,7 @@ def test_too_few_shards_strays_and_untrained_classes_are_noted(data: Path) -> No
         "test has classes without samples in train",
         "train has 3 shards for 4 readers (2 ranks x 2 workers)",
         "test has 2 shards for 4 readers (2 ranks x 2 workers)",
-        "1 tars are not in dataset.json and will not be read, the first train-000099.tar",
+        "1 tars are not listed in dataset.json and will not be read, the first one is train-000099.tar",
     ]
 
 

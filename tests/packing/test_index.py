@@ -190,7 +190,7 @@ def test_damage_is_found_by_check_and_never_to_be_deleted(tmp_path: Path) -> Non
     index([str(tmp_path / "shards")], tmp_path / "index")
     paths[1].write_bytes(paths[1].read_bytes()[:-3000])
     report = check(tmp_path / "index")
-    assert "1 of 12 samples have no text.txt, the first 00000.tar: 000000002" in report.notes
+    assert "1 of 12 samples have no text.txt, the first one is 00000.tar: 000000002" in report.notes
     assert any(line.startswith("00001.tar: ") for line in report.faults)
     assert not any("delete" in line or "wcord pack" in line for line in report.faults)
 

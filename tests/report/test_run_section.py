@@ -47,7 +47,7 @@ def test_a_run_that_was_not_finite_says_where_and_what_to_do(tmp_path: Path) -> 
     assert "the last one step 310 (losses: wcord inf; gradient norm nan)" in words
     assert "Lower train.learning_rate or the weight of that loss" in words
     words = unfinished(tmp_path / "b", log=LOG, nonfinite='{"step": 3')
-    assert "nonfinite_rank0.json, which has the details, is damaged" in words
+    assert "nonfinite_rank0.json, which contains the details, is damaged" in words
     words = unfinished(tmp_path / "c", log=LOG + '{"step": 320, "loss": NaN, "lr": 0.1}\n')
     assert "Not finite at the last step: loss." in words
 
@@ -90,8 +90,10 @@ def test_faults_are_counted_and_listed(tmp_path: Path) -> None:
         cells = "".join(f'<td class="number"><data value="{n}">{n:.0f}</data></td>' for n in row[1:])
         assert f"<tr><td>{row[0]}</td>{cells}</tr>" in text
     assert "<td>train-0.tar</td><td>k&lt;3&gt;</td><td>depth.png</td><td>no &lt;PNG&gt;</td>" in text
-    assert "3 training steps were skipped, because their gradient was not finite." in text
-    assert "12.5% of the training samples had no teacher view and were used with labels only." in text
+    assert "3 training steps were skipped because their gradient was not finite." in text
+    assert (
+        "12.5% of the training samples had no teacher view and were used only for losses that need no teacher." in text
+    )
     (folder / "skipped.jsonl").write_text("nonsense\n")
     assert "not a list of skipped samples" in report([folder]).read_text(encoding="utf-8")
 
@@ -101,7 +103,7 @@ def test_a_mixture_says_what_was_drawn_of_each_data_set(tmp_path: Path) -> None:
     data = CONFIG["data"] | {"shards": [{"path": "data/mine", "weight": 0.3}, {"path": "laion/{0..9}.tar"}]}
     words = unfinished(tmp_path / "run", config=yaml.safe_dump(CONFIG | {"data": data}), log=log)
     assert "on data/mine and laion/{0..9}.tar" in words
-    assert "data setsamplessharemine30023.4%laion98076.6%" in words
+    assert "datasetsamplessharemine30023.4%laion98076.6%" in words
 
 
 def test_cost_is_told_of_every_run_and_network(tmp_path: Path) -> None:

@@ -228,7 +228,7 @@ def test_a_run_says_that_the_features_were_computed_in_another_precision(
     assert about["precision"] == "fp32"
     path.write_text(json.dumps(about | {"precision": "bf16"}))
     train(config)
-    assert "first: the cached teacher features were computed in bf16; this run would" in capsys.readouterr().err
+    assert "first: the cached teacher features were computed in bf16, while this run" in capsys.readouterr().err
 
 
 def test_jobs_of_an_array_take_the_shards_in_other_orders(
@@ -249,8 +249,8 @@ def test_jobs_of_an_array_take_the_shards_in_other_orders(
 STALE = {
     "seed=5": "augmentation: seed 0, .* in the cache, seed 5",
     "data.flip=false": "flip True in the cache, .* flip False in this run",
-    "teacher.views=3": "teacher.views: 3, but the cache has 2",
-    "teacher.cache_dtype=bfloat16": "teacher.cache_dtype: bfloat16, but the cache has float32",
+    "teacher.views=3": "teacher.views: is 3, but the cache has 2",
+    "teacher.cache_dtype=bfloat16": "teacher.cache_dtype: is bfloat16, but the cache has float32",
     "teacher.cache=second": r"second.cache.json: not found. Run `wcord cache`",
 }
 

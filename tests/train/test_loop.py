@@ -109,7 +109,7 @@ def test_going_on_with_other_workers_is_said(make_config: Any, capsys: pytest.Ca
     path = make_config()
     train(configs.load(path))
     train(configs.load(path, ["train.steps=13", "data.workers=1"]), resume=True)
-    assert "was written with data.workers=0, now it is 1. Batches contain other samples" in capsys.readouterr().err
+    assert "was written with data.workers=0; now it is 1. Batches contain other samples" in capsys.readouterr().err
 
 
 def test_a_finished_run_is_neither_repeated_nor_overwritten_by_accident(make_config: Any) -> None:
@@ -546,7 +546,7 @@ def test_the_threads_of_the_process_group_end_with_the_training(make_config: Any
 def test_a_batch_that_the_ranks_cannot_share_is_refused(make_config: Any) -> None:
     done = launch(["train", str(make_config()), "data.batch_size=15"])
     assert done.returncode != 0
-    assert "data.batch_size: 15 is the global batch and must be a multiple of the 2 processes" in done.stderr
+    assert "data.batch_size: the global batch 15 must be divisible by the number of processes (2)" in done.stderr
 
 
 def test_unsynchronised_copies_are_refused(make_config: Any) -> None:

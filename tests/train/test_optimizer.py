@@ -148,7 +148,9 @@ def test_parts_of_an_encoder_are_frozen_by_path(make_config: Any) -> None:
 
 def test_what_cannot_be_frozen_is_refused(make_config: Any) -> None:
     path = make_config()
-    with pytest.raises(UserError, match=r"student.encoder.freeze: no module 'layer.0', did you mean layers.0\?"):
+    with pytest.raises(
+        UserError, match=r"student.encoder.freeze: the encoder has no module 'layer.0', did you mean layers.0\?"
+    ):
         build_model(configs.load(path, ["student.encoder.freeze=[layer.0]"]))
     teacher = train(configs.load(path, ["student.modality=rgb", "train.steps=2"]))
     config = make_config("student", f"teacher: {{run: {teacher}}}", "  info_nce: {}")

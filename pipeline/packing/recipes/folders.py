@@ -52,8 +52,8 @@ def plan(
         label_from: `parent` uses the name of the folder of a file (`cat`) as its class.
         split_from: `top` uses the first folder of the path (`train/cat/001`) as the split: train, val or test.
         group: `parent` keeps the files of a folder in one split. Otherwise, a regular expression that is searched in
-        the path without extension (`cat/001`); its first capture group, or else the whole match, is the group. With
-        None, every sample is a separate group.
+            the path without extension (`cat/001`); its first capture group, or else the whole match, is the group. With
+            None, every sample is a separate group.
         name: Name of the dataset; None means the name of the folder.
         licence: Licence of the data.
 

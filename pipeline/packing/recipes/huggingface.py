@@ -35,7 +35,7 @@ def plan(
     Args:
         source: The folder.
         fields: Field -> column. By default, the image column becomes `rgb`, the audio column `audio` and the string
-        column `text`, if there is only one of each.
+            column `text`, if there is only one of each.
         labels: Class columns; the first one is the task. By default, all ClassLabel columns.
         group: Column of groups, which stay in one split. With None, or if the cell is empty, a row is a separate group.
         name: Name of the dataset; None means the name of the folder.

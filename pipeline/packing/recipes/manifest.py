@@ -58,12 +58,12 @@ def plan(
         split: Column with train, val or test. With None, samples are divided by the fractions.
         key: Column or template of sample keys. Default: the column `id`, or else the path of the first file.
         classes: Class names of the first label, in order. If set, numbers in the column are class indices, and unknown
-        values are rejected.
+            values are rejected.
         name: Name of the dataset; None means the name of the folder.
         licence: Licence of the data.
         partners: A second table. Every row is paired with one of its rows of the same class and split, chosen by seed
-        (see `pipeline.packing.recipes.partners`). The columns of the second table are available as `partner.NAME`;
-        its paths are relative to its own folder.
+            (see `pipeline.packing.recipes.partners`). The columns of the second table are available as `partner.NAME`;
+            its paths are relative to its own folder.
         seed: Random seed for choosing partners.
 
     Raises:

@@ -62,7 +62,7 @@ def plan(
     Args:
         shards: Tars, brace patterns, globs or folders; local, or URLs of a store.
         fields: Field -> extensions, of which the first one that a sample has is used. Only these fields are packed. By
-        default, all fields with a common extension, and members that are named like fields, such as `depth.png`.
+            default, all fields with a common extension, and members that are named like fields, such as `depth.png`.
         label: Location of the class: `cls` or `json:path.to.value`. None means `cls`, if it exists.
         classes: Class names in order, if the shards contain class indices.
         group: Location of the group, such as `json:clip`. Samples of a group stay in one split.

@@ -24,14 +24,14 @@ class Context:
         model: Teacher, student and losses.
         optimizer: The optimiser.
         metrics: In `on_step`, the loss and its terms (`loss`, `loss/kd`) as detached scalars of this process, also for
-        a step that was skipped because of a non-finite gradient. In `on_validation`, the validation metrics as
-        floats. Otherwise empty.
+            a step that was skipped because of a non-finite gradient. In `on_validation`, the validation metrics as
+            floats. Otherwise empty.
         config: The config of the run.
         run: The run folder.
         main: Whether this is the first process. Only this process should write files or log.
         monitor: The validation metric that selects `best/` (`evaluation.monitor`); None without validation.
         stop: Ends the run after this step, with a reason, e.g. `context.stop("no improvement")`. The run then logs,
-        writes a checkpoint and the student, and counts as finished.
+            writes a checkpoint and the student, and counts as finished.
     """
 
     step: int

@@ -25,7 +25,7 @@ class EarlyStopping(Callback):
         min_delta: Smallest change that counts as an improvement.
         mode: Whether the metric should decrease (min) or increase (max). auto decides by its name: losses and ranks
             should
-        decrease.
+            decrease.
     """
 
     def __init__(

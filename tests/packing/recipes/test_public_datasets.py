@@ -93,7 +93,7 @@ def test_stl10(tmp_path: Path) -> None:
 
 def test_a_cut_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "train.bin").write_bytes(bytes(3000))
-    with pytest.raises(UserError, match="3000 bytes are not a multiple of the record size 3074"):
+    with pytest.raises(UserError, match="3000 bytes is not a multiple of the record size 3074"):
         known.plan("cifar100", tmp_path)
     with pytest.raises(UserError, match="Extract the binary version of the dataset here"):
         known.plan("cifar10", tmp_path)
@@ -233,7 +233,7 @@ def test_flickr8k(tmp_path: Path) -> None:
     assert samples["a"]["text.txt"] == b"A dog .\nIt runs ."
     assert {key: s["split"] for key, s in samples.items()} == {"a": "train", "b": "val"}
     assert {fault.key: fault.reason for fault in plan.refused} == {
-        "c": "it has no caption",
+        "c": "the photo has no caption",
         "d": "no such file",
     }
 

@@ -93,7 +93,7 @@ def test_a_label_that_is_no_class_is_refused(shards: Path, tmp_path: Path) -> No
     plain_tar(shards / "more.tar", [("bad", {"jpg": photo(1), "json": b"{}"}), ("none", {"jpg": photo(2)})])
     dataset = packed(tmp_path / "out", shards, label="json:category")
     assert dataset.fields["label.txt"] == 40
-    assert refused(tmp_path / "out") == {"bad": ("more.tar: bad", "json: no value at category")}
+    assert refused(tmp_path / "out") == {"bad": ("more.tar: bad", "json: has no value at category")}
     assert "none" in samples(tmp_path / "out")
 
 
@@ -386,11 +386,11 @@ def test_shards_of_a_store_are_read_in_pieces(shards: Path, tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--field", "rgb=png"), "--field rgb=png: no sample has it; there are cls, jpg, json, txt"),
+        (("--field", "rgb=png"), "--field rgb=png: no sample has this member; there are cls, jpg, json, txt"),
         (("--field", "rgb"), "--field rgb: expected a field and its source"),
-        (("--field", "label=cls"), "--field label=cls: `label` cannot be a field"),
+        (("--field", "label=cls"), "--field label=cls: `label` is not a valid field name"),
         (("--label", "json:nothing"), "--label json:nothing: no sample has a class there; the members are cls, jpg"),
-        (("--group", "jsno:clip"), "--group jsno:clip: no sample has a member `jsno`; members are cls, jpg"),
+        (("--group", "jsno:clip"), "--group jsno:clip: no sample has a member `jsno`; the members are cls, jpg"),
         (("--classes", "missing.txt"), "--classes missing.txt: .*Specify a text file with one class per line"),
         (("--filter", "nowhere:f"), "--filter: nowhere:f: cannot import nowhere"),
         (("--join", "nowhere"), "nowhere.*not found"),

@@ -49,5 +49,5 @@ def test_the_steepest_descent_before_the_minimum() -> None:
 
 
 def test_a_run_shorter_than_the_search_is_refused(make_config: Any) -> None:
-    with pytest.raises(UserError, match=r"learning_rate_finder.steps: 100, but the run has 12 steps"):
+    with pytest.raises(UserError, match=r"learning_rate_finder.steps: is 100, but the run has only 12 steps"):
         train(configs.load(make_config(), ["train.callbacks=[learning_rate_finder]"]))
