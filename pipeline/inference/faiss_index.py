@@ -91,14 +91,14 @@ def open_index(folder: Path) -> Index:
     try:
         about = json.loads((folder / ABOUT).read_bytes())
         keys = about.pop("keys")
-        Path(about["run"]).is_dir()  # raises ValueError for a text that is no path
+        Path(about["run"]).is_dir()  # raises ValueError for text that cannot be a path
         vectors = faiss.read_index(str(folder / VECTORS))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{folder / ABOUT}: damaged ({error}); rebuild the index.") from None
     except (OSError, RuntimeError, MemoryError):
         raise UserError(f"{folder}: no index found. Create one: `wcord embed RUN DATA --index {folder}`.") from None
     if not isinstance(keys, list):
-        raise UserError(f"{folder / ABOUT}: damaged (its keys are no list); rebuild the index.")
+        raise UserError(f"{folder / ABOUT}: damaged (its keys are not a list); rebuild the index.")
     if vectors.ntotal != len(keys):
         raise UserError(f"{folder}: has {vectors.ntotal} vectors but {len(keys)} keys; rebuild the index.")
     return Index(vectors, keys, about)

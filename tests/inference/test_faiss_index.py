@@ -49,8 +49,8 @@ def test_what_is_no_index_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no index found. Create one: `wcord embed RUN DATA --index"):
         open_index(tmp_path)
     Index.build(np.eye(4), keys(4), {}).save(tmp_path)
-    (tmp_path / "index.json").write_text('{"keys": ["a"]}')
-    with pytest.raises(UserError, match="4 vectors, 1 keys"):
+    (tmp_path / "index.json").write_text('{"keys": ["a"], "run": "runs/a"}')
+    with pytest.raises(UserError, match="has 4 vectors but 1 keys"):
         open_index(tmp_path)
     (tmp_path / "index.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
