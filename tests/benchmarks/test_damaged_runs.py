@@ -45,13 +45,13 @@ def tracebacks(finished: tuple[Path, Path], folder: Path, number: int, seed: int
 
 
 def test_damaged_runs_end_in_messages(finished: tuple[Path, Path], tmp_path: Path) -> None:
-    assert tracebacks(finished, tmp_path, 10, 1, QUICK) == ""
+    assert tracebacks(finished, tmp_path, 4, 1, QUICK) == ""
 
 
 @pytest.mark.slow
-def test_hundreds_of_damaged_runs_end_in_messages(finished: tuple[Path, Path], tmp_path: Path) -> None:
-    assert tracebacks(finished, tmp_path, 300, 2, QUICK) == ""
-    assert tracebacks(finished, tmp_path, 60, 3, ("evaluate", "export")) == ""
+def test_more_damaged_runs_end_in_messages(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    assert tracebacks(finished, tmp_path, 40, 2, QUICK) == ""
+    assert tracebacks(finished, tmp_path, 8, 3, ("evaluate", "export")) == ""
 
 
 def test_an_undamaged_run_passes_and_a_bug_is_counted(
