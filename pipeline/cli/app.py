@@ -48,7 +48,7 @@ class Commands(TyperGroup):
             formatter.write_dl(commands)
 
 
-# Each command does its imports in its body: `wcord --help` and a mistyped option then respond at once.
+# Each command imports what it needs in its body, so `wcord --help` and errors about options appear at once.
 app = typer.Typer(
     name="wcord",
     cls=Commands,

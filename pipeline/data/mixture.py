@@ -50,7 +50,7 @@ class Mixture:
         """Number of steps per epoch.
 
         Args:
-            batch: Samples of a global batch.
+            batch: Number of samples in a global batch.
 
         Raises:
             UserError: An epoch is smaller than one global batch.

@@ -90,7 +90,7 @@ class Ledger:
         return counts(self.known.values())
 
     def share(self, accelerator: Accelerator) -> None:
-        """Exchange new samples with the other processes and write them. A collective call: all processes must call it.
+        """Exchange newly skipped samples with the other ranks and write them to `skipped.jsonl`. Call it on all ranks.
 
         Args:
             accelerator: Connects the processes.

@@ -251,7 +251,7 @@ class OpenDataset:
 
     @property
     def dense(self) -> bool:
-        """Whether the task is a mask, with a class per pixel."""
+        """Whether the label is a mask, with one class per pixel."""
         return self.label in self.manifest.masks
 
     @cached_property

@@ -41,7 +41,7 @@ class Statement:
 
 
 def stated_counts(patterns: str, sizes: Mapping[str, int]) -> dict[str, Statement]:
-    """Find the stated numbers of samples of shards.
+    """Find the number of samples per shard, as stated by wids indexes or by img2dataset.
 
     Numbers for a shard of another size, contradictory numbers, and those that were wrong before are ignored.
 

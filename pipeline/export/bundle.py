@@ -158,8 +158,8 @@ def _write_preprocessing(network: Network | Joint, done: Export) -> None:
         text = json.dumps(about[0] if len(about) == 1 else about, indent=1)
     except TypeError as error:
         raise UserError(
-            f"modality {seen}: {error}, so preprocessing.json cannot have its settings. Keep only numbers, strings, "
-            "lists and dictionaries as attributes, and compute other objects when they are used."
+            f"modality {seen}: {error}, so its settings cannot be written to preprocessing.json. In the modality "
+            "object, store only numbers, strings, lists and dictionaries as attributes; create other objects on use."
         ) from None
     write_atomic(done.folder / "preprocessing.json", text.encode())
     if reader := _reader(parts):

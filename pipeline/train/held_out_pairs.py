@@ -70,7 +70,7 @@ def held_out_loss(training: Training, student: Network | Joint) -> dict[str, flo
 
 @torch.no_grad()
 def held_out_retrieval(training: Training, student: Network | Joint) -> dict[str, float]:
-    """Retrieve the teacher's view of held-out samples by the student's features. Call it on all ranks.
+    """Measure how well held-out student features retrieve the teacher features of their pairs. Call it on all ranks.
 
     As in `wcord evaluate`, the student's features are mapped to the teacher's by ridge regression, which is fitted on
     training samples.

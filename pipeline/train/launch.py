@@ -70,8 +70,8 @@ def start_accelerator(config: Config) -> Accelerator:
     if accelerator.num_processes != launched:
         raise UserError(
             f"the launcher started {launched} processes, but the process group has {accelerator.num_processes}: "
-            "they would train unsynchronised copies. On CPU: "
-            "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 …"
+            "they would train separate copies of the model. On GPUs, start them with `accelerate launch --multi_gpu`; "
+            "on CPU, with `ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 …`."
         )
     if config.data.batch_size % accelerator.num_processes:
         raise UserError(

@@ -252,7 +252,7 @@ WRONG: dict[str, Wrong] = {
     "a pattern of nothing": (
         f"{TRAIN} 'data.shards=more/*.tar'",
         "contains no dataset.json and no .tar",
-        "or a folder, glob or pattern of WebDataset shards",
+        "or a folder, a glob or a brace pattern such as {000..099}.tar",
     ),
     "a shard of others that is cut short": (
         f"{TRAIN} data.shards=more",

@@ -80,8 +80,8 @@ def tables(source: Path) -> list[Table]:
     found = [Table(path, split, _groups(path)) for split, path in paths]
     if not any(sum(table.groups) for table in found):
         raise UserError(
-            f"{source}: contains neither output of `save_to_disk` (with a state.json) nor Parquet files with rows. "
-            "Check the folder."
+            f"{source}: contains neither the output of `save_to_disk` (with a state.json) nor a non-empty Parquet "
+            "file. Check the folder."
         )
     return found
 
