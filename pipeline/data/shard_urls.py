@@ -131,6 +131,6 @@ def _some(url: str, found: list[str]) -> list[str]:
     if not found:
         raise UserError(
             f"data.shards: {url}: contains no dataset.json and no .tar. Use a packed dataset, or a folder, a glob or a "
-            "brace pattern such as {{000..099}}.tar of WebDataset shards."
+            "brace pattern such as {000..099}.tar of WebDataset shards."
         )
     return found

@@ -148,5 +148,5 @@ def test_without_a_script_the_card_says_so(tmp_path: Path, source: Source) -> No
 
 
 def test_settings_that_are_no_json_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"modality head: Object of type SimpleNamespace .* Keep only numbers, strings"):
+    with pytest.raises(UserError, match=r"modality head: Object of type SimpleNamespace .* store only numbers"):
         exported(tmp_path, GOOD, other=SimpleNamespace())

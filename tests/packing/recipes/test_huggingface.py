@@ -160,7 +160,7 @@ def test_rows_may_lack_a_column_but_not_all(tmp_path: Path) -> None:
 
 
 def test_faults_are_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="neither output of `save_to_disk`"):
+    with pytest.raises(UserError, match="neither the output of `save_to_disk`"):
         huggingface.plan(tmp_path)
     source = tmp_path / "set"
     save_to_disk(source / "train", table([row(0)]))
