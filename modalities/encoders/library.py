@@ -184,9 +184,16 @@ class LibraryEncoder(Encoder):
     """An encoder from a library by model name. An exported student needs the library, but not its weights."""
 
     def portable(self, spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-        """Fix the input size and drop the source of the weights; see `Encoder.portable`."""
-        size = {"size": self.preprocessing.size} if self.reads_pictures else {}
-        return {**spec, **size, "weights": "random"}
+        """Fix the size, drop the source of the weights, and copy configs of a local model; see `Encoder.portable`."""
+        found = {**spec, "weights": "random"}
+        if self.reads_pictures:
+            found["size"] = self.preprocessing.size
+        if (local := Path(str(spec.get("model")))).is_dir():
+            (folder / "encoder").mkdir(exist_ok=True)
+            for config in local.glob("*.json"):
+                (folder / "encoder" / config.name).write_bytes(config.read_bytes())
+            found["model"] = "./encoder"
+        return found
 
 
 def first_line(error: Exception) -> str:
