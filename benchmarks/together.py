@@ -55,8 +55,7 @@ def train_together(configs: Sequence[Config], measure: Measure | None = None) ->
     Args:
         configs: The configs.
         measure: Computes the results of the students; their effective rank is added. By default, accuracies of the
-            heads
-            and on frozen features.
+            heads and on frozen features.
     """
     torch.set_num_threads(1)
     configs = [config for config in configs if not (Path(config.run) / "results.json").exists()]

@@ -21,8 +21,7 @@ class CC(Loss):
 
     Args:
         dim: Output size of the trained linear layers that embed the `pooled` features of both networks. Null compares
-            the
-            features directly.
+            the features directly.
 
     Raises:
         ValueError: `dim` is None, but the `pooled` features of the networks differ in size.

@@ -53,19 +53,17 @@ class GlobalContrast(Loss):
             same dual with CRD's probability h instead of g. `log_bounded` is the loss of CRD, `-E_pos[log h] -
             E_neg[log(1 - h)]`.
         weighting: For `linear`, `bounded` and `log_bounded`: whether E_neg is the mean over the M negatives or their
-            sum
-            (M times as large, as in CRD; degenerate with `linear`).
+            sum (M times as large, as in CRD; degenerate with `linear`).
         temperature: Initial value of tau, in [0.01, 1]. Not used by `link: linear`.
         learn_temperature: Whether tau is learnt, within these bounds.
         queue: Number of past samples in the queue; 0 disables it.
         bank: Number of rows that are drawn from the bank per step for the whole batch; 0 disables it.
         negatives: Number of rows that each sample draws separately from the bank, as in CRD. If `exclude` contains
-            label,
-            they have other labels. They are then the only negatives: queue and batch are not used. 0 disables this.
+            label, they have other labels. They are then the only negatives: queue and batch are not used. 0 disables
+            this.
         samples: Size of the training set, required if there is a bank. Set by the pipeline.
         exclude: Samples that share a known label or group are not negatives of each other. If the batch contains
-            `index`,
-            past features of a sample are not its negatives, either.
+            `index`, past features of a sample are not its negatives, either.
         discount: Weight negatives by `clamp((0.5 - cos(t_i, t_j)) / 0.5, 1e-4, 1)`, where t are standardised teacher
             features.
         standardise: Standardise the teacher's features by running statistics before the critic.

@@ -55,8 +55,7 @@ class LocalTransport(Loss):
         standardise: Standardise the teacher's features by running statistics (in `teacher` and `shared` space).
         dim: Size of the shared space.
         solver: `sinkhorn`: entropic regularisation. `ipot`: no regularisation; the proximal point iteration of the
-            first
-            author's public code (`losses.ipot`). `ipot` does not support an anchor and requires `anchor: 1`.
+            first author's public code (`losses.ipot`). `ipot` does not support an anchor and requires `anchor: 1`.
         epsilon: Entropic regularisation of `sinkhorn`, in units of the cost or, with `relative_epsilon`, of its mean in
             the batch.
         relative_epsilon: Multiply epsilon by the mean cost of the batch, without gradient.

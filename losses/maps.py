@@ -73,8 +73,7 @@ def paired_channels(name: str, student: Dims, teacher: Dims, first: int = 0) -> 
         side = "student" if not student.maps else "teacher"
         raise ValueError(
             f"{name} compares feature maps, but the {side} has none. Use an encoder that returns maps, or a loss on "
-            "the "
-            "pooled features (wcord, info_nce)."
+            "the pooled features (wcord, info_nce)."
         )
     pairs = min(len(student.maps), len(teacher.maps))
     if first >= pairs:

@@ -31,8 +31,7 @@ def relational_divergence(
         student: `[B, D_S]`, the global batch, identical on all ranks.
         teacher: `[B, D_T]`, the global batch, identical on all ranks.
         plan: Transport plan `[B, B]` that maps the teacher's similarities to the student's samples before the softmax,
-            `(B
-            P) S_T (B P)'`. None uses the pairs as they are.
+            `(B P) S_T (B P)'`. None uses the pairs as they are.
         temperature: Temperature of the softmax.
         weight: Weights of the samples, `[B]`, with sum 1, in both means and for neighbours in the softmax. None means
             uniform. Samples with weight 0 are ignored.

@@ -38,8 +38,7 @@ def transport_cost(
         epsilon: Entropic regularisation, in units of the cost.
         iterations: Number of Sinkhorn iterations.
         diagonal_odds: Prior odds of a true pair against any other pair, at least 1. For the anchored prior `(1 - a) I/n
-            +
-            a/n^2`, they are 1 + n (1 - a) / a.
+            + a/n^2`, they are 1 + n (1 - a) / a.
         carried: Features `[m, D]` to multiply by the plan, or None.
 
     Returns:

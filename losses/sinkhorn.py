@@ -52,8 +52,7 @@ def sinkhorn(
         log_row: Log of the row marginal, `[..., n]`, -inf for excluded rows; by default log 1/n.
         log_column: Log of the column marginal, `[..., m]`, -inf for excluded columns; by default log 1/m.
         marginal_penalty: Instead of fixing the marginals, penalise KL(marginal of P || marginal) with this weight,
-            above
-            0 (Chizat et al. 2018).
+            above 0 (Chizat et al. 2018).
         compiled: Fuse the iterations in the log domain with torch.compile. Use it on GPUs, where each iteration would
             otherwise launch a dozen kernels.
 

@@ -24,8 +24,7 @@ class WKDFeature(Loss):
 
     Args:
         ratio: Weight of the mean term relative to the standard-deviation term. The paper uses 4, or 8 when combined
-            with
-            `WKDLogit`.
+            with `WKDLogit`.
 
     Raises:
         ValueError: A network has no maps.

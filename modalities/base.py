@@ -160,7 +160,7 @@ class Modality(ABC):
         - `batch(samples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]`: does what `collate` does.
 
         The settings of the modality and the input size are in `preprocessing.json` in the folder of the script. The
-        export compares both functions with the modality on samples of the data set.
+        export compares both functions with the modality on samples of the dataset.
         """
         return None
 

@@ -27,8 +27,7 @@ class RGB(Modality):
 
     Args:
         jitter: In training, brightness, contrast and saturation are each multiplied by a random factor from [1 -
-            jitter,
-            1 + jitter]. 0 disables it.
+            jitter, 1 + jitter]. 0 disables it.
         field: Name of the shard field if it is not `rgb`, e.g. a second camera or another style of drawing.
     """
 

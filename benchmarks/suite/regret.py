@@ -14,26 +14,26 @@ from pipeline.runs.compare import paired_difference
 Scores = dict[str, dict[int, float]]
 """Method -> seed -> score in per cent."""
 
-
+SPLITS = {"test": "Test", "val": "Validation"}
 SHARED = {
-    True: "the teacher was trained on the same classes",
-    False: "the teacher was trained on other classes, or there are none",
+    True: "teacher trained on the same classes",
+    False: "teacher trained on other classes, or no classes",
 }
 
 
 def print_tables(settings: Mapping[str, Setting], out: Path, seeds: int, kinds: Mapping[str, Any]) -> None:
     """Print scores and regrets on the test splits, and on the validation splits, by which the default is chosen."""
     order = ["labels", "untrained", *kinds["rivals"], *kinds["ours"], *kinds["forms"]]
-    for split in "test", "val":
+    for split in SPLITS:
         for shared, title in SHARED.items():
             found = {name: scores(out / name, seeds, split) for name, s in settings.items() if s.logits == shared}
             methods = [method for method in order if any(method in own for own in found.values())]
             header = ["method", *(f"{name}, {settings[name].measure}" for name in found)]
-            print(f"\n### {split} split; {title}\n")
+            print(f"\n### {SPLITS[split]} split: {title}\n")
             print_rows(header, [[m, *(cell(own.get(m)) for own in found.values())] for m in methods])
-            print("\nRegret: lead of the best single baseline in points; negative if the method is better.\n")
+            print("\nRegret: the lead of the best single baseline in points; negative if the method is better.\n")
             print_rows([*header, "worst"], [[m, *regrets(m, found, list(kinds["rivals"]))] for m in methods])
-            print("\nDifference to labels only, or to an untrained student, in points.\n")
+            print("\nDifference from the labels-only baseline, or from an untrained student, in points.\n")
             print_rows(header, [[m, *(against_nothing(own, m) for own in found.values())] for m in methods[1:]])
 
 

@@ -44,8 +44,7 @@ class Setting(BaseModel):
         fields: Field -> column.
         label: Column of the class; None if there are no labels.
         pairs: Number of training pairs of the student. The suite's own teachers are trained on all pairs, before any
-            are
-            mismatched.
+            are mismatched.
         broken: Which pairs to mismatch; None means none.
         teacher: A complete config of the run that trains the teacher, or the section `teacher` for a pretrained one.
         student: The sections data, student and train.

@@ -31,8 +31,7 @@ class VisionModule(Wrapped):
             averaged over their pixels.
         pooling: If the output consists of tokens, `pooled` is their `mean` or the `first` one.
         layout: Whether channels are `first` or `last` in the outputs; None means first in maps `[B, C, H, W]` and last
-            in
-            tokens `[B, N, C]`.
+            in tokens `[B, N, C]`.
         size: Input size in pixels.
         mean: Mean of each channel of the module's input ([0, 1] for uint8 images); None means that of the modality.
         std: Standard deviation of each channel; None means that of the modality.
@@ -144,8 +143,7 @@ def wrap(
         pooled: Dotted path of the layer whose output is `pooled`; None means the output of the module.
         pooling: If the output consists of tokens, `pooled` is their `mean` or the `first` one.
         layout: Whether channels are `first` or `last` in the outputs; None means first in maps `[B, C, H, W]` and last
-            in
-            tokens `[B, N, C]`.
+            in tokens `[B, N, C]`.
         channels: Channels of images.
         size: Input size of images in pixels.
         mean: Mean of each channel ([0, 1] for uint8 images); None means 0.

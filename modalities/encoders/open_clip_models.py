@@ -137,8 +137,7 @@ def read_open_clip(model: str, weights: str, size: int | None) -> Any:
     except Exception as error:  # hubs, networks and models may raise any error
         raise ValueError(
             f"open_clip: cannot load {model!r} with weights {weights!r}: without a network, download them elsewhere "
-            "and set "
-            f"`weights` to the file, or `weights: random`. ({first_line(error)})"
+            f"and set `weights` to the file, or `weights: random`. ({first_line(error)})"
         ) from error
     if file:
         load_weights(both, weights)

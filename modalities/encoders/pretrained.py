@@ -35,13 +35,11 @@ class PretrainedVision(Encoder):
         weights: `pretrained`, or `random` to build the network from its config alone.
         size: Input size in pixels; None uses the final size of the model's image processor (its crop, else its size).
         pooler: Whether `pooled` is the pooler output of the model (true) or the mean over last_hidden_state (false).
-            None
-            uses the pooler if it is trained.
+            None uses the pooler if it is trained.
 
     Raises:
         ValueError: The model cannot be found, lacks weights (or has none as safetensors), is not a vision model, or
-            does
-            not support this size or number of channels.
+            does not support this size or number of channels.
     """
 
     def __init__(

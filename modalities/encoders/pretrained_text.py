@@ -27,8 +27,7 @@ class PretrainedText(Encoder):
         model: `sentence-transformers/all-MiniLM-L6-v2`, `runs/bert`, ... Its code must be part of transformers.
         weights: `pretrained`, or `random` to build the network from its config alone.
         pooling: `mean` over the tokens, the first token (`cls`), the `last` token, or `pooler`, the pooler output of
-            the
-            model, with which the text tower of CLIP was trained.
+            the model, with which the text tower of CLIP was trained.
 
     Raises:
         ValueError: The model cannot be found, lacks weights (or has none as safetensors), is not a text model, or has a

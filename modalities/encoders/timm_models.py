@@ -119,8 +119,7 @@ def read_timm(timm: Any, model: str, weights: str, size: int | None) -> nn.Modul
     except Exception as error:  # hubs, networks and models may raise any error
         raise ValueError(
             f"timm: cannot load {model!r}: check the name; without a network, download the weights elsewhere and set "
-            "`weights` to "
-            f"the file, or `weights: random`. ({first_line(error)})"
+            f"`weights` to the file, or `weights: random`. ({first_line(error)})"
         ) from error
     if weights == "pretrained" and local:
         files = [folder / "model.safetensors", folder / "pytorch_model.bin"]

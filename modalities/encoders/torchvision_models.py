@@ -95,8 +95,7 @@ def read_torchvision(models: Any, model: str, weights: str, published: Any) -> n
     except Exception as error:  # networks may raise any error
         raise ValueError(
             f"torchvision: cannot load the weights of {model!r}: without a network, download {published.url} "
-            "elsewhere and set "
-            f"`weights` to the file, or `weights: random`. ({first_line(error)})"
+            f"elsewhere and set `weights` to the file, or `weights: random`. ({first_line(error)})"
         ) from error
     head = linear_head(network)
     if head is None:

@@ -30,8 +30,7 @@ def load_weights(module: nn.Module, path: str | Path, skip: Sequence[str] = ()) 
 
     Raises:
         ValueError: The file cannot be read or contains pickled objects, or its tensors do not match the module
-            (missing,
-            unexpected, or with another shape).
+            (missing, unexpected, or with another shape).
     """
     path = Path(path)
     tensors, own = read_weights(path), module.state_dict()

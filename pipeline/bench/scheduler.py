@@ -51,8 +51,7 @@ def places(jobs: int | None = None) -> list[Place]:
 
     Args:
         jobs: Number of parallel cells; None means one per GPU or, without GPUs, one per core. If there are more jobs
-            than
-            GPUs, they share the GPUs.
+            than GPUs, they share the GPUs.
 
     Returns:
         One entry per job. Only GPUs in CUDA_VISIBLE_DEVICES are used, if it is set.

@@ -241,8 +241,7 @@ def evaluate(
     if rank():
         say(
             f"RANK={rank()} is set: under a launcher, only rank 0 evaluates, so this process does nothing. If you do "
-            "not "
-            "use a launcher, run `unset RANK WORLD_SIZE LOCAL_RANK` first.",
+            "not use a launcher, run `unset RANK WORLD_SIZE LOCAL_RANK` first.",
             error=True,
         )
     else:

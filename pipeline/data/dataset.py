@@ -25,7 +25,7 @@ class Stated(BaseModel):
 
     Attributes:
         by: URL or path of the file that states it.
-        extensions: All extensions of the data set, from the first sample of each shard.
+        extensions: All extensions of the dataset, from the first sample of each shard.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -108,8 +108,7 @@ class Dataset(BaseModel):
         classes: Label -> class names in order. `label` is read from `label.txt`, other labels from `meta.json` under
             `labels`.
         masks: Label -> pixel value of each class. The label is the member `NAME.png`, which encodes one class per
-            pixel.
-            Pixels with other values are ignored.
+            pixel. Pixels with other values are ignored.
         units: Member -> unit.
         split_rule: How samples were assigned to splits.
         licence: Licence of the data.
@@ -175,8 +174,7 @@ class Dataset(BaseModel):
         if unknown := found[len(names) :] if numbered else sorted(set(found) - set(names)):
             raise UserError(
                 f"data.classes: has {len(names)} names, none of them for the value `{unknown[0]}` of {label}. Add a "
-                "name "
-                "for it."
+                "name for it."
             )
         return self.model_copy(update={"classes": {**self.classes, label: list(names)}})
 

@@ -85,8 +85,7 @@ class InMemory:
             if type(view.modality) is not RGB or view.modality.jitter > 0:  # luminance is a subclass
                 raise UserError(
                     f"data.in_memory: only photos without jitter are supported, not {view.modality}. Set the modality "
-                    "(also in "
-                    "the teacher's run) to {name: rgb, jitter: 0}, or set data.in_memory=false."
+                    "(also in the teacher's run) to {name: rgb, jitter: 0}, or set data.in_memory=false."
                 )
         self._check_memory(source, distinct)
         self.images = {view: self._black(source.samples, view) for view in distinct}

@@ -20,7 +20,7 @@ from pipeline.data.remote import exists, is_remote, mirror, origin, refresh
 from pipeline.data.tar import split_name
 
 Load = Callable[[str | Path, str, bool], Dataset]
-"""Loads a data set, as `load_dataset` does; the processes of a training share one that does it once."""
+"""Loads a dataset, as `load_dataset` does; the processes of a training share one that does it once."""
 
 
 def load_dataset(folder: str | Path, label: str = "label", tolerant: bool = False) -> Dataset:

@@ -109,8 +109,7 @@ class Ledger:
             raise UserError(
                 f"{len(faulty)} of {self.samples} training samples are faulty, more than data.max_faulty: {self.most} "
                 f"allows ({in_words(counts(faulty))}). The first: {faulty[0].message} {self.path} lists all of them. "
-                "To "
-                f"check them again, run `wcord check --listed {self.path} SHARDS`."
+                f"To check them again, run `wcord check --listed {self.path} SHARDS`."
             )
 
 

@@ -169,8 +169,7 @@ def _write_preprocessing(network: Network | Joint, done: Export) -> None:
     elif len(parts) == 1 and type(parts[0].encoder).extract_features is not Encoder.extract_features:
         done.notes.append(
             "preprocess.py is missing: use `transformers.AutoFeatureExtractor.from_pretrained(FOLDER, "
-            "subfolder='encoder')` "
-            "for audio; its outputs are the inputs of model.onnx and model.pt2."
+            "subfolder='encoder')` for audio; its outputs are the inputs of model.onnx and model.pt2."
         )
     else:
         done.notes.append(f"preprocess.py is missing: the preprocessing of {seen} requires the wcord package.")

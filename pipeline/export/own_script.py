@@ -1,4 +1,4 @@
-"""Compares the preprocessing script of an outside modality with the modality, on samples of the data set."""
+"""Compares the preprocessing script of an outside modality with the modality, on samples of the dataset."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ async def read_upload(request: Any, limit: int) -> bytes:
 
     Raises:
         TooLarge: It has more than `limit` bytes.
-            asyncio.TimeoutError: It did not come within PATIENCE.
+        asyncio.TimeoutError: It did not come within PATIENCE.
     """
 
     async def read() -> bytes:

@@ -226,8 +226,7 @@ def _check_logits(
     if teacher.classes != student.classes:
         raise UserError(
             f"losses.{name}: requires a teacher with the same classes. The data has {_some(student.classes)}; the "
-            "teacher "
-            f"has {_some(teacher.classes)}. Remove this loss, or use a feature loss such as wcord."
+            f"teacher has {_some(teacher.classes)}. Remove this loss, or use a feature loss such as wcord."
         )
 
 

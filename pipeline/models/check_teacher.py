@@ -161,8 +161,7 @@ def check_features(features: Features, parts: Mapping[str, int], rows: Tensor | 
             raise UserError(
                 f"the features of the {name} {fault} in the first {len(pooled[:MOST])} samples, so there is nothing "
                 "to learn from them. Check the network's weights, the layer that `pooled` comes from, and the "
-                "preprocessing "
-                "(size, mean and std)."
+                "preprocessing (size, mean and std)."
             )
 
 

@@ -48,8 +48,7 @@ class Network(nn.Module):
         spec: Description from which it can be rebuilt: `{"modality": {...}, "encoder": {...}, "classes": [...] | None,
             "dense": bool}`. With dense, classes are predicted per pixel, at the size of the encoder's input.
         freeze: Whether to freeze the encoder, or dotted paths of its modules to freeze. Frozen modules have no
-            gradients
-            and stay in evaluation mode.
+            gradients and stay in evaluation mode.
 
     Raises:
         ValueError: The encoder has no module at a path in `freeze`.
@@ -118,8 +117,8 @@ class Joint(nn.Module):
     Args:
         networks: The networks.
         classes: Classes of a linear head on the concatenated features, which is trained with the networks. None means
-            no
-        head: if all networks have heads with the same classes, the logits are the log of their mean probabilities.
+            no head; if all networks have heads with the same classes, the logits are then the log of their mean
+            probabilities.
         dense: Whether classes are predicted per pixel, by a decoder on all maps.
     """
 
@@ -305,8 +304,7 @@ def load_network(folder: str | Path) -> Network | Joint:
         if "python" in spec:
             raise UserError(
                 f"{folder}: this student of wcord.distill is a module of class {spec['python']}, which only your "
-                "program "
-                f"can build. Build it there and load {WEIGHTS} into it."
+                f"program can build. Build it there and load {WEIGHTS} into it."
             )
         with Bounded(folder / WEIGHTS):
             network = _build(spec, folder)

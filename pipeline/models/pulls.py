@@ -26,8 +26,7 @@ class Trace:
         weighted: Part -> scalar; the objective is their sum.
         head: The student's classifier, if it has one.
         single_use: Whether the graph of the losses supports only one backward pass, since compiled parts may reuse
-            their
-            buffers.
+            their buffers.
     """
 
     student: Features

@@ -58,10 +58,8 @@ class Depths:
         if not NEAR <= middle <= FAR:
             yield (
                 f"the median depth is {middle:.3g} m: plausible for close-ups or streets; otherwise, the unit is "
-                "wrong. "
-                "It must be millimetres (.png) or metres (.npy). Convert the maps and pack again, or set `scale` of "
-                "the "
-                "modality depth to the number of metres per unit"
+                "wrong. It must be millimetres (.png) or metres (.npy). Convert the maps and pack again, or set "
+                "`scale` of the modality depth to the number of metres per unit"
             )
         if high > WIDE * low:
             yield (
@@ -76,8 +74,7 @@ class Depths:
         if self.saturated:
             yield (
                 f"in {self.saturated} depth maps, over 1 % of the values are 65535: if this means that there is no "
-                "depth, "
-                "replace it by 0 and pack again"
+                "depth, replace it by 0 and pack again"
             )
 
     def faults(self) -> Iterator[str]:
@@ -90,9 +87,8 @@ class Depths:
         named = [(depth, where) for depth, where in fewer if (depth > between) is (far <= near)]
         yield (
             f"depth: the values of {far} maps are about {factor} times as large as those of the other {near}: two "
-            "units "
-            "in one dataset; convert the wrong ones to millimetres (.png) or metres (.npy) and pack again. The rarer "
-            f"unit is in {len(named)} shards"
+            "units in one dataset; convert the wrong ones to millimetres (.png) or metres (.npy) and pack again. The "
+            f"rarer unit is in {len(named)} shards"
         )
         for depth, where in named[:MOST_FAULTS]:
             yield f"{where}: the median depth is {depth / 1000:.3g} m"

@@ -60,8 +60,7 @@ def _judge(photo: str, upright: tuple[int, int], orientation: int, other: str, s
     if alike and orientation > 1 and (orientation < 5 or across):
         return Pair(
             f"EXIF orientation {orientation} rotates {photo}, but not {other}; if {other} is as the sensor recorded "
-            "it, "
-            f"{CURE}",
+            f"it, {CURE}",
             certain=False,
         )
     return None

@@ -88,8 +88,7 @@ def _check_given(db: Connection) -> None:
     for name, first, key, split in db.execute(query):
         raise UserError(
             f"group `{unblob(name)}` has samples in `{first}` and in `{split}` (e.g. key {unblob(key)}), so training "
-            "data "
-            "would leak into another split. Put the whole group in one split, or choose other groups."
+            "data would leak into another split. Put the whole group in one split, or choose other groups."
         )
 
 

@@ -162,8 +162,7 @@ def _gallery(run: Run, embeddings: Embeddings | None, thumbnails: Thumbnails | N
         f"Left: a test sample in the student's modality ({a}). Right: the nearest {b} pictures among the "
         f"{len(thumbnails.rows):,} samples with pictures. {marks} ring marks the "
         f"true pair, whose rank is among all {len(embeddings.keys):,} embeddings. Queries are taken at even intervals "
-        "from "
-        f"{over}, not hand-picked; cos is the cosine similarity."
+        f"from {over}, not hand-picked; cos is the cosine similarity."
     )
     return f'<p class="hint">{words}</p>{gallery(embeddings, thumbnails)}'
 

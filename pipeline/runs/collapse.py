@@ -15,8 +15,7 @@ LEAST_SHARE = 0.3
 """Minimum effective rank, as a fraction of the teacher's.
 
 A dual without log keeps about a quarter; losses that separate all pairs keep half or more
-(`tests/runs/test_collapse.py`).
-`rgb_to_depth` drops to 0.4 while its features form.
+(`tests/runs/test_collapse.py`). `rgb_to_depth` drops to 0.4 while its features form.
 """
 LARGEST_MARGINAL_ERROR = 0.15
 LEAST_TEACHER_STD, LEAST_TEACHER_RANK, LEAST_NEGATIVES, ENOUGH_LABELS = 1e-3, 1.2, 1.0, 20
@@ -189,8 +188,7 @@ def _of_loss(key: str, metrics: Mapping[str, float], losses: Losses) -> Iterator
             loss,
             "marginals",
             f"{part}: the transport plan does not satisfy its marginals (error {value:.2f} of 2): too few iterations "
-            "for "
-            "this epsilon",
+            "for this epsilon",
             f"Raise {raised}." if raised else "",
         )
 

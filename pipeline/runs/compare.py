@@ -34,13 +34,10 @@ if TYPE_CHECKING:
 
 RULE = (
     "Cells show mean ± sample standard deviation (number of seeds); for retrieval with one seed, [95 % interval for "
-    "the "
-    "sampling of the test samples]. Differences are paired, i.e. method minus baseline "
-    "at the same seed: mean ± sample standard deviation [95 % paired t interval, mean ± t(0.975, n-1) · std / √n] "
-    "(number of common seeds). A difference is within noise, i.e. not significant, if the interval contains 0. There "
-    "is "
-    "no verdict with fewer than two "
-    "common seeds, or if the results were measured on different data. There is no correction for multiple "
+    "the sampling of the test samples]. Differences are paired, i.e. method minus baseline at the same seed: mean ± "
+    "sample standard deviation [95 % paired t interval, mean ± t(0.975, n-1) · std / √n] (number of common seeds). A "
+    "difference is within noise, i.e. not significant, if the interval contains 0. There is no verdict with fewer than "
+    "two common seeds, or if the results were measured on different data. There is no correction for multiple "
     "comparisons: about one in twenty comparisons of equal methods will look significant by chance."
 )
 SIZES = ("parameters/", "samples/")
@@ -277,8 +274,7 @@ def group_by_method(runs: Sequence[Run]) -> tuple[Group, ...]:
             if run.folder.resolve() == other.folder.resolve() or (run.seed == other.seed is not None):
                 raise UserError(
                     f"{run.folder}: has the same method and seed as {other.folder}, so the two runs are not "
-                    "independent. "
-                    "Remove one of them."
+                    "independent. Remove one of them."
                 )
         members[key].append(run)
     if not members:

@@ -64,8 +64,7 @@ def start_trackers(config: Config, run: Path, step: int) -> list[GeneralTracker]
         except Exception as error:  # each service raises its own errors
             raise UserError(
                 f"train.trackers: {name} cannot be started ({type(error).__name__}: {error}). Log in, set it to "
-                "offline "
-                "mode, or remove it."
+                "offline mode, or remove it."
             ) from None
         started.append(tracker)
     if known := {tracker.name: _own_name(tracker) for tracker in started if tracker.name != "tensorboard"}:

@@ -193,8 +193,7 @@ def _await(source: Source, shard: Shard, about: Cache, patience: float) -> tuple
         if time.monotonic() - since > patience:
             raise UserError(
                 f"{source.folder / sidecar_name(shard.file, about.name)}: the process that writes this file has made "
-                "no "
-                f"progress for {patience:g} s (train.timeout). Run `wcord cache` again; finished shards are kept."
+                f"no progress for {patience:g} s (train.timeout). Run `wcord cache` again; finished shards are kept."
             )
         time.sleep(0.5)
     return found

@@ -59,10 +59,9 @@ def distill(
         teacher: The teacher, which stays frozen; None for supervised training.
         student: The student, which is trained in place.
         data: The training batches: a loader, which is iterated again for each epoch, or a function that takes the
-            number
-            of batches to skip and returns an endless iterator, such as `lambda start: wcord.stream(..., start=start)`.
-            A batch is a dict with `student` and `teacher`, `(input, label)`, `(teacher input, student input)` or
-            `(teacher input, student input, label)`. With several processes, it is the global batch.
+            number of batches to skip and returns an endless iterator, such as `lambda start: wcord.stream(...,
+            start=start)`. A batch is a dict with `student` and `teacher`, `(input, label)`, `(teacher input, student
+            input)` or `(teacher input, student input, label)`. With several processes, it is the global batch.
         losses: Names, dicts of `name`, `weight` and keywords, or instances of `wcord.losses.Loss`.
         run: The run folder. The student is written to `student/model.safetensors`, with its own weight names.
         callbacks: Called during training.

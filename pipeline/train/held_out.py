@@ -43,7 +43,7 @@ def open_held_out(
 
     Args:
         config: The config.
-        dataset: The data set.
+        dataset: The dataset.
         training: Its training split.
         model: The model, not yet prepared by Accelerate.
         accelerator: The accelerator.

@@ -1,4 +1,4 @@
-"""Loads a data set once for all processes of a training: only rank 0 asks a store about shards, or counts them."""
+"""Loads a dataset once for all processes of a training: only rank 0 asks a store about shards, or counts them."""
 
 from __future__ import annotations
 

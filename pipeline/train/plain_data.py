@@ -75,8 +75,7 @@ class PlainData:
             if size % ranks:
                 raise UserError(
                     f"data: a batch of {size} samples cannot be divided among {ranks} processes. Use a batch size "
-                    "that is "
-                    "divisible by the number of processes; the last batch may need drop_last=True."
+                    "that is divisible by the number of processes; the last batch may need drop_last=True."
                 )
             rows = slice(size // ranks * rank, size // ranks * (rank + 1))
             yield send_to_device(take_rows(batch, rows) | {"skipped": []}, accelerator.device)
@@ -131,8 +130,7 @@ def as_batch(raw: Any, step: int) -> Batch:
     else:
         raise UserError(
             f"data: a batch is a {type(raw).__name__}; it must be a dict with `student` and `teacher`, or a tuple "
-            "(input, "
-            "label), (teacher input, student input), or (teacher input, student input, label)."
+            "(input, label), (teacher input, student input), or (teacher input, student input, label)."
         )
     batch.pop("skipped", None)
     if "key" not in batch:

@@ -97,8 +97,8 @@ def _warn_of_other_batches(checkpoint: Checkpoint, config: Config, ranks: int) -
     if checkpoint.ranks != ranks:
         log.warning(
             f"{config.run}: the checkpoint was written by {checkpoint.ranks} processes, but {ranks} resume it. The "
-            "global "
-            "batch size stays the same, but batches contain other samples, so the weights will not be bitwise equal."
+            "global batch size stays the same, but batches contain other samples, so the weights will not be bitwise "
+            "equal."
         )
     if checkpoint.workers not in (None, config.data.workers) and not config.data.in_memory:
         log.warning(

@@ -145,10 +145,8 @@ def _refuse_shards(folder: Path) -> None:
     if ".tar" in suffixes and suffixes <= {".tar", ".json", ".parquet"}:
         raise UserError(
             f"{folder}: the files are tars, not one file per sample. WebDataset shards need no packing: set "
-            "data.shards to "
-            f"this folder, or run `wcord index {folder} --out FOLDER`. To repack them, for example with smaller "
-            "photos, "
-            f"run `wcord pack webdataset {folder} FOLDER`."
+            f"data.shards to this folder, or run `wcord index {folder} --out FOLDER`. To repack them, for example with "
+            f"smaller photos, run `wcord pack webdataset {folder} FOLDER`."
         )
 
 

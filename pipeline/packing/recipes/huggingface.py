@@ -117,8 +117,7 @@ def _by_kind(known: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     if not chosen:
         raise UserError(
             f"found no image, audio or text column; the columns are {', '.join(known)}. Choose the columns to pack, "
-            "as in "
-            f"`--field rgb={next(iter(known))}`."
+            f"as in `--field rgb={next(iter(known))}`."
         )
     return chosen
 

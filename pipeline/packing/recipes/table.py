@@ -145,8 +145,7 @@ def _csv(path: Path, file: TextIO, joined: _Joined) -> Iterator[tuple[str, Row |
     except csv.Error as error:
         raise UserError(
             f"{path}: line {begun}: {error}. A cell that starts with a quotation mark must end with one, with "
-            "quotation "
-            "marks inside it doubled. Write the table with a CSV library, or as JSONL."
+            "quotation marks inside it doubled. Write the table with a CSV library, or as JSONL."
         ) from None
 
 

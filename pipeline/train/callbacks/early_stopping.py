@@ -24,8 +24,7 @@ class EarlyStopping(Callback):
         patience: Number of consecutive validations without improvement.
         min_delta: Smallest change that counts as an improvement.
         mode: Whether the metric should decrease (min) or increase (max). auto decides by its name: losses and ranks
-            should
-            decrease.
+            should decrease.
     """
 
     def __init__(
