@@ -1,4 +1,4 @@
-"""The demo: pack, train, distil, evaluate and report in a few minutes."""
+"""The demo: pack, train, distil, evaluate and report. On a slow machine, it has fewer scenes and training steps."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ import logging
 import os
 import time
 from pathlib import Path
+from statistics import median
+from typing import cast
+
+import torch
 
 from pipeline import config as configs
 from pipeline.common.console import say
+from pipeline.config.settings import Config
 from pipeline.evaluate.evaluate_run import evaluate
+from pipeline.models.network import Network, build_network
 from pipeline.packing.pack import pack
 from pipeline.packing.recipes import tabletop
 from pipeline.report.page import report
@@ -19,7 +25,16 @@ from pipeline.train.loop import train
 log = logging.getLogger(__name__)
 
 SCENES = 3000
-"""Number of generated scenes."""
+"""Number of generated scenes in the full demo."""
+
+MINUTES = 2.0
+"""Target duration."""
+
+FULL_DURATION = 1500.0
+"""Duration of the full demo, in training steps of the teacher (measured on two cores)."""
+
+SMALLEST = 0.35
+"""The smallest fraction of the full demo, in which the student still gains clearly from the teacher."""
 
 
 def demo(folder: Path, seed: int = 0) -> Path:
@@ -33,8 +48,12 @@ def demo(folder: Path, seed: int = 0) -> Path:
         Path of the report.
     """
     begun = time.perf_counter()
-    _say(f"1/5 packing {SCENES} tabletop scenes: photo, depth, mask, caption, sound")
-    pack(tabletop.plan(SCENES, seed), folder / "data", seed=seed, workers=os.cpu_count() or 1, overwrite=True)
+    fraction = affordable_fraction(step_seconds(configs.load("rgb_teacher")))
+    scenes = round(fraction * SCENES)
+    if fraction < 1:
+        _say(f"slow machine: the demo is reduced to {fraction:.0%} of its scenes and training steps")
+    _say(f"1/5 packing {scenes} tabletop scenes: photo, depth, mask, caption, sound")
+    pack(tabletop.plan(scenes, seed), folder / "data", seed=seed, workers=os.cpu_count() or 1, overwrite=True)
     runs = {name: folder / "runs" / name for name in ("rgb_teacher", "depth_labels", "rgb_to_depth")}
     titles = {
         "rgb_teacher": "2/5 training an RGB teacher on all labels",
@@ -47,6 +66,8 @@ def demo(folder: Path, seed: int = 0) -> Path:
         if name == "rgb_to_depth":
             baselines = json.dumps([str(runs["depth_labels"])], ensure_ascii=False)
             overrides += [f"teacher.run={runs['rgb_teacher']}", f"evaluation.baselines={baselines}"]
+        full = configs.load(name).train
+        overrides += [f"train.{key}={round(fraction * getattr(full, key))}" for key in ("steps", "warmup")]
         train(configs.load(name, overrides), overwrite=True)
     _say("5/5 evaluating all three and writing the report")
     results = {name: evaluate(run) for name, run in runs.items()}
@@ -55,6 +76,31 @@ def demo(folder: Path, seed: int = 0) -> Path:
         say(f"{name:14s} top-1 {measured['student/top1']:6.1%}   linear probe {measured['student/probe']:6.1%}")
     say(f"\n{(time.perf_counter() - begun) / 60:.1f} minutes. Open {page}")
     return page
+
+
+def affordable_fraction(seconds: float) -> float:
+    """Compute the fraction of the full demo that takes `MINUTES` on this machine, at least `SMALLEST`.
+
+    Args:
+        seconds: Duration of a training step of the teacher.
+    """
+    return min(1.0, max(SMALLEST, 60 * MINUTES / (FULL_DURATION * seconds)))
+
+
+def step_seconds(config: Config) -> float:
+    """Measure the forward and backward pass of a config's student on random images; the median of five, in seconds.
+
+    Args:
+        config: The config.
+    """
+    network = cast(Network, build_network(config.student.modality, config.student.encoder, None, "student"))
+    size = network.encoder.preprocessing.size
+    images, durations = torch.rand(config.data.batch_size, 3, size, size), []
+    for _ in range(6):
+        begun = time.perf_counter()
+        network(images).pooled.sum().backward()
+        durations.append(time.perf_counter() - begun)
+    return median(durations[1:])  # the first pass also allocates memory
 
 
 def _say(what: str) -> None:
