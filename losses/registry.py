@@ -63,4 +63,5 @@ def near(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: the closest match, if any, and all known names."""
     known = list(known)
     guess = difflib.get_close_matches(name, known, n=1)
-    return (f", did you mean {guess[0]!r}?" if guess else ";") + f" There are: {', '.join(sorted(known)) or 'none'}"
+    start = f", did you mean {guess[0]!r}? There are" if guess else "; there are"
+    return f"{start}: {', '.join(sorted(known)) or 'none'}"

@@ -173,7 +173,7 @@ def test_what_is_missing_is_named(make_config: Any, tmp_path: Path) -> None:
         file.unlink()
     run_without = train(configs.load(make_config("other")))
     (run_without / "student" / "network.json").unlink()
-    with pytest.raises(UserError, match=r"network.json: not found. Use the folder of a finished run"):
+    with pytest.raises(UserError, match=r"network.json: not found. Use the run folder of a completed training"):
         evaluate(run_without)
 
 

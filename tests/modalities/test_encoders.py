@@ -175,7 +175,7 @@ def test_an_encoder_of_ones_own_is_named_by_its_module():
         ({}, "the name is missing.*cnn5"),
         ({"name": "cnn"}, "did you mean 'cnn5'.*cnn5, .*resnet, .*resnet8x4, .*transformers"),
         ({"name": "cnn5", "widht": 3}, "did you mean 'width'"),
-        ({"name": "cnn5", "channels": 3}, "no setting 'channels'"),
+        ({"name": "cnn5", "channels": 3}, "unknown setting 'channels'; there are: .*width"),
         ({"name": "no_such_package.here:Net"}, "cannot import no_such_package.here"),
         ({"name": f"{__name__}:Nothing"}, "has no 'Nothing'"),
         ({"name": f"{__name__}:parameters"}, "not a subclass of modalities.encoders.base.Encoder"),

@@ -247,7 +247,7 @@ def test_outputs_without_an_obvious_tensor_are_named() -> None:
 def test_random_weights_can_be_said_of_every_encoder() -> None:
     assert RGB().encoder({"name": "resnet8", "weights": "random"}).dim == 64
     assert Depth().encoder({"name": "cnn5", "weights": "random", "width": 4, "size": 16}).dim == 16
-    with pytest.raises(ValueError, match="no setting 'weights'"):
+    with pytest.raises(ValueError, match="unknown setting 'weights'; there are"):
         RGB().encoder({"name": "resnet8", "weights": "mine.pth"})
 
 
