@@ -205,7 +205,7 @@ WRONG: dict[str, Wrong] = {
     "an encoder of another modality": (
         f"{TRAIN} student.encoder=log_mel_cnn",
         "there is no 'log_mel_cnn'",
-        "There are: MobileNetV2",
+        "there are: MobileNetV2",
     ),
     "an encoder's keyword misspelt": (
         f"{TRAIN} student.encoder.widht=3",
