@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from multiprocessing.connection import wait
 from pathlib import Path
 from subprocess import CompletedProcess, TimeoutExpired
@@ -26,6 +26,9 @@ FORKED.set_forkserver_preload(
         "pipeline.evaluate.evaluate_run",
         "pipeline.report.page",
         "pipeline.train.loop",
+        "sklearn.linear_model",
+        "sklearn.manifold",
+        "torch.utils.tensorboard",
     ]
 )
 CLEAN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -102,11 +105,17 @@ def launch(arguments: Sequence[str], program: Path | None = None, processes: int
 
 def spawn(worker: Callable[..., None], arguments: tuple[object, ...], count: int) -> None:
     """Call `worker(rank, *arguments)` in so many processes; an error in one of them is raised here."""
-    start_processes(worker, args=arguments, nprocs=count, start_method="forkserver")
+    start_processes(_rank, args=(worker, *arguments), nprocs=count, start_method="forkserver")
+
+
+def _rank(rank: int, worker: Callable[..., None], *arguments: object) -> None:
+    set_start_method(None, force=True)
+    worker(rank, *arguments)
 
 
 def _run(arguments: list[str], program: Path | None, folder: Path, texts: Path, environment: dict[str, str]) -> None:
     os.setsid()
+    set_start_method(None, force=True)  # else each loader's processes would begin with a forkserver and its imports
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
