@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from launching import FORKED
 from shapes_dataset import write_dataset
 
 from pipeline.bench.matrix import _cells as cells
@@ -41,6 +42,12 @@ methods:
   labels: {{cross_entropy: {{}}}}
   distilled: {{cross_entropy: {{}}, wcord: {{dim: 8, queue: 0}}}}
 """
+
+
+@pytest.fixture(autouse=True)
+def _no_imports_in_each_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells are forked from a process that has imported everything; a killed bench runs as users run it."""
+    monkeypatch.setattr("pipeline.bench.scheduler.multiprocessing.get_context", lambda _: FORKED)
 
 
 @pytest.fixture
