@@ -95,6 +95,7 @@ def test_it_says_what_it_shows_and_links_pages_that_exist(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # a minute each, longer on a busy machine
 @pytest.mark.parametrize("name", NAMES)
 def test_it_runs_from_top_to_bottom(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
