@@ -1,6 +1,6 @@
 """The settings of an experiment: the schema of its YAML, and `load`, which reports all errors at once.
 
-Over 300 lines, because it contains all settings with the descriptions that `wcord config explain` and
+More than 350 lines, because it contains all settings with the descriptions that `wcord config explain` and
 docs/config-reference.md show.
 """
 
