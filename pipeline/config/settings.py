@@ -449,8 +449,8 @@ class Evaluation(Section):
     )
     monitor: Literal["auto", "top1", "mIoU", "loss", "R@1", "R@5", "R@10"] = Field(
         default="auto",
-        description="The validation metric that selects `best/`: loss, or R@k, the retrieval of the teacher's view. "
-        "auto: top1 (mIoU for masks) if the split has labels and a loss trains logits, else R@10.",
+        description="The validation metric that selects `best/`: loss, or R@k, the retrieval of the teacher's features."
+        " auto: top1 (mIoU for masks) if the split has labels and a loss trains logits, else R@10.",
     )
     metrics: list[Text] = Field(
         default=[],
