@@ -22,6 +22,7 @@ from pipeline.cli.pack import commands as pack_commands
 from pipeline.common.console import log_to_console, rank, say, say_data
 from pipeline.common.disk_errors import PLACES
 from pipeline.common.errors import UserError
+from pipeline.common.say_once import say_error
 from pipeline.common.working_folder import search_last
 
 if TYPE_CHECKING:
@@ -442,20 +443,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(arguments)
     except UserError as error:
-        say(f"error: {error}", error=True)
+        say_error(str(error))
         sys.exit(2)
     except RuntimeError as error:
         from pipeline.data.stream import worker_died
 
         if (died := worker_died(error)) is None:
             raise
-        say(f"error: {died}", error=True)
+        say_error(str(died))
         sys.exit(2)
     except OSError as error:
         if error.errno not in PLACES:
             raise
-        say(f"error: {error.filename2 or error.filename or 'the disk'}: {PLACES[error.errno]}", error=True)
+        say_error(f"{error.filename2 or error.filename or 'the disk'}: {PLACES[error.errno]}")
         sys.exit(2)
     except sqlite3.OperationalError as error:
-        say(f"error: temporary files: {error}. Set SQLITE_TMPDIR to a folder with more free space.", error=True)
+        say_error(f"temporary files: {error}. Set SQLITE_TMPDIR to a folder with more free space.")
         sys.exit(2)
