@@ -23,6 +23,7 @@ import modalities
 from losses import Dims, Features
 from modalities.base import Modality
 from modalities.encoders.base import Encoder
+from modalities.encoders.lora import merged_state
 from pipeline.common.disk_errors import machine_fault
 from pipeline.common.errors import UserError
 from pipeline.common.files import write_atomic
@@ -315,7 +316,7 @@ def save_network(network: Network | Joint, folder: Path) -> None:
             "encoder": network.encoder.portable(network.spec["encoder"], folder),
             "preprocessing": {"size": preprocessing.size, "mean": preprocessing.mean, "std": preprocessing.std},
         }
-        state = network.state_dict()
+        state = merged_state(network)
     write_atomic(folder / WEIGHTS, save({k: v.contiguous() for k, v in state.items()}))
     write_atomic(folder / DESCRIPTION, json.dumps(description, indent=1).encode())
 
