@@ -263,7 +263,13 @@ class OpenDataset:
         if self.manifest.samples(split) == 0:
             splits = self.manifest.splits
             known = ", ".join(f"{name} ({self.manifest.samples(name)} samples)" for name in splits) or "none"
-            raise UserError(f"{key}{self.folder}: split `{split}` has no samples; splits of this dataset: {known}.")
+            cure = (
+                f" To hold out samples: wcord index SHARDS --out FOLDER --split {split}=0.2, then train on FOLDER."
+                if self.manifest.extensions
+                else ""
+            )
+            message = f"{key}{self.folder}: split `{split}` has no samples; splits of this dataset: {known}.{cure}"
+            raise UserError(message)
 
     def split(self, split: str, visible_labels: float = 1.0, seed: int = 0) -> Source:
         """Open a split. Checks that its shards exist with the expected sizes, but does not read them.

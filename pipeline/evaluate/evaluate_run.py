@@ -55,7 +55,7 @@ class Embedded:
     skipped: list[Skipped] = field(default_factory=list)
 
 
-def evaluate(run: str | Path, probe: Sequence[str | Path] = ()) -> Results:
+def evaluate(run: str | Path, probe: Sequence[str | Path] = (), split: str | None = None) -> Results:
     """Evaluate a finished run on its test split.
 
     Writes `results.json` and `evaluation/`, and sends the retrieval gallery to the trackers. Teacher, student and an
@@ -67,12 +67,14 @@ def evaluate(run: str | Path, probe: Sequence[str | Path] = ()) -> Results:
     Args:
         run: The run folder.
         probe: Packed datasets (the same or others) on which to probe the layers of the student.
+        split: The split to measure; None means `evaluation.split` of the run. The results of another split are only
+            written to `results_SPLIT.json`.
 
     Returns:
         Name -> value, as in `results.json`. Accuracies and recalls are in [0, 1].
 
     Raises:
-        UserError: The run is not finished; or its teacher, its dataset or a baseline is missing.
+        UserError: The run is not finished; or its teacher, its dataset, the split or a baseline is missing.
 
     Example:
         ```python
@@ -84,6 +86,18 @@ def evaluate(run: str | Path, probe: Sequence[str | Path] = ()) -> Results:
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run}: not a run folder (no config.yaml). Pass the run folder that `wcord train` created.")
     config = configs.load(run / "config.yaml")
+    if split in (None, config.evaluation.split):
+        results = _measure(run, config, probe, artifacts=True)
+        write_atomic(run / "results.json", json.dumps(results, indent=1).encode())
+        track_gallery(run, config)
+    else:
+        results = _measure(run, configs.load(run / "config.yaml", [f"evaluation.split={split}"]), probe)
+        write_atomic(run / f"results_{split}.json", json.dumps(results, indent=1).encode())
+    return results
+
+
+def _measure(run: Path, config: Config, probe: Sequence[str | Path], artifacts: bool = False) -> Results:
+    """Measure all networks of a run, and write the artifacts of the report if asked."""
     baselines, metrics = _baselines(config), load_metrics(config.evaluation.metrics)
     data = OpenDataset.from_config(config)
     train, test, classes = data.split("train"), data.split(config.evaluation.split), data.classes
@@ -106,13 +120,11 @@ def evaluate(run: str | Path, probe: Sequence[str | Path] = ()) -> Results:
     results |= baselines | training_cost(run, config.data.batch_size) | inference_cost(shown, test)
     for dataset in probe:
         results |= probe_layers(networks["student"], dataset, config)
-    _write_examples(run / "evaluation", shown, test, unseen, embeddings, [] if tally else classes, config)
-    if tally:
+    if artifacts:
+        _write_examples(run / "evaluation", shown, test, unseen, embeddings, [] if tally else classes, config)
+    if artifacts and tally:
         write_masks(run / "evaluation", {role: network.view for role, network in shown.items()}, test, tally)
-    results = _in_order(results)
-    write_atomic(run / "results.json", json.dumps(results, indent=1).encode())
-    track_gallery(run, config)
-    return results
+    return _in_order(results)
 
 
 def probe_layers(network: Network | Joint, folder: str | Path, config: Config) -> Results:
