@@ -49,7 +49,7 @@ def top1(students: Sequence[Network | Joint], config: Config) -> list[Results]:
 
 
 def recall(students: Sequence[Network | Joint], config: Config) -> list[Results]:
-    """R@10 for retrieving the teacher's view of the same sample among a whole split, as in `wcord evaluate`."""
+    """R@10 for retrieving the teacher's features of the same sample among a whole split, as in `wcord evaluate`."""
     teacher = build_teacher(config)
     train, *others = (run_split(students, teacher, config, split) for split in ("train", *SPLITS))
     found: list[Results] = []

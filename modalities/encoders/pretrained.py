@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from losses import Features
 from modalities.encoders.base import Encoder, Preprocessing
 from modalities.encoders.library import adapt_input, first_line, measure_image, preprocessing, quiet
+from modalities.encoders.lora import Lora, add_lora, without_lora
 from modalities.transformers_loader import import_transformers
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,8 @@ class PretrainedVision(Encoder):
         size: Input size in pixels; None uses the final size of the model's image processor (its crop, else its size).
         pooler: Whether `pooled` is the pooler output of the model (true) or the mean over last_hidden_state (false).
             None uses the pooler if it is trained.
+        lora: LoRA, for a student: `{rank: 8, alpha: 16, targets: [q_proj, v_proj], dropout: 0.0}`, each optional. Only
+            low-rank updates of the linear layers in `targets` (by default, of all) are trained. Requires peft.
 
     Raises:
         ValueError: The model cannot be found, lacks weights (or has none as safetensors), is not a vision model, or
@@ -50,6 +53,7 @@ class PretrainedVision(Encoder):
         weights: Literal["pretrained", "random"] = "pretrained",
         size: Annotated[int, Ge(16)] | None = None,
         pooler: bool | None = None,
+        lora: Lora | None = None,
     ) -> None:
         config = read_config(model)
         own = read_preprocessing(model, config, size)
@@ -58,6 +62,7 @@ class PretrainedVision(Encoder):
         if getattr(config, "num_channels", 3) == 3:  # the config of an exported student has its own number
             adapt_input(self.network, channels, f"transformers: {model}")
             config.num_channels = channels
+        add_lora(self.network, lora, f"transformers: {model}")
         self.config = config
         self.pooler = trained_pooler if pooler is None else pooler
         # Models with learnt position embeddings need interpolation at sizes other than the one they were trained with.
@@ -86,7 +91,7 @@ class PretrainedVision(Encoder):
             mean, std = (0.0,) * 3, (1.0,) * 3
         processor = {"size": {"height": size, "width": size}, "image_mean": mean, "image_std": std}
         (folder / "encoder" / "preprocessor_config.json").write_text(json.dumps(processor, indent=1))
-        return {**spec, "model": "./encoder", "weights": "random", "size": size, "pooler": self.pooler}
+        return {**without_lora(spec), "model": "./encoder", "weights": "random", "size": size, "pooler": self.pooler}
 
 
 def read_config(model: str, part: str | None = "vision_config") -> Any:

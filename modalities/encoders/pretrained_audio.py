@@ -12,6 +12,7 @@ from torch import Tensor
 from losses import Features
 from modalities.encoders.base import Encoder, Preprocessing
 from modalities.encoders.library import first_line, measure
+from modalities.encoders.lora import Lora, add_lora, without_lora
 from modalities.encoders.pretrained import read_config, read_network
 from modalities.encoders.text_transformer import pool
 from modalities.transformers_loader import import_transformers
@@ -28,6 +29,8 @@ class PretrainedAudio(Encoder):
         rate: Sample rate of the waveform in Hz; must be that of the model.
         model: `facebook/wav2vec2-base`, ... Its code must be part of transformers.
         weights: `pretrained`, or `random` to build the network from its config alone.
+        lora: LoRA, for a student: `{rank: 8, alpha: 16, targets: [q_proj, v_proj], dropout: 0.0}`, each optional. Only
+            low-rank updates of the linear layers in `targets` (by default, of all) are trained. Requires peft.
 
     Raises:
         ValueError: The model cannot be found, has no feature extractor, or requires another sample rate.
@@ -35,7 +38,14 @@ class PretrainedAudio(Encoder):
 
     reads_pictures: ClassVar[bool] = False
 
-    def __init__(self, rate: int, *, model: str, weights: Literal["pretrained", "random"] = "pretrained") -> None:
+    def __init__(
+        self,
+        rate: int,
+        *,
+        model: str,
+        weights: Literal["pretrained", "random"] = "pretrained",
+        lora: Lora | None = None,
+    ) -> None:
         super().__init__(Preprocessing.of(1, 1))
         config = read_config(model, part="audio_config")
         self.extractor = read_extractor(model, rate)
@@ -43,6 +53,7 @@ class PretrainedAudio(Encoder):
         network: Any = read_network(model, config, weights)[0]
         # Of encoder-decoder models such as Whisper, use only the encoder.
         self.network = network.get_encoder() if getattr(config, "is_encoder_decoder", False) else network
+        add_lora(self.network, lora, f"transformers: {model}")
         self.rate = rate
         silence = {"waveform": torch.zeros(1, rate), "length": torch.tensor([rate])}
         measure(self, silence, f"transformers: {model} does not run on one second of audio")
@@ -84,7 +95,7 @@ class PretrainedAudio(Encoder):
         """Write the model's config and feature extractor to `folder/encoder`; see `Encoder.portable`."""
         self.config.save_pretrained(folder / "encoder")
         self.extractor.save_pretrained(folder / "encoder")
-        return {**spec, "model": "./encoder", "weights": "random"}
+        return {**without_lora(spec), "model": "./encoder", "weights": "random"}
 
 
 def read_extractor(model: str, rate: int) -> Any:

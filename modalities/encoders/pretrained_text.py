@@ -12,6 +12,7 @@ from torch import Tensor
 from losses import Features
 from modalities.encoders.base import Encoder, Preprocessing
 from modalities.encoders.library import measure
+from modalities.encoders.lora import Lora, add_lora, without_lora
 from modalities.encoders.pretrained import read_config, read_network
 from modalities.encoders.text_transformer import pool
 
@@ -28,6 +29,8 @@ class PretrainedText(Encoder):
         weights: `pretrained`, or `random` to build the network from its config alone.
         pooling: `mean` over the tokens, the first token (`cls`), the `last` token, or `pooler`, the pooler output of
             the model, with which the text tower of CLIP was trained.
+        lora: LoRA, for a student: `{rank: 8, alpha: 16, targets: [q_proj, v_proj], dropout: 0.0}`, each optional. Only
+            low-rank updates of the linear layers in `targets` (by default, of all) are trained. Requires peft.
 
     Raises:
         ValueError: The model cannot be found, lacks weights (or has none as safetensors), is not a text model, or has a
@@ -43,6 +46,7 @@ class PretrainedText(Encoder):
         model: str,
         weights: Literal["pretrained", "random"] = "pretrained",
         pooling: Literal["mean", "cls", "last", "pooler"] = "mean",
+        lora: Lora | None = None,
     ) -> None:
         config = read_config(model, part="text_config")
         known = getattr(config, "vocab_size", None)
@@ -58,6 +62,7 @@ class PretrainedText(Encoder):
         super().__init__(Preprocessing(getattr(config, "max_position_embeddings", 512) - offset, (0.0,), (1.0,)))
         self.config, self.pooling = config, pooling
         self.network, _ = read_network(model, config, weights)
+        add_lora(self.network, lora, f"transformers: {model}")
         example = {"ids": torch.zeros(1, 2, dtype=torch.long), "mask": torch.ones(1, 2, dtype=torch.bool)}
         measure(self, example, f"transformers: {model} does not run on two tokens")
 
@@ -71,4 +76,4 @@ class PretrainedText(Encoder):
     def portable(self, spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         """Write the model's config to `folder/encoder`; see `Encoder.portable`."""
         self.config.save_pretrained(folder / "encoder")
-        return {**spec, "model": "./encoder", "weights": "random"}
+        return {**without_lora(spec), "model": "./encoder", "weights": "random"}

@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ from pipeline.cli.pack import commands as pack_commands
 from pipeline.common.console import log_to_console, rank, say, say_data
 from pipeline.common.disk_errors import PLACES
 from pipeline.common.errors import UserError
+from pipeline.common.say_once import say_error
 from pipeline.common.working_folder import search_last
 
 if TYPE_CHECKING:
@@ -75,14 +77,26 @@ Examples:
   wcord index s3://bucket/cc12m --out data/cc12m --label json:category --group json:clip --split test=0.02""",
 )(index)
 
+WHOLE = 500
+"""Columns of a table that is not printed to a terminal."""
+
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings that override the config: section.key=value …")]
 RunFolders = Annotated[
     list[Path], typer.Argument(help="Run folders. The report is about the first one; the others are for comparison.")
 ]
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        say(version("wcord"))
+        raise typer.Exit
+
+
 @app.callback()
 def options(
+    asked: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Hide progress; print only results, warnings and errors.")
     ] = False,
@@ -109,11 +123,12 @@ def demo(
     epilog="""\b
 Examples:
   wcord check data/mine
-  wcord check data/mine --config rgb_to_depth
+  wcord check data/mine --config rgb_to_depth teacher.run=runs/teacher
   wcord check data/mine --listed runs/student/skipped.jsonl"""
 )
 def check(
     shards: Annotated[Path, typer.Argument(help="Folder of a packed dataset.")],
+    overrides: Overrides = None,
     ranks: Annotated[
         int, typer.Option(help="Number of training processes (world size) that will read the dataset.")
     ] = 1,
@@ -142,9 +157,11 @@ def check(
         from pipeline import config as configs
         from pipeline.report.network_inputs import network_inputs
 
-        facts, notes = network_inputs(configs.load(config, [f"data.shards={shards}"]), sheet)
+        facts, notes = network_inputs(configs.load(config, [f"data.shards={shards}", *(overrides or [])]), sheet)
         say("\n".join([*facts, *(f"note: {note}" for note in notes)]))
         return
+    if overrides:
+        raise UserError(f"{overrides[0]}: settings override a config; add --config CONFIG.")
     from pipeline.packing.check import check as run_check
     from pipeline.packing.recheck import recheck
 
@@ -223,6 +240,7 @@ def train(
     epilog="""\b
 Examples:
   wcord evaluate runs/student
+  wcord evaluate runs/student --split val
   wcord evaluate runs/student --probe data/stl10"""
 )
 def evaluate(
@@ -231,6 +249,10 @@ def evaluate(
         list[Path],
         typer.Option(help="Also run linear probes on the student's layers on this packed dataset; repeatable."),
     ] = [],  # noqa: B006
+    split: Annotated[
+        str | None,
+        typer.Option(help="Split to measure; default: evaluation.split. Others are saved to results_SPLIT.json."),
+    ] = None,
 ) -> None:
     """Evaluate a run: accuracy, linear probes, retrieval.
 
@@ -245,7 +267,7 @@ def evaluate(
             error=True,
         )
     else:
-        for name, value in measure(run, probe).items():
+        for name, value in measure(run, probe, split).items():
             say(f"{name:48s} {value:,.4f}".rstrip("0").rstrip("."))
 
 
@@ -255,21 +277,24 @@ Example:
   wcord compare runs/student runs/student_s1 runs/labels runs/labels_s1 --out comparison"""
 )
 def compare(
-    runs: RunFolders,
+    runs: Annotated[list[Path], typer.Argument(help="Run folders of evaluated runs.")],
     out: Annotated[Path, typer.Option(help="Output folder for table.md, table.csv and plot.png.")] = Path("compare"),
-    baseline: Annotated[str | None, typer.Option(help="Method that all others are compared with.")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="Method that all others are compared with; default: that of the first run.")
+    ] = None,
 ) -> None:
     """Compare evaluated runs in a table and a plot.
 
     Runs that differ only in the seed are averaged.
     """
-    from rich import print as show
+    from rich.console import Console
 
     from pipeline.runs.compare import compare as run_compare
     from pipeline.runs.compare import write
 
     found = run_compare(runs, baseline=baseline)
-    show(found.terminal())
+    # A file or another program gets the whole table.
+    Console(width=None if sys.stdout.isatty() else WHOLE).print(found.terminal())
     write(found, out)
     say(f"{out}: wrote table.md, table.csv and plot.png.")
 
@@ -442,20 +467,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(arguments)
     except UserError as error:
-        say(f"error: {error}", error=True)
+        say_error(str(error))
         sys.exit(2)
     except RuntimeError as error:
         from pipeline.data.stream import worker_died
 
         if (died := worker_died(error)) is None:
             raise
-        say(f"error: {died}", error=True)
+        say_error(str(died))
         sys.exit(2)
     except OSError as error:
         if error.errno not in PLACES:
             raise
-        say(f"error: {error.filename2 or error.filename or 'the disk'}: {PLACES[error.errno]}", error=True)
+        say_error(f"{error.filename2 or error.filename or 'the disk'}: {PLACES[error.errno]}")
         sys.exit(2)
     except sqlite3.OperationalError as error:
-        say(f"error: temporary files: {error}. Set SQLITE_TMPDIR to a folder with more free space.", error=True)
+        say_error(f"temporary files: {error}. Set SQLITE_TMPDIR to a folder with more free space.")
         sys.exit(2)

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from pipeline.cli.pack_options import (
+    Extensions,
     Fields,
+    Filters,
     Gravity,
     Intrinsics,
     Licence,
@@ -216,12 +218,7 @@ def webdataset(
         list[str], typer.Argument(help="WebDataset shards: tars, globs, folders or patterns such as {000..399}.tar.")
     ],
     out: Out,
-    field: Annotated[
-        list[str],
-        typer.Option(
-            "--field", help="A field and its extensions: rgb=jpg,png; repeatable. Default: detect common extensions."
-        ),
-    ] = [],  # noqa: B006
+    field: Extensions = [],  # noqa: B006
     label: Annotated[
         str | None, typer.Option(help="Where to find the class label: cls, or json:path.to.value. Default: cls.")
     ] = None,
@@ -235,10 +232,7 @@ def webdataset(
         int | None,
         typer.Option(help="Downscale larger photos to this short side in pixels and store them as JPEG (quality 95)."),
     ] = None,
-    filters: Annotated[
-        list[str],
-        typer.Option("--filter", help="Your own function that drops or changes samples: package.module:name."),
-    ] = [],  # noqa: B006
+    filters: Filters = [],  # noqa: B006
     join: Annotated[
         str | None, typer.Option(help="Other shards, whose fields are added to the samples with the same keys.")
     ] = None,

@@ -1,4 +1,4 @@
-"""Options shared by several recipes of `wcord pack`."""
+"""Options of `wcord pack`: those shared by several recipes, and those of webdataset that are lists."""
 
 from __future__ import annotations
 
@@ -12,6 +12,16 @@ Out = Annotated[
 Fields = Annotated[
     list[str],
     typer.Option("--field", help="A field of each sample and its source: rgb=…, depth=…; repeat for each field."),
+]
+Extensions = Annotated[
+    list[str],
+    typer.Option(
+        "--field", help="A field and its extensions: rgb=jpg,png; repeatable. Default: detect common extensions."
+    ),
+]
+Filters = Annotated[
+    list[str],
+    typer.Option("--filter", help="Your own function that drops or changes samples: package.module:name."),
 ]
 Masks = Annotated[
     list[str],

@@ -11,7 +11,7 @@ from copy import deepcopy
 from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from pydantic.errors import PydanticUserError
 from typing_extensions import NotRequired, Required, TypedDict
@@ -46,11 +46,10 @@ WEIGHTS: dict[str, Any] = {
 FREEZE: dict[str, Any] = {
     "freeze": NotRequired[
         Annotated[
-            bool | list[str],
+            bool | Annotated[int, Gt(0)] | list[str],
             Field(
-                description="Freeze the encoder of a student: no gradients, evaluation mode. A list of dotted paths "
-                "freezes "
-                "only these modules.",
+                description="Freeze the encoder of a student: no gradients, evaluation mode. A number freezes it for "
+                "the first n steps; a list of dotted paths freezes only these modules.",
             ),
         ]
     ],

@@ -50,7 +50,8 @@ def explain_key(key: str) -> str:
 
     Args:
         key: The key. A component is written `losses.wcord`, `modality.depth` or `encoder.cnn5`, also after `student.`
-            or `teacher.`. The schedule of a weight is the same for all losses. Old names are accepted.
+            or `teacher.`. `modality.centre` is described for all modalities that have this setting. The schedule of a
+            weight is the same for all losses. Old names are accepted.
 
     Raises:
         UserError: The key is unknown. The message suggests the closest one.
@@ -65,6 +66,9 @@ def explain_key(key: str) -> str:
         return "\n".join([f"{name}: {section['description']}", "", *_lines(section)]).rstrip()
     parent, _, last = name.rpartition(".")
     setting = sections.get(parent, {}).get("properties", {}).get(last)
+    owners = [part for part in sections if part.startswith(f"{parent}.") and last in sections[part]["properties"]]
+    if setting is None and owners and parent in ("modality", "encoder"):
+        return "\n\n".join(explain_key(f"{owner}.{last}") for owner in owners)
     if setting is None:
         known = [
             *sections,

@@ -1,6 +1,6 @@
 """The settings of an experiment: the schema of its YAML, and `load`, which reports all errors at once.
 
-Over 300 lines, because it contains all settings with the descriptions that `wcord config explain` and
+More than 350 lines, because it contains all settings with the descriptions that `wcord config explain` and
 docs/config-reference.md show.
 """
 
@@ -127,8 +127,7 @@ class Data(Section):
     stages: list[Text] = Field(
         default=[],
         description="Your own functions (package.module:name) that take and yield samples, like webdataset stages. "
-        "They "
-        "can change or drop samples.",
+        "They can change or drop samples.",
     )
     batch_size: int = Field(default=64, gt=0, description="Samples per step over all processes (global batch size).")
     workers: int = Field(
@@ -143,16 +142,14 @@ class Data(Section):
         default=(1.0, 1.0),
         strict=False,
         description="Range of the area of the random crop, relative to the image. All modalities of a sample get the "
-        "same "
-        "crop.",
+        "same crop.",
     )
     max_faulty: float = Field(
         default=0.0,
         ge=0,
         lt=1,
         description="Largest fraction of unreadable samples. They are skipped, counted and listed. With 0, the first "
-        "one "
-        "ends the run.",
+        "one ends the run.",
     )
     max_pixels: int = Field(
         default=32_000_000,
@@ -164,22 +161,19 @@ class Data(Section):
     unpaired: Literal["error", "skip", "keep"] = Field(
         default="error",
         description="What to do with samples that lack a modality. error: end the run. skip: skip them. keep: use "
-        "those "
-        "that lack only the teacher's modality, for losses that need no teacher; skip the others.",
+        "those that lack only the teacher's modality, for losses that need no teacher; skip the others.",
     )
     pad: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(gt=0)]] | None = Field(
         default=None,
         strict=False,
         description="Random shift of the zero-padded image (replaces `crop`), the same for all modalities. [p, n] "
-        "shifts "
-        "by up to p pixels at an image size of n. For CIFAR: [4, 32].",
+        "shifts by up to p pixels at an image size of n. For CIFAR: [4, 32].",
     )
     flip: bool = Field(default=False, description="Random horizontal flip, the same for all modalities of a sample.")
     in_memory: bool = Field(
         default=False,
         description="Keep the decoded training set in device memory and augment it there. For small photos; requires "
-        "rgb "
-        "with jitter 0, pad and flip.",
+        "rgb with jitter 0, pad and flip.",
     )
 
     @property
@@ -261,8 +255,7 @@ class ZeroShot(Section):
     names: Annotated[list[Text], Field(min_length=2)] | None = Field(
         default=None,
         description="Readable class names in the order of the dataset's classes. If the dataset has no classes, these "
-        "are "
-        "the classes.",
+        "are the classes.",
     )
 
     @field_validator("template")
@@ -302,8 +295,7 @@ class Teacher(Section):
     cache: Annotated[str, Field(pattern=r"^\w[\w-]*$")] | None = Field(
         default=None,
         description="Name of the teacher's feature cache, which `wcord cache` writes next to the shards. Training "
-        "reads "
-        "the cached features instead of running the teacher.",
+        "reads the cached features instead of running the teacher.",
     )
     views: int = Field(
         default=1, gt=0, description="Augmented views per sample in the cache; successive epochs cycle through them."
@@ -357,8 +349,7 @@ class Train(Section):
         gt=0,
         le=1,
         description="Layer-wise learning rate decay: each layer of the encoder gets this factor times the learning "
-        "rate "
-        "of the next one, e.g. 0.75 to fine-tune a transformer; 1 disables it.",
+        "rate of the next one, e.g. 0.75 to fine-tune a transformer; 1 disables it.",
     )
     schedule: Literal["cosine", "step"] = Field(
         default="cosine",
@@ -385,8 +376,7 @@ class Train(Section):
         default=None,
         gt=0,
         description="Micro-batch size per process. Losses are still computed on the full batch (gradient caching). "
-        "null "
-        "disables micro-batches.",
+        "null disables micro-batches.",
     )
     accumulate: int = Field(
         default=1,
@@ -459,14 +449,13 @@ class Evaluation(Section):
     )
     monitor: Literal["auto", "top1", "mIoU", "loss", "R@1", "R@5", "R@10"] = Field(
         default="auto",
-        description="The validation metric that selects `best/`: loss, or R@k, the retrieval of the teacher's view. "
-        "auto: top1 (mIoU for masks) if the split has labels and a loss trains logits, else R@10.",
+        description="The validation metric that selects `best/`: loss, or R@k, the retrieval of the teacher's features."
+        " auto: top1 (mIoU for masks) if the split has labels and a loss trains logits, else R@10.",
     )
     metrics: list[Text] = Field(
         default=[],
         description="Your own metrics: functions package.module:name that take (label, prediction), two NumPy arrays "
-        "of "
-        "class indices, and return a number, e.g. sklearn.metrics:balanced_accuracy_score.",
+        "of class indices, and return a number, e.g. sklearn.metrics:balanced_accuracy_score.",
     )
     baselines: list[str] = Field(default=[], description="Run folders to compare with.")
     samples: int | None = Field(
@@ -488,8 +477,7 @@ class Config(Section):
     losses: dict[str, dict[str, Any]] = Field(
         min_length=1,
         description="Terms of the objective: name, or package.module:Class -> weight and keywords. Overriding a loss "
-        "with "
-        "null removes it.",
+        "with null removes it.",
     )
     train: Train = Field(description="The optimisation.")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="The evaluation.")

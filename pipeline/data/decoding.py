@@ -109,6 +109,24 @@ def check_pixels(data: bytes, most: int = MAX_PIXELS) -> None:
         )
 
 
+def check_members(raw: Sample, most: int = MAX_PIXELS) -> None:
+    """Check the number of pixels of all images of a raw sample, before they are decoded.
+
+    Args:
+        raw: The raw sample.
+        most: Maximum number of pixels, `data.max_pixels`.
+
+    Raises:
+        SampleError: An image has more.
+    """
+    for name, data in raw.items():
+        try:
+            if isinstance(data, bytes):
+                check_pixels(data, most)
+        except ValueError as error:  # noqa: PERF203
+            raise sample_error(raw, name, f"{place_of(raw)}: {name}: {error}.") from None
+
+
 def place_of(raw: Sample) -> str:
     """Shard and key of a raw sample, as text for messages."""
     return f"{raw['__url__']}: sample {raw['__key__']}"

@@ -74,14 +74,7 @@ def stream(
     opened = replace(opened, manifest=opened.manifest.named(fields), stages=tuple(map(UserStage, stages)))
     seen = {name: View(_modality(name, spec), size) for name, spec in views.items()}
     batches = TrainStream(
-        opened.split(split),
-        seen,
-        augmentation,
-        batch=batch_size,
-        ranks=ranks,
-        rank=rank,
-        shuffle=shuffle,
-        start=start,
+        opened.split(split), seen, augmentation, batch=batch_size, ranks=ranks, rank=rank, shuffle=shuffle, start=start
     )
     return loader(batches, workers, torch.device(device))
 

@@ -110,7 +110,7 @@ class Prepare:
     def _features(self, raw: Sample) -> tuple[dict[str, torch.Tensor], Geometry]:
         """The cached teacher features of this epoch's view, and its geometry."""
         if "__cached__" not in raw:
-            # Only `wcord cache` knows whether the sample lacked the teacher's view or could not be read.
+            # Only `wcord cache` knows whether the sample lacked the teacher's modality or could not be read.
             message = f"{place_of(raw)}: the cache has no features of this sample, since `wcord cache` skipped it."
             raise sample_error(raw, "not cached", message, unpaired=self.source.policy.unpaired != "error")
         try:
@@ -127,7 +127,7 @@ class Prepare:
         Returns:
             Role -> batch of the modality; `teacher` -> features, with a cache. `key`, a list of B strings. `index`,
             `label` and `group`, int64 `[B]`; -1 if unknown. If the task is a mask: `mask`, int64 `[B, H, W]`, the class
-            of each pixel, -1 if unknown. With `unpaired: keep`: `paired`, bool `[B]`, whether the teacher's view
+            of each pixel, -1 if unknown. With `unpaired: keep`: `paired`, bool `[B]`, whether the teacher's modality
             exists.
 
         Raises:

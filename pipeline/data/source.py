@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline.common.disk_errors import machine_fault
 from pipeline.common.errors import UserError
 from pipeline.data.dataset import Dataset, Layout, Shard
-from pipeline.data.decoding import MAX_PIXELS, check_pixels, decode_view, place_of, sample_error
+from pipeline.data.decoding import MAX_PIXELS, check_members, decode_view, sample_error
 from pipeline.data.feature_cache import Cache, decode, member
 from pipeline.data.join import Join
 from pipeline.data.manifest import Load, load_dataset, local, verify_files
@@ -150,16 +150,8 @@ class Source:
                 raise sample_error(raw, "shard", f"{other.folder}: {error}. {other.cure}") from None
         for stage in self.stages:
             raw = stage(raw)
-        self._check_pixels(raw)
+        check_members(raw, self.policy.max_pixels)
         return raw
-
-    def _check_pixels(self, raw: Sample) -> None:
-        for name, data in raw.items():
-            try:
-                if isinstance(data, bytes):
-                    check_pixels(data, self.policy.max_pixels)
-            except ValueError as error:  # noqa: PERF203
-                raise sample_error(raw, name, f"{place_of(raw)}: {name}: {error}.") from None
 
     def seen(self, sight: ViewSpec) -> Iterator[Any]:
         """The inputs of a network, in the order of the shards, without augmentation. Unusable samples are skipped."""
@@ -271,7 +263,13 @@ class OpenDataset:
         if self.manifest.samples(split) == 0:
             splits = self.manifest.splits
             known = ", ".join(f"{name} ({self.manifest.samples(name)} samples)" for name in splits) or "none"
-            raise UserError(f"{key}{self.folder}: split `{split}` has no samples; splits of this dataset: {known}.")
+            cure = (
+                f" To hold out samples: wcord index SHARDS --out FOLDER --split {split}=0.2, then train on FOLDER."
+                if self.manifest.extensions
+                else ""
+            )
+            message = f"{key}{self.folder}: split `{split}` has no samples; splits of this dataset: {known}.{cure}"
+            raise UserError(message)
 
     def split(self, split: str, visible_labels: float = 1.0, seed: int = 0) -> Source:
         """Open a split. Checks that its shards exist with the expected sizes, but does not read them.

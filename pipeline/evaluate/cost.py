@@ -42,7 +42,7 @@ def training_cost(run: Path, batch_size: int) -> dict[str, float]:
 
 
 def unpaired(run: Path) -> dict[str, float]:
-    """`unpaired/train`: fraction of training samples in [0, 1] that were used without the teacher's view."""
+    """`unpaired/train`: fraction of training samples in [0, 1] that were used without the teacher's modality."""
     shares = {step: row["unpaired"] for step, row in read_log(run / "metrics.jsonl", []).items() if "unpaired" in row}
     steps = np.diff([0, *shares])  # the number of steps that each line averages
     return {"unpaired/train": float(np.average([*shares.values()], weights=steps))} if shares else {}

@@ -55,25 +55,26 @@ class Embedded:
     skipped: list[Skipped] = field(default_factory=list)
 
 
-def evaluate(run: str | Path, probe: Sequence[str | Path] = ()) -> Results:
+def evaluate(run: str | Path, probe: Sequence[str | Path] = (), split: str | None = None) -> Results:
     """Evaluate a finished run on its test split.
 
     Writes `results.json` and `evaluation/`, and sends the retrieval gallery to the trackers. Teacher, student and an
     untrained student (`random/`: the same architecture with random, never pretrained weights) are measured in the same
     way: accuracy of the head on the test split, and linear probe and k-NN on frozen features. The latter two are fitted
-        on
-    ALL training labels, even if the student was trained on fewer. Without labels, there are no accuracies, and
+    on ALL training labels, even if the student was trained on fewer. Without labels, there are no accuracies, and
     retrieval is reported first.
 
     Args:
         run: The run folder.
         probe: Packed datasets (the same or others) on which to probe the layers of the student.
+        split: The split to measure; None means `evaluation.split` of the run. The results of another split are only
+            written to `results_SPLIT.json`.
 
     Returns:
         Name -> value, as in `results.json`. Accuracies and recalls are in [0, 1].
 
     Raises:
-        UserError: The run is not finished; or its teacher, its dataset or a baseline is missing.
+        UserError: The run is not finished; or its teacher, its dataset, the split or a baseline is missing.
 
     Example:
         ```python
@@ -85,6 +86,18 @@ def evaluate(run: str | Path, probe: Sequence[str | Path] = ()) -> Results:
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run}: not a run folder (no config.yaml). Pass the run folder that `wcord train` created.")
     config = configs.load(run / "config.yaml")
+    if split in (None, config.evaluation.split):
+        results = _measure(run, config, probe, artifacts=True)
+        write_atomic(run / "results.json", json.dumps(results, indent=1).encode())
+        track_gallery(run, config)
+    else:
+        results = _measure(run, configs.load(run / "config.yaml", [f"evaluation.split={split}"]), probe)
+        write_atomic(run / f"results_{split}.json", json.dumps(results, indent=1).encode())
+    return results
+
+
+def _measure(run: Path, config: Config, probe: Sequence[str | Path], artifacts: bool = False) -> Results:
+    """Measure all networks of a run, and write the artifacts of the report if asked."""
     baselines, metrics = _baselines(config), load_metrics(config.evaluation.metrics)
     data = OpenDataset.from_config(config)
     train, test, classes = data.split("train"), data.split(config.evaluation.split), data.classes
@@ -92,51 +105,26 @@ def evaluate(run: str | Path, probe: Sequence[str | Path] = ()) -> Results:
     tally = SegmentationEvaluator(classes, test.samples) if test.task.mask else None
     seen = embed(networks, train, config, most=config.evaluation.samples)
     unseen = embed(networks, test, config, tally)
-    if unseen.skipped:
-        found = in_words(counts(unseen.skipped))
-        log.warning(f"{run}: skipped {len(unseen.skipped)} of {test.samples} test samples ({found})")
-
-    results: Results = {"samples/train": len(seen.keys), "samples/test": len(unseen.keys)}
-    results |= _named("skipped/train", counts(read_skipped(run / SKIPPED)))
-    results |= _named("skipped/test", counts(unseen.skipped)) | unpaired(run)
+    results = _sample_counts(run, seen, unseen, test.samples)
     for role, network in networks.items():
         if role in unseen.prediction and network.classes == classes:
             results |= _named(role, accuracy(unseen.prediction[role], unseen.label))
             results |= _named(role, user_scores(metrics, unseen.label, unseen.prediction[role]))
         results |= _named(role, tally.scores(role) if tally else {})
-        frozen = classify_frozen(
-            seen.features[role], seen.label, unseen.features[role], unseen.label, config.evaluation.neighbours
-        )
-        results |= _named(role, frozen)
-    embeddings: dict[str, np.ndarray] = {}
-    if "teacher" in networks:
-        for role, prefix in (("random", "random/retrieval"), ("student", "retrieval")):
-            space = Space.fit(seen.features[role], seen.features["teacher"])
-            student, teacher = space.of_student(unseen.features[role]), space.of_teacher(unseen.features["teacher"])
-            for way, pair in (("student_to_teacher", (student, teacher)), ("teacher_to_student", (teacher, student))):
-                rank = ranks(*pair)
-                results |= _named(f"{prefix}/{way}", summary(rank) | intervals(rank))
-        results |= _named("chance/retrieval", chance(len(unseen.keys)))
-        space.save(run / "student" / SPACE)  # the last one, the student's
-        embeddings = {"teacher": teacher, "student": student}
-    else:
-        embeddings = {"student": Standard.of(seen.features["student"])(unseen.features["student"])}
-    predicted = unseen.prediction.get("student")
-    if predicted is not None and networks["student"].classes == classes:
-        counted = count_confusion(unseen.label, predicted, len(classes))
-        if words := never_predicted(counted, classes):
-            log.warning(f"{run}: {words}")
+        results |= _named(role, _frozen(role, seen, unseen, config))
+    retrieval, embeddings = _retrieval(run, seen, unseen)
+    results |= retrieval
+    if networks["student"].classes == classes:
+        _warn_of_unpredicted(run, unseen, classes)
     shown = {role: network for role, network in networks.items() if role != "random"}
     results |= baselines | training_cost(run, config.data.batch_size) | inference_cost(shown, test)
     for dataset in probe:
         results |= probe_layers(networks["student"], dataset, config)
-    _write_examples(run / "evaluation", shown, test, unseen, embeddings, [] if tally else classes, config)
-    if tally:
+    if artifacts:
+        _write_examples(run / "evaluation", shown, test, unseen, embeddings, [] if tally else classes, config)
+    if artifacts and tally:
         write_masks(run / "evaluation", {role: network.view for role, network in shown.items()}, test, tally)
-    results = _in_order(results)
-    write_atomic(run / "results.json", json.dumps(results, indent=1).encode())
-    track_gallery(run, config)
-    return results
+    return _in_order(results)
 
 
 def probe_layers(network: Network | Joint, folder: str | Path, config: Config) -> Results:
@@ -163,11 +151,8 @@ def probe_layers(network: Network | Joint, folder: str | Path, config: Config) -
     seen = embed({"pooled": network}, train, config, layers=True, most=config.evaluation.samples)
     unseen = embed({"pooled": network}, test, config, layers=True)
     results: Results = {}
-    for layer, features in seen.features.items():
-        scores = classify_frozen(
-            features, seen.label, unseen.features[layer], unseen.label, config.evaluation.neighbours
-        )
-        results |= _named(f"transfer/{data.manifest.name}/{layer}", scores)
+    for layer in seen.features:
+        results |= _named(f"transfer/{data.manifest.name}/{layer}", _frozen(layer, seen, unseen, config))
     return results
 
 
@@ -259,6 +244,45 @@ def _baselines(config: Config) -> Results:
         own = {k: v for k, v in read_results(path, []).items() if k.startswith(("student/", "retrieval/"))}
         found |= _named(f"baseline/{folder.name}", own)
     return found
+
+
+def _sample_counts(run: Path, seen: Embedded, unseen: Embedded, total: int) -> Results:
+    """Numbers of used, skipped and unpaired samples. Warns if any of the `total` test samples were skipped."""
+    if unseen.skipped:
+        found = in_words(counts(unseen.skipped))
+        log.warning(f"{run}: skipped {len(unseen.skipped)} of {total} test samples ({found})")
+    results: Results = {"samples/train": len(seen.keys), "samples/test": len(unseen.keys)}
+    results |= _named("skipped/train", counts(read_skipped(run / SKIPPED)))
+    return results | _named("skipped/test", counts(unseen.skipped)) | unpaired(run)
+
+
+def _frozen(name: str, seen: Embedded, unseen: Embedded, config: Config) -> Results:
+    """Linear probe and k-NN on the features of a role or layer, fitted on the seen samples."""
+    train, test = seen.features[name], unseen.features[name]
+    return classify_frozen(train, seen.label, test, unseen.label, config.evaluation.neighbours)
+
+
+def _retrieval(run: Path, seen: Embedded, unseen: Embedded) -> tuple[Results, dict[str, np.ndarray]]:
+    """Retrieval between student and teacher, if there is one, and role -> embeddings. Saves the student's space."""
+    if "teacher" not in seen.features:
+        return {}, {"student": Standard.of(seen.features["student"])(unseen.features["student"])}
+    results: Results = {}
+    for role, prefix in (("random", "random/retrieval"), ("student", "retrieval")):
+        space = Space.fit(seen.features[role], seen.features["teacher"])
+        student, teacher = space.of_student(unseen.features[role]), space.of_teacher(unseen.features["teacher"])
+        for way, pair in (("student_to_teacher", (student, teacher)), ("teacher_to_student", (teacher, student))):
+            rank = ranks(*pair)
+            results |= _named(f"{prefix}/{way}", summary(rank) | intervals(rank))
+    space.save(run / "student" / SPACE)  # the last one, the student's
+    return results | _named("chance/retrieval", chance(len(unseen.keys))), {"teacher": teacher, "student": student}
+
+
+def _warn_of_unpredicted(run: Path, unseen: Embedded, classes: Sequence[str]) -> None:
+    """Warn of classes that the student's head never predicts, if it has one."""
+    if (predicted := unseen.prediction.get("student")) is None:
+        return
+    if words := never_predicted(count_confusion(unseen.label, predicted, len(classes)), classes):
+        log.warning(f"{run}: {words}")
 
 
 def _write_examples(

@@ -130,8 +130,9 @@ def _use(done: Export) -> str:
 
 
 def _measured(run: Path, done: Export) -> str:
-    results = read_run(run).results
-    lines = ["## Results", "", "| | |", "|---|---:|"]
+    found = read_run(run)
+    results, split = found.results, plain(found.split)
+    lines = ["## Results", "", f"| split {split} | |", "|---|---:|"]
     lines += [f"| {words} | {_number(results[key])} |" for key, words in KEY_METRICS.items() if key in results]
     if not results:
         lines = ["## Results", "", "The run had not been evaluated before the export."]
@@ -143,7 +144,7 @@ def _measured(run: Path, done: Export) -> str:
     if done.top1:
         lines += [
             "",
-            f"Top-1 accuracy of the files on {done.tested} test samples:",
+            f"Top-1 accuracy of the files on {done.tested} {split} samples:",
             "",
             "| file | top-1 |",
             "|---|---:|",

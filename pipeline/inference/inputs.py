@@ -13,7 +13,7 @@ from pipeline.common.disk_errors import machine_fault
 from pipeline.common.errors import UserError
 from pipeline.common.walk import files_under
 from pipeline.data.dataset import MANIFEST, Layout
-from pipeline.data.decoding import check_pixels, decode_view
+from pipeline.data.decoding import check_members, check_pixels, decode_view
 from pipeline.data.manifest import load_dataset, verify_files
 from pipeline.data.member_formats import SAME_FORMAT
 from pipeline.data.member_names import USUAL_NAMES
@@ -46,13 +46,23 @@ def find_inputs(places: Iterable[str | Path], sight: ViewSpec) -> Iterator[Input
     """
     for place in map(Path, places):
         if (place / MANIFEST).is_file() or place.suffix == ".tar":
-            yield from (Input(raw["__key__"], partial(decode_view, sight, raw)) for raw in _raw(place, sight))
+            yield from (Input(raw["__key__"], partial(look_at_sample, sight, raw)) for raw in _raw(place, sight))
             continue
         if not isinstance(sight, View):
             names = " and ".join(view.modality.name for view in sight)
             raise UserError(f"{place}: this network requires {names} for each sample; use shards that contain both.")
         for path in _files(place, sight):
             yield Input(str(path), partial(look_at_file, sight, path))
+
+
+def look_at_sample(sight: ViewSpec, raw: Sample) -> Any:
+    """Load the input of a network from a raw sample of a shard.
+
+    Raises:
+        SampleError: A member is missing, too large or cannot be decoded.
+    """
+    check_members(raw)
+    return decode_view(sight, raw)
 
 
 def look_at_file(view: View, path: Path) -> Any:

@@ -80,7 +80,19 @@ def build_model(config: Config, data: OpenDataset | None = None, samples: int | 
         except ValueError as error:
             raise UserError(f"losses.{name}: {error}") from None
     weights = {name: float(keywords.get("weight", 1.0)) for name, keywords in config.losses.items()}
-    return Distillation(teacher, student, losses, weights, config.train.micro_batch)
+    model = Distillation(teacher, student, losses, weights, config.train.micro_batch)
+    _check_first_steps(model)
+    return model
+
+
+def _check_first_steps(model: Distillation) -> None:
+    parts = model.student._networks() if isinstance(model.student, Joint) else [model.student]
+    waiting = {p for part in parts if part.frozen_steps for p in part.encoder.parameters()}
+    if not any(parameter.requires_grad and parameter not in waiting for parameter in model.parameters()):
+        raise UserError(
+            "student.encoder.freeze: only the encoder is trained, so there is nothing to train while it is frozen. Add "
+            "cross_entropy or kd to the losses, or remove freeze."
+        )
 
 
 def _map_sizes(side: str, network: Network | Joint) -> tuple[tuple[int, ...] | None, ...]:

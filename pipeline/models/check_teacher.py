@@ -47,7 +47,8 @@ def check_weights(config: Config) -> None:
         config: Config of the run.
 
     Raises:
-        UserError: A teacher would have random weights, and its encoder is not marked with `weights: random`.
+        UserError: A teacher would have random weights, and its encoder is not marked with `weights: random`; or it has
+            LoRA.
     """
     teacher = config.teacher
     if teacher is None or teacher.modality is None or teacher.encoder is None:
@@ -57,6 +58,8 @@ def check_weights(config: Config) -> None:
     pairs = zip(*both, strict=True) if several else [both]
     for number, (modality, encoder) in enumerate(pairs):
         where = f"teacher.encoder[{number}]" if several else "teacher.encoder"
+        if encoder.get("lora") is not None:
+            raise UserError(f"{where}.lora: a frozen teacher is never trained; remove lora, or set it for the student.")
         if (cure := _missing(modality["name"], encoder)) is not None:
             raise UserError(
                 f"{where}: {encoder['name']} has random weights, and a frozen teacher is never trained. Set "

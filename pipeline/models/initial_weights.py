@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from modalities.encoders.library import fold_channels
+from modalities.encoders.lora import plain_names
 from pipeline.common.errors import UserError
 from pipeline.models.network import Joint, Network, load_network
 
@@ -32,7 +33,8 @@ def initialise(student: Network | Joint, run: str) -> None:
     source = load_network(Path(run) / "student")
     if isinstance(student, Joint) or isinstance(source, Joint):
         raise UserError("student.init_from: both the student and the run must have a single encoder.")
-    given, own = source.encoder.state_dict(), student.encoder.state_dict()
+    given, names, inside = source.encoder.state_dict(), plain_names(student.encoder), student.encoder.state_dict()
+    own = {plain: inside[name] for plain, name in names.items()}
     for name in NORMALISATION:
         given.pop(name, None), own.pop(name, None)
     channels = source.encoder.mean.shape[1], student.encoder.mean.shape[1]
@@ -46,7 +48,7 @@ def initialise(student: Network | Joint, run: str) -> None:
             f"({student.spec['encoder']}): {len(wrong)} tensors differ, such as {wrong[0]}. Use the same encoder with "
             "the same settings."
         )
-    student.encoder.load_state_dict(given, strict=False)
+    student.encoder.load_state_dict({names[plain]: value for plain, value in given.items()}, strict=False)
     log.info(f"student: initialised with the encoder of {run}{f', {adapted[0]} adapted' if adapted else ''}")
 
 

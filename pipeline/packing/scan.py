@@ -15,6 +15,7 @@ from pipeline.common.disk_errors import machine_fault
 from pipeline.common.files import sha256
 from pipeline.common.process_pool import report_progress
 from pipeline.data.dataset import MANIFEST, Layout, Shard
+from pipeline.data.decoding import check_pixels
 from pipeline.data.label_value import ForeignLabel
 from pipeline.data.member_formats import Facts, field_of, inspect, near_part, read_label, read_meta, summarise
 from pipeline.data.remote import fetch, origin
@@ -216,6 +217,7 @@ def _sample(key: str, members: Mapping[str, bytes | None], found: Scan) -> None:
                     found.labels[label][index] += 1
             if found.job.foreign and member in ("label.txt", "meta.json"):
                 continue  # in shards that wcord did not pack, these members have another format
+            check_pixels(data)
             facts[member] = inspect(member, data)
             if (depth := facts[member].depth) is not None:
                 add_depth(key, depth, found)

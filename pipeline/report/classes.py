@@ -135,10 +135,9 @@ def transport_plan(e: Embeddings, losses: Any) -> str:
     same = (label[:, None] == label) & (label >= 0)
     words = (
         f"{n} test samples{' ordered by class' if e.labelled else ''}: rows are samples of the student, columns "
-        f"samples of the teacher, and the intensity of a pixel is the square root of the mass that the plan transports "
-        f"between them. The plan does not know "
-        f"the pairs. <b>{100 * np.trace(plan):.1f} %</b> of the mass lies on the diagonal, between true pairs; a "
-        f"uniform plan has {100 / n:.1f} % there."
+        "samples of the teacher, and the intensity of a pixel is the square root of the mass that the plan transports "
+        f"between them. The plan does not know the pairs. <b>{100 * np.trace(plan):.1f} %</b> of the mass lies on the "
+        f"diagonal, between true pairs; a uniform plan has {100 / n:.1f} % there."
     )
     if same.any():
         words += (

@@ -141,8 +141,8 @@ def _results(runs: Sequence[Run], names: Sequence[str], embeddings: Embeddings |
     accuracies = any(metric.startswith("student/") for metric in fractions(runs[0]))
     target = "The teacher is the target; the others are baselines. " if accuracies else ""
     words = (
-        f"Test split. {target}Whiskers are 95 % intervals (Wilson), which account for "
-        "the sampling of the test set but not for the random seed: add runs with other seeds for that."
+        f"Split {escape(runs[0].split)}. {target}Whiskers are 95 % intervals (Wilson), which account for "
+        "the sampling of this split but not for the random seed: add runs with other seeds for that."
     )
     return f'<p class="hint">{words}</p>{grid(cards)}{retrieval_table(runs[0])}'
 

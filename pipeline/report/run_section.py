@@ -23,7 +23,7 @@ LISTED = 50
 
 def what_happened(run: Run) -> list[str]:
     """Progress and next steps of a run that is not completely trained and evaluated, as sentences of plain text."""
-    config = run.command("train", "config.yaml") if run.config else "wcord train CONFIG"
+    again, resumed, anew = _commands(run)
     stopped = sorted(run.folder.glob("nonfinite_rank*.json"))
     trained = (run.folder / "student").is_dir()
     if trained and run.results:
@@ -37,7 +37,7 @@ def what_happened(run: Run) -> list[str]:
         return [f"Training has finished, but the run has not been evaluated. Next: `{run.command('evaluate')}`."]
     if not run.log and not stopped:
         return [
-            f"No step was logged: training has not started, or it stopped before the first log line. Next: `{config}`."
+            f"No step was logged: training has not started, or it stopped before the first log line. Next: {again}."
         ]
     found = [_how_far(run)]
     if stopped:
@@ -47,10 +47,19 @@ def what_happened(run: Run) -> list[str]:
     checkpoints = sorted(path.name for path in run.folder.glob("checkpoints/step_*"))
     if checkpoints:
         step = int(re.sub(r"\D", "", checkpoints[-1]) or 0)
-        found.append(f"The newest checkpoint is from step {step:,}. Next: resume with `{config} --resume`.")
+        found.append(f"The newest checkpoint is from step {step:,}. Next: resume with {resumed}.")
     else:
-        found.append(f"There is no checkpoint. Next: start again with `{config} --overwrite`.")
+        found.append(f"There is no checkpoint. Next: start again with {anew}.")
     return found
+
+
+def _commands(run: Run) -> tuple[str, str, str]:
+    """What starts, resumes and replaces a training, as words of a sentence."""
+    if made_in_python(run.config):
+        call = "the program that called `wcord.distill`"
+        return f"start {call}", f"`resume=True` in {call}", f"`overwrite=True` in {call}"
+    command = run.command("train", "config.yaml") if run.config else "wcord train CONFIG"
+    return f"`{command}`", f"`{command} --resume`", f"`{command} --overwrite`"
 
 
 def _how_far(run: Run) -> str:

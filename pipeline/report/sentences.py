@@ -61,7 +61,7 @@ def how_good(run: Run, embeddings: Embeddings | None, thumbnails: Thumbnails | N
     names = ("student", "teacher")
     if thumbnails is not None and thumbnails.student_modality != thumbnails.teacher_modality:
         names = (thumbnails.student_modality, thumbnails.teacher_modality)
-    sentences = [_accuracy(results, embeddings), _probe(results), *_retrieval(results, *map(escape, names))]
+    sentences = [_accuracy(run, embeddings), _probe(results), *_retrieval(results, *map(escape, names))]
     return "".join(f"<p>{words}</p>" for words in sentences if words)
 
 
@@ -142,16 +142,17 @@ def _circumstances(run: Run) -> str:
     return f"It ran {text}." if run.log else f"The log is missing; {text}." if text else ""
 
 
-def _accuracy(results: Mapping[str, float], embeddings: Embeddings | None) -> str:
+def _accuracy(run: Run, embeddings: Embeddings | None) -> str:
     metric = "student/top1"
+    results, split = run.results, escape(run.split)
     if (top1 := results.get(metric)) is None:
         return ""
     n = results.get("samples/test")
     words = f"It classifies <b>{format_metric(metric, top1)}</b> of "
-    words += f"{n:,.0f} test samples correctly" if n else "the test samples correctly"
+    words += f"{n:,.0f} {split} samples correctly" if n else f"the {split} samples correctly"
     if n:
         words += (
-            f" (± {196 * math.sqrt(top1 * (1 - top1) / n):.1f} points, 95 % interval for the sampling of the test set)"
+            f" (± {196 * math.sqrt(top1 * (1 - top1) / n):.1f} points, 95 % interval for the sampling of this split)"
         )
     others = []
     if (teacher := results.get("teacher/top1")) is not None:

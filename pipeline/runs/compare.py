@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.common.console import printable
 from pipeline.common.errors import UserError
 from pipeline.common.files import write_atomic
+from pipeline.config.settings import made_in_python
 from pipeline.runs.reader import (
     NAMES,
     RETRIEVAL_METRICS,
@@ -216,7 +217,10 @@ def compare_groups(groups: Sequence[Group], out: Path | None = None, baseline: s
     read = [run for group in groups for run in group.runs]
     present = {key for run in read for key in run.results}
     if not present:
-        raise UserError("None of the runs has results. Run `wcord evaluate RUN` for each, then compare again.")
+        cure = "Run `wcord evaluate RUN` for each, then compare again."
+        if any(made_in_python(run.config) for run in read):
+            cure = "Pass `validation` and `metrics` to wcord.distill, run `wcord evaluate RUN` for other runs."
+        raise UserError(f"None of the runs has results. {cure}")
     metrics = key_metrics(present) or tuple(sorted(present))
     names = [group.name for group in groups]
     if baseline is not None and baseline not in names:

@@ -15,7 +15,7 @@ from pipeline.config.settings import Config
 from pipeline.models.description import DESCRIPTION
 from pipeline.runs.checkpoint import list_checkpoints
 
-RESULTS = ("student", "results.json", "evaluation", "report.html", "nonfinite_rank*.json")
+RESULTS = ("student", "results.json", "results_*.json", "evaluation", "report.html", "nonfinite_rank*.json")
 """Patterns of files written at the end of training or later. They are outdated as soon as the run resumes."""
 
 WRITTEN = (

@@ -99,6 +99,12 @@ class Run:
         found = SEED_SUFFIX.search(self.name)
         return int(found[1]) if found else None
 
+    @property
+    def split(self) -> str:
+        """The split that was evaluated."""
+        section = self.config.get("evaluation")
+        return str(section.get("split", "test")) if isinstance(section, dict) else "test"
+
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """The steps at which a value was logged, and the values, which may be NaN or infinite."""
         steps = [step for step, row in self.log.items() if key in row]

@@ -72,21 +72,7 @@ def cache(config: Config) -> Path:
     data = OpenDataset.from_config(config, loaded_once(accelerator))
     teacher, source = build_teacher(config, data), data.split("train")
     assert teacher is not None
-    kinds: list[type[Loss]] = [get_loss(loss) for loss in config.losses]
-    maps = any(kind.needs_maps for kind in kinds)
-    about = Cache(
-        name=name,
-        fingerprint=fingerprint(config, teacher, data),
-        views=config.teacher.views,
-        dtype=config.teacher.cache_dtype,
-        precision=precision_of(config),
-        pooled=teacher.dims.pooled,
-        maps=list(teacher.dims.maps) if maps else [],
-        classes=teacher.classes,
-        dense=teacher.dense,
-        licence=data.manifest.licence,
-        sidecars={},
-    )
+    about = _describe(name, config, teacher, data)
     _check_shared(source.folder, name, accelerator)
     teacher.eval().to(accelerator.device)
     own = list(source.shards[accelerator.process_index :: accelerator.num_processes])
@@ -103,15 +89,8 @@ def cache(config: Config) -> Path:
                     receipt = _with(about, shard, sidecar, sum(not s.unpaired for s in skipped[known:]))
                     write_atomic(_receipt(source, shard, name), receipt.model_dump_json().encode())
                 progress.advance(shard.samples)
-        path = manifest_path(source.folder, name)
         if accelerator.is_main_process:
-            found = {shard.file: _await(source, shard, about, config.train.timeout) for shard in source.shards}
-            sidecars = {file: sidecar for file, (sidecar, _) in found.items()}
-            faulty = {file: count for file, (_, count) in found.items() if count}
-            whole = about.model_copy(update={"sidecars": sidecars, "faulty": faulty})
-            write_atomic(path, whole.model_dump_json(indent=1).encode())
-            for shard in source.shards:
-                _receipt(source, shard, name).unlink(missing_ok=True)
+            whole = _write_manifest(source, about, config.train.timeout)
     accelerator.end_training()
     if skipped:
         listed = source.folder / f"{name}.{SKIPPED}"
@@ -121,7 +100,39 @@ def cache(config: Config) -> Path:
         )
     if accelerator.is_main_process:
         whole.check_faulty(source.samples, config.data.max_faulty)
-    return path
+    return manifest_path(source.folder, name)
+
+
+def _describe(name: str, config: Config, teacher: Network | Joint, data: OpenDataset) -> Cache:
+    """The manifest of the cache, without its shards."""
+    assert config.teacher is not None
+    kinds: list[type[Loss]] = [get_loss(loss) for loss in config.losses]
+    maps = any(kind.needs_maps for kind in kinds)
+    return Cache(
+        name=name,
+        fingerprint=fingerprint(config, teacher, data),
+        views=config.teacher.views,
+        dtype=config.teacher.cache_dtype,
+        precision=precision_of(config),
+        pooled=teacher.dims.pooled,
+        maps=list(teacher.dims.maps) if maps else [],
+        classes=teacher.classes,
+        dense=teacher.dense,
+        licence=data.manifest.licence,
+        sidecars={},
+    )
+
+
+def _write_manifest(source: Source, about: Cache, patience: float) -> Cache:
+    """Wait for all cached-feature shards, and replace their receipts by the manifest of the cache."""
+    found = {shard.file: _await(source, shard, about, patience) for shard in source.shards}
+    sidecars = {file: sidecar for file, (sidecar, _) in found.items()}
+    faulty = {file: count for file, (_, count) in found.items() if count}
+    whole = about.model_copy(update={"sidecars": sidecars, "faulty": faulty})
+    write_atomic(manifest_path(source.folder, about.name), whole.model_dump_json(indent=1).encode())
+    for shard in source.shards:
+        _receipt(source, shard, about.name).unlink(missing_ok=True)
+    return whole
 
 
 def _with(about: Cache, shard: Shard, sidecar: Shard, faulty: int) -> Cache:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,22 +88,12 @@ def distill(
 
     def set_up(accelerator: Accelerator, own: Callbacks) -> tuple[Training, str]:
         model = _model(teacher, student, example, named, config)
-        identity = {
-            "student": {k: list(v.shape) for k, v in student.state_dict().items()},
-            "teacher": {"weights": digest(teacher)} if teacher is not None else None,
-            "losses": settings,
-            "seed": seed,
-            "data": {"batch_size": config.data.batch_size},
-        }
+        identity = _identity(teacher, student, settings, config)
         schedule = Schedule(config.train, source.steps or config.train.steps or 1, config.losses)
-        training = assemble(config, accelerator, own, source, None, schedule, model, json.loads(json.dumps(identity)))
+        training = assemble(config, accelerator, own, source, None, schedule, model, identity)
         return training, f"data passed in Python: {source.samples} training samples"
 
-    def finish(training: Training) -> None:
-        if metrics and training.accelerator.is_main_process:
-            scores = _evaluate(training, validation, metrics)
-            write_atomic(training.run / "results.json", json.dumps(scores, indent=1).encode())
-
+    finish = partial(_write_results, batches=validation, metrics=metrics)
     return run_training(config, set_up, callbacks, resume, overwrite, finish=finish)
 
 
@@ -149,6 +140,21 @@ def _config(
         raise UserError(f"wcord.distill: {faults}.") from None
 
 
+def _identity(
+    teacher: nn.Module | None, student: nn.Module, losses: Mapping[str, Any], config: Config
+) -> dict[str, Any]:
+    """What must be unchanged to resume the run, as it is read back from JSON."""
+    identity = {
+        "student": {k: list(v.shape) for k, v in student.state_dict().items()},
+        "teacher": {"weights": digest(teacher)} if teacher is not None else None,
+        "losses": losses,
+        "seed": config.seed,
+        "data": {"batch_size": config.data.batch_size},
+    }
+    found: dict[str, Any] = json.loads(json.dumps(identity))
+    return found
+
+
 def _model(
     teacher: nn.Module | None,
     student: nn.Module,
@@ -176,6 +182,13 @@ def _model(
             raise UserError(f"losses.{name}: {error}") from None
     weights = {name: float(keywords["weight"]) for name, keywords in config.losses.items()}
     return Distillation(other, own, built, weights, config.train.micro_batch)
+
+
+def _write_results(training: Training, batches: Iterable[Any], metrics: Mapping[str, Metric]) -> None:
+    """Write the metrics of the student, if there are any, to `results.json`."""
+    if metrics and training.accelerator.is_main_process:
+        scores = _evaluate(training, batches, metrics)
+        write_atomic(training.run / "results.json", json.dumps(scores, indent=1).encode())
 
 
 @torch.no_grad()

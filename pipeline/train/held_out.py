@@ -108,8 +108,8 @@ def _check_terms(terms: tuple[str, ...]) -> None:
 def _check_retrieval(monitor: str, source: Source, config: Config) -> None:
     if config.teacher is None:
         raise UserError(
-            f"evaluation.monitor: {monitor} is the retrieval of the teacher's view, but there is no teacher; set it to "
-            "loss."
+            f"evaluation.monitor: {monitor} is the retrieval of the teacher's features, but there is no teacher; set "
+            "it to loss."
         )
     depth = next(k for k in DEPTHS if monitor == f"R@{k}")
     if source.samples <= depth:

@@ -1,4 +1,4 @@
-"""Validation without labels: losses on held-out samples, and retrieval of the teacher's view."""
+"""Validation without labels: losses on held-out samples, and retrieval of the teacher's features."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from losses.base import Loss
 from pipeline.common.files import write_atomic
 from pipeline.config.settings import Config, Train
 from pipeline.models.distillation import Distillation
+from pipeline.models.network import Joint
 from pipeline.train.activation_checkpointing import encoders
 from pipeline.train.layers import layer_numbers
 
@@ -101,5 +102,8 @@ def record_learning_rates(model: Distillation, config: Config, run: Path) -> Non
     ]
     write_atomic(run / LEARNING_RATES, json.dumps(parts, indent=1).encode())
     told = [f"{part['part']} {part['learning_rate']:.3g} ({part['parameters']:,} parameters)" for part in parts]
-    frozen = sum(p.numel() for p in model.student.parameters() if not p.requires_grad)
-    log.info(f"learning rates: {'; '.join([*told, *([f'{frozen:,} parameters are frozen'] if frozen else [])])}")
+    if frozen := sum(p.numel() for p in model.student.parameters() if not p.requires_grad):
+        told.append(f"{frozen:,} parameters are frozen")
+    networks = model.student.networks if isinstance(model.student, Joint) else [model.student]
+    told += [f"an encoder is frozen for the first {n} steps" for part in networks if (n := part.frozen_steps)]
+    log.info(f"learning rates: {'; '.join(told)}")

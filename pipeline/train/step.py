@@ -70,6 +70,7 @@ def train_step(training: Training, finite: NonFinite, step: int, batch: Batch) -
     config, accelerator, optimizer = training.config, training.accelerator, training.optimizer
     # Randomness in networks is a function of the step, so a resumed run repeats it.
     torch.manual_seed(hash((config.seed, step, accelerator.process_index)))
+    training.distillation.student.begin_step(step)
     rate = training.schedule.learning_rate(step)
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("factor", 1.0)  # earlier checkpoints have no factors
@@ -89,6 +90,7 @@ def train_step(training: Training, finite: NonFinite, step: int, batch: Batch) -
     output = total(outputs)
     if training.spare is not None:
         average_gradients(training.distillation, accelerator)
+    training.distillation.student.drop_frozen_gradients()
     finite.watch(accelerator)
     norm = whole(accelerator.clip_grad_norm_(training.model.parameters(), config.train.clip or math.inf))
     taken = not finite.skips(step, batch, output, norm)

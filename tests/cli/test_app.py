@@ -19,6 +19,7 @@ import pytest
 from command_line import call
 from shapes_dataset import members, write_dataset
 
+import wcord
 from pipeline.data.dataset import MANIFEST
 from pipeline.data.manifest import load_dataset, write_shard
 
@@ -203,6 +204,30 @@ def test_a_shell_completes_commands_and_options(tmp_path: Path) -> None:
     own = {"HOME": str(tmp_path), "SHELL": "/bin/bash", "PATH": f"{wcord.parent}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(["/bin/bash", "-c", COMPLETE], env=os.environ | own, capture_output=True, text=True)
     assert done.stdout.split() == ["evaluate", "huggingface", "--overwrite"], done.stderr
+
+
+def test_a_table_in_a_pipe_is_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ways = [f"retrieval/{way}/R@{k}" for way in ("student_to_teacher", "teacher_to_student") for k in (1, 5, 10)]
+    for number, seed in enumerate((0, 1)):
+        run = tmp_path / f"a_rather_long_name_of_a_method_s{seed}"
+        run.mkdir()
+        (run / "config.yaml").write_text(f"seed: {seed}\nrun: {run}\n")
+        results = dict.fromkeys(ways, 0.25 + number / 10) | {"parameters/student": 279_175.0}
+        (run / "results.json").write_text(json.dumps(results))
+    assert call("compare", *map(str, sorted(tmp_path.iterdir())), "--out", str(tmp_path / "out")) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "a_rather_long_name_of_a_method" in line][:1]
+    assert "279,175" in row
+    assert row.count("30.0 ± 7.1") == len(ways)
+
+
+def test_settings_without_a_config_are_refused_by_check(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("check", str(folder), "teacher.run=runs/teacher") == 2
+    assert "teacher.run=runs/teacher: settings override a config; add --config" in capsys.readouterr().err
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--version") == 0
+    assert capsys.readouterr().out.strip() == wcord.__version__
 
 
 def test_the_shipped_configs_and_benches_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

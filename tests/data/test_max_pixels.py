@@ -24,7 +24,8 @@ from pipeline.data.skipped import SampleError, Skipped
 from pipeline.data.source import OpenDataset, Policy, open_split
 from pipeline.data.stream import EvalStream, loader
 from pipeline.data.views import View
-from pipeline.inference.inputs import look_at
+from pipeline.inference.inputs import find_inputs, look_at
+from pipeline.packing.check import check
 
 CPU = torch.device("cpu")
 VIEWS = {"student": View(RGB(), 16)}
@@ -77,6 +78,21 @@ def test_the_default_refuses_at_once_what_takes_gigabytes() -> None:
     with pytest.raises(ValueError, match="9000 x 9000 pixels"):
         look_at(VIEWS["student"], bytes(data))
     assert time.monotonic() - begun < 1
+
+
+def test_check_and_predict_refuse_what_training_refuses(tmp_path: Path) -> None:
+    data = bytearray(encoded(".png", 16, 16))
+    data[16:24] = (9000).to_bytes(4, "big") * 2
+    folder = with_a_large_photo(tmp_path, bytes(data))
+    begun = time.monotonic()
+    (fault,) = [fault for fault in check(folder, processes=1).faults if "pixels" in fault]
+    assert "s3.rgb.jpg" in fault
+    assert "9000 x 9000 pixels, more than data.max_pixels" in fault
+    inputs = {sample.key: sample for sample in find_inputs([folder / "train-000000.tar"], VIEWS["student"])}
+    with pytest.raises(SampleError, match=r"s3: rgb\.jpg: 9000 x 9000 pixels"):
+        inputs["s3"].look()
+    assert inputs["s2"].look().shape == (3, 16, 16)
+    assert time.monotonic() - begun < 5
 
 
 def test_a_large_meta_is_not_parsed() -> None:

@@ -75,6 +75,18 @@ def test_everything_promised_is_measured_and_kept(student: Path) -> None:
     assert 0 < results["latency_ms/student/cpu"] < 1000
 
 
+def test_another_split_is_measured_beside_the_results(student: Path) -> None:
+    measured = evaluate(student)
+    (student / "evaluation" / "embeddings.npz").unlink()
+    other = evaluate(student, split="train")
+    assert other["samples/test"] == 96
+    assert json.loads((student / "results_train.json").read_text()) == other
+    assert json.loads((student / "results.json").read_text()) == measured
+    assert not (student / "evaluation" / "embeddings.npz").exists()
+    with pytest.raises(UserError, match=r"split `val` has no samples; splits of this dataset: train \(96 samples\)"):
+        evaluate(student, split="val")
+
+
 def test_pictures_stand_beside_their_own_keys(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where several workers hand in batches in turn, out of the shards' order."""
     from modalities import RGB

@@ -50,6 +50,7 @@ def teacher(encoder: str, modality: str = "rgb", more: str = "") -> str:
             teacher("[{name: cnn5, weights: random}, resnet8]", "[rgb, depth]"),
             r"teacher.encoder\[1\]: resnet8 has random weights",
         ),
+        (teacher("{name: transformers, model: a/b, lora: {rank: 4}}"), r"teacher.encoder.lora: .* for the student"),
     ],
 )
 def test_random_weights_are_refused_before_data_is_opened(

@@ -1,4 +1,4 @@
-"""What the losses see of a batch in which some samples lack the teacher's view."""
+"""What the losses see of a batch in which some samples lack the teacher's modality."""
 
 from __future__ import annotations
 

@@ -94,6 +94,15 @@ def test_numbers_equal_the_results(text: str, run: Path) -> None:
     assert all(float(shown) == pytest.approx(float(value), rel=1e-5) for _, value, shown in cells)
 
 
+def test_the_evaluated_split_is_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    with (run / "config.yaml").open("a") as config:
+        config.write("evaluation: {split: 'val<b>'}\n")
+    words = " ".join(Page(report([run]).read_text(encoding="utf-8")).text.split())
+    assert "71.3 % of 300 val<b> samples correctly" in words
+    assert "Split val<b>." in words
+
+
 def test_summary_says_what_was_trained_and_how_good_it_is(text: str) -> None:
     words = " ".join(Page(text).text.split())
     assert "A depth network (cnn5, 0.21 M parameters) was trained from a frozen teacher, the rgb network of" in words

@@ -11,6 +11,7 @@ from reports import CONFIG, RESULTS, Page, make_run
 
 from pipeline.common.errors import UserError
 from pipeline.report.page import report
+from pipeline.runs.compare import compare
 
 
 def unfinished(folder: Path, **files: str) -> str:
@@ -39,6 +40,18 @@ def test_an_interrupted_run_says_how_far_it_came_and_how_to_go_on(tmp_path: Path
     (tmp_path / "run" / "student").mkdir()
     words = " ".join(Page(report([tmp_path / "run"]).read_text(encoding="utf-8")).text.split())
     assert f"has finished, but the run has not been evaluated. Next: wcord evaluate {tmp_path}/run" in words
+
+
+def test_a_run_of_distill_is_resumed_in_its_program(tmp_path: Path) -> None:
+    made = yaml.safe_dump(CONFIG | {"student": {"modality": {"name": "python"}}})
+    words = unfinished(tmp_path / "run", config=made, log=LOG)
+    assert "start again with overwrite=True in the program that called wcord.distill" in words
+    (tmp_path / "run" / "checkpoints" / "step_00000250").mkdir(parents=True)
+    words = " ".join(Page(report([tmp_path / "run"]).read_text(encoding="utf-8")).text.split())
+    assert "resume with resume=True in the program that called wcord.distill" in words
+    assert "wcord train" not in words.partition("Settings")[0]
+    with pytest.raises(UserError, match=r"has results\. Pass `validation` and `metrics` to wcord\.distill"):
+        compare([tmp_path / "run"])
 
 
 def test_a_run_that_was_not_finite_says_where_and_what_to_do(tmp_path: Path) -> None:

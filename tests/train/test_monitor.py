@@ -86,7 +86,7 @@ def test_with_labels_it_is_the_accuracy_beside_what_is_asked_for(make_config: An
         ("  crd: {}", "loss", r"evaluation.monitor: loss, but each loss compares with a bank of training samples"),
         (PAIRS, "top1", "evaluation.every: validation requires class logits, but no loss trains them"),
         ("  kd: {}", "mIoU", r"evaluation.monitor: mIoU, but the metric of data.label `label` is top1"),
-        ("  cross_entropy: {}", "R@1", r"evaluation.monitor: R@1 is the retrieval of the teacher's view, but there is"),
+        ("  cross_entropy: {}", "R@1", r"evaluation.monitor: R@1 is the retrieval of the teacher's features, but"),
     ],
 )
 def test_what_a_metric_needs_is_checked_before_the_first_step(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -156,8 +157,12 @@ def test_what_cannot_be_frozen_is_refused(make_config: Any) -> None:
     config = make_config("student", f"teacher: {{run: {teacher}}}", "  info_nce: {}")
     with pytest.raises(UserError, match="no trainable parameters"):
         build_model(configs.load(config, FREEZE))
-    with pytest.raises(UserError, match="freeze: must be"):
-        configs.load(path, ["student.encoder.freeze=3"])
+    for wrong in ("0", "-3", "1.5", "2 epochs"):
+        with pytest.raises(UserError, match="freeze: must be"):
+            configs.load(path, [f"student.encoder.freeze={wrong}"])
+    bare = make_config("bare", f"teacher: {{run: {teacher}}}", "  rkd: {}")
+    with pytest.raises(UserError, match="nothing to train while it is frozen"):
+        build_model(configs.load(bare, ["student.encoder.freeze=3"]))
 
 
 def test_a_frozen_encoder_resumes_exactly(make_config: Any, tmp_path: Path) -> None:
@@ -175,6 +180,58 @@ def test_a_frozen_encoder_resumes_exactly(make_config: Any, tmp_path: Path) -> N
         assert torch.equal(value, weights(resumed, "")[name]), name
     with pytest.raises(UserError, match="layer_decay"):
         train(configs.load(path, FREEZE), resume=True)
+
+
+THAW = ("student.encoder.freeze=7", "train.checkpoint_every=1", "train.keep_checkpoints=12")
+
+
+def checkpoint(run: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / f"step_{step:08d}" / "model.safetensors")
+
+
+def assert_thaws(run: Path, before: dict[str, torch.Tensor]) -> None:
+    """The encoder, with the statistics of batch normalisation, is what it was until step 7, and is trained after it."""
+    at_seven, at_eight = checkpoint(run, 7), checkpoint(run, 8)
+    inside = [name for name in before if name.startswith("student.encoder.")]
+    assert any(name.endswith("running_var") for name in inside)
+    assert [name for name in inside if not torch.equal(at_seven[name], before[name])] == []
+    assert [name for name in inside if torch.equal(at_eight[name], before[name])] == []
+    assert not torch.equal(checkpoint(run, 1)["student.head.weight"], before["student.head.weight"])
+
+
+@pytest.mark.parametrize(
+    "more",
+    [(), ("train.micro_batch=4",), ("train.accumulate=2", "train.optimizer=sgd")],
+    ids=["whole", "micro-batches", "accumulated"],
+)
+def test_an_encoder_is_frozen_for_the_first_steps(make_config: Any, more: tuple[str, ...]) -> None:
+    config = configs.load(make_config(), [*THAW, *more])
+    before = {name: value.clone() for name, value in build_model(config).trainable_state().items()}
+    run = train(config)
+    assert_thaws(run, before)
+    whole = checkpoint(run, 12)
+    for last in (4, 7, 9):  # before the encoder is trained, just before, and after
+        for folder in sorted((run / "checkpoints").iterdir())[last:]:
+            shutil.rmtree(folder)
+        train(config, resume=True)
+        assert [name for name, value in checkpoint(run, 12).items() if not torch.equal(value, whole[name])] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("program", "more"),
+    [(None, ()), (None, ("train.micro_batch=4",)), ("fsdp_on_cpu.py", ())],
+    ids=["parallel", "micro-batches", "sharded"],
+)
+def test_two_processes_freeze_an_encoder_for_the_first_steps(
+    make_config: Any, tmp_path: Path, program: str | None, more: tuple[str, ...]
+) -> None:
+    path = make_config()
+    before = {name: value.clone() for name, value in build_model(configs.load(path, THAW)).trainable_state().items()}
+    own = Path(__file__).with_name(program) if program else None
+    done = launch([*([] if own else ["train"]), str(path), *THAW, *more], own)
+    assert done.returncode == 0, done.stderr
+    assert_thaws(tmp_path / "run", before)
 
 
 @pytest.mark.slow

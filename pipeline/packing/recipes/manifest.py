@@ -57,13 +57,11 @@ def plan(
         group: Column or template of groups, which stay in one split. With None, every sample is a separate group.
         split: Column with train, val or test. With None, samples are divided by the fractions.
         key: Column or template of sample keys. Default: the column `id`, or else the path of the first file.
-        classes: Class names of the first label, in order. If set, numbers in the column are class indices, and unknown
-            values are rejected.
+        classes: Class names of the first label, in order. Numbers are then class indices; unknown values are rejected.
         name: Name of the dataset; None means the name of the folder.
         licence: Licence of the data.
-        partners: A second table. Every row is paired with one of its rows of the same class and split, chosen by seed
-            (see `pipeline.packing.recipes.partners`). The columns of the second table are available as `partner.NAME`;
-            its paths are relative to its own folder.
+        partners: A second table. Every row is paired with one of its rows of the same class and split (see
+            `pipeline.packing.recipes.partners`). Its columns are `partner.NAME`; its paths are relative to its folder.
         seed: Random seed for choosing partners.
 
     Raises:
@@ -73,24 +71,8 @@ def plan(
     rows, broken = _read_rows(path, partners, labels, split, seed)
     columns = sorted({column for _, row in rows for column in row})
     templates = _templates(fields, columns)
-    label_columns = _label_columns(labels, columns, classes)
-    columns_of = {
-        label: LabelColumn.of(column, _cells(rows, column), classes if label == "label" else ())
-        for label, column in label_columns.items()
-    }
-    for read in columns_of.values():
-        read.say()
-    names = {label: list(read.names) for label, read in columns_of.items()} | ({"label": classes} if classes else {})
-    reader = _Reader(
-        folder=path.parent,
-        partners=Path(partners).parent if partners is not None else path.parent,
-        fields=templates,
-        key=_key(key, columns),
-        group=Template(group, columns, "group") if group else None,
-        split=Template(split, columns, "split") if split else None,
-        labels=columns_of,
-        numbers={label: _numbers(known, label == "label" and bool(classes)) for label, known in names.items()},
-    )
+    known = _Labels.of(rows, labels, columns, classes)
+    reader = _Reader.of(path, partners, templates, columns, key, group, split, known)
     samples, refused = sift(reader.read(row, where) for where, row in rows)
     samples = one_sample_per_file(samples, grouped=group is not None)
     check_unique(samples)
@@ -101,7 +83,7 @@ def plan(
         | ({"partners": str(partners), "pairing": seed} if partners is not None else {}),
         samples=samples,
         refused=broken + refused,
-        classes=names,
+        classes=known.names,
         units=dict(unit for field, unit in UNITS.items() if field in fields),
         licence=licence,
         split_rule=f"given by column `{split}`" if split else None,
@@ -134,6 +116,36 @@ def _key(key: str | None, columns: Sequence[str]) -> Template | None:
 
 
 @dataclass(frozen=True)
+class _Labels:
+    """The labels of the table: by name, how a value is read, the class names in order, and class name -> index."""
+
+    columns: Mapping[str, LabelColumn]
+    names: dict[str, list[str]]
+    numbers: Mapping[str, Mapping[str, int]]
+
+    @classmethod
+    def of(cls, rows: Rows, labels: Sequence[str], columns: Sequence[str], classes: list[str]) -> _Labels:
+        """Look at all rows, and say which values are read otherwise than they are written."""
+        found = {
+            label: LabelColumn.of(column, _cells(rows, column), classes if label == "label" else ())
+            for label, column in _label_columns(labels, columns, classes).items()
+        }
+        for column in found.values():
+            column.say()
+        names = {label: list(column.names) for label, column in found.items()}
+        names |= {"label": classes} if classes else {}
+        numbers = {label: _numbers(own, label == "label" and bool(classes)) for label, own in names.items()}
+        return cls(found, names, numbers)
+
+    def read(self, row: Row) -> dict[str, int | None]:
+        """Label -> class index. Raises ValueError for an unknown class."""
+        return {
+            label: _number(column.read(cell(row, column.name)), self.numbers[label])
+            for label, column in self.columns.items()
+        }
+
+
+@dataclass(frozen=True)
 class _Reader:
     """The settings of the recipe, resolved for the columns of the table. Makes a sample from a row."""
 
@@ -143,8 +155,30 @@ class _Reader:
     key: Template | None
     group: Template | None
     split: Template | None
-    labels: Mapping[str, LabelColumn]
-    numbers: Mapping[str, Mapping[str, int]]
+    labels: _Labels
+
+    @classmethod
+    def of(
+        cls,
+        path: Path,
+        partners: str | Path | None,
+        fields: Mapping[str, Template],
+        columns: Sequence[str],
+        key: str | None,
+        group: str | None,
+        split: str | None,
+        labels: _Labels,
+    ) -> _Reader:
+        """Resolve the templates for the columns of the table."""
+        return cls(
+            folder=path.parent,
+            partners=Path(partners).parent if partners is not None else path.parent,
+            fields=fields,
+            key=_key(key, columns),
+            group=Template(group, columns, "group") if group else None,
+            split=Template(split, columns, "split") if split else None,
+            labels=labels,
+        )
 
     def read(self, row: Row, where: str) -> SourceSample | Refusal:
         key = ""
@@ -157,10 +191,7 @@ class _Reader:
     def _sample(self, row: Row, key: str, source: str) -> SourceSample:
         """Raises ValueError for an invalid value, OSError for a missing file."""
         files, texts = self._members(row)
-        numbers = {
-            label: _number(column.read(cell(row, column.name)), self.numbers[label])
-            for label, column in self.labels.items()
-        }
+        numbers = self.labels.read(row)
         label = numbers.pop("label", None)
         size, mark = stamp(files.values())
         return SourceSample(

@@ -56,8 +56,7 @@ def plan(
 ) -> Plan:
     """Plan a dataset from WebDataset shards.
 
-    If there are several splits, they are kept. They come from an index, from a packed dataset or from the names of the
-    shards. A single split is divided by fractions.
+    Several splits (from an index, a packed dataset or the names of shards) are kept. One is divided by fractions.
 
     Args:
         shards: Tars, brace patterns, globs or folders; local, or URLs of a store.
@@ -81,36 +80,18 @@ def plan(
     source = ShardSource.open(SEPARATOR.join(shards), fields, label, classes)
     other = ShardSource.open(join, fields) if join else None
     dataset = source.dataset
-    members = ShardMembers(
-        own=source.naming,
-        joined=other.naming if other else None,
-        fields=frozenset(fields) or None,
-        preferred=_preferred(fields),
-        size=size,
-        filters=tuple(filters),
-    )
+    members = _members(source, other, fields, size, filters)
     packed = _packed(members, source, other)
     _check_fields(fields, packed, source, other, bool(filters))
-    if dropped := sorted(name for name in source.members() if field_of(name) not in {*packed, "label", "meta"}):
-        log.info(f"not packed: {', '.join(dropped)}. To keep one, add e.g. `--field meta=json`.")
-    mark = _mark(filters)
-    pairs = _pairs(source.jobs(group), other.jobs() if other else [], workers, join)
-    states = source.states() | (other.states() if other else {})
+    _say_dropped(source, packed)
     split = len(dataset.splits) > 1
-    samples, refused = sift(_sample(row, partner, states, mark, split, join) for row, partner in pairs)
-    check_unique(samples)
+    samples, refused = _samples(source, other, group, filters, workers, join, split)
     masks = {own: values for own, values in dataset.masks.items() if own in packed}
     return Plan(
         recipe="webdataset",
         name=name or dataset.name,
-        options={
-            "fields": {field: list(own) for field, own in fields.items()},
-            "label": label,
-            "group": group,
-            "size": size,
-            "filter": list(filters),
-            "join": join is not None,
-        },
+        options={"fields": {field: list(own) for field, own in fields.items()}, "label": label, "group": group}
+        | {"size": size, "filter": list(filters), "join": join is not None},
         samples=_sized(samples, members),
         refused=refused,
         classes=source.classes() | {own: dataset.classes[own] for own in masks},
@@ -157,6 +138,24 @@ def read_classes(file: Path) -> list[str]:
     return names
 
 
+def _members(
+    source: ShardSource,
+    other: ShardSource | None,
+    fields: Mapping[str, Sequence[str]],
+    size: int | None,
+    filters: Sequence[str],
+) -> ShardMembers:
+    """What makes the members of packed samples, from those of the shards and the joined shards."""
+    return ShardMembers(
+        own=source.naming,
+        joined=other.naming if other else None,
+        fields=frozenset(fields) or None,
+        preferred=_preferred(fields),
+        size=size,
+        filters=tuple(filters),
+    )
+
+
 def _preferred(fields: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     chosen = fields or {field: own for field, own in USUAL.items() if field != "label"}
     return tuple(dict.fromkeys(member_of(field, extension) for field, own in chosen.items() for extension in own))
@@ -193,6 +192,12 @@ def _check_fields(
         )
 
 
+def _say_dropped(source: ShardSource, packed: set[str]) -> None:
+    """Log the members of the shards that are not packed."""
+    if dropped := sorted(name for name in source.members() if field_of(name) not in {*packed, "label", "meta"}):
+        log.info(f"not packed: {', '.join(dropped)}. To keep one, add e.g. `--field meta=json`.")
+
+
 def _mark(filters: Sequence[str]) -> str:
     """A text that changes with the code of a filter. Raises UserError for a filter that cannot be imported."""
     digest = hashlib.sha256()
@@ -202,6 +207,24 @@ def _mark(filters: Sequence[str]) -> str:
         if found and found.origin and Path(found.origin).is_file():
             digest.update(Path(found.origin).read_bytes())
     return digest.hexdigest()[:16] if filters else ""
+
+
+def _samples(
+    source: ShardSource,
+    other: ShardSource | None,
+    group: str | None,
+    filters: Sequence[str],
+    workers: int,
+    join: str | None,
+    split: bool,
+) -> tuple[Spilled[SourceSample], list[Refusal]]:
+    """The samples of the shards, joined by key, and the rejected ones. Raises UserError if keys are not unique."""
+    mark = _mark(filters)
+    pairs = _pairs(source.jobs(group), other.jobs() if other else [], workers, join)
+    states = source.states() | (other.states() if other else {})
+    samples, refused = sift(_sample(row, partner, states, mark, split, join) for row, partner in pairs)
+    check_unique(samples)
+    return samples, refused
 
 
 def _pairs(
