@@ -47,3 +47,14 @@ def test_the_start_page_has_only_commands_that_the_readme_has() -> None:
     (block,) = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "index.md").read_text(), re.S)
     readme = (ROOT / "README.md").read_text()  # whose commands test_commands.py runs
     assert [line for line in block.splitlines() if line not in readme] == []
+
+
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda page: page.name)
+def test_rows_of_tables_are_whole_lines(page: Path) -> None:
+    """A row that is wrapped ends the table."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    assert [line for line in text.splitlines() if line.startswith("|") and not line.endswith("|")] == []
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) < 120
