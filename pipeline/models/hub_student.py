@@ -17,10 +17,8 @@ log = logging.getLogger(__name__)
 NAME = re.compile(r"(?!runs/)(?P<owner>\w[\w.-]*)/(?P<name>\w[\w.-]*)(?:@(?P<revision>\w[\w.-]*))?", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
-READ = (
-    *(WEIGHTS, "space.safetensors", "encoder/*.json"),
-    *("tokenizer/*.json", "tokenizer/*.txt", "tokenizer/*.model"),
-)
+SPACE = "space.safetensors"  # as in pipeline.evaluate.shared_space, which may not be imported here
+READ = WEIGHTS, SPACE, "encoder/*.json", "tokenizer/*.json", "tokenizer/*.txt", "tokenizer/*.model"
 PARTS = "[0-9]", "[0-9][0-9]"
 """The folders of the networks of a joint network."""
 
@@ -65,7 +63,7 @@ def pinned(run: str) -> str:
 
 
 def _on_hub(run: str | Path) -> tuple[str, str | None] | None:
-    """Repository and revision of a name; None for a path. In a folder that exists, a missing one is a typing error."""
+    """Repository and revision of a name; None for a path. In a folder that exists, a missing one is a typo."""
     match = NAME.fullmatch(run) if isinstance(run, str) else None
     if match is None or Path(match["owner"]).exists():
         return None
