@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 import re
 from pathlib import Path
+from typing import Any
 
 from pipeline.common.disk_errors import machine_fault
 from pipeline.common.errors import UserError
 from pipeline.data.hub import UNREACHABLE, reach_hub
-from pipeline.models.description import DESCRIPTION
+from pipeline.models.description import DESCRIPTION, read_description
 from pipeline.models.network import WEIGHTS
 
 log = logging.getLogger(__name__)
 
 NAME = re.compile(r"(?!runs/)(?P<owner>\w[\w.-]*)/(?P<name>\w[\w.-]*)(?:@(?P<revision>\w[\w.-]*))?", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
+IMPORTED = re.compile(r"[\w.]+:[\w.]+")
 
 SPACE = "space.safetensors"  # as in pipeline.evaluate.shared_space, which may not be imported here
 READ = WEIGHTS, SPACE, "encoder/*.json", "tokenizer/*.json", "tokenizer/*.txt", "tokenizer/*.model"
@@ -46,10 +48,15 @@ def local_folder(run: str | Path) -> Path:
         run: A folder, or `owner/name` or `owner/name@revision` on the hub, if that cannot be a path here.
 
     Raises:
-        UserError: The hub cannot be reached and the cache does not have the student, or the hub does not have it.
+        UserError: The hub cannot be reached and the cache does not have the student, the hub does not have it, or
+            loading it would call functions that its description names.
     """
     found = _on_hub(run)
-    return Path(run) if found is None else _download(str(run), found[0], found[1])
+    if found is None:
+        return Path(run)
+    folder = _download(str(run), found[0], found[1])
+    _check_imports(str(run), found[0], folder)
+    return folder
 
 
 def pinned(run: str) -> str:
@@ -86,6 +93,27 @@ def _download(run: str, repository: str, revision: str | None) -> Path:
         log.warning(f"{run}: the hub cannot be asked; commit {cached.name} of its cache is used.")
         return cached
     return _fetch(missing, repository, revision)
+
+
+def _check_imports(run: str, repository: str, folder: Path) -> None:
+    """Refuse a description that names Python objects: nobody has read it, and loading it would call them."""
+    for path in folder.rglob(DESCRIPTION):
+        try:
+            spec = read_description(path.parent)
+        except ValueError:  # loading it raises a clear error
+            continue
+        inner: list[Any] = [spec.get("modality"), spec.get("encoder")]
+        while inner:
+            value = inner.pop()
+            if isinstance(value, dict):
+                inner += [one for key, one in value.items() if (key, str(one)[:10]) != ("tokenizer", "open_clip:")]
+            elif isinstance(value, list):
+                inner += value
+            elif isinstance(value, str) and IMPORTED.fullmatch(value):
+                raise UserError(
+                    f"{run}: its {DESCRIPTION} imports {value}, which is not done for a name on the hub. Download it "
+                    f"(`hf download {repository} --local-dir FOLDER`), read FOLDER/{DESCRIPTION}, and pass FOLDER."
+                )
 
 
 def _cached(repository: str, revision: str | None) -> Path | None:

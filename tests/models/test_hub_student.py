@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import time
@@ -136,6 +137,22 @@ def test_what_the_hub_does_not_have_is_named(running: type[Store], name: str, me
     (running.folder / "network.json").unlink()
     with pytest.raises(UserError, match=message):
         pipeline.load(name)
+
+
+@pytest.mark.parametrize("part", ["", "encoder"])
+def test_functions_that_a_description_names_are_not_called(part: str, running: type[Store], tmp_path: Path) -> None:
+    encoder = {"name": "module", "factory": "os:system", "keywords": {"command": f"touch {tmp_path / 'called'}"}}
+    bad = {"version": 1, "modality": {"name": "rgb"}, "encoder": encoder, "classes": None}
+    path = running.folder / part / "network.json"
+    if part:  # as a part of a joint network
+        (running.folder / "network.json").write_text('{"version": 1, "networks": ["./encoder"], "classes": null}')
+    path.write_text(json.dumps(bad))
+    with pytest.raises(UserError, match=r"me/student: its network\.json imports os:system, .*hf download me/student"):
+        pipeline.load(NAME)
+    assert not (tmp_path / "called").exists()
+    with pytest.raises(UserError):  # whoever passes the folder has read it, so its function is called
+        pipeline.load(tmp_path / "repository")
+    assert (tmp_path / "called").exists()
 
 
 @pytest.mark.parametrize("path", ["runs/x", "./me/x", "../me/x", "~/x", "/me/x", "me/x/y", "x", "here/x", Path("me/x")])
