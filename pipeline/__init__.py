@@ -17,13 +17,14 @@ def load(run: str | Path) -> Student:
     """Load a student.
 
     Args:
-        run: A run folder, the `student` folder in it, or a folder that `wcord export` wrote.
+        run: A run folder, the `student` folder in it, a folder that `wcord export` wrote, or the name of such a folder
+            on the Hugging Face hub: `you/name` or `you/name@revision`.
 
     Returns:
         The student.
 
     Raises:
-        UserError: The folder does not contain a finished network.
+        UserError: The folder does not contain a finished network, or the hub has none or cannot be reached.
     """
     from pipeline.inference.student import load as load_student
 

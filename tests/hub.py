@@ -1,4 +1,4 @@
-"""A stand-in of the Hugging Face hub for tests: one data set, as huggingface_hub's file system asks for it."""
+"""A stand-in of the Hugging Face hub for tests: one data set or model, as huggingface_hub asks for it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from store import Store, serving
 
 OWNER_NAME = "me/set"
+MODEL = "me/student"
 COMMIT = "0" * 40
 
 
@@ -48,10 +49,48 @@ class Hub(Store):
             self.wfile.write(data)
 
 
+class ModelHub(Hub):
+    """Serves the folder as the model `me/student`; any other is unknown. `served` counts the requests of each file."""
+
+    commit = COMMIT
+
+    def do_GET(self) -> None:  # noqa: N802
+        path = urlsplit(self.path).path.strip("/")
+        api, files = f"api/models/{MODEL}", f"{MODEL}/resolve/{self.commit}/"
+        self.served["all"] += 1
+        if path in ("", api, f"{api}/revision/main", f"{api}/revision/{self.commit}"):
+            siblings = [{"rfilename": one.relative_to(self.folder).as_posix()} for one in self._files()]
+            return self._answer({"id": MODEL, "sha": self.commit, "siblings": siblings, "private": False, "tags": []})
+        if path == f"{api}/tree/{self.commit}":
+            return self._answer([self._entry(one) for one in self._files()])
+        file = self.folder / path.removeprefix(files)
+        if path.startswith(files) and file.is_file():
+            self.served[path.removeprefix(files)] += 1
+            return self._send(file.read_bytes())
+        missing = "RevisionNotFound" if path.startswith(f"{api}/") else "RepoNotFound"
+        self.send_response(404)
+        self.send_header("X-Error-Code", missing)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+        return None
+
+    def _files(self) -> list[Path]:
+        return sorted(path for path in self.folder.rglob("*") if path.is_file())
+
+    def _send(self, data: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("X-Repo-Commit", self.commit)
+        self.send_header("ETag", f'"{hashlib.sha1(data).hexdigest()}"')
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data)
+
+
 @contextmanager
-def hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Store]]:
+def hub(folder: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Store] = Hub) -> Iterator[type[Store]]:
     """A hub with the files of a folder, until the end of the block."""
-    with serving(folder, Hub) as running:
+    with serving(folder, kind) as running:
         use_endpoint(running.url, monkeypatch)
         yield running
 

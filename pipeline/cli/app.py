@@ -348,7 +348,11 @@ def export(
 
 
 Finished = Annotated[
-    Path, typer.Argument(help="Run folder of a completed training, or folder written by `wcord export`.")
+    str,
+    typer.Argument(
+        help="Run folder of a completed training, or folder written by `wcord export`, also by its name on the Hugging "
+        "Face hub: you/name."
+    ),
 ]
 Places = Annotated[list[Path], typer.Argument(help="Input files, folders, packed datasets or shards.")]
 
@@ -367,9 +371,10 @@ def predict(
     read.
     """
     from pipeline.inference.batch import write_predictions
+    from pipeline.models.hub_student import local_folder
 
     skipped: list[Skipped] = []
-    say_data(write_predictions(run, places, out, skipped))
+    say_data(write_predictions(local_folder(run), places, out, skipped))
     _name(skipped)
 
 
@@ -394,9 +399,10 @@ def embed(
     The exit code is 1 if a file could not be read.
     """
     from pipeline.inference.batch import write_embeddings
+    from pipeline.models.hub_student import local_folder
 
     skipped: list[Skipped] = []
-    count = write_embeddings(run, places, out, index, by, skipped)
+    count = write_embeddings(local_folder(run), places, out, index, by, skipped)
     say(f"{count} embeddings in {' and '.join(str(place) for place in (out, index) if place)}")
     _name(skipped)
 
@@ -445,8 +451,9 @@ def serve(
     The neighbours are shown in both modalities.
     """
     from pipeline.inference.server import serve as run_server
+    from pipeline.models.hub_student import local_folder
 
-    run_server(run, host, port)
+    run_server(local_folder(run), host, port)
 
 
 def _name(skipped: Sequence[Skipped]) -> None:

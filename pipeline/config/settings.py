@@ -278,8 +278,9 @@ class Teacher(Section):
 
     run: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=2)] | None = Field(
         default=None,
-        description="Run folder of a trained network, which determines modality and encoder. With a list (ensemble), "
-        "features are concatenated and class probabilities averaged.",
+        description="Run folder of a trained network, or the name of an exported one on the Hugging Face Hub "
+        "(you/name); it determines modality and encoder. With a list (ensemble), features are concatenated and class "
+        "probabilities averaged.",
     )
     modality: Component | list[Component] | None = Field(
         default=None, description="Name of the modality, or {name: ..., keywords}; or a list of them."

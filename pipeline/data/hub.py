@@ -37,6 +37,6 @@ def reach_hub(endpoint: str) -> None:
     asking.join(UNREACHABLE)
     if failure:
         raise UserError(
-            f"hf://: the Hugging Face hub at {endpoint} cannot be reached ({failure[0]}). Check the network, the proxy "
-            "and HF_ENDPOINT, or download the shards with `hf download` and name their folder."
+            f"the Hugging Face hub at {endpoint} cannot be reached ({failure[0]}). Check the network, the proxy and "
+            "HF_ENDPOINT, or use a local folder, such as one that `hf download` wrote."
         )

@@ -16,8 +16,9 @@ from pipeline.data.views import View
 from pipeline.evaluate.shared_space import SPACE, load_space
 from pipeline.inference.faiss_index import Hit, open_index, unit
 from pipeline.inference.inputs import look_at
-from pipeline.inference.student import Student, network_folder
+from pipeline.inference.student import Student
 from pipeline.models.build import build_teacher
+from pipeline.models.hub_student import student_folder
 from pipeline.models.network import load_network
 
 Role = Literal["student", "teacher"]
@@ -54,7 +55,7 @@ def sides(run: Path) -> dict[Role, Side]:
     Raises:
         UserError: A network is missing, or the run has a teacher but has not been evaluated.
     """
-    folder = network_folder(run)
+    folder = student_folder(run)
     student, space = Student(load_network(folder)), load_space(folder)
     config = configs.load(run / "config.yaml") if (run / "config.yaml").is_file() else None
     teacher = build_teacher(config) if config is not None else None

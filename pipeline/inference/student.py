@@ -16,7 +16,7 @@ from pipeline.common.errors import UserError
 from pipeline.data.skipped import SampleError, Skipped
 from pipeline.data.views import collate_view
 from pipeline.inference.inputs import Input, find_inputs
-from pipeline.models.description import DESCRIPTION
+from pipeline.models.hub_student import student_folder
 from pipeline.models.network import Joint, Network, load_network
 
 BATCH = 64
@@ -147,22 +147,17 @@ def load(run: str | Path) -> Student:
     """Load the student of a run, or an exported student.
 
     Args:
-        run: The folder.
+        run: The folder, or the name of an exported student on the Hugging Face hub, such as `you/name`.
 
     Raises:
-        UserError: The folder has no student.
+        UserError: The folder has no student, or the hub has no such student or cannot be reached.
 
     Example:
         ```python
         print(wcord.load("runs/rgb_to_depth").predict("recordings/depth")[0].label)
         ```
     """
-    return Student(load_network(network_folder(Path(run))))
-
-
-def network_folder(run: Path) -> Path:
-    """The folder with the network of a run or of an exported student."""
-    return run if (run / DESCRIPTION).is_file() else run / "student"
+    return Student(load_network(student_folder(run)))
 
 
 def _look(one: Input, skipped: list[Skipped] | None) -> object | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -23,6 +22,7 @@ from pipeline.data.manifest import local, verify_files
 from pipeline.data.source import OpenDataset
 from pipeline.models.cached_teacher import CachedTeacher
 from pipeline.models.distillation import Distillation
+from pipeline.models.hub_student import student_folder
 from pipeline.models.initial_weights import initialise
 from pipeline.models.network import Joint, Network, build_network, digest, load_network, load_single, sight
 from pipeline.models.precision import precision_of
@@ -119,9 +119,9 @@ def build_teacher(config: Config, data: OpenDataset | None = None) -> Network | 
     if config.teacher is None:
         return None
     if isinstance(config.teacher.run, list):
-        return Joint([load_single(Path(run) / "student") for run in config.teacher.run], None)
+        return Joint([load_single(student_folder(run)) for run in config.teacher.run], None)
     if config.teacher.run is not None:
-        return load_network(Path(config.teacher.run) / "student")
+        return load_network(student_folder(config.teacher.run))
     assert config.teacher.modality is not None
     assert config.teacher.encoder is not None
     teacher = build_network(config.teacher.modality, config.teacher.encoder, None, "teacher")

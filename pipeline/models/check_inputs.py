@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import modalities
@@ -13,6 +12,7 @@ from pipeline.common.errors import UserError
 from pipeline.config.settings import Config
 from pipeline.data.source import OpenDataset
 from pipeline.models.description import read_description
+from pipeline.models.hub_student import student_folder
 
 
 def check_inputs(config: Config, data: OpenDataset) -> None:
@@ -55,7 +55,7 @@ def _modalities(config: Config) -> Iterator[tuple[str, Modality]]:
         yield from (("teacher", modality) for modality in _built(teacher.modality))
     for run in [teacher.run] if isinstance(teacher.run, str) else teacher.run or []:
         try:
-            spec = read_description(Path(run) / "student")["modality"]
+            spec = read_description(student_folder(run))["modality"]
         except (UserError, ValueError, KeyError):  # loading it later raises a clear error
             continue
         yield from ((f"teacher ({run})", modality) for modality in _built(spec))

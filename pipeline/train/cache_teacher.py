@@ -41,7 +41,7 @@ from pipeline.models.check_teacher import FEWEST, MOST, check_features, check_fi
 from pipeline.models.network import Joint, Network
 from pipeline.models.precision import precision_of
 from pipeline.train.launch import owned_by_all, start_accelerator
-from pipeline.train.load_once import loaded_once
+from pipeline.train.load_once import loaded_once, pin_teacher
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,7 @@ def cache(config: Config) -> Path:
         raise UserError("teacher.cache: set the name of the cache, e.g. `teacher.cache=rgb_teacher`.")
     check_weights(config)
     name = config.teacher.cache
+    config = pin_teacher(config, accelerator)
     data = OpenDataset.from_config(config, loaded_once(accelerator))
     teacher, source = build_teacher(config, data), data.split("train")
     assert teacher is not None

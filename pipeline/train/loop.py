@@ -37,7 +37,7 @@ from pipeline.train.fsdp import prepare_sharding
 from pipeline.train.guard import Guard
 from pipeline.train.held_out import HeldOut, open_held_out
 from pipeline.train.launch import in_brief, lost, owned_by_all, start_accelerator
-from pipeline.train.load_once import loaded_once
+from pipeline.train.load_once import loaded_once, pin_teacher
 from pipeline.train.metrics_log import Log
 from pipeline.train.nonfinite import NonFinite
 from pipeline.train.optimizer import build_optimizer, record_learning_rates
@@ -82,9 +82,10 @@ def train(
         check_weights(config)
         if accelerator.is_main_process:
             warn_of_random_student(config)
-        dataset = OpenDataset.from_config(config, loaded_once(accelerator))
+        fixed = pin_teacher(config, accelerator)
+        dataset = OpenDataset.from_config(fixed, loaded_once(accelerator))
         about = f"data {dataset.manifest.name}: {dataset.manifest.samples('train')} training samples"
-        return _set_up(config, dataset, accelerator, own), about
+        return _set_up(fixed, dataset, accelerator, own), about
 
     return run_training(config, set_up, callbacks, resume, overwrite, profile)
 
@@ -173,7 +174,7 @@ def _train(
     accelerator.wait_for_everyone()  # no rank may delete files before all ranks have read them
     if accelerator.is_main_process:
         clear(run, RESULTS if done else WRITTEN)
-        write_config(config, run, about)
+        write_config(training.config, run, about)  # with the commits of teachers from the hub
     log.info(f"{run}: training on {accelerator.num_processes} x {accelerator.device.type}")
     if accelerator.is_main_process:
         record_learning_rates(training.distillation, config, run)
