@@ -267,8 +267,16 @@ def evaluate(
             error=True,
         )
     else:
-        for name, value in measure(run, probe, split).items():
-            say(f"{name:48s} {value:,.4f}".rstrip("0").rstrip("."))
+        results = measure(run, probe, split)
+        ends = {f"{name}_{end}" for name in results for end in ("low", "high")}
+        for name, value in results.items():
+            if name not in ends:
+                interval = [_short(results[f"{name}_{end}"]) for end in ("low", "high") if f"{name}_low" in results]
+                say(f"{name:48s} {_short(value)}{f' [{interval[0]}, {interval[1]}]' if interval else ''}")
+
+
+def _short(value: float) -> str:
+    return f"{value:,.4f}".rstrip("0").rstrip(".")
 
 
 @app.command(

@@ -225,6 +225,18 @@ def test_settings_without_a_config_are_refused_by_check(folder: Path, capsys: py
     assert "teacher.run=runs/teacher: settings override a config; add --config" in capsys.readouterr().err
 
 
+def test_evaluate_prints_an_interval_beside_its_value(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = {"retrieval/R@1": 0.25, "retrieval/R@1_low": 0.125, "retrieval/R@1_high": 0.5, "parameters/low": 12_000.0}
+    monkeypatch.setattr("pipeline.evaluate.evaluate_run.evaluate", lambda *_: results)
+    assert call("evaluate", "run") == 0
+    assert [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()] == [
+        ["retrieval/R@1", "0.25 [0.125, 0.5]"],
+        ["parameters/low", "12,000"],
+    ]
+
+
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--version") == 0
     assert capsys.readouterr().out.strip() == wcord.__version__
