@@ -122,7 +122,9 @@ class Data(Section):
         default=1.0,
         gt=0,
         le=1,
-        description="Fraction of training samples whose label is used; the other labels are hidden.",
+        description="Fraction of training samples whose label is used; the other labels are hidden. Each sample is "
+        "chosen on its own, by a hash of its key and `seed`, so the number per class varies. Runs with the same seed "
+        "use the same labels, such as a student and its baseline.",
     )
     stages: list[Text] = Field(
         default=[],
