@@ -43,7 +43,7 @@ from pipeline.train.metrics_log import Log
 from pipeline.train.nonfinite import NonFinite
 from pipeline.train.optimizer import build_optimizer, record_learning_rates
 from pipeline.train.plain_data import PlainData
-from pipeline.train.resume import identity_of, restore
+from pipeline.train.resume import identity_of, restore, say_changes
 from pipeline.train.schedule import Schedule
 from pipeline.train.signals import Stop, Stopped
 from pipeline.train.state import Training
@@ -173,6 +173,8 @@ def _train(
         return
     accelerator.wait_for_everyone()  # no rank may delete files before all ranks have read them
     if accelerator.is_main_process:
+        if done:
+            say_changes(training, done)
         clear(run, RESULTS if done else WRITTEN)
         write_config(config, run, about)
     log.info(f"{run}: training on {accelerator.num_processes} x {accelerator.device.type}")

@@ -172,6 +172,23 @@ def test_an_earlier_end_is_not_told_of_a_new_start(make_config: Any, how: dict[s
     assert not list(run.glob("nonfinite*"))
 
 
+def test_more_steps_say_what_becomes_of_results_and_schedule(
+    make_config: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = make_config()
+    run = run_config(path)
+    (run / "results.json").write_text("{}")
+    capsys.readouterr()
+    run_config(path, "train.steps=14", resume=True)
+    said = capsys.readouterr().out.splitlines()
+    assert f"{run}: the evaluation of step 12 (results.json, evaluation/) is removed; evaluate again." in said
+    assert f"{run}: the learning rate schedule now ends at step 14, not 12." in said
+    run_config(path, "train.steps=16", "train.schedule=step", "train.milestones=[9]", resume=True)
+    again = capsys.readouterr().out
+    assert "is removed" not in again
+    assert "schedule now ends" not in again
+
+
 def test_a_run_goes_on_after_a_log_line_that_cannot_be_read(make_config: Any) -> None:
     path = make_config()
     run = run_config(path)
