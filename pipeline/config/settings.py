@@ -443,7 +443,11 @@ class Train(Section):
 class Evaluation(Section):
     """Which metrics are measured, on which samples, and which runs to compare with."""
 
-    split: str = Field(default="test", min_length=1, description="Split that is evaluated.")
+    split: str = Field(
+        default="test",
+        min_length=1,
+        description="Split that is evaluated; with `every`, a validation split, since it selects `best/`.",
+    )
     every: Literal[0] | Interval = Field(
         default=0,
         description="Steps between validations on `split` during training, or epochs such as `2 epochs`; 0 disables "

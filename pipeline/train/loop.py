@@ -12,7 +12,7 @@ from typing import Any
 import torch.distributed.nn  # before the process group exists: else its default arguments keep the group alive forever
 from accelerate import Accelerator
 
-from pipeline.common.console import log_to_console_by_default
+from pipeline.common.console import log_to_console_by_default, rank
 from pipeline.common.errors import UserError
 from pipeline.common.host import garbage_of_steps_only, keep_freed_memory
 from pipeline.config.settings import Config
@@ -214,7 +214,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def check_evaluation_split(config: Config, dataset: OpenDataset) -> None:
-    """Check the split for evaluation.
+    """Check the split for evaluation. A warning is logged if `best/` is selected on the test split.
 
     Foreign shards may all be training shards. In this case, a message states that evaluation will not be possible.
 
@@ -233,6 +233,11 @@ def check_evaluation_split(config: Config, dataset: OpenDataset) -> None:
         )
     else:
         dataset.check_split(split, "evaluation.split: ")
+    if config.evaluation.every and split == "test" and rank() == 0:
+        log.warning(
+            "evaluation.every: best/ is selected on the test split, so its test results are too good. Set "
+            "evaluation.split to a validation split, e.g. evaluation.split=val after packing with --val 0.1."
+        )
 
 
 def _set_up(config: Config, dataset: OpenDataset, accelerator: Accelerator, callbacks: Callbacks) -> Training:
