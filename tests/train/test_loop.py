@@ -500,6 +500,20 @@ def test_kd_refuses_a_teacher_of_other_classes(make_config: Any) -> None:
     run_config(make_config("features", f"teacher: {{run: {parity}}}", "  wcord: {dim: 8}"))
 
 
+def test_a_teacher_with_class_names_is_no_riddle_to_data_without(make_config: Any, tmp_path: Path) -> None:
+    named = run_config(make_config("named"), "train.steps=2")
+    data = write_dataset(tmp_path / "data", {"train": [32], "test": [16]})
+    about = load_dataset(data)
+    about.classes["label"] = ["0", "1", "2"]
+    (data / MANIFEST).write_text(about.model_dump_json())
+    cure = r"3 classes \(0, 1, 2\); .* \(disc, square, cross\)\. Set data\.label or data\.classes as for the teacher\."
+    with pytest.raises(UserError, match=cure):
+        run_config(make_config("numbered", f"teacher: {{run: {named}}}", "  kd: {}", shards=data))
+    parity = run_config(make_config("parity"), "data.label=parity", "train.steps=2")
+    with pytest.raises(UserError, match=r"\(even, odd\)\. Remove this loss"):
+        run_config(make_config("other", f"teacher: {{run: {parity}}}", "  kd: {}"))
+
+
 def test_fitnet_is_built_by_the_sizes_of_the_maps(make_config: Any) -> None:
     large = run_config(make_config("large"), "student.encoder.size=64", "train.steps=1")
     path = make_config("student", f"teacher: {{run: {large}}}", "  fitnet: {}")
