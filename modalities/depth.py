@@ -27,7 +27,7 @@ from modalities.tiff_header import BEGINS, tiff_size
 TALLEST = 2.5
 """Height in metres above the lowest surface that `hha` maps to 1."""
 
-KINDS = {"TIFF": BEGINS, "JPEG": b"\xff\xd8", "WebP": b"RIFF"}
+KINDS: dict[str, bytes | tuple[bytes, ...]] = {"TIFF": BEGINS, "JPEG": b"\xff\xd8", "WebP": b"RIFF"}
 """Kind of image other than PNG -> how such a file begins."""
 
 VALIDITY = {"depth": 1, "depth+normals": 1, "inverse": 1}
