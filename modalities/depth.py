@@ -27,6 +27,9 @@ from modalities.tiff_header import BEGINS, tiff_size
 TALLEST = 2.5
 """Height in metres above the lowest surface that `hha` maps to 1."""
 
+KINDS: dict[str, bytes | tuple[bytes, ...]] = {"TIFF": BEGINS, "JPEG": b"\xff\xd8", "WebP": b"RIFF"}
+"""Kind of image other than PNG -> how such a file begins."""
+
 VALIDITY = {"depth": 1, "depth+normals": 1, "inverse": 1}
 """Kind of input -> index of the validity channel; for all others, it is the last of four."""
 
@@ -304,16 +307,18 @@ def read_raw(data: bytes) -> np.ndarray:
     Raises:
         ValueError: `data` is not a complete PNG or TIFF with one channel of 16 bits.
     """
-    kind = "TIFF" if data.startswith(BEGINS) else "PNG"
+    kind = next((kind for kind, begins in KINDS.items() if data.startswith(begins)), "PNG")
     tiff_size(data) if kind == "TIFF" else image_size(data)  # rejects decompression bombs
     try:
         raw = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         raw = None
     if raw is None:
-        raise ValueError(f"cannot read a {kind} from {len(data)} bytes; depth requires a complete 16-bit {kind}")
+        raise ValueError(f"cannot read a {kind} from {len(data)} bytes; depth requires a complete 16-bit PNG or TIFF")
     if raw.ndim != 2:
-        raise ValueError(f"{kind} with {raw.shape[2]} channels: depth requires one channel of 16 bits")
+        raise ValueError(
+            f"a {kind} with {raw.shape[2]} channels: depth requires a 16-bit PNG or TIFF with one channel, or .npy"
+        )
     if raw.dtype != np.uint16:
         kind = f"{'signed ' if raw.dtype.kind == 'i' else ''}{8 * raw.itemsize}-bit {kind}"
         raise ValueError(f"{kind}: depth requires 16 bits; convert it to a 16-bit PNG in millimetres")

@@ -122,7 +122,9 @@ class Data(Section):
         default=1.0,
         gt=0,
         le=1,
-        description="Fraction of training samples whose label is used; the other labels are hidden.",
+        description="Fraction of training samples whose label is used; the other labels are hidden. Each sample is "
+        "chosen on its own, by a hash of its key and `seed`, so the number per class varies. Runs with the same seed "
+        "use the same labels, such as a student and its baseline.",
     )
     stages: list[Text] = Field(
         default=[],
@@ -442,7 +444,11 @@ class Train(Section):
 class Evaluation(Section):
     """Which metrics are measured, on which samples, and which runs to compare with."""
 
-    split: str = Field(default="test", min_length=1, description="Split that is evaluated.")
+    split: str = Field(
+        default="test",
+        min_length=1,
+        description="Split that is evaluated; with `every`, a validation split, since it selects `best/`.",
+    )
     every: Literal[0] | Interval = Field(
         default=0,
         description="Steps between validations on `split` during training, or epochs such as `2 epochs`; 0 disables "

@@ -86,7 +86,7 @@ class Task:
 
     def _shown(self, raw: Sample, label: int) -> int:
         """The class used in training; -1 if unlabelled or hidden."""
-        if label < 0 or not self._shows(raw):
+        if label < 0 or not self.shows(raw):
             return -1
         return self.renumbered[label] if self.renumbered else label
 
@@ -108,7 +108,7 @@ class Task:
             SampleError: The member is not a mask.
         """
         member = self.mask
-        if member not in raw or not self._shows(raw):
+        if member not in raw or not self.shows(raw):
             return None
         try:
             return read_mask(raw[member], self.values)
@@ -121,5 +121,6 @@ class Task:
         mask = self.read_mask(raw) if self.mask else None
         return self.read(raw, meta_of(raw))["label"] >= 0 or (mask is not None and bool((mask >= 0).any()))
 
-    def _shows(self, raw: Sample) -> bool:
+    def shows(self, raw: Sample) -> bool:
+        """Whether the label of a raw sample is used, if it has one."""
         return digest(f"label/{self.seed}/{raw['__key__']}") / 2**64 < self.visible

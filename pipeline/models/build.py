@@ -236,9 +236,12 @@ def _check_logits(
             "Train the teacher with the same data.label, or use a feature loss such as wcord."
         )
     if teacher.classes != student.classes:
+        cure = "Remove this loss, or use a feature loss such as wcord."
+        if teacher.classes and _numbered(student.classes) and not _numbered(teacher.classes):
+            cure = f"Set data.label or data.classes as for the teacher. Otherwise: {cure[0].lower()}{cure[1:]}"
         raise UserError(
             f"losses.{name}: requires a teacher with the same classes. The data has {_some(student.classes)}; the "
-            f"teacher has {_some(teacher.classes)}. Remove this loss, or use a feature loss such as wcord."
+            f"teacher has {_some(teacher.classes)}. {cure}"
         )
 
 
@@ -250,6 +253,11 @@ def _samples(name: str, given: int | None, actual: int) -> int:
             "that number."
         )
     return given or actual
+
+
+def _numbered(classes: list[str] | None) -> bool:
+    """Whether classes have indices instead of names, as in shards without class names."""
+    return classes is not None and classes == [str(number) for number in range(len(classes))]
 
 
 def _some(classes: list[str] | None) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch.distributed.nn  # before the process group exists: else its default arguments keep the group alive forever
 from accelerate import Accelerator
 
-from pipeline.common.console import log_to_console_by_default
+from pipeline.common.console import log_to_console_by_default, rank
 from pipeline.common.errors import UserError
 from pipeline.common.host import garbage_of_steps_only, keep_freed_memory
 from pipeline.config.settings import Config
@@ -36,13 +36,14 @@ from pipeline.train.callbacks.events import Callbacks, build_callbacks
 from pipeline.train.fsdp import prepare_sharding
 from pipeline.train.guard import Guard
 from pipeline.train.held_out import HeldOut, open_held_out
+from pipeline.train.label_count import say_labels
 from pipeline.train.launch import in_brief, lost, owned_by_all, start_accelerator
 from pipeline.train.load_once import loaded_once, pin_teacher
 from pipeline.train.metrics_log import Log
 from pipeline.train.nonfinite import NonFinite
 from pipeline.train.optimizer import build_optimizer, record_learning_rates
 from pipeline.train.plain_data import PlainData
-from pipeline.train.resume import identity_of, restore
+from pipeline.train.resume import identity_of, restore, say_changes
 from pipeline.train.schedule import Schedule
 from pipeline.train.signals import Stop, Stopped
 from pipeline.train.state import Training
@@ -173,6 +174,8 @@ def _train(
         return
     accelerator.wait_for_everyone()  # no rank may delete files before all ranks have read them
     if accelerator.is_main_process:
+        if done:
+            say_changes(training, done)
         clear(run, RESULTS if done else WRITTEN)
         write_config(training.config, run, about)  # with the commits of teachers from the hub
     log.info(f"{run}: training on {accelerator.num_processes} x {accelerator.device.type}")
@@ -212,7 +215,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def check_evaluation_split(config: Config, dataset: OpenDataset) -> None:
-    """Check the split for evaluation.
+    """Check the split for evaluation. A warning is logged if `best/` is selected on the test split.
 
     Foreign shards may all be training shards. In this case, a message states that evaluation will not be possible.
 
@@ -231,6 +234,11 @@ def check_evaluation_split(config: Config, dataset: OpenDataset) -> None:
         )
     else:
         dataset.check_split(split, "evaluation.split: ")
+    if config.evaluation.every and split == "test" and rank() == 0:
+        log.warning(
+            "evaluation.every: best/ is selected on the test split, so its test results are too good. Set "
+            "evaluation.split to a validation split, e.g. evaluation.split=val after packing with --val 0.1."
+        )
 
 
 def _set_up(config: Config, dataset: OpenDataset, accelerator: Accelerator, callbacks: Callbacks) -> Training:
@@ -240,6 +248,7 @@ def _set_up(config: Config, dataset: OpenDataset, accelerator: Accelerator, call
     for each in mixture.datasets if mixture else [dataset]:
         check_inputs(config, each)
     source = mixture.sources[0] if mixture else dataset.split("train", config.data.label_fraction, config.seed)
+    say_labels(config, mixture.sources if mixture else [source])
     batch = config.data.batch_size
     epoch = mixture.steps_per_epoch(batch) if mixture else steps_per_epoch(source, batch)
     schedule = Schedule(config.train, epoch, config.losses)

@@ -6,13 +6,15 @@ import hashlib
 import json
 import logging
 import math
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from pipeline.common.errors import UserError
-from pipeline.config.settings import Config, LearningRateFactors
+from pipeline.config.settings import Config, LearningRateFactors, load
 from pipeline.data.mixture import Mixture
 from pipeline.data.source import OpenDataset
 from pipeline.models.distillation import Distillation
@@ -105,6 +107,22 @@ def _warn_of_other_batches(checkpoint: Checkpoint, config: Config, ranks: int) -
             f"{config.run}: the checkpoint was written with data.workers={checkpoint.workers}; now it is "
             f"{config.data.workers}. Batches contain other samples, so the weights will not be bitwise equal."
         )
+
+
+def say_changes(training: Training, done: int) -> None:
+    """Log what resuming removes and changes: earlier results, and the schedule if its number of steps is new.
+
+    Args:
+        training: The run; its folder still contains the earlier config and results.
+        done: Number of finished steps.
+    """
+    run, schedule = training.run, training.schedule
+    if (run / "results.json").exists():
+        log.info(f"{run}: the evaluation of step {done} (results.json, evaluation/) is removed; evaluate again.")
+    with suppress(UserError, OSError):  # without a readable config, the earlier schedule is unknown
+        earlier = replace(schedule, train=load(run / "config.yaml").train)
+        if schedule.train.schedule == "cosine" and schedule.steps != earlier.steps:
+            log.info(f"{run}: the learning rate schedule now ends at step {schedule.steps}, not {earlier.steps}.")
 
 
 FREE = ("shards", "join", "workers", "max_faulty")

@@ -79,7 +79,7 @@ BAD: dict[str, tuple[Modality, str, bytes, dict[str, tuple[str, bytes, str]]]] =
         "truncated": ("depth.png", DEPTH[:-6], "truncated"),
         "no_bytes": ("depth.png", b"", "not a JPEG, PNG or WebP file"),
         "zero_bytes": ("depth.png", bytes(500), "not a JPEG, PNG or WebP file"),
-        "a_photo": ("depth.png", jpeg(0), "3 channels: depth requires one channel of 16 bit"),
+        "a_photo": ("depth.png", jpeg(0), "a JPEG with 3 channels: depth requires a 16-bit PNG"),
         "eight_bit": ("depth.png", png(np.ones((9, 9), np.uint8)), "8-bit PNG: depth requires 16 bits"),
         "huge": ("depth.png", huge_png(16, 0), "20000 x 20000 pixels"),
         "no_reading": ("depth.png", png(np.zeros((9, 9), np.uint16)), "has no valid pixel"),

@@ -21,6 +21,10 @@ def png(units: np.ndarray) -> bytes:
     return cv2.imencode(".png", units)[1].tobytes()
 
 
+def photo(suffix: str, channels: int) -> bytes:
+    return cv2.imencode(suffix, np.full((4, 4, channels), 9, np.uint8))[1].tobytes()
+
+
 def depth_map(metres: np.ndarray, camera: tuple[float, float, float, float] = CAMERA) -> DepthMap:
     metres = metres.astype(np.float32)
     return DepthMap(metres, metres > 0, camera)
@@ -56,7 +60,10 @@ def test_units_become_metres_and_zero_is_no_reading():
     ("data", "message"),
     [
         (png(np.full((4, 4), 9, np.uint8)), "^8-bit PNG: .* 16 bits; convert it to a 16-bit PNG in millimetres$"),
-        (png(np.full((4, 4, 3), 9, np.uint16)), "3 channels"),
+        (png(np.full((4, 4, 3), 9, np.uint16)), "^a PNG with 3 channels: depth requires a 16-bit PNG or TIFF"),
+        (photo(".jpg", 3), "^a JPEG with 3 channels: depth requires a 16-bit PNG or TIFF with one channel, or .npy$"),
+        (photo(".jpg", 1), "^8-bit JPEG: depth requires 16 bits"),
+        (photo(".webp", 3), "^a WebP with 3 channels: "),
         (png(ramp().astype(np.uint16))[:-20], "truncated: its end is missing"),
         (b"", "not a JPEG, PNG or WebP file"),
         (b"something else" * 20, "not a JPEG, PNG or WebP file"),

@@ -172,6 +172,23 @@ def test_an_earlier_end_is_not_told_of_a_new_start(make_config: Any, how: dict[s
     assert not list(run.glob("nonfinite*"))
 
 
+def test_more_steps_say_what_becomes_of_results_and_schedule(
+    make_config: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = make_config()
+    run = run_config(path)
+    (run / "results.json").write_text("{}")
+    capsys.readouterr()
+    run_config(path, "train.steps=14", resume=True)
+    said = capsys.readouterr().out.splitlines()
+    assert f"{run}: the evaluation of step 12 (results.json, evaluation/) is removed; evaluate again." in said
+    assert f"{run}: the learning rate schedule now ends at step 14, not 12." in said
+    run_config(path, "train.steps=16", "train.schedule=step", "train.milestones=[9]", resume=True)
+    again = capsys.readouterr().out
+    assert "is removed" not in again
+    assert "schedule now ends" not in again
+
+
 def test_a_run_goes_on_after_a_log_line_that_cannot_be_read(make_config: Any) -> None:
     path = make_config()
     run = run_config(path)
@@ -481,6 +498,20 @@ def test_kd_refuses_a_teacher_of_other_classes(make_config: Any) -> None:
     with pytest.raises(UserError, match=r"losses.kd: requires a teacher with the same classes.*3 classes.*2 classes"):
         run_config(path)
     run_config(make_config("features", f"teacher: {{run: {parity}}}", "  wcord: {dim: 8}"))
+
+
+def test_a_teacher_with_class_names_is_no_riddle_to_data_without(make_config: Any, tmp_path: Path) -> None:
+    named = run_config(make_config("named"), "train.steps=2")
+    data = write_dataset(tmp_path / "data", {"train": [32], "test": [16]})
+    about = load_dataset(data)
+    about.classes["label"] = ["0", "1", "2"]
+    (data / MANIFEST).write_text(about.model_dump_json())
+    cure = r"3 classes \(0, 1, 2\); .* \(disc, square, cross\)\. Set data\.label or data\.classes as for the teacher\."
+    with pytest.raises(UserError, match=cure):
+        run_config(make_config("numbered", f"teacher: {{run: {named}}}", "  kd: {}", shards=data))
+    parity = run_config(make_config("parity"), "data.label=parity", "train.steps=2")
+    with pytest.raises(UserError, match=r"\(even, odd\)\. Remove this loss"):
+        run_config(make_config("other", f"teacher: {{run: {parity}}}", "  kd: {}"))
 
 
 def test_fitnet_is_built_by_the_sizes_of_the_maps(make_config: Any) -> None:

@@ -55,6 +55,17 @@ def test_validation_selects_the_best_and_changes_nothing(monitor: str, make_conf
         assert all(torch.equal(one[key], other[key]) for key in one | other)
 
 
+def test_selecting_the_best_on_the_test_split_triggers_a_warning(
+    make_config: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = make_config(shards=write_dataset(tmp_path / "data", {"train": [32], "val": [16], "test": [16]}))
+    run_config(path, *EVERY, "train.steps=2")
+    assert capsys.readouterr().err.count("best/ is selected on the test split") == 1
+    run_config(path, *EVERY, "train.steps=2", "evaluation.split=val", overwrite=True)
+    run_config(path, "train.steps=2", overwrite=True)
+    assert "best/ is selected" not in capsys.readouterr().err
+
+
 def test_without_logits_it_is_retrieval_which_chance_does_not_explain(
     make_config: Any, teacher: str, caplog: pytest.LogCaptureFixture
 ) -> None:
