@@ -52,8 +52,8 @@ def plan(
         label_from: `parent` uses the name of the folder of a file (`cat`) as its class.
         split_from: `top` uses the first folder of the path (`train/cat/001`) as the split: train, val or test.
         group: `parent` keeps the files of a folder in one split. Otherwise, a regular expression that is searched in
-            the path without extension (`cat/001`); its first capture group, or else the whole match, is the group. With
-            None, every sample is a separate group.
+            the path without root, folder of the field and extension (`cat/001`); its capture groups, joined by `/`, or
+            else the whole match, are the group. With None, every sample is a separate group.
         name: Name of the dataset; None means the name of the folder.
         licence: Licence of the data.
 
@@ -176,4 +176,4 @@ def _group(stem: str, grouping: re.Pattern[str] | None) -> str:
         return safe_key(stem)
     if (match := grouping.search(stem)) is None:
         raise ValueError(f"no group: `{grouping.pattern}` does not match `{stem}`")
-    return match[1] if grouping.groups and match[1] is not None else match[0]
+    return "/".join(part for part in match.groups() if part is not None) or match[0]

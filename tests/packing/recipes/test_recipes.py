@@ -439,7 +439,18 @@ def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> Non
     assert refused["dog-gone"] == refused["wolf-gone"] == "no such file"
 
 
-@pytest.mark.parametrize(("group", "expected"), [("parent", "a/b"), (r"^(\w)/", "a"), ("b/.", "b/1"), (None, "a-b-1")])
+@pytest.mark.parametrize(
+    ("group", "expected"),
+    [
+        ("parent", "a/b"),
+        (r"^(\w)/", "a"),
+        ("b/.", "b/1"),
+        (r"(\w)/\w/(\d)", "a/1"),
+        (r"(\w)/\w/(x)?(\d)", "a/1"),
+        ("b/(x)?.", "b/1"),
+        (None, "a-b-1"),
+    ],
+)
 def test_a_group_is_the_folder_or_what_an_expression_finds(tmp_path: Path, group: str, expected: str) -> None:
     write_tree(tmp_path, ["photos/a/b/1.jpg"])
     (sample,) = folders.plan(tmp_path, {"rgb": "photos"}, group=group).samples
