@@ -118,7 +118,9 @@ class Packing:
         self.split_rule = plan.split_rule or group_splits.rule(fractions, seed)
         _check_names(plan)
         _judge(plan, plan.refused, max_refused)  # report a mistyped path now, not after hours of work
-        self.jobs = cut(plan, out, group_splits.assign(plan.samples, fractions, seed), seed, shard_bytes, min_shards)
+        self.fractions = {} if plan.split_rule else fractions
+        places, self.groups = group_splits.assign(plan.samples, fractions, seed)
+        self.jobs = cut(plan, out, places, seed, shard_bytes, min_shards)
         self.done: dict[str, Summary] = {}
         self.digest = hashlib.sha256(json.dumps([[job.file, job.digest] for job in self.jobs]).encode()).hexdigest()
 
@@ -182,14 +184,32 @@ class Packing:
             lines = "".join(f"{json.dumps(asdict(refusal))}\n" for refusal in refused)
             self.target.write(REFUSED, lines.encode())
             _judge(self.plan, refused, self.max_refused)
-            dataset = _describe(self.plan, summaries, refused, self.split_rule)
+            dataset = self._describe(summaries, refused)
             for summary in summaries:
                 if not summary.shard.samples:
                     self.target.remove(summary.shard.file)
             self.target.write(MANIFEST, dataset.model_dump_json(indent=2).encode() + b"\n")
         _report(dataset, self.out, sum(summary.excluded for summary in summaries))
+        self._report_split(dataset)
         _warn(dataset, summaries)
         return dataset
+
+    def _describe(self, summaries: Sequence[Summary], refused: Sequence[Refusal]) -> Dataset:
+        dataset = _describe(self.plan, summaries, refused, self.split_rule)
+        if far := group_splits.deviations(_samples(dataset), self.fractions):
+            return dataset.model_copy(update={"split_rule": f"{self.split_rule}; {', '.join(far)}"})
+        return dataset
+
+    def _report_split(self, dataset: Dataset) -> None:
+        """Say how many groups there are, unless every sample is one, and how far the split is from the request."""
+        samples = _samples(dataset)
+        if sum(self.groups.values()) < len(self.plan.samples):
+            log.info(group_splits.outcome(self.groups, samples, self.fractions))
+        for deviation in group_splits.deviations(samples, self.fractions):
+            log.warning(
+                f"{deviation}, since groups are not divided and each split gets every class. Use smaller groups, or set "
+                "the split of each sample."
+            )
 
     def _claim(self, overwrite: bool) -> None:
         """Claim the folder for this plan, or raise UserError if it contains a different packing.
@@ -296,6 +316,10 @@ def _describe(plan: Plan, summaries: Sequence[Summary], refused: Sequence[Refusa
     )
 
 
+def _samples(dataset: Dataset) -> dict[str, int]:
+    return {split: dataset.samples(split) for split in dataset.splits}
+
+
 def _report(dataset: Dataset, out: str, excluded: int) -> None:
     for split, shards in dataset.splits.items():
         size = sum(shard.bytes for shard in shards) / 1e6
@@ -313,7 +337,7 @@ def _warn(dataset: Dataset, summaries: Sequence[Summary]) -> None:
         split = summary.shard.file.partition("-")[0]
         for name, text in summary.contents.items():
             duplicates.add(split, summary.shard.file, ((name, number, "") for number in decode_hashes(text)))
-    for _, line in duplicates.lines({split: dataset.samples(split) for split in dataset.splits}):
+    for _, line in duplicates.lines(_samples(dataset)):
         log.warning(f"{line}. Run `wcord check` to list the samples.")
     certain, doubtful = (sum(counts) for counts in zip(*((s.mismatched, s.doubtful) for s in summaries), strict=True))
     first = next((summary.mismatch for summary in summaries if summary.mismatch), "")
