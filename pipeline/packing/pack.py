@@ -207,8 +207,8 @@ class Packing:
             log.info(group_splits.outcome(self.groups, samples, self.fractions))
         for deviation in group_splits.deviations(samples, self.fractions):
             log.warning(
-                f"{deviation}, since groups are not divided and each split gets every class. Use smaller groups, or set "
-                "the split of each sample."
+                f"{deviation}, since groups are not divided and each split gets every class. Use smaller groups, or "
+                "set the split of each sample."
             )
 
     def _claim(self, overwrite: bool) -> None:
