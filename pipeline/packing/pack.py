@@ -206,10 +206,7 @@ class Packing:
         if sum(self.groups.values()) < len(self.plan.samples):
             log.info(group_splits.outcome(self.groups, samples, self.fractions))
         for deviation in group_splits.deviations(samples, self.fractions):
-            log.warning(
-                f"{deviation}, since groups are not divided and each split gets every class. Use smaller groups, or "
-                "set the split of each sample."
-            )
+            log.warning(f"{deviation}: groups are not divided, and each split gets every class. Use smaller groups.")
 
     def _claim(self, overwrite: bool) -> None:
         """Claim the folder for this plan, or raise UserError if it contains a different packing.
@@ -283,11 +280,16 @@ def _judge(plan: Plan, refused: Sequence[Refusal], ceiling: float) -> None:
     total, count = len(plan.samples) + len(plan.refused), _count(refused)
     if count <= ceiling * total and plan.samples:
         return
+    if 1 < count == total and len({refusal.reason for refusal in refused}) == 1:
+        same = f"e.g. {refused[0].file}: {refused[0].reason}"
+        raise UserError(
+            f"all {total} samples were rejected for the same reason, {same}. Correct the sources or options."
+        )
     first = "".join(f"\n  {refusal.file}: {refusal.reason}" for refusal in refused[:5])
     more = f"\n  and {len(refused) - 5} more" if len(refused) > 5 else ""
     raise UserError(
         f"{count} of {total} samples were rejected, more than {ceiling:.0%}:{first}{more}\n"
-        f"Correct the sources or the options, or raise `max_refused` to skip them; {REFUSED} then lists all of them."
+        f"Correct the sources or the options, or raise --max-refused to skip them; {REFUSED} then lists all of them."
     )
 
 

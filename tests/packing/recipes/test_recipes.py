@@ -466,7 +466,15 @@ def test_folders_that_make_no_sense_are_told(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             folders.plan(tmp_path, **options)  # type: ignore[arg-type]
+    write_tree(tmp_path, ["photos/clip2.jpg"])
     assert folders.plan(tmp_path, {"rgb": "photos"}, group="clip").refused[0].reason.startswith("no group")
+
+
+def test_a_pattern_that_matches_no_path_is_told(tmp_path: Path) -> None:
+    write_tree(tmp_path, ["photos/cup/1.jpg", "photos/cup/2.jpg"])
+    message = r"all 2 samples were rejected: the pattern of --group, `\.jpg`, matches no path, e\.g\. `cup/1`\. "
+    with pytest.raises(UserError, match=message):
+        folders.plan(tmp_path, {"rgb": "photos"}, group=".jpg")
 
 
 CAMERA = {"fx": 500.0, "fy": 510.0, "cx": 319.5, "cy": 239.5}
