@@ -470,6 +470,14 @@ def test_folders_that_make_no_sense_are_told(tmp_path: Path) -> None:
     assert folders.plan(tmp_path, {"rgb": "photos"}, group="clip").refused[0].reason.startswith("no group")
 
 
+def test_the_pattern_of_the_tutorial_separates_clips_of_different_classes(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[3] / "docs/tutorial-laptop.md").read_text()
+    pattern = re.findall(r"`--group '([^']+)'`", text)[0]
+    write_tree(tmp_path, [f"photos/{name}/clip3_{frame}.jpg" for name in ("cup", "plate") for frame in (1, 2)])
+    groups = [sample.group for sample in folders.plan(tmp_path, {"rgb": "photos"}, "parent", group=pattern).samples]
+    assert groups == ["cup/clip3", "cup/clip3", "plate/clip3", "plate/clip3"]
+
+
 def test_a_pattern_that_matches_no_path_is_told(tmp_path: Path) -> None:
     write_tree(tmp_path, ["photos/cup/1.jpg", "photos/cup/2.jpg"])
     message = r"all 2 samples were rejected: the pattern of --group, `\.jpg`, matches no path, e\.g\. `cup/1`\. "
