@@ -128,8 +128,9 @@ def folders(
     group: Annotated[
         str | None,
         typer.Option(
-            help="Keep groups of samples in one split: parent (files of one folder), or a regular expression on the "
-            "path."
+            help="Keep groups of samples in one split: parent (files of one folder), or a regular expression that is "
+            "searched in the path without root, field folder and suffix. Its captures, joined by /, or else the whole "
+            "match, name the group."
         ),
     ] = None,
     mask: Masks = [],  # noqa: B006

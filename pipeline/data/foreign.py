@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from glob import has_magic
 from hashlib import blake2b
@@ -19,12 +20,14 @@ from pipeline.common.files import write_atomic
 from pipeline.common.progress import Progress
 from pipeline.data.dataset import MANIFEST, Dataset, Shard, Stated
 from pipeline.data.division import REST, Division
-from pipeline.data.label_column import LabelColumn
+from pipeline.data.label_column import LabelColumn, without_samples
 from pipeline.data.label_value import LabelValue, class_names
 from pipeline.data.remote import cache_folder, is_remote
 from pipeline.data.shard_index import Count, Wanted, count_shards
 from pipeline.data.shard_urls import SEPARATOR, shard_urls
 from pipeline.data.stated_counts import stated_counts
+
+log = logging.getLogger(__name__)
 
 USUAL_LABEL = ("label", LabelValue("cls"))
 """Name and location of the default label."""
@@ -148,6 +151,8 @@ def write_index(
         write_atomic(folder / MANIFEST, data)
         for label, own in _values(counts).items():
             LabelColumn.of(label, own).say()
+        for line in _uncovered(counts, splits):
+            log.info(f"note: {line}")
         say_skipped(dataset.name, sum((Counter(count.left) for count in counts), Counter[str]()))
     return dataset
 
@@ -200,6 +205,23 @@ def _values(counts: Sequence[Count]) -> dict[str, set[str]]:
         for label, own in count.labels.items():
             values.setdefault(label, set()).update(own)
     return values
+
+
+def _uncovered(counts: Sequence[Count], splits: Mapping[str, str]) -> Iterator[str]:
+    """Classes that occur, but not in every split with labels. Nothing if the values of a shard are not known."""
+    if any(count.stated or (count.splits and count.labels and not count.held) for count in counts):
+        return
+    found: dict[str, dict[str, set[str]]] = {}
+    for count in counts:
+        for split, labels in (count.held or {splits.get(count.url, REST): count.labels}).items():
+            for label, own in labels.items():
+                found.setdefault(label, {}).setdefault(split, set()).update(own)
+    for label, by_split in found.items():
+        column = LabelColumn.of(label, set().union(*by_split.values()))
+        for split, values in by_split.items():
+            classes = set(map(column.read, values)).intersection(column.names)
+            if classes and (absent := [name for name in column.names if name not in classes]):
+                yield without_samples(label, split, absent)
 
 
 def plain_names(urls: Sequence[str]) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.common.file_names import nfc
@@ -75,6 +75,19 @@ class LabelColumn:
         """Log what is read otherwise than it is written."""
         for note in self.notes:
             log.info(note)
+
+
+def without_samples(label: str, split: str, classes: Sequence[str]) -> str:
+    """Say which classes of a label have no samples in a split.
+
+    Args:
+        label: The label.
+        split: The split.
+        classes: At least one class.
+    """
+    which = "classes" if label == "label" else f"classes of {label}"
+    more = f" and {len(classes) - 10} more" if len(classes) > 10 else ""
+    return f"{which} without {split} samples: {', '.join(classes[:10])}{more}"
 
 
 def sort_classes(values: Iterable[str]) -> list[str]:

@@ -64,6 +64,7 @@ class Count(BaseModel):
         fields: Member -> number of samples that have it.
         splits: Split -> number of samples; {} if splits consist of whole shards.
         labels: Label -> its distinct values.
+        held: Split -> label -> its distinct values; {} if splits consist of whole shards.
         left: Name of members that systems leave, as of `left_by` -> their number. They are skipped.
         sha256: SHA-256 of the file, or "" if it was not computed.
         stated: URL or path of the file that states the number of samples; "" if they were counted. If they were not,
@@ -79,6 +80,7 @@ class Count(BaseModel):
     fields: dict[str, int]
     splits: dict[str, int]
     labels: dict[str, list[str]]
+    held: dict[str, dict[str, list[str]]] = {}  # older indexes lack it
     left: dict[str, int]
     sha256: str
     stated: str = ""
@@ -273,7 +275,7 @@ def _count(job: Job, wanted: Wanted) -> Count:
     url, size, state = job
     fault = ""
     samples, fields, splits, left = 0, Counter[str](), Counter[str](), Counter[str]()
-    values: dict[str, set[str]] = {label: set() for label, _ in wanted.labels}
+    values: dict[str, dict[str, set[str]]] = {}
     try:
         with open_headers(url, size) as file:
             _refuse_gzip(file)
@@ -281,12 +283,14 @@ def _count(job: Job, wanted: Wanted) -> Count:
             for key, members in group_members(read, partial(_skip, left)):
                 samples += 1
                 fields.update(members.keys())
-                if wanted.division:
-                    splits[wanted.division.split_of(key, members)] += 1
-                _collect(values, wanted, members)
+                split = wanted.division.split_of(key, members) if wanted.division else ""
+                splits[split] += 1
+                _collect(values.setdefault(split, {label: set() for label, _ in wanted.labels}), wanted, members)
     except (OSError, ValueError) as error:
         fault = str(error)
-    labels = {label: sorted(found) for label, found in values.items() if 0 < len(found) <= MOST_VALUES}
+    union = {label: set().union(*(own[label] for own in values.values())) for label, _ in wanted.labels}
+    labels = {label: sorted(found) for label, found in union.items() if 0 < len(found) <= MOST_VALUES}
+    held = {split: {label: sorted(own[label]) for label in labels} for split, own in values.items()}
     digest = sha256(Path(url)) if wanted.hashed and not is_remote(url) else ""
     return Count(
         url=url,
@@ -294,8 +298,9 @@ def _count(job: Job, wanted: Wanted) -> Count:
         state=state,
         samples=samples,
         fields=dict(sorted(fields.items())),
-        splits=dict(splits),
+        splits=dict(splits) if wanted.division else {},
         labels=labels,
+        held=held if wanted.division else {},
         left=dict(left),
         sha256=digest,
         fault=fault,

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from pipeline.data.dataset import Dataset
+from pipeline.data.label_column import without_samples
 from pipeline.packing.scan import Scan
 
 MOST_CLASSES = 20
@@ -52,7 +53,7 @@ class Balance:
         return f"{_listed(self.dataset.classes[mask], shares, '{:.3g} %')} of the pixels"
 
     def notes(self) -> Iterator[str]:
-        """Classes that occur in other splits but not in the training split, and pixels without a class."""
+        """Classes that are missing in the training split or in a held-out one, and pixels without a class."""
         for name, names in self.dataset.classes.items():
             values = self.dataset.masks.get(name, range(len(names)))
             trained = self.counts.get("train", {}).get(name, Counter())
@@ -62,6 +63,7 @@ class Balance:
                 if split != "train" and trained and absent:
                     what = "classes" if name == "label" else f"classes of {name}"
                     yield f"{split} has {what} without samples in train: {', '.join(absent[:10])}"
+        yield from self._untested()
         for mask, values in self.dataset.masks.items():
             pixels = sum((counts[mask] for counts in self.counts.values()), Counter[int]())
             if strange := sorted(pixels.keys() - set(values)):
@@ -70,6 +72,15 @@ class Balance:
                     f"{share:.3g} % of the pixels of {mask} have no class and are ignored: they have the values "
                     f"{', '.join(map(str, strange[:10]))}; the classes have {', '.join(map(str, values[:10]))}"
                 )
+
+    def _untested(self) -> Iterator[str]:
+        """Classes that occur, but not in a held-out split with labels."""
+        for name in sorted(self.dataset.classes.keys() - self.dataset.masks.keys()):
+            every = sum((counts[name] for counts in self.counts.values()), Counter[int]())
+            for split, counts in self.counts.items():
+                absent = [self.dataset.classes[name][n] for n in sorted(every) if not counts[name][n]]
+                if split != "train" and counts[name] and absent:
+                    yield without_samples(name, split, absent)
 
 
 def _listed(names: Sequence[str], amounts: Sequence[float], form: str) -> str:

@@ -118,7 +118,9 @@ class Packing:
         self.split_rule = plan.split_rule or group_splits.rule(fractions, seed)
         _check_names(plan)
         _judge(plan, plan.refused, max_refused)  # report a mistyped path now, not after hours of work
-        self.jobs = cut(plan, out, group_splits.assign(plan.samples, fractions, seed), seed, shard_bytes, min_shards)
+        self.fractions = {} if plan.split_rule else fractions
+        places, self.groups = group_splits.assign(plan.samples, fractions, seed)
+        self.jobs = cut(plan, out, places, seed, shard_bytes, min_shards)
         self.done: dict[str, Summary] = {}
         self.digest = hashlib.sha256(json.dumps([[job.file, job.digest] for job in self.jobs]).encode()).hexdigest()
 
@@ -182,14 +184,29 @@ class Packing:
             lines = "".join(f"{json.dumps(asdict(refusal))}\n" for refusal in refused)
             self.target.write(REFUSED, lines.encode())
             _judge(self.plan, refused, self.max_refused)
-            dataset = _describe(self.plan, summaries, refused, self.split_rule)
+            dataset = self._describe(summaries, refused)
             for summary in summaries:
                 if not summary.shard.samples:
                     self.target.remove(summary.shard.file)
             self.target.write(MANIFEST, dataset.model_dump_json(indent=2).encode() + b"\n")
         _report(dataset, self.out, sum(summary.excluded for summary in summaries))
+        self._report_split(dataset)
         _warn(dataset, summaries)
         return dataset
+
+    def _describe(self, summaries: Sequence[Summary], refused: Sequence[Refusal]) -> Dataset:
+        dataset = _describe(self.plan, summaries, refused, self.split_rule)
+        if far := group_splits.deviations(_samples(dataset), self.fractions):
+            return dataset.model_copy(update={"split_rule": f"{self.split_rule}; {', '.join(far)}"})
+        return dataset
+
+    def _report_split(self, dataset: Dataset) -> None:
+        """Say how many groups there are, unless every sample is one, and how far the split is from the request."""
+        samples = _samples(dataset)
+        if sum(self.groups.values()) < len(self.plan.samples):
+            log.info(group_splits.outcome(self.groups, samples, self.fractions))
+        for deviation in group_splits.deviations(samples, self.fractions):
+            log.warning(f"{deviation}: groups are not divided, and each split gets every class. Use smaller groups.")
 
     def _claim(self, overwrite: bool) -> None:
         """Claim the folder for this plan, or raise UserError if it contains a different packing.
@@ -263,11 +280,16 @@ def _judge(plan: Plan, refused: Sequence[Refusal], ceiling: float) -> None:
     total, count = len(plan.samples) + len(plan.refused), _count(refused)
     if count <= ceiling * total and plan.samples:
         return
+    if 1 < count == total and len({refusal.reason for refusal in refused}) == 1:
+        same = f"e.g. {refused[0].file}: {refused[0].reason}"
+        raise UserError(
+            f"all {total} samples were rejected for the same reason, {same}. Correct the sources or options."
+        )
     first = "".join(f"\n  {refusal.file}: {refusal.reason}" for refusal in refused[:5])
     more = f"\n  and {len(refused) - 5} more" if len(refused) > 5 else ""
     raise UserError(
         f"{count} of {total} samples were rejected, more than {ceiling:.0%}:{first}{more}\n"
-        f"Correct the sources or the options, or raise `max_refused` to skip them; {REFUSED} then lists all of them."
+        f"Correct the sources or the options, or raise --max-refused to skip them; {REFUSED} then lists all of them."
     )
 
 
@@ -296,6 +318,10 @@ def _describe(plan: Plan, summaries: Sequence[Summary], refused: Sequence[Refusa
     )
 
 
+def _samples(dataset: Dataset) -> dict[str, int]:
+    return {split: dataset.samples(split) for split in dataset.splits}
+
+
 def _report(dataset: Dataset, out: str, excluded: int) -> None:
     for split, shards in dataset.splits.items():
         size = sum(shard.bytes for shard in shards) / 1e6
@@ -313,7 +339,7 @@ def _warn(dataset: Dataset, summaries: Sequence[Summary]) -> None:
         split = summary.shard.file.partition("-")[0]
         for name, text in summary.contents.items():
             duplicates.add(split, summary.shard.file, ((name, number, "") for number in decode_hashes(text)))
-    for _, line in duplicates.lines({split: dataset.samples(split) for split in dataset.splits}):
+    for _, line in duplicates.lines(_samples(dataset)):
         log.warning(f"{line}. Run `wcord check` to list the samples.")
     certain, doubtful = (sum(counts) for counts in zip(*((s.mismatched, s.doubtful) for s in summaries), strict=True))
     first = next((summary.mismatch for summary in summaries if summary.mismatch), "")

@@ -9,13 +9,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from operator import itemgetter
 from sqlite3 import Connection
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pipeline.common.errors import UserError
 from pipeline.common.spill import blob, scratch, unblob
 
 SPLITS = ("train", "val", "test")
 DEFAULT = {"train": 0.8, "test": 0.2}
+FAR = 0.05
+"""A split whose fraction of the samples differs by more than this from the requested one deserves a warning."""
 
 
 class Grouped(Protocol):
@@ -38,7 +40,19 @@ class Grouped(Protocol):
         """The split set by the source; None if it sets none."""
 
 
-def assign(samples: Iterable[Grouped], fractions: Mapping[str, float], seed: int) -> bytes:
+class Assignment(NamedTuple):
+    """The result of `assign`.
+
+    Attributes:
+        places: The split of each sample, as an index in `SPLITS`.
+        groups: Split -> number of its groups.
+    """
+
+    places: bytes
+    groups: dict[str, int]
+
+
+def assign(samples: Iterable[Grouped], fractions: Mapping[str, float], seed: int) -> Assignment:
     """Assign every group to a split: the one set by the source, or else by fractions of the samples.
 
     Frames of one clip are near duplicates, so groups are never divided. They are processed in random order, large
@@ -49,9 +63,6 @@ def assign(samples: Iterable[Grouped], fractions: Mapping[str, float], seed: int
         samples: The samples.
         fractions: Split -> fraction of the samples.
         seed: Random seed of the order.
-
-    Returns:
-        The split of each sample, as an index in `SPLITS`.
 
     Raises:
         UserError: The fractions are invalid, samples of a group have different splits, or a split is empty.
@@ -76,7 +87,9 @@ def assign(samples: Iterable[Grouped], fractions: Mapping[str, float], seed: int
         for group, split in _by_fractions(db, _checked(fractions), seed):
             placed[group] = SPLITS.index(split)
     own = "SELECT groups.number FROM samples JOIN groups USING (name) ORDER BY samples.number"
-    return bytes(placed[group] for (group,) in db.execute(own))
+    places = bytes(placed[group] for (group,) in db.execute(own))
+    counts = Counter(placed[1:])
+    return Assignment(places, {split: counts[n] for n, split in enumerate(SPLITS) if counts[n]})
 
 
 def _check_given(db: Connection) -> None:
@@ -96,6 +109,41 @@ def rule(fractions: Mapping[str, float], seed: int) -> str:
     """Describe the split for `dataset.json`."""
     shares = ", ".join(f"{split} {share:g}" for split, share in _checked(fractions).items())
     return f"whole groups, seed {seed}: {shares} of the samples, classes near their share"
+
+
+def outcome(groups: Mapping[str, int], samples: Mapping[str, int], fractions: Mapping[str, float]) -> str:
+    """Describe the groups of each split, and the fraction of the samples in each held-out split.
+
+    Args:
+        groups: Split -> number of groups.
+        samples: Split -> number of samples.
+        fractions: Split -> requested fraction of the samples; empty if the source sets the splits.
+    """
+    total = sum(groups.values())
+    text = f"{total} group{'' if total == 1 else 's'}: {', '.join(f'{n} {split}' for split, n in groups.items())}"
+    for split in groups:
+        if split != "train":
+            asked = f" (--{split} {fractions[split]:g})" if split in fractions else ""
+            text += f"; {100 * _share(samples, split):.0f} % of the samples are in {split}{asked}"
+    return text
+
+
+def deviations(samples: Mapping[str, int], fractions: Mapping[str, float]) -> list[str]:
+    """Describe each held-out split whose fraction of the samples is far from the requested one.
+
+    Args:
+        samples: Split -> number of samples.
+        fractions: Split -> requested fraction of the samples; empty if the source sets the splits.
+    """
+    return [
+        f"{split} has {100 * own:.0f} % of the samples instead of {100 * share:.3g} %"
+        for split, share in fractions.items()
+        if split != "train" and abs((own := _share(samples, split)) - share) > FAR
+    ]
+
+
+def _share(samples: Mapping[str, int], split: str) -> float:
+    return samples.get(split, 0) / max(sum(samples.values()), 1)
 
 
 def _checked(fractions: Mapping[str, float]) -> dict[str, float]:

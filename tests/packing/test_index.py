@@ -201,3 +201,44 @@ def test_the_manifest_is_plain(shards: list[Path], tmp_path: Path) -> None:
     assert about["division"] == {"shares": {"test": 0.2}, "group": "json:clip"}
     assert about["extensions"] == {"cls": 60, "jpg": 60, "json": 60, "txt": 60}
     assert module.SPLITS == ("train", "val", "test")
+
+
+def rare(number: int) -> tuple[str, dict[str, bytes]]:
+    """A sample of class `call` if its number is 7, else of `wave`, and a clip of its own."""
+    name = "call" if number == 7 else "wave"
+    return f"{number:03d}", {
+        "txt": b"a gesture",
+        "json": json.dumps({"class": name, "clip": f"clip{number}"}).encode(),
+    }
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_classes_without_test_samples_are_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture, whole: bool) -> None:
+    """`call` is in the first shard, and the hash of its clip puts it into train."""
+    shard_writer(tmp_path / "shards", map(rare, range(40)), maxcount=20)
+    splits = {"test": f"{tmp_path}/shards/00001.tar" if whole else "0.2"}
+    with caplog.at_level("INFO"):
+        index(
+            [str(tmp_path / "shards")],
+            tmp_path / "index",
+            splits=splits,
+            label="json:class",
+            group="" if whole else "json:clip",
+        )
+    line = "classes of json:class without test samples: call"
+    assert f"note: {line}" in caplog.messages
+    assert line in check(tmp_path / "index").notes
+
+
+def test_classes_in_every_split_or_in_none_are_not_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    samples = [rare(number) for number in range(40) if number != 7]
+    unlabelled = [(f"{number}", {"txt": b"a gesture"}) for number in range(50, 60)]
+    plain_tar(tmp_path / "shards/a.tar", samples)
+    plain_tar(tmp_path / "shards/b.tar", unlabelled)
+    with caplog.at_level("INFO"):
+        index([str(tmp_path / "shards")], tmp_path / "index", splits={"test": "0.2"}, label="json:class")
+        index(
+            [str(tmp_path / "shards")], tmp_path / "b", splits={"test": f"{tmp_path}/shards/b.tar"}, label="json:class"
+        )
+    assert not [message for message in caplog.messages if "without" in message]
+    assert not [note for folder in ("index", "b") for note in check(tmp_path / folder).notes if "without" in note]

@@ -325,7 +325,9 @@ def test_too_much_refused_stops_all_and_takes_no_effect(tmp_path: Path) -> None:
     table = make_source(tmp_path / "source")
     for n in (3, 4):
         (table.parent / f"photos/a/{n:03d}.jpg").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"2 of 30 .* more than 5%:(.|\n)*003\.jpg: not a JPEG.*\n.*004\.jpg"):
+    with pytest.raises(
+        UserError, match=r"2 of 30 .* more than 5%:(.|\n)*003\.jpg: not a JPEG.*\n.*004\.jpg(.|\n)*raise --max-refused"
+    ):
         pack(plan_of(table), tmp_path / "out")
     assert not (tmp_path / "out/dataset.json").exists()
     assert set(refusals(tmp_path / "out")) == {"003.jpg", "004.jpg"}
@@ -341,9 +343,23 @@ def test_class_names_that_are_no_text_are_told_before_anything_is_written(source
 
 
 def test_a_mistyped_path_is_told_before_anything_is_read(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"30 of 30 samples were rejected(.|\n)*no such file\n  and 25 more"):
+    file = re.escape(str(source.parent / "fotos/a/000.jpg"))
+    with pytest.raises(
+        UserError, match=rf"all 30 samples were rejected for the same reason, e\.g\. {file}: no such file\."
+    ):
         pack(plan_of(source, fields={"rgb": "fotos/{id}.jpg"}), tmp_path / "out", max_refused=1.0)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_file_is_told_with_the_folder_it_was_looked_for_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paths are relative to the folder of the table, not to the working folder."""
+    make_source(tmp_path / "source")
+    (tmp_path / "source/photos/a/003.jpg").unlink()
+    monkeypatch.chdir(tmp_path)
+    (refused,) = plan_of(Path("source/index.csv")).refused
+    assert (refused.file, refused.reason) == (f"{tmp_path}/source/photos/a/003.jpg", "no such file")
 
 
 def test_a_shard_whose_samples_are_all_refused_is_not_there(tmp_path: Path) -> None:

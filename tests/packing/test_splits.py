@@ -30,7 +30,7 @@ from pipeline.packing.recipes.plan import SourceSample
 def by_group(samples: Sequence[SourceSample], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
     """Group -> split; a group has one."""
     found: dict[str, set[str]] = defaultdict(set)
-    for sample, place in zip(samples, splits.assign(samples, fractions, seed), strict=True):
+    for sample, place in zip(samples, splits.assign(samples, fractions, seed).places, strict=True):
         found[sample.group].add(splits.SPLITS[place])
     return {group: split for group, (split,) in found.items()}
 
@@ -123,3 +123,37 @@ def test_a_given_split_that_divides_a_group_is_refused(tmp_path: Path) -> None:
     with_column(table, "part", lambda row: "test" if row["id"] == "a/017" else "train")
     with pytest.raises(UserError, match=r"group `clip7` has samples in `train` and in `test` \(e\.g\. key a-017\)"):
         pack(plan_of(table, split="part"), tmp_path)
+
+
+def test_packing_says_how_far_the_split_is_from_the_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    table = make_source(tmp_path / "source")
+    with caplog.at_level("INFO"):
+        dataset = pack(plan_of(table, group="room"), tmp_path / "out")
+    assert "2 groups: 1 train, 1 test; 50 % of the samples are in test (--test 0.2)" in caplog.messages
+    (warning,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert warning.startswith("test has 50 % of the samples instead of 20 %: groups are not divided")
+    assert dataset.split_rule.endswith("; test has 50 % of the samples instead of 20 %")
+
+
+def test_a_split_near_the_request_is_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    table = make_source(tmp_path / "source")
+    fractions = {"train": 0.4, "val": 0.3, "test": 0.3}
+    with caplog.at_level("INFO"):
+        dataset = pack(plan_of(table), tmp_path / "out", fractions=fractions)
+    line = "10 groups: 4 train, 3 val, 3 test; 30 % of the samples are in val (--val 0.3); "
+    assert line + "30 % of the samples are in test (--test 0.3)" in caplog.messages
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "instead of" not in dataset.split_rule
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        pack(plan_of(table, group=None), tmp_path / "single")
+    assert not [message for message in caplog.messages if "groups:" in message]  # every sample is its own
+
+
+def test_a_given_split_has_no_request_to_compare_with(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    table = make_source(tmp_path / "source")
+    with_column(table, "part", lambda row: "test" if row["clip"] < "clip5" else "train")
+    with caplog.at_level("INFO"):
+        pack(plan_of(table, split="part"), tmp_path / "out")
+    assert "10 groups: 5 train, 5 test; 50 % of the samples are in test" in caplog.messages
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]

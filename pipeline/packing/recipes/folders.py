@@ -31,6 +31,8 @@ from pipeline.packing.recipes.plan import (
 )
 from pipeline.packing.splits import SPLITS
 
+_NO_GROUP = "no group"
+
 
 def plan(
     root: str | Path,
@@ -52,18 +54,23 @@ def plan(
         label_from: `parent` uses the name of the folder of a file (`cat`) as its class.
         split_from: `top` uses the first folder of the path (`train/cat/001`) as the split: train, val or test.
         group: `parent` keeps the files of a folder in one split. Otherwise, a regular expression that is searched in
-            the path without extension (`cat/001`); its first capture group, or else the whole match, is the group. With
-            None, every sample is a separate group.
+            the path without root, folder of the field and extension (`cat/001`); its capture groups, joined by `/`, or
+            else the whole match, are the group. With None, every sample is a separate group.
         name: Name of the dataset; None means the name of the folder.
         licence: Licence of the data.
 
     Raises:
-        UserError: A folder is missing or empty, or the regular expression is invalid.
+        UserError: A folder is missing or empty, or the regular expression is invalid or matches no path.
     """
     if not fields:
         raise UserError("no fields: specify each field and its folder, e.g. `--field rgb=photos --field depth=maps`.")
     reader = _Reader(fields, label_from is not None, split_from is not None, _grouping(group))
     samples, refused = sift(reader.read(stem, paths) for stem, paths in _matched(Path(root), fields))
+    if not samples and all(refusal.reason.startswith(_NO_GROUP) for refusal in refused):
+        raise UserError(
+            f"all {len(refused)} samples were rejected: the pattern of --group, `{group}`, matches no path, e.g. "
+            f"`{refused[0].reason.rpartition(' does not match `')[2]}. Paths are without root, field folder and suffix."
+        )
     check_unique(samples)
     names = sort_classes(reader.class_name(sample.source) for sample in samples) if label_from else []
     if label_from:
@@ -175,5 +182,5 @@ def _group(stem: str, grouping: re.Pattern[str] | None) -> str:
     if grouping is None:
         return safe_key(stem)
     if (match := grouping.search(stem)) is None:
-        raise ValueError(f"no group: `{grouping.pattern}` does not match `{stem}`")
-    return match[1] if grouping.groups and match[1] is not None else match[0]
+        raise ValueError(f"{_NO_GROUP}: `{grouping.pattern}` does not match `{stem}`")
+    return "/".join(part for part in match.groups() if part is not None) or match[0]

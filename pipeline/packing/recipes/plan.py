@@ -264,7 +264,7 @@ def stamp(files: Iterable[str]) -> tuple[int, str]:
 
 
 def refusal(key: str, where: str, error: Exception) -> Refusal:
-    """Convert an exception to a `Refusal`. An OSError contains the file name.
+    """Convert an exception to a `Refusal`. An OSError contains the file name; that of a missing file becomes absolute.
 
     Raises:
         UserError: The machine failed: no permission, too many open files.
@@ -272,6 +272,7 @@ def refusal(key: str, where: str, error: Exception) -> Refusal:
     if fault := machine_fault(error, where):
         raise fault from None
     if isinstance(error, OSError):
-        lost = isinstance(error, FileNotFoundError)
-        return Refusal(key, str(error.filename or where), "no such file" if lost else str(error.strerror))
+        if isinstance(error, FileNotFoundError):
+            return Refusal(key, str(Path(error.filename).absolute()) if error.filename else where, "no such file")
+        return Refusal(key, str(error.filename or where), str(error.strerror))
     return Refusal(key, where, str(error))

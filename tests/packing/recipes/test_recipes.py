@@ -439,7 +439,18 @@ def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> Non
     assert refused["dog-gone"] == refused["wolf-gone"] == "no such file"
 
 
-@pytest.mark.parametrize(("group", "expected"), [("parent", "a/b"), (r"^(\w)/", "a"), ("b/.", "b/1"), (None, "a-b-1")])
+@pytest.mark.parametrize(
+    ("group", "expected"),
+    [
+        ("parent", "a/b"),
+        (r"^(\w)/", "a"),
+        ("b/.", "b/1"),
+        (r"(\w)/\w/(\d)", "a/1"),
+        (r"(\w)/\w/(x)?(\d)", "a/1"),
+        ("b/(x)?.", "b/1"),
+        (None, "a-b-1"),
+    ],
+)
 def test_a_group_is_the_folder_or_what_an_expression_finds(tmp_path: Path, group: str, expected: str) -> None:
     write_tree(tmp_path, ["photos/a/b/1.jpg"])
     (sample,) = folders.plan(tmp_path, {"rgb": "photos"}, group=group).samples
@@ -455,7 +466,23 @@ def test_folders_that_make_no_sense_are_told(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             folders.plan(tmp_path, **options)  # type: ignore[arg-type]
+    write_tree(tmp_path, ["photos/clip2.jpg"])
     assert folders.plan(tmp_path, {"rgb": "photos"}, group="clip").refused[0].reason.startswith("no group")
+
+
+def test_the_pattern_of_the_tutorial_separates_clips_of_different_classes(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[3] / "docs/tutorial-laptop.md").read_text()
+    pattern = re.findall(r"`--group '([^']+)'`", text)[0]
+    write_tree(tmp_path, [f"photos/{name}/clip3_{frame}.jpg" for name in ("cup", "plate") for frame in (1, 2)])
+    groups = [sample.group for sample in folders.plan(tmp_path, {"rgb": "photos"}, "parent", group=pattern).samples]
+    assert groups == ["cup/clip3", "cup/clip3", "plate/clip3", "plate/clip3"]
+
+
+def test_a_pattern_that_matches_no_path_is_told(tmp_path: Path) -> None:
+    write_tree(tmp_path, ["photos/cup/1.jpg", "photos/cup/2.jpg"])
+    message = r"all 2 samples were rejected: the pattern of --group, `\.jpg`, matches no path, e\.g\. `cup/1`\. "
+    with pytest.raises(UserError, match=message):
+        folders.plan(tmp_path, {"rgb": "photos"}, group=".jpg")
 
 
 CAMERA = {"fx": 500.0, "fy": 510.0, "cx": 319.5, "cy": 239.5}
