@@ -64,7 +64,7 @@ def test_it_answers_with_class_and_neighbours_of_both_sides(client: Any, runs: P
 
 def test_what_it_refuses(client: Any, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = client.post("/look/student", content=members(0)["rgb.jpg"])
-    assert (wrong.status_code, wrong.json()["error"][:21]) == (422, "PNG with 3 channels: ")
+    assert (wrong.status_code, wrong.json()["error"][:21]) == (422, "a JPEG with 3 channel")
     assert client.post("/look/student", content=str(runs / "student" / "config.yaml")).status_code == 422  # no path
     assert client.post("/look/nobody", content=b"").status_code == 404
     for place in ("student/9999", "nobody/0", "student/-1", "..%2f..%2fconfig.yaml/0", "student/../config.yaml"):

@@ -67,7 +67,7 @@ def test_predictions_are_those_of_the_evaluation(runs: Path, shapes: Path) -> No
 
 def test_bad_files_are_named_and_skipped(runs: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (files / "maps" / "9.png").write_bytes(members(0)["rgb.jpg"])
-    with pytest.raises(UserError, match=r"9.png: PNG with 3 channels"):
+    with pytest.raises(UserError, match=r"9.png: a JPEG with 3 channels"):
         pipeline.load(runs / "student").predict(files / "maps")
     assert call("predict", runs / "student", files / "maps", "--out", files / "labels.csv") == 1
     said = capsys.readouterr()
