@@ -123,11 +123,14 @@ def demo(
     epilog="""\b
 Examples:
   wcord check data/mine
+  wcord check "cc3m/{00000..00003}.tar"
   wcord check data/mine --config rgb_to_depth teacher.run=runs/teacher
   wcord check data/mine --listed runs/student/skipped.jsonl"""
 )
 def check(
-    shards: Annotated[Path, typer.Argument(help="Folder of a packed dataset.")],
+    shards: Annotated[
+        Path, typer.Argument(help="Folder of a packed or indexed dataset, or WebDataset shards as in data.shards.")
+    ],
     overrides: Overrides = None,
     ranks: Annotated[
         int, typer.Option(help="Number of training processes (world size) that will read the dataset.")
@@ -149,9 +152,9 @@ def check(
         Path | None, typer.Option(help="Check only the samples listed in this skipped.jsonl file of a run.")
     ] = None,
 ) -> None:
-    """Check a packed dataset.
+    """Check a dataset: packed, indexed, or WebDataset shards as they are.
 
-    Prints one line per problem. The exit code is 1 if there are any.
+    Prints a summary of the content, then notes and faults, one line each. The exit code is 1 if there are faults.
     """
     if config is not None:
         from pipeline import config as configs

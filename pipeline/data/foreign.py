@@ -193,9 +193,14 @@ def describe(counts: Sequence[Count], splits: Mapping[str, str], division: Divis
         splits=dict(sorted(found.items(), key=lambda item: item[0] != REST)),
         classes={label: names for label, own in _values(counts).items() if (names := class_names(own))},
         units={},
-        split_rule=f"by a hash of the {division.group or 'key'}: {division.shares}" if division else "by shard",
+        split_rule=_rule(division) if division else "by shard",
         division=division,
     )
+
+
+def _rule(division: Division) -> str:
+    shares = ", ".join(f"{split} {share:g}" for split, share in division.shares.items())
+    return f"{shares}, by hash of {division.group or 'the key'}"
 
 
 def _values(counts: Sequence[Count]) -> dict[str, set[str]]:

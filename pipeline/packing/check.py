@@ -1,4 +1,4 @@
-"""Checks a packed dataset before training: reads every byte, reports one line per problem, and changes nothing."""
+"""Checks a dataset before training: reads every byte, reports one line per problem, and changes nothing."""
 
 from __future__ import annotations
 
@@ -210,14 +210,16 @@ class Findings:
                 yield f"{where}.{member}: missing, but most samples have it; run the same `wcord pack` again"
 
     def facts(self) -> list[str]:
-        """Members with counts and sizes, classes and depths, one line each."""
+        """Members (with their extensions in foreign shards), counts, sizes, classes and depths, one line each."""
         lines = []
         for member, count in sorted(self.fields.items()):
             sizes = sorted(self.sizes.get(member, ()), key=lambda size: size[0] * size[1])
             low, high = (f"{width} x {height}" for width, height in (sizes[0], sizes[-1])) if sizes else ("", "")
             size = f", {low}" + (f" to {high}" if high != low else "") if sizes else ""
             depth = f", {self.depths.fact()}" if member.startswith("depth.") and self.depths.medians else ""
-            lines.append(f"  {member}: in {count} of {self.samples} samples{size}{depth}")
+            own = " or ".join(name for name, known in self.dataset.names.items() if known == member != name)
+            stored = f" (stored as {own})" if own else ""
+            lines.append(f"  {member}{stored}: in {count} of {self.samples} samples{size}{depth}")
         return [*lines, *self.balance.facts()]
 
     def notes(self) -> Iterator[str]:

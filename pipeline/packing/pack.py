@@ -206,7 +206,7 @@ class Packing:
         if sum(self.groups.values()) < len(self.plan.samples):
             log.info(group_splits.outcome(self.groups, samples, self.fractions))
         for deviation in group_splits.deviations(samples, self.fractions):
-            log.warning(f"{deviation}: groups are not divided, and each split gets every class. Use smaller groups.")
+            log.warning(f"{deviation}: groups are not divided, and classes are balanced. Use smaller groups.")
 
     def _claim(self, overwrite: bool) -> None:
         """Claim the folder for this plan, or raise UserError if it contains a different packing.

@@ -32,7 +32,19 @@ def test_it_says_what_there_is(capsys: Any) -> None:
     assert "json:category: 3 classes" in out
     assert "The index is in data/mine. To train on it, set data.shards=data/mine." in out
     assert call("check", "data/mine") == 0
-    assert "no faults" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "no faults" in out
+    assert "split: test 0.2, by hash of json:clip\n" in out
+    assert "  rgb.jpg (stored as jpg): in 40 of 40 samples" in out
+    assert "  label.txt (stored as cls): in 40 of 40 samples" in out
+    assert "  json: in 40 of 40 samples" in out
+
+
+def test_the_help_of_check_names_all_that_it_takes_and_prints(capsys: Any) -> None:
+    assert call("check", "--help") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for words in ("packed or indexed dataset", "WebDataset shards", "summary", "exit code is 1 if there are faults"):
+        assert words in text
 
 
 @pytest.mark.usefixtures("shards")

@@ -158,7 +158,7 @@ def test_a_file_is_dropped_in_a_real_browser(address: str, tmp_path: Path) -> No
         assert browser.errors == []
         browser.point_at("#sides input", click=True)
         choose(browser, bad)
-        wait(browser, "document.querySelector('#error').textContent.includes('PNG with 3 channels')")
+        wait(browser, "document.querySelector('#error').textContent.includes('a JPEG with 3 channels')")
         assert browser.run("document.querySelector('#answer').hidden")
 
 

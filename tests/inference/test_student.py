@@ -72,7 +72,7 @@ def test_bad_files_are_named_and_skipped(runs: Path, files: Path, capsys: pytest
     assert call("predict", runs / "student", files / "maps", "--out", files / "labels.csv") == 1
     said = capsys.readouterr()
     assert "6 predictions in" in said.out
-    assert said.err.startswith(f"skipped: {files / 'maps' / '9.png'}: PNG with 3 channels")
+    assert said.err.startswith(f"skipped: {files / 'maps' / '9.png'}: a JPEG with 3 channels")
     rows = list(csv.DictReader((files / "labels.csv").open()))
     assert [Path(row["key"]).name for row in rows] == ["0.png", "1.png", "2.png", "3.png", "4.png", "5.png"]
     assert all(row["label"] in ("disc", "square", "cross") for row in rows)
