@@ -7,14 +7,14 @@ import json
 import logging
 import math
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import torch
+import yaml
 from accelerate import Accelerator
 
 from pipeline.common.errors import UserError
-from pipeline.config.settings import Config, LearningRateFactors, load
+from pipeline.config.settings import Config, LearningRateFactors
 from pipeline.data.mixture import Mixture
 from pipeline.data.source import OpenDataset
 from pipeline.models.distillation import Distillation
@@ -22,6 +22,7 @@ from pipeline.models.network import Joint, Network
 from pipeline.models.sharded import is_sharded
 from pipeline.runs.checkpoint import SHARDS, Checkpoint, newest_checkpoint, save_checkpoint, set_aside
 from pipeline.train.fsdp import load_model, load_optimizer, whole
+from pipeline.train.plain_data import PlainData
 from pipeline.train.state import Training
 
 log = logging.getLogger(__name__)
@@ -117,12 +118,15 @@ def say_changes(training: Training, done: int) -> None:
         done: Number of finished steps.
     """
     run, schedule = training.run, training.schedule
-    if (run / "results.json").exists():
+    if (run / "results.json").exists() and not isinstance(training.source, PlainData):  # distill writes it again
         log.info(f"{run}: the evaluation of step {done} (results.json, evaluation/) is removed; evaluate again.")
-    with suppress(UserError, OSError):  # without a readable config, the earlier schedule is unknown
-        earlier = replace(schedule, train=load(run / "config.yaml").train)
-        if schedule.train.schedule == "cosine" and schedule.steps != earlier.steps:
-            log.info(f"{run}: the learning rate schedule now ends at step {schedule.steps}, not {earlier.steps}.")
+    if schedule.train.schedule != "cosine":
+        return
+    with suppress(OSError, yaml.YAMLError, KeyError, TypeError):  # without a readable config, the end is unknown
+        train = yaml.safe_load((run / "config.yaml").read_bytes())["train"]
+        earlier = train["steps"] or train["epochs"] * schedule.steps_per_epoch
+        if schedule.steps != earlier:
+            log.info(f"{run}: the learning rate schedule now ends at step {schedule.steps}, not {earlier}.")
 
 
 FREE = ("shards", "join", "workers", "max_faulty")

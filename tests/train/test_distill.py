@@ -62,6 +62,24 @@ def test_plain_modules_and_a_plain_loader(tmp_path: Path) -> None:
         wcord.load(run)
 
 
+def test_more_steps_move_the_end_of_the_schedule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for steps in (4, 6):
+        run = wcord.distill(
+            None,
+            mlp(4),
+            batches(),
+            ["cross_entropy"],
+            run=tmp_path / "run",
+            resume=steps == 6,
+            validation=batches(),
+            metrics={"accuracy": lambda label, prediction: (label == prediction).mean()},
+            **SETTINGS | {"steps": steps},
+        )
+    said = capsys.readouterr().out
+    assert f"{run}: the learning rate schedule now ends at step 6, not 4." in said
+    assert "is removed" not in said  # it is written again
+
+
 def test_a_resumed_run_has_the_same_bits_and_calls_back(tmp_path: Path) -> None:
     class Count(wcord.Callback):
         def __init__(self) -> None:
