@@ -49,6 +49,14 @@ def _cache_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         yield
 
 
+@pytest.fixture
+def forked_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of a pool are forked from one that has imported everything."""
+    from launching import FORKED
+
+    monkeypatch.setattr("pipeline.common.process_pool.multiprocessing.get_context", lambda _: FORKED)
+
+
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """96 training and 30 test samples in 3 + 2 shards of unequal size; do not change it."""

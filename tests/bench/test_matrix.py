@@ -237,7 +237,13 @@ def test_a_shipped_bench_is_found_by_its_name(name: str, tmp_path: Path, monkeyp
         run_bench("matrx")
 
 
-@pytest.mark.parametrize("path", sorted((SHIPPED / "bench").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.stem == "cifar100" else ())
+        for path in sorted((SHIPPED / "bench").glob("*.yaml"))
+    ],
+)
 def test_shipped_benches_describe_cells_that_hold(path: Path) -> None:
     found = load(path, ["seeds=1"])  # the others differ in nothing else
     assert len(dict(cells(found, path.parent))) == len(found.pairs) * len(found.methods) * found.seeds

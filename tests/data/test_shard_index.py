@@ -112,6 +112,7 @@ def test_only_a_changed_shard_is_counted_again(
     assert counted[5:] == ["00000.tar", "00001.tar", "00002.tar"]
 
 
+@pytest.mark.usefixtures("forked_pools")
 def test_several_processes_count_the_same(shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = count(shards, tmp_path / "alone", Wanted(labels_of("json:category"), hashed=True))
     monkeypatch.setattr(shard_index, "WORTH_PROCESSES", 0)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import LOSSES, NAMES, ToyNetwork, batch, build, dims, sides
+from cases import NAMES, ToyNetwork, batch, build, dims, sides
 
 from losses import Batch, Dims, Features, LocalTransport, Loss, LossOutput, local_transport, position_transport
 
@@ -153,7 +153,7 @@ def two_steps(name: str, backend: str | None) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in LOSSES else pytest.mark.slow) for name in NAMES]
+    "name", [pytest.param(name, marks=() if name in ("wcord", "crd", "kd") else pytest.mark.slow) for name in NAMES]
 )
 def test_compiled_whole(name: str) -> None:
     """Traced forward and backward, in which what is mutated and what is saved must not meet."""

@@ -328,7 +328,8 @@ def worker(rank: int, ranks: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_equal_one(ranks: int) -> None:
     one = steps(0, 1)
     with tempfile.TemporaryDirectory() as folder:

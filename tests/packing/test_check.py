@@ -137,6 +137,7 @@ def test_masks_are_held_against_their_classes(data: Path) -> None:
     assert not any("mask:" in fact for fact in check(data, quick=True).facts)
 
 
+@pytest.mark.usefixtures("forked_pools")
 def test_more_processes_report_the_same(data: Path) -> None:
     rewrite(data, put("rgb.jpg", b"x"))
     rewrite(data, put("depth.png", b"x"), "test-000000.tar")

@@ -102,6 +102,7 @@ def test_shards_keep_to_the_target_size(source: Path, tmp_path: Path) -> None:
         pack(plan, tmp_path / "none", shard_bytes=0)
 
 
+@pytest.mark.usefixtures("forked_pools")
 def test_more_processes_give_the_same_bytes(source: Path, tmp_path: Path) -> None:
     plan = plan_of(source)
     pack(plan, tmp_path / "one", workers=1)

@@ -147,6 +147,7 @@ def test_urls_that_cannot_be_written_are_named(source: Path, url: str, message: 
     assert "secret@" not in said
 
 
+@pytest.mark.slow
 def test_s3_with_worker_processes(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     with object_store(monkeypatch) as files:
         files.mkdir("bucket")

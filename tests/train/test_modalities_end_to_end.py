@@ -34,7 +34,11 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("{name: audio, seconds: 0.2}", "{name: log_mel_cnn, width: 4}"),
         ("text", "{name: text_transformer, width: 16, depth: 1, heads: 2}"),
-        ("[depth, audio]", "[{name: cnn5, width: 4, size: 16}, {name: log_mel_cnn, width: 4}]"),
+        pytest.param(
+            "[depth, audio]",
+            "[{name: cnn5, width: 4, size: 16}, {name: log_mel_cnn, width: 4}]",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_student_of_a_photo_s_teacher(make_config: Any, scenes: Path, modality: str, encoder: str) -> None:
@@ -73,6 +77,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_points_as_students_of_a_photo_s_teacher(make_config: Any, recordings: Path, tmp_path: Path) -> None:
     shards = tmp_path / "packed"
     fields = ("--field", "rgb=photos", "--field", "points=scans", "--label-from", "parent")

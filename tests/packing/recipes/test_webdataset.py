@@ -334,6 +334,7 @@ def test_depth_with_its_camera_is_joined_from_a_packed_set(tmp_path: Path) -> No
 # As other recipes.
 
 
+@pytest.mark.usefixtures("forked_pools")
 def test_more_processes_give_the_same_bytes_and_nothing_is_written_twice(shards: Path, tmp_path: Path) -> None:
     for name, workers in (("one", 1), ("two", 2)):
         pack(recipe.plan([str(shards)], workers=workers), tmp_path / name, workers=workers)
