@@ -60,7 +60,8 @@ def test_a_warning_saves_requeues_and_goes_on(make_config: Any, tmp_path: Path) 
     assert (tmp_path / "requeued").read_text().strip() == "requeue 7"  # ended by itself: not again
 
 
-@pytest.mark.parametrize("first", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [1, 0])
 def test_an_array_packs_one_set(tmp_path: Path, first: int) -> None:
     (tmp_path / "wcord").write_text('#!/bin/bash\nexec "$PYTHON" -m wcord "$@"\n')
     (tmp_path / "wcord").chmod(0o755)

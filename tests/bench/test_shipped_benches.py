@@ -49,7 +49,7 @@ def dims_of(config: Config, classes: int) -> Dims:
     return dims(json.dumps(config.student.encoder), classes)
 
 
-@pytest.mark.parametrize("name", ["cifar100", "imagenet"])
+@pytest.mark.parametrize("name", [pytest.param("cifar100", marks=pytest.mark.slow), "imagenet"])
 def test_every_pair_fits_every_method(name: str) -> None:
     bench = benches.load(BENCH / f"{name}.yaml")
     teachers = {teacher: dims_of(resolved(own), CLASSES[name]) for teacher, own in bench.teachers.items()}

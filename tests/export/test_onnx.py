@@ -39,7 +39,7 @@ ELSEWHERE = {"module", "timm", "torchvision", "open_clip"}
 HALVES = ("luminance", "chroma")
 DEEPER = re.compile(r"resnet(14|20|32|44|56|110|32x4|34)|wrn_(16_2|40_\d)|vgg1\d")
 """Named networks that are others of their class with more blocks or channels, of which the graph has nothing new."""
-FAST = [("depth", "cnn5"), ("text", "text_transformer")]
+FAST = [("depth", "cnn5")]
 ENCODERS = [
     pytest.param(name, encoder, marks=[] if (name, encoder) in FAST else pytest.mark.slow)
     for name, modality in modalities.MODALITIES.items()
@@ -172,7 +172,9 @@ def test_a_joint_network_has_the_inputs_of_both(tmp_path: Path) -> None:
     assert difference(graph, tmp_path / "model.onnx", [seen(network, ["rgb", "text"], [9])]) < TOLERANCE
 
 
-@pytest.mark.parametrize(("modality", "encoder"), FAST)
+@pytest.mark.parametrize(
+    ("modality", "encoder"), [*FAST, pytest.param("text", "text_transformer", marks=pytest.mark.slow)]
+)
 def test_eight_bits_are_smaller_and_near(modality: str, encoder: str, tmp_path: Path) -> None:
     network, batch = network_and_batch(modality, encoder, tmp_path, samples=16)
     graph = Graph(network, batch)

@@ -117,6 +117,7 @@ def test_without_a_network_the_cached_student_is_used(
         hub_student.student_folder(NAME)
 
 
+@pytest.mark.slow
 def test_a_hub_that_cannot_be_reached_is_one_line_within_5_s(unreachable: None, tmp_path: Path, capsys) -> None:
     start = time.monotonic()
     assert call("predict", NAME, tmp_path) == 2

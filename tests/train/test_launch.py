@@ -43,7 +43,8 @@ def test_a_launch_that_cannot_be_is_refused(
         start_accelerator(configs.load(make_config()))
 
 
-@pytest.mark.parametrize("rank", [pytest.param("0", marks=pytest.mark.slow), "1"])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_process_that_the_others_do_not_join_says_so(make_config: Any, rank: str) -> None:
     """They ended before, or wait elsewhere."""
     with socket.socket() as found:

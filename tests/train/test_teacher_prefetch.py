@@ -94,6 +94,7 @@ def test_a_run_with_it_is_resumed_to_the_bit(path: Path) -> None:
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+@pytest.mark.slow
 def test_the_loader_s_processes_end_in_peace(path: Path) -> None:
     """They are told to at the end; one that then fails would be reported as died."""
     code = (
