@@ -9,7 +9,7 @@ import logging
 import signal
 import sqlite3
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -77,13 +77,10 @@ Examples:
   wcord index s3://bucket/cc12m --out data/cc12m --label json:category --group json:clip --split test=0.02""",
 )(index)
 
-WHOLE = 500
-"""Columns of a table that is not printed to a terminal."""
+PIPE_WIDTH = 500
+"""Columns of a table that goes to a file or another program, so that no cell is cut."""
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings that override the config: section.key=value …")]
-RunFolders = Annotated[
-    list[Path], typer.Argument(help="Run folders. The report is about the first one; the others are for comparison.")
-]
 
 
 def _print_version(asked: bool) -> None:
@@ -274,8 +271,14 @@ def evaluate(
         ends = {f"{name}_{end}" for name in results for end in ("low", "high")}
         for name, value in results.items():
             if name not in ends:
-                interval = [_short(results[f"{name}_{end}"]) for end in ("low", "high") if f"{name}_low" in results]
-                say(f"{name:48s} {_short(value)}{f' [{interval[0]}, {interval[1]}]' if interval else ''}")
+                say(f"{name:48s} {_short(value)}{_interval(results, name)}")
+
+
+def _interval(results: Mapping[str, float], name: str) -> str:
+    """The 95 % interval of a result, if it has one."""
+    if f"{name}_low" not in results:
+        return ""
+    return f" [{_short(results[f'{name}_low'])}, {_short(results[f'{name}_high'])}]"
 
 
 def _short(value: float) -> str:
@@ -304,8 +307,7 @@ def compare(
     from pipeline.runs.compare import write
 
     found = run_compare(runs, baseline=baseline)
-    # A file or another program gets the whole table.
-    Console(width=None if sys.stdout.isatty() else WHOLE).print(found.terminal())
+    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(found.terminal())
     write(found, out)
     say(f"{out}: wrote table.md, table.csv and plot.png.")
 
@@ -331,7 +333,10 @@ def bench(
 
 @app.command(epilog="\b\nExample:\n  wcord report runs/student runs/labels")
 def report(
-    runs: RunFolders,
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Run folders. The report is about the first one; the others are for comparison."),
+    ],
     out: Annotated[Path | None, typer.Option(help="HTML file; default: report.html in the first run folder.")] = None,
 ) -> None:
     """Write a self-contained HTML report about a run and compare it with other runs."""

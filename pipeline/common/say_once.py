@@ -31,6 +31,6 @@ def _is_first(message: str) -> bool:
         (Path(file).parents[1] / f"error_{digest(message):016x}").touch(exist_ok=False)
     except FileExistsError:
         return False
-    except (OSError, IndexError):
-        return True
+    except (OSError, IndexError):  # no such folder, so there is nothing to agree by
+        pass
     return True

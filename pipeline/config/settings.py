@@ -447,7 +447,7 @@ class Evaluation(Section):
     split: str = Field(
         default="test",
         min_length=1,
-        description="Split that is evaluated; with `every`, a validation split, since it selects `best/`.",
+        description="Split that is evaluated. If `every` is set, use a validation split, since it selects `best/`.",
     )
     every: Literal[0] | Interval = Field(
         default=0,

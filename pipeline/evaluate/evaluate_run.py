@@ -24,10 +24,11 @@ from pipeline.evaluate.gallery import track_gallery
 from pipeline.evaluate.probes import Standard, accuracy, classify_frozen, never_predicted
 from pipeline.evaluate.retrieval import chance, intervals, ranks, summary
 from pipeline.evaluate.segmentation import SegmentationEvaluator
-from pipeline.evaluate.shared_space import SPACE, Space
+from pipeline.evaluate.shared_space import Space
 from pipeline.evaluate.user_metrics import load_metrics, user_scores
 from pipeline.evaluate.write_artifacts import count_confusion, write_confusion, write_examples, write_masks
 from pipeline.models.build import build_teacher
+from pipeline.models.description import SPACE
 from pipeline.models.network import Joint, Network, build_network, load_network
 from pipeline.runs.reader import read_results
 

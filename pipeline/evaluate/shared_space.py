@@ -12,8 +12,7 @@ from safetensors.numpy import load, save
 from pipeline.common.errors import UserError
 from pipeline.common.files import write_atomic
 from pipeline.evaluate.probes import Standard
-
-SPACE = "space.safetensors"
+from pipeline.models.description import SPACE
 
 
 @dataclass(frozen=True)

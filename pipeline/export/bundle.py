@@ -27,12 +27,12 @@ from pipeline.data.source import OpenDataset, Source
 from pipeline.data.stream import EvalStream, loader
 from pipeline.data.views import ViewSpec
 from pipeline.evaluate.latency import latency
-from pipeline.evaluate.shared_space import SPACE
 from pipeline.export import portable
 from pipeline.export.model_card import Export, card
 from pipeline.export.onnx import TOLERANCE, Graph, difference, feed, quantise, quiet, session, trace, write_onnx
 from pipeline.export.own_script import script_fault
 from pipeline.models.build import build_teacher
+from pipeline.models.description import SPACE
 from pipeline.models.network import Joint, Network, load_network, save_network
 
 CALIBRATION, TESTED, BATCH = 256, 2000, 32

@@ -13,11 +13,12 @@ from modalities import Text
 from pipeline import config as configs
 from pipeline.common.errors import UserError
 from pipeline.data.views import View
-from pipeline.evaluate.shared_space import SPACE, load_space
+from pipeline.evaluate.shared_space import load_space
 from pipeline.inference.faiss_index import Hit, open_index, unit
 from pipeline.inference.inputs import look_at
 from pipeline.inference.student import Student
 from pipeline.models.build import build_teacher
+from pipeline.models.description import SPACE
 from pipeline.models.hub_student import student_folder
 from pipeline.models.network import load_network
 

@@ -16,6 +16,9 @@ from pipeline.common.run_format import check_format
 from pipeline.data.views import ViewSpec, several
 
 DESCRIPTION = "network.json"
+SPACE = "space.safetensors"
+"""The embedding space that a student shares with its teacher, next to its description."""
+
 LARGEST = 1 << 30
 """Bytes of tensors that building a network may need beyond four times the size of its weights file."""
 

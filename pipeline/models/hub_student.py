@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.common.disk_errors import machine_fault
 from pipeline.common.errors import UserError
 from pipeline.data.hub import UNREACHABLE, reach_hub
-from pipeline.models.description import DESCRIPTION, read_description
+from pipeline.models.description import DESCRIPTION, SPACE, read_description
 from pipeline.models.network import WEIGHTS
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,6 @@ NAME = re.compile(r"(?!runs/)(?P<owner>\w[\w.-]*)/(?P<name>\w[\w.-]*)(?:@(?P<rev
 COMMIT = re.compile(r"[0-9a-f]{40}")
 IMPORTED = re.compile(r"[\w.]+:[\w.]+")
 
-SPACE = "space.safetensors"  # as in pipeline.evaluate.shared_space, which may not be imported here
 READ = WEIGHTS, SPACE, "encoder/*.json", "tokenizer/*.json", "tokenizer/*.txt", "tokenizer/*.model"
 PARTS = "[0-9]", "[0-9][0-9]"
 """The folders of the networks of a joint network."""

@@ -219,7 +219,7 @@ def compare_groups(groups: Sequence[Group], out: Path | None = None, baseline: s
     if not present:
         cure = "Run `wcord evaluate RUN` for each, then compare again."
         if any(made_in_python(run.config) for run in read):
-            cure = "Pass `validation` and `metrics` to wcord.distill, run `wcord evaluate RUN` for other runs."
+            cure = "Pass `validation` and `metrics` to wcord.distill; for other runs, use `wcord evaluate RUN`."
         raise UserError(f"None of the runs has results. {cure}")
     metrics = key_metrics(present) or tuple(sorted(present))
     names = [group.name for group in groups]

@@ -38,7 +38,7 @@ from pipeline.train.guard import Guard
 from pipeline.train.held_out import HeldOut, open_held_out
 from pipeline.train.label_count import say_labels
 from pipeline.train.launch import in_brief, lost, owned_by_all, start_accelerator
-from pipeline.train.load_once import loaded_once, pin_teacher
+from pipeline.train.load_once import loaded_once, once, pin_teacher
 from pipeline.train.metrics_log import Log
 from pipeline.train.nonfinite import NonFinite
 from pipeline.train.optimizer import build_optimizer, record_learning_rates
@@ -248,7 +248,7 @@ def _set_up(config: Config, dataset: OpenDataset, accelerator: Accelerator, call
     for each in mixture.datasets if mixture else [dataset]:
         check_inputs(config, each)
     source = mixture.sources[0] if mixture else dataset.split("train", config.data.label_fraction, config.seed)
-    say_labels(config, mixture.sources if mixture else [source])
+    once(accelerator, lambda: say_labels(config, mixture.sources if mixture else [source]))
     batch = config.data.batch_size
     epoch = mixture.steps_per_epoch(batch) if mixture else steps_per_epoch(source, batch)
     schedule = Schedule(config.train, epoch, config.losses)

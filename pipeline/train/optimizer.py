@@ -104,6 +104,6 @@ def record_learning_rates(model: Distillation, config: Config, run: Path) -> Non
     told = [f"{part['part']} {part['learning_rate']:.3g} ({part['parameters']:,} parameters)" for part in parts]
     if frozen := sum(p.numel() for p in model.student.parameters() if not p.requires_grad):
         told.append(f"{frozen:,} parameters are frozen")
-    networks = model.student.networks if isinstance(model.student, Joint) else [model.student]
+    networks = model.student._networks() if isinstance(model.student, Joint) else [model.student]
     told += [f"an encoder is frozen for the first {n} steps" for part in networks if (n := part.frozen_steps)]
     log.info(f"learning rates: {'; '.join(told)}")

@@ -6,7 +6,8 @@ import pytest
 from pipeline.common.errors import UserError
 from pipeline.evaluate.probes import Standard, accuracy, classify_frozen
 from pipeline.evaluate.retrieval import retrieval
-from pipeline.evaluate.shared_space import SPACE, Space, load_space
+from pipeline.evaluate.shared_space import Space, load_space
+from pipeline.models.description import SPACE
 
 RNG = np.random.default_rng(0)
 

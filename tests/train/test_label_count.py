@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from launching import launch
 
 from pipeline import config as configs
 from pipeline.common.errors import UserError
@@ -62,3 +63,12 @@ def test_a_large_dataset_is_not_read(
 def test_a_run_says_it_at_the_start(make_config: Any, capsys: pytest.CaptureFixture[str]) -> None:
     train(configs.load(make_config(), ["data.label_fraction=0.5", "train.steps=2"]))
     assert capsys.readouterr().out.startswith("labels: ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fraction", "code"), [(0.5, 0), (1e-6, 2)])
+def test_one_of_two_processes_counts_for_both(make_config: Any, fraction: float, code: int) -> None:
+    done = launch(["train", str(make_config()), f"data.label_fraction={fraction}", "train.steps=2", "train.warmup=1"])
+    assert done.returncode == code, done.stderr
+    assert done.stdout.count("labels: ") == (code == 0)
+    assert ("leaves no label, but losses.cross_entropy requires labels" in done.stderr) == (code == 2)
