@@ -68,14 +68,25 @@ def without_lora(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 def plain_names(module: nn.Module) -> dict[str, str]:
     """The names that the weights have without LoRA -> their names in `module`, without those of the updates."""
-    return {name.replace(".base_layer.", "."): name for name in module.state_dict() if ".lora_" not in name}
+    names = {name: name for name in module.state_dict()}
+    for path in _layers(module):
+        for name in [name for name in names if name.startswith(f"{path}.")]:
+            del names[name]
+            if name.startswith(start := f"{path}.base_layer."):
+                names[f"{path}.{name.removeprefix(start)}"] = name
+    return names
 
 
 @torch.no_grad()
 def merged_state(module: nn.Module) -> dict[str, Tensor]:
     """The weights of a module with the updates of LoRA added, under the names that they have without LoRA."""
     state: dict[str, Any] = module.state_dict()
-    for path, layer in module.named_modules():
-        if (name := f"{path}.base_layer.weight") in state:
-            state[name] = state[name] + layer.get_delta_weight("default")  # type: ignore[operator]
+    for path, layer in _layers(module).items():
+        name = f"{path}.base_layer.weight"
+        state[name] = state[name] + layer.get_delta_weight("default")
     return {plain: state[name] for plain, name in plain_names(module).items()}
+
+
+def _layers(module: nn.Module) -> dict[str, Any]:
+    """Path -> layer with an update. Other networks may have layers named `base_layer`, e.g. DLA of timm."""
+    return {path: layer for path, layer in module.named_modules() if hasattr(layer, "get_delta_weight")}

@@ -13,7 +13,7 @@ from torch import Tensor
 import modalities
 from losses import Features
 from modalities.encoders.base import Encoder
-from modalities.encoders.lora import merged_state
+from modalities.encoders.lora import merged_state, plain_names
 from modalities.transformers_loader import import_transformers
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -110,3 +110,11 @@ def test_a_missing_package_is_named_with_its_extra(models: Path, monkeypatch: py
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ValueError, match=r"requires peft: pip install 'wcord\[lora\]'"):
         build(models, "rgb", lora={})
+
+
+def test_layers_of_other_networks_keep_their_names() -> None:
+    """DLA of timm has a `base_layer`, which is none of LoRA."""
+    network = torch.nn.ModuleDict({"base_layer": torch.nn.Linear(2, 3), "lora_like": torch.nn.Linear(3, 2)})
+    outer = torch.nn.ModuleDict({"encoder": network})
+    assert plain_names(outer) == {name: name for name in outer.state_dict()}
+    assert merged_state(outer).keys() == outer.state_dict().keys()
