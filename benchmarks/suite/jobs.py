@@ -14,7 +14,7 @@ from losses import LOSSES
 from pipeline.models.build import build_model
 from pipeline.train import train
 
-MEASURES = {"top1": measure.top1, "R@10": measure.recall}
+MEASURES = {"top1": measure.top1, "probe": measure.probe, "R@10": measure.recall}
 DONE = "results.json"
 
 

@@ -1,4 +1,4 @@
-"""Metrics of the suite for students that were trained in parallel: top-1, or cross-modal recall."""
+"""Metrics of the suite for students that were trained in parallel: top-1, linear probe, or cross-modal recall."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.config import Config
 from pipeline.data.source import open_split
 from pipeline.data.stream import EvalStream, loader
 from pipeline.evaluate.evaluate_run import Results
-from pipeline.evaluate.probes import accuracy
+from pipeline.evaluate.probes import accuracy, classify_frozen
 from pipeline.evaluate.retrieval import retrieval
 from pipeline.evaluate.shared_space import Space
 from pipeline.models.build import build_teacher
@@ -45,6 +45,18 @@ def top1(students: Sequence[Network | Joint], config: Config) -> list[Results]:
     return [
         {split: accuracy(seen.predicted[number], seen.label)["top1"] for split, seen in found.items()}
         for number in range(len(students))
+    ]
+
+
+def probe(students: Sequence[Network | Joint], config: Config) -> list[Results]:
+    """Accuracy of a linear probe on the frozen features, with all training labels, as in `wcord evaluate`."""
+    train, *others = (run_split(students, None, config, split) for split in ("train", *SPLITS))
+    return [
+        {
+            split: classify_frozen(features, train.label, seen.features[number], seen.label, neighbours=10)["probe"]
+            for split, seen in zip(SPLITS, others, strict=True)
+        }
+        for number, features in enumerate(train.features)
     ]
 
 

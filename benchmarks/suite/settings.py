@@ -48,7 +48,8 @@ class Setting(BaseModel):
         broken: Which pairs to mismatch; None means none.
         teacher: A complete config of the run that trains the teacher, or the section `teacher` for a pretrained one.
         student: The sections data, student and train.
-        measure: Metric of the student on val and test.
+        measure: Metric of the student on val and test. `probe`: trained without labels, then a linear probe on the
+            frozen features with all training labels.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -61,7 +62,7 @@ class Setting(BaseModel):
     broken: Broken | None = None
     teacher: dict[str, Any]
     student: dict[str, Any]
-    measure: Literal["top1", "R@10"]
+    measure: Literal["top1", "probe", "R@10"]
 
     @property
     def logits(self) -> bool:
@@ -70,8 +71,8 @@ class Setting(BaseModel):
 
     @property
     def task(self) -> Losses:
-        """The losses that need no teacher; empty without labels."""
-        return {"cross_entropy": {}} if self.label else {}
+        """The losses that need no teacher; empty if training uses no labels."""
+        return {"cross_entropy": {}} if self.label and self.measure != "probe" else {}
 
     def whole(self, out: Path) -> Path:
         """Folder of all correct pairs and of the teacher that is trained on them. Settings may share it."""

@@ -14,18 +14,19 @@ import yaml
 from benchmarks.suite import regret
 from benchmarks.suite.__main__ import main
 from benchmarks.suite.jobs import fitting, run, teach
-from benchmarks.suite.settings import Broken, Setting, load_settings
+from benchmarks.suite.settings import FOLDER, Broken, Setting, load_settings
 
 METHODS = yaml.safe_load((Path(regret.__file__).parent / "methods.yaml").read_text())
 SETTINGS = load_settings()
+PRETRAINED = load_settings(folder=FOLDER.parent / "pretrained")
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", SETTINGS | PRETRAINED)
 def test_every_method_fits_a_shipped_setting(name: str, tmp_path: Path) -> None:
-    setting = SETTINGS[name]
+    setting = (SETTINGS | PRETRAINED)[name]
     methods = fitting(setting, METHODS["rivals"] | METHODS["ours"] | METHODS["forms"])
     assert ("kd" in methods) == setting.logits
-    assert ("labels" in methods) == (setting.label is not None)
+    assert ("labels" in methods) == (setting.label is not None and setting.measure != "probe")
     for method, losses in methods.items():
         if losses:
             assert setting.student_config(tmp_path, method, losses, 1).seed == 1
@@ -80,7 +81,7 @@ def test_a_setting_of_ones_own_runs_and_resumes(
 ) -> None:
     (tmp_path / "settings").mkdir()
     written = setting.model_dump(exclude_none=True)
-    for name, change in (("whole", {}), ("recall", {"measure": "R@10"})):
+    for name, change in (("whole", {}), ("recall", {"measure": "R@10"}), ("probe", {"measure": "probe"})):
         (tmp_path / "settings" / f"{name}.yaml").write_text(yaml.safe_dump(written | change))
     arguments = ["--data", str(tmp_path), "--out", str(tmp_path / "out"), "--folder", str(tmp_path / "settings")]
     arguments += ["--methods", "kd", "wcord", "--seeds", "2", "--processes", "1"]
@@ -89,7 +90,7 @@ def test_a_setting_of_ones_own_runs_and_resumes(
     assert "| wcord |" in table
     assert "| labels |" in table
     results = sorted((tmp_path / "out").glob("*/*_seed*/results.json"))
-    assert len(results) == 2 * 3 * 2
+    assert len(results) == 3 * 3 * 2
     before = [file.stat().st_mtime_ns for file in results]
     main(arguments)
     assert [file.stat().st_mtime_ns for file in results] == before
