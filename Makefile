@@ -8,16 +8,16 @@ RUN := $(VENV)/bin
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: $(VENV)/.installed
-	$(RUN)/python -m pip install --quiet --editable '.[dev]'
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 # In a folder of their own: an installed torchvision that does not match torch breaks transformers. Only their tests see it.
 	$(RUN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/libraries \
 	  'timm>=1.0.15,<2' 'torchvision>=0.26,<1' 'open_clip_torch>=3.2,<4' ftfy
 	touch $@
 
 # What running takes, without what developing takes.
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN)/python -m pip install --quiet --editable .
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
 demo: $(VENV)/.installed
