@@ -220,7 +220,8 @@ def _check_logits(
     if loss.needs_student_logits and student.classes is None:
         raise UserError(
             f"losses.{name}: requires class logits, but {config.data.shards} has no classes for the label "
-            f"`{config.data.label}`; remove this loss."
+            f"`{config.data.label}`. Set data.label to where the class is (a label of a packed dataset; a member or a "
+            "JSON value of other shards, such as cls or json:category), or remove this loss."
         )
     if loss.needs_student_logits and student.dims.dense and not loss.reads_pixels:
         raise UserError(
