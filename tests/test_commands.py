@@ -27,6 +27,7 @@ from pipeline.data.manifest import load_dataset
 from pipeline.packing.synthetic import scenes as tabletop
 
 ROOT = Path(__file__).parents[1]
+COMMAND = typer.main.get_command(app)
 STEPS = 6
 STORIES = {
     "README": (
@@ -191,7 +192,7 @@ def leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]
         yield from leaves(inner, (*path, name))
 
 
-@pytest.mark.parametrize(("name", "command"), [*leaves(typer.main.get_command(app))])
+@pytest.mark.parametrize(("name", "command"), [*leaves(COMMAND)])
 def test_every_help_screen_has_an_example_of_its_command(name: str, command: Any) -> None:
     examples = [line.strip() for line in command.epilog.splitlines()[2:]]
     assert examples
@@ -212,7 +213,7 @@ def test_the_help_lists_all_commands_in_workflow_order_and_uncut() -> None:
 
 def check_ours(words: list[str]) -> None:
     """Fails for a command, an option or a setting that there is not."""
-    command: Any = typer.main.get_command(app)
+    command: Any = COMMAND
     while words and words[0].isalpha() and words[0].islower() and hasattr(command, "commands"):
         command = command.commands[words.pop(0)]
     options = {"--help", *(option for parameter in command.params for option in parameter.opts)}

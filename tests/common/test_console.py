@@ -81,7 +81,8 @@ def test_a_stream_that_cannot_be_written_is_an_error_as_with_print() -> None:
         say()
 
 
-@pytest.mark.parametrize("level", [logging.INFO, pytest.param(logging.WARNING, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("level", [logging.INFO, logging.WARNING])
 def test_workers_of_a_pool_lose_nothing(level: int, capfd: pytest.CaptureFixture[str]) -> None:
     log_to_console(level)
     assert sorted(map_jobs(say, range(4), 2, lambda count: None)) == [0, 1, 2, 3]

@@ -152,9 +152,7 @@ def two_steps(name: str, backend: str | None) -> list[torch.Tensor]:
     return [loss_value, *gradients, *loss.buffers()]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in ("wcord", "crd", "kd") else pytest.mark.slow) for name in NAMES]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == "kd" else pytest.mark.slow) for name in NAMES])
 def test_compiled_whole(name: str) -> None:
     """Traced forward and backward, in which what is mutated and what is saved must not meet."""
     ours, expected = two_steps(name, "aot_eager"), two_steps(name, None)

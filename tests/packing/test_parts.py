@@ -68,6 +68,7 @@ def test_the_last_of_three_parts_finishes(
     assert list(refusals(tmp_path)) == ["004.jpg"]
 
 
+@pytest.mark.slow
 def test_three_parts_at_the_same_time(source: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
     parts = [process(source, tmp_path, f"{number}/3") for number in (1, 2, 3)]
     said = [part.communicate()[0].decode() for part in parts]
