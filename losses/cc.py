@@ -20,7 +20,7 @@ class CC(Loss):
     student matches the teacher. A batch of one sample gives 0.
 
     Args:
-        dim: Output size of the trained linear layers that embed the `pooled` features of both networks. Null compares
+        dim: Output size of the trained linear layers that embed the `pooled` features of both networks. None compares
             the features directly.
 
     Raises:

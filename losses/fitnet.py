@@ -23,7 +23,7 @@ class FitNet(Loss):
     the last ones that form a square grid are used. Requires maps of a fixed size.
 
     Args:
-        layer: Index of the pair of maps, from shallow to deep; negative values count from the deepest. Null means the
+        layer: Index of the pair of maps, from shallow to deep; negative values count from the deepest. None means the
             middle one (index 2 of the four maps of a CIFAR ResNet, as published). If the networks have different
             numbers of maps, the deepest ones are paired.
 

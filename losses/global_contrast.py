@@ -54,8 +54,8 @@ class GlobalContrast(Loss):
             E_neg[log(1 - h)]`.
         weighting: For `linear`, `bounded` and `log_bounded`: whether E_neg is the mean over the M negatives or their
             sum (M times as large, as in CRD; degenerate with `linear`).
-        temperature: Initial value of tau, in [0.01, 1]. Not used by `link: linear`.
-        learn_temperature: Whether tau is learnt, within these bounds.
+        temperature: Initial value of tau. Not used by `link: linear`.
+        learn_temperature: Whether tau is learnt, within [0.01, 1].
         queue: Number of past samples in the queue; 0 disables it.
         bank: Number of rows that are drawn from the bank per step for the whole batch; 0 disables it.
         negatives: Number of rows that each sample draws separately from the bank, as in CRD. If `exclude` contains

@@ -54,12 +54,12 @@ class LocalTransport(Loss):
             directly; they must have the same size.
         standardise: Standardise the teacher's features by running statistics (in `teacher` and `shared` space).
         dim: Size of the shared space.
-        solver: `sinkhorn`: entropic regularisation. `ipot`: no regularisation; the proximal point iteration of the
-            first author's public code (`losses.ipot`). `ipot` does not support an anchor and requires `anchor: 1`.
+        solver: `sinkhorn`: entropic regularisation. `ipot`: no regularisation; the proximal point iteration in the public
+            code of WCoRD's first author (`losses.ipot`). `ipot` does not support an anchor and requires `anchor: 1`.
         epsilon: Entropic regularisation of `sinkhorn`, in units of the cost or, with `relative_epsilon`, of its mean in
             the batch.
         relative_epsilon: Multiply epsilon by the mean cost of the batch, without gradient.
-        start_epsilon: Initial epsilon, which decreases geometrically to `epsilon`. Null keeps it constant.
+        start_epsilon: Initial epsilon, which decreases geometrically to `epsilon`. None keeps it constant.
         anneal_steps: Number of training steps over which epsilon decreases.
         iterations: Number of iterations of `sinkhorn`.
         beta: Weight of the proximal term of `ipot`, above 0, in units of the cost.
@@ -67,12 +67,12 @@ class LocalTransport(Loss):
         anchor: Strength of the anchor: the plan's prior is P0 = (1 - a) I/B + a 11'/B^2 with a in [0, 1]. 0 fixes each
             sample to its own pair, 1 is plain transport.
         marginal_penalty: Relax the marginals (unbalanced transport) with this weight of their KL divergence, so samples
-            without a counterpart need not be matched. Null keeps the marginals fixed.
+            without a counterpart need not be matched. None keeps the marginals fixed.
         plan_gradient: `detached`: treat the plan as constant. By the envelope theorem, this is the gradient of the
             entropic optimum; only the value omits the entropy. `unrolled`: differentiate `sum P c` through the
             iterations. `implicit`: differentiate it through the optimum that they converge to (`losses.implicit`).
-        relational: Weight of a Gromov term, which matches the student's similarities within the batch to those of the
-            teacher under the same plan. 0 disables it.
+        relational: Weight of the relational term, which matches the student's similarities within the batch to those
+            of the teacher under the same plan. 0 disables it.
 
     Raises:
         ValueError: A value is invalid; raw features differ in size; `implicit` is combined with relaxed marginals; or

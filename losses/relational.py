@@ -1,4 +1,4 @@
-"""Relations between samples: the Gromov part of transport between feature spaces that cannot be compared directly."""
+"""The relational term: similarities between samples, matched across feature spaces as in Gromov-Wasserstein."""
 
 from __future__ import annotations
 

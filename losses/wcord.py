@@ -38,8 +38,9 @@ class WCoRD(Loss):
         epsilon: Entropic regularisation of the local term, in units of the cost `1 - cos`.
         anchor: Anchor of the local term, in [0, 1]. 0 maps each sample to its own pair (feature regression); 1 is plain
             transport.
-        relational: Weight of the Gromov part of the local term. It helps with a good teacher and few labels, but harms
-            with a teacher of another task or with mismatched pairs. The default is therefore 0.
+        relational: Weight of the relational term, a part of the local term. It helps with a good teacher and few
+            labels, but hurts with a teacher trained on another task or with mismatched pairs. The default is therefore
+            0.
     """
 
     def __init__(

@@ -40,7 +40,7 @@ class WKDLogit(Loss):
         sharpen: Factor in the class cost C: 1 as in the paper; 0 means `C = C_0`.
         cost_file: C_0 as a NumPy file (`.npy`) of shape `[K, K]`, with the K classes in the student's order; symmetric,
             in [0, 1], with zeros on the diagonal. The paper uses `1 - CKA` between the features of two classes over the
-            training set. Null estimates C_0 during training (`ClassCost`).
+            training set. None estimates C_0 during training (`ClassCost`).
 
     Raises:
         ValueError: `epsilon` is too small; `cost_file` cannot be read or does not contain such a matrix; or the

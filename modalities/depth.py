@@ -41,15 +41,16 @@ class Depth(Modality):
     The input of the encoder is float32, and 0 where a pixel has no depth value. The kinds of `input` are:
 
     - `depth`: depth in [-1, 1]; the second channel is validity (0 or 1).
-    - `depth+normals`: the same, followed by the unit surface normal (x right, y down, z away from the camera; it
-      points towards the camera).
+    - `depth+normals`: the same, followed by the unit surface normal, oriented towards the camera (axes: x right, y
+      down, z away).
     - `normals`: the surface normal and validity.
     - `inverse`: 1 / depth in [-1, 1], 1 at `near`, and validity.
     - `vertex`: x, y, z of the point, scaled like depth, and validity.
     - `hha`: inverse depth, height above the lowest surface / 2.5 m, angle to gravity in [-1, 1], and validity. Gravity
       is read from `meta["gravity"]`; if missing, it is estimated from floors and walls.
     - `image`: depth in [0, 1], repeated to 3 channels for networks that need RGB input; no validity.
-    - `points`: up to `points` of the vertices, resampled every time in training, for the encoder `pointnet`.
+    - `points`: a subset of the vertices (at most the setting `points`), for the encoder `pointnet`. In training, it is
+      redrawn at random every time.
 
     Args:
         input: What the encoder receives; see above.

@@ -46,7 +46,9 @@ def _only_array(data: bytes) -> bytes:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             names = archive.namelist()
             if len(names) != 1:
-                raise ValueError(f"it has {len(names)} arrays ({', '.join(names[:4])}); save the one that is meant")
+                raise ValueError(
+                    f"it has {len(names)} arrays ({', '.join(names[:4])}); save only the depth map in the archive"
+                )
             if archive.getinfo(names[0]).file_size > MOST_BYTES:
                 raise ValueError(f"{names[0]} unpacks to more than {MOST_BYTES} bytes")
             return archive.read(names[0])

@@ -91,7 +91,10 @@ def _columns(array: np.ndarray, extra: int) -> np.ndarray:
             f"{MOST_POINTS}"
         )
     if array.shape[1] < 3 + extra:
-        raise ValueError(f"{array.shape[1]} columns: x, y, z and `extra: {extra}` require {3 + extra}")
+        raise ValueError(
+            f"the array has {array.shape[1]} columns, but x, y, z and `extra: {extra}` of the modality require "
+            f"{3 + extra}"
+        )
     wide = array.dtype.itemsize > 4 or (array.dtype.kind != "f" and array.dtype.itemsize > 2)
     return array[:, : 3 + extra].astype(np.float64 if wide else np.float32)
 
@@ -123,7 +126,10 @@ def _table(layout: Layout, extra: int) -> np.ndarray:
         if name not in ("x", "y", "z", PADDING):
             found += list(_unpacked(name, column))
     if len(found) < 3 + extra:
-        raise ValueError(f"{len(found) - 3} columns besides x, y and z ({', '.join(layout.names)}): `extra: {extra}`")
+        raise ValueError(
+            f"the modality has `extra: {extra}`, but the file has only {len(found) - 3} columns besides x, y and z "
+            f"({', '.join(layout.names)})"
+        )
     wide = any(column.dtype.itemsize > 4 for column in found[:3])
     with np.errstate(over="ignore"):
         return np.stack(found[: 3 + extra], 1, dtype=np.float64 if wide else np.float32, casting="unsafe")

@@ -33,12 +33,12 @@ class Points(Modality):
     neither mirrored nor rotated.
 
     Args:
-        count: Number of points of the input: evenly spaced in the file; in training, resampled at random every time.
+        count: Number of input points: taken at even intervals in the file; in training, redrawn at random every time.
             Smaller clouds repeat points.
         extra: Number of columns after x, y and z to use as input, in the order of the file, e.g. LiDAR intensity,
             normals or colours. 8-bit columns of `.ply` and `.pcd` are scaled to [0, 1]; all others are unchanged.
         columns: Number of float32 values per point in a `.bin`: 4 for KITTI, 5 for nuScenes.
-        radius: Distance from the origin that is scaled to 1, in units of the file. If null, the cloud is centred on its
+        radius: Distance from the origin that is scaled to 1, in units of the file. If None, the cloud is centred on its
             mean and scaled to the unit sphere.
         up: The vertical axis.
         rotation: In training, the cloud is randomly rotated about the vertical axis by up to this many degrees in both

@@ -33,7 +33,7 @@ class Text(Modality):
     """Captions, one per line. Training draws one per sample and epoch; evaluation uses the first one.
 
     Args:
-        tokenizer: `bytes` (UTF-8 bytes, no download); a transformers tokenizer by hub name or local folder, preferably
+        tokenizer: `bytes` (UTF-8 bytes, no download); a transformers tokenizer by Hub name or local folder, preferably
             that of the encoder; or the tokenizer of an open_clip model, e.g. `open_clip:ViT-B-32`.
         length: Maximum number of tokens, including start and end tokens. Longer captions are truncated.
         field: Name of the shard field if it is not `text`.

@@ -18,7 +18,7 @@ def tiff_size(data: bytes) -> tuple[int, int]:
 
     Raises:
         ValueError: The file is no TIFF or is truncated (decoders silently fill the rest), has several pages, is
-            inverted or turned by a tag, or has more than `MOST_PIXELS` pixels.
+            rotated, inverted or colour-coded by a tag, or has more than `MOST_PIXELS` pixels.
     """
     if not data.startswith(BEGINS):
         raise ValueError(f"not a TIFF file (it begins with {data[:8]!r})")
@@ -39,8 +39,10 @@ def tiff_size(data: bytes) -> tuple[int, int]:
     if not ends or max(ends) > len(data):
         raise ValueError(f"the TIFF is truncated: its pixels end beyond its {len(data)} bytes; copy it again")
     if more or tags.get(ORIENTATION, [1]) != [1] or tags.get(PHOTOMETRIC, [1]) != [1]:
-        what = "has several pages" if more else "is turned, inverted or in colour by one of its tags"
-        raise ValueError(f"the TIFF {what}, so that readers differ; write one page, upright, 0 = no reading")
+        what = "has several pages" if more else "is rotated, inverted or colour-coded by its tags"
+        raise ValueError(
+            f"the TIFF {what}, which readers interpret differently; save a single upright page with 0 for missing depth"
+        )
     return width, height
 
 

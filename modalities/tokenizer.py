@@ -30,7 +30,7 @@ def tokenizer(name: str) -> Tokenizer:
     """Load a tokenizer, once per process.
 
     Args:
-        name: `bytes`, `open_clip:MODEL`, or a transformers tokenizer by hub name or local folder.
+        name: `bytes`, `open_clip:MODEL`, or a transformers tokenizer by Hub name or local folder.
 
     Raises:
         ValueError: The tokenizer cannot be read.
@@ -55,7 +55,7 @@ class Bytes:
 
 
 class Pretrained:
-    """A tokenizer of the transformers library. Code from the hub is never run.
+    """A tokenizer of the transformers library. Code from the Hub is never run.
 
     Args:
         name: Hub name or local folder.
@@ -71,7 +71,7 @@ class Pretrained:
             )
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ValueError(
-                f"tokenizer: cannot read {name!r}; use `bytes`, a hub name, or a folder written by save_pretrained. "
+                f"tokenizer: cannot read {name!r}; use `bytes`, a Hub name, or a folder written by save_pretrained. "
                 f"({str(error).splitlines()[0][:200]})"
             ) from error
         own = self.own
@@ -108,7 +108,7 @@ class OpenCLIP:
             self.own: Any = library.get_tokenizer(model)
         if not hasattr(self.own, "sot_token_id"):
             raise ValueError(
-                f"tokenizer: the tokenizer of {model} is a transformers tokenizer; set its hub name instead"
+                f"tokenizer: the tokenizer of {model} is a transformers tokenizer; set its Hub name instead"
             )
         self.vocabulary: int = self.own.vocab_size
 

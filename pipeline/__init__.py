@@ -18,13 +18,13 @@ def load(run: str | Path) -> Student:
 
     Args:
         run: A run folder, the `student` folder in it, a folder that `wcord export` wrote, or the name of such a folder
-            on the Hugging Face hub: `you/name` or `you/name@revision`.
+            on the Hugging Face Hub: `you/name` or `you/name@revision`.
 
     Returns:
         The student.
 
     Raises:
-        UserError: The folder does not contain a finished network, or the hub has none or cannot be reached.
+        UserError: The folder does not contain a finished network, or the Hub has none or cannot be reached.
     """
     from pipeline.inference.student import load as load_student
 

@@ -1,4 +1,4 @@
-"""A stand-in of the Hugging Face hub for tests: one data set or model, as huggingface_hub asks for it."""
+"""A stand-in of the Hugging Face Hub for tests: one data set or model, as huggingface_hub asks for it."""
 
 from __future__ import annotations
 

@@ -24,9 +24,9 @@ class MobileNetV2(Staged):
 
     Args:
         channels: Channels of the input.
-        size: See ResNet.
-        mean: See ResNet.
-        std: See ResNet.
+        size: Input size in pixels, at least 16.
+        mean: Mean of each channel of the encoder's input ([0, 1] for uint8 images); None means 0.
+        std: Standard deviation of each channel; None means 1.
     """
 
     def __init__(

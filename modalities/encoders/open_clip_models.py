@@ -33,8 +33,8 @@ class OpenCLIPVision(LibraryEncoder):
 
     Args:
         channels: Channels of the input.
-        model: `ViT-B-32`, `RN50`, a hub name or a local folder.
-        weights: A tag such as `laion2b_s34b_b79k`, `pretrained` for a hub name or folder, `random`, or a weight file of
+        model: `ViT-B-32`, `RN50`, a Hub name or a local folder.
+        weights: A tag such as `laion2b_s34b_b79k`, `pretrained` for a Hub name or folder, `random`, or a weight file of
             the whole model.
         size: Input size in pixels; None means that of the model.
 

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class PretrainedVision(Encoder):
-    """A transformers vision model by hub name or local folder. The maps are all hidden states.
+    """A transformers vision model by Hub name or local folder. The maps are all hidden states.
 
     Mean and std are always those of the model. Parameters that `pooled` does not depend on, such as a mask token, are
     frozen, since DDP expects gradients for all trainable parameters.

@@ -19,7 +19,7 @@ from modalities.transformers_loader import import_transformers
 
 
 class PretrainedAudio(Encoder):
-    """A transformers audio encoder by hub name or local folder: wav2vec2, HuBERT, the encoder of Whisper, or AST.
+    """A transformers audio encoder by Hub name or local folder: wav2vec2, HuBERT, the encoder of Whisper, or AST.
 
     `pooled` is the mean over the tokens inside the audio or, for AST, the pooler output. The maps are all hidden states
     `[B, N, C]`. Parameters that `pooled` does not depend on are frozen, since DDP expects gradients for all trainable

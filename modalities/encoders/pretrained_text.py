@@ -18,7 +18,7 @@ from modalities.encoders.text_transformer import pool
 
 
 class PretrainedText(Encoder):
-    """A transformers text encoder by hub name or local folder: BERT and its variants, the text tower of CLIP or SigLIP.
+    """A transformers text encoder by Hub name or local folder: BERT and its variants, the text tower of CLIP or SigLIP.
 
     The maps are all hidden states `[B, N, C]`. Parameters that `pooled` does not depend on are frozen, since DDP
     expects gradients for all trainable parameters.

@@ -61,9 +61,9 @@ class FourStageResNet(Staged):
         blocks: Number of blocks in each stage. The stages have 64, 128, 256 and 512 channels.
         bottleneck: Use bottleneck blocks, which have four times as many output channels.
         shrink: Use a 7x7 stem with stride 2 and max pooling, as for ImageNet, instead of a 3x3 stem with stride 1.
-        size: See ResNet.
-        mean: See ResNet.
-        std: See ResNet.
+        size: Input size in pixels, at least 16.
+        mean: Mean of each channel of the encoder's input ([0, 1] for uint8 images); None means 0.
+        std: Standard deviation of each channel; None means 1.
     """
 
     def __init__(

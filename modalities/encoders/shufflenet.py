@@ -20,9 +20,9 @@ class ShuffleV1(Staged):
 
     Args:
         channels: Channels of the input.
-        size: See ResNet.
-        mean: See ResNet.
-        std: See ResNet.
+        size: Input size in pixels, at least 16.
+        mean: Mean of each channel of the encoder's input ([0, 1] for uint8 images); None means 0.
+        std: Standard deviation of each channel; None means 1.
     """
 
     def __init__(
@@ -47,9 +47,9 @@ class ShuffleV2(Staged):
 
     Args:
         channels: Channels of the input.
-        size: See ResNet.
-        mean: See ResNet.
-        std: See ResNet.
+        size: Input size in pixels, at least 16.
+        mean: Mean of each channel of the encoder's input ([0, 1] for uint8 images); None means 0.
+        std: Standard deviation of each channel; None means 1.
     """
 
     def __init__(

@@ -35,7 +35,7 @@ class Timm(LibraryEncoder):
 
     Args:
         channels: Channels of the input.
-        model: `resnet50.a1_in1k`, a hub name `timm/resnet50.a1_in1k`, or a local folder with `config.json` and
+        model: `resnet50.a1_in1k`, a Hub name `timm/resnet50.a1_in1k`, or a local folder with `config.json` and
             `model.safetensors`.
         weights: `pretrained`, `random`, or a weight file of this model.
         size: Input size in pixels; None means that of the model.

@@ -18,9 +18,9 @@ class WideResNet(Staged):
         channels: Channels of the input.
         depth: Number of layers, 6n + 4 (16, 28, 40), with n blocks per stage.
         widen: Widening factor: the stages have 16, 32 and 64 times this number of channels.
-        size: See ResNet.
-        mean: See ResNet.
-        std: See ResNet.
+        size: Input size in pixels, at least 16.
+        mean: Mean of each channel of the encoder's input ([0, 1] for uint8 images); None means 0.
+        std: Standard deviation of each channel; None means 1.
 
     Raises:
         ValueError: The depth is not 6n + 4.

@@ -25,13 +25,16 @@ class ZeroShot(nn.Module):
         sentences: One sentence per class. Sentences that are too long for the model are truncated.
 
     Raises:
-        ValueError: The encoder is not a pretrained vision tower with its pooler, or the model has no text tower.
+        ValueError: The encoder is not a pretrained vision tower that uses its pooler, or the model has no text tower.
     """
 
     def __init__(self, encoder: Encoder, model: str, sentences: Sequence[str]) -> None:
         super().__init__()
         if not (isinstance(encoder, PretrainedVision) and encoder.pooler):
-            raise ValueError("requires the encoder `transformers` with a pretrained CLIP or SigLIP and its pooler")
+            raise ValueError(
+                "requires `encoder: {name: transformers, model: …}` with a pretrained CLIP or SigLIP model, and "
+                "`pooler` must not be false"
+            )
         config = read_config(model, part=None)
         length = getattr(getattr(config, "text_config", None), "max_position_embeddings", None)
         if length is None or not hasattr(config, "vision_config"):

@@ -30,7 +30,7 @@ class Experiment(Section):
     """A config with overrides."""
 
     config: str = Field(
-        min_length=1, description="YAML file, relative to that of the bench, or name of a shipped config."
+        min_length=1, description="YAML file, relative to that of the benchmark, or name of a shipped config."
     )
     set: dict[str, Any] = Field(default={}, description="Overrides: `data.shards: folder`, `student.modality: rgb`.")
 
@@ -90,10 +90,10 @@ def _check_known(where: str, names: Iterable[str], kind: str, known: Mapping[str
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Bench:
-    """Read the YAML of a bench.
+    """Read the YAML of a benchmark.
 
     Args:
-        path: A file, or the name of a shipped bench.
+        path: A file, or the name of a shipped benchmark.
         overrides: For example `seeds=1`.
 
     Raises:
@@ -117,10 +117,10 @@ def _load(path: str | Path, overrides: Sequence[str], texts: AbstractSet[Key]) -
 
 
 def find(path: str | Path) -> Path:
-    """Find the file of a bench: a path, or a shipped bench named `bench/matrix` or `matrix`.
+    """Find the file of a benchmark: a path, or a shipped one named `bench/matrix` or `matrix`.
 
     Raises:
-        UserError: There is no such bench.
+        UserError: There is no such benchmark.
     """
     given, shipped = Path(path), SHIPPED / "bench"
     if given.is_file():
@@ -129,18 +129,19 @@ def find(path: str | Path) -> Path:
     if str(given.parent) in (".", "bench") and named.is_file():
         return named
     names = sorted(file.stem for file in shipped.glob("*.yaml"))
-    raise UserError(f"{path}: no such bench. Pass a YAML file, or a shipped bench: {', '.join(names) or 'none'}.")
+    shipped_names = ", ".join(names) or "none"
+    raise UserError(f"{path}: no such benchmark. Pass a YAML file, or the name of a shipped one: {shipped_names}.")
 
 
 def run_bench(path: str | Path, overrides: Sequence[str] = (), jobs: int | None = None) -> list[Entry]:
     """Train and evaluate all unfinished cells, then compare all cells.
 
     Each cell is an ordinary run folder, `run/PAIR/METHOD_sSEED`, which is started, resumed or, if it is finished, left
-    unchanged. Writes `table.md`, `.csv`, `.tex` and `plot.png` to the folder of the bench, and tables and a plot of
+    unchanged. Writes `table.md`, `.csv`, `.tex` and `plot.png` to the folder of the benchmark, and tables and a plot of
     all metrics for each pair.
 
     Args:
-        path: A file, or the name of a shipped bench.
+        path: A file, or the name of a shipped benchmark.
         overrides: For example `seeds=1`.
         jobs: Number of cells to run in parallel; None means one per GPU or, without GPUs, one per core.
 
@@ -230,6 +231,6 @@ def _check_done(config: Config) -> None:
     done = (run / "results.json").is_file() or (run / "student").is_dir()
     if done and configs.load(run / "config.yaml") != config:
         raise UserError(
-            f"{run}: its settings differ from those of the bench. Choose another `run` for the bench, or delete this "
-            "folder to train it again."
+            f"{run}: its settings differ from those of the benchmark. Choose another `run` for the benchmark, or "
+            "delete this folder to train it again."
         )

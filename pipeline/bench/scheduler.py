@@ -114,7 +114,7 @@ def _work(cell: Cell, place: Place, threads: int, end: Connection) -> None:
     log_to_console()  # even with `--quiet`, since it goes to the log file of this cell
     file = Path(f"{cell.name}.log")
     file.parent.mkdir(parents=True, exist_ok=True)
-    # No other bench may run this cell at the same time, e.g. a leftover process of a killed bench.
+    # No other benchmark may run this cell at the same time, e.g. a leftover process of a killed one.
     alone = FileLock(file.with_name(f"{file.name}.lock"))
     # The output of parallel cells would be interleaved.
     with file.open("a") as lines, redirect_stdout(lines), redirect_stderr(lines), alone:
@@ -141,7 +141,7 @@ def _do(cell: Cell, threads: int | None) -> None:
         torch.set_num_threads(threads)
     if cell.kind == "cache":
         cache(cell.config)
-    elif not (Path(cell.config.run) / "results.json").is_file():  # otherwise, another bench has finished it
+    elif not (Path(cell.config.run) / "results.json").is_file():  # otherwise, another benchmark has finished it
         run = Path(cell.config.run)
         if list_checkpoints(run / "checkpoints") or not (run / "student").exists():  # otherwise, training is finished
             train(cell.config, resume=True)
@@ -150,7 +150,7 @@ def _do(cell: Cell, threads: int | None) -> None:
 
 
 def _stop_with_parent() -> None:
-    """Stop with a checkpoint if the process of the bench is killed."""
+    """Stop with a checkpoint if the process of the benchmark is killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -1,4 +1,4 @@
-"""The tables of a bench as Markdown, CSV and LaTeX, with methods as rows and pairs as columns, and a plot."""
+"""The tables of a benchmark as Markdown, CSV and LaTeX, with methods as rows and pairs as columns, and a plot."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ def check(
         Path | None, typer.Option(help="Check only the samples listed in this skipped.jsonl file of a run.")
     ] = None,
 ) -> None:
-    """Check a dataset: packed, indexed, or WebDataset shards as they are.
+    """Check a packed or indexed dataset, or existing WebDataset shards.
 
     Prints a summary of the content, then notes and faults, one line each. The exit code is 1 if there are faults.
     """
@@ -181,10 +181,11 @@ def cache(
     config: Annotated[str, typer.Argument(help="YAML file, or name of a shipped config.")],
     overrides: Overrides = None,
 ) -> None:
-    """Run the teacher of a config once and store its features next to the shards.
+    """Run the teacher of a config once and store its features.
 
-    `teacher.cache` in the config sets the name of the cache. Later runs that use this name read the stored features
-    instead of running the teacher.
+    The features are stored in the dataset folder; for existing shards, in the folder of the index or, without an
+    index, in $WCORD_CACHE. `teacher.cache` in the config sets the name of the cache. Later runs that use this name
+    read the stored features instead of running the teacher.
     """
     from pipeline import config as configs
 
@@ -251,7 +252,10 @@ def evaluate(
     ] = [],  # noqa: B006
     split: Annotated[
         str | None,
-        typer.Option(help="Split to measure; default: evaluation.split. Others are saved to results_SPLIT.json."),
+        typer.Option(
+            help="Split to measure; default: evaluation.split. Results of any other split are saved to "
+            "results_SPLIT.json."
+        ),
     ] = None,
 ) -> None:
     """Evaluate a run: accuracy, linear probes, retrieval.
@@ -365,10 +369,7 @@ def export(
 
 Finished = Annotated[
     str,
-    typer.Argument(
-        help="Run folder of a completed training, or folder written by `wcord export`, also by its name on the Hugging "
-        "Face hub: you/name."
-    ),
+    typer.Argument(help="Run folder, exported folder, or the Hugging Face Hub name (you/name) of an exported student."),
 ]
 Places = Annotated[list[Path], typer.Argument(help="Input files, folders, packed datasets or shards.")]
 

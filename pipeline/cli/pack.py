@@ -67,7 +67,8 @@ def manifest(
     partners: Annotated[
         Path | None,
         typer.Option(
-            help="Second table: adds to each row one of its rows with the same class and split, as {partner.COLUMN}."
+            help="Second table. Each row is paired with a row of this table that has the same class and split; refer "
+            "to it as {partner.COLUMN}."
         ),
     ] = None,
     mask: Masks = [],  # noqa: B006
@@ -128,9 +129,9 @@ def folders(
     group: Annotated[
         str | None,
         typer.Option(
-            help="Keep groups of samples in one split: parent (files of one folder), or a regular expression that is "
-            "searched in the path without root, field folder and suffix. Its captures, joined by /, or else the whole "
-            "match, name the group."
+            help="Keep groups of samples in one split: parent (files of one folder), or a regular expression matched "
+            "anywhere in the relative path (without field folder and suffix). The group name is its captures joined by "
+            "/, or the whole match if there are none."
         ),
     ] = None,
     mask: Masks = [],  # noqa: B006
@@ -195,7 +196,7 @@ def huggingface(
     name: Name = None,
     licence: Licence = "not stated",
 ) -> None:
-    """Pack a folder of the Hugging Face `datasets` library.
+    """Pack a dataset saved with the Hugging Face `datasets` library.
 
     Existing splits are kept. If there is only one, --test and --val set the fractions to split off.
     """
@@ -277,7 +278,12 @@ def webdataset(
 
 @commands.command("dataset", epilog="\b\nExample:\n  wcord pack dataset cifar100 cifar-100-binary data/cifar100")
 def dataset(
-    dataset: Annotated[str, typer.Argument(help="Name of the dataset, such as cifar10. An unknown name lists all.")],
+    dataset: Annotated[
+        str,
+        typer.Argument(
+            help="Name of the dataset, such as cifar10. Pass any unknown name to list the supported datasets."
+        ),
+    ],
     source: Annotated[Path, typer.Argument(help="Folder with the extracted files.")],
     out: Out,
     seed: Seed = 0,

@@ -46,7 +46,7 @@ Seed = Annotated[int, typer.Option(help="Random seed for the split and the order
 ShardMB = Annotated[float, typer.Option("--shard-mb", help="Target size of a shard in MB.")]
 Workers = Annotated[int | None, typer.Option(help="Number of worker processes; default: one per core.")]
 MaxRefused = Annotated[
-    float, typer.Option(help="Largest fraction of rejected samples; packing fails if it is exceeded.")
+    float, typer.Option(help="Maximum fraction of samples that may be rejected; packing fails above it.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing dataset in the output folder.")]
 Part = Annotated[

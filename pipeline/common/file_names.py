@@ -1,4 +1,4 @@
-"""Names of files: one Unicode normal form, and the names of files that systems leave in the folders of users."""
+"""Names of files: one Unicode normal form, and the names of operating-system files (`.DS_Store`, …)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEFT = re.compile(
 
 
 def left_by(path: str) -> str | None:
-    """The name of what a system leaves, of which a path is part: `__MACOSX`; `._*` for `cat/._0001.jpg`; else None."""
+    """The operating-system file or folder that a path is part of: `__MACOSX`; `._*` for `cat/._1.jpg`; else None."""
     if (match := LEFT.search(path)) is None:
         return None
     name = match[0].strip("/")
@@ -26,7 +26,7 @@ def left_by(path: str) -> str | None:
 
 
 def say_skipped(where: str, left: Mapping[str, int]) -> None:
-    """Log how many files and folders that systems leave were skipped, if there are any.
+    """Log how many operating-system files and folders were skipped, if there are any.
 
     Args:
         where: Where they are.
@@ -34,7 +34,7 @@ def say_skipped(where: str, left: Mapping[str, int]) -> None:
     """
     if left:
         names = ", ".join(sorted(left)[:3]) + (", …" if len(left) > 3 else "")
-        log.info(f"{where}: skipped {sum(left.values())} files or folders that systems leave ({names})")
+        log.info(f"{where}: skipped {sum(left.values())} operating-system files or folders ({names})")
 
 
 def nfc(text: str) -> str:

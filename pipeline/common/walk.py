@@ -13,7 +13,7 @@ from pipeline.common.file_names import left_by
 def files_under(folder: Path, above: Collection[str] = (), left: Counter[str] | None = None) -> Iterator[Path]:
     """Yield every file in sorted order, with only one folder at a time in memory.
 
-    Hidden files are skipped, as well as those that systems leave.
+    Hidden files and operating-system files (`Thumbs.db`, …) are skipped.
 
     Links to folders are followed, except those to a folder that contains them. A folder that does not exist has no
     files.
@@ -21,7 +21,7 @@ def files_under(folder: Path, above: Collection[str] = (), left: Counter[str] | 
     Args:
         folder: The folder.
         above: Real paths of the folders that contain it, for the recursion.
-        left: Counts the skipped files and folders that systems leave, by `left_by`.
+        left: Counts the skipped operating-system files and folders, by `left_by`.
 
     Raises:
         OSError: A folder cannot be read.

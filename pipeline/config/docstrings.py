@@ -25,5 +25,6 @@ def read_docstring(cls: type) -> tuple[str, dict[str, str]]:
             text, *rest = _SECTION.split(inspect.cleandoc(base.__doc__))
             sections = dict(zip(rest[::2], rest[1::2], strict=True))
             found = _ARGUMENT.findall(sections.get("Args", ""))
-            arguments |= {name: " ".join(words.split()) for name, words in found}
+            # A config says null where Python says None.
+            arguments |= {name: re.sub(r"\bNone\b", "null", " ".join(words.split())) for name, words in found}
     return text.strip(), arguments

@@ -208,7 +208,7 @@ class Document:
     def _text(self, value: str, key: Key, place: str) -> str | None:
         """The text, with references under their current names."""
         if not _is_text(value):
-            self.fault(key, f"must be text without null characters or lone surrogates, got {show_value(value)}")
+            self.fault(key, f"must be a string without null characters or lone surrogates, got {show_value(value)}")
             return None
         if "${" not in value:
             return value

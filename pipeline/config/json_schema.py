@@ -33,14 +33,14 @@ def schema() -> Schema:
     from modalities import MODALITIES
 
     found = Config.model_json_schema()
-    encoders: dict[str, list[type]] = {}
-    for modality in MODALITIES.values():
+    encoders: dict[str, dict[type, str]] = {}  # name -> its classes and their modalities
+    for kind, modality in MODALITIES.items():
         for name, encoder in modality.encoders.items():
-            if encoder not in encoders.setdefault(name, []):
-                encoders[name].append(encoder)
+            own = encoders.setdefault(name, {})
+            own[encoder] = f"{own[encoder]}, `{kind}`" if encoder in own else f"`{kind}`"
     parts = {
-        **{f"losses.{name}": _settings([loss], TERM, weight=1.0) for name, loss in LOSSES.items()},
-        **{f"modality.{name}": _settings([kind], keyword_only=False) for name, kind in MODALITIES.items()},
+        **{f"losses.{name}": _settings({loss: ""}, TERM, weight=1.0) for name, loss in LOSSES.items()},
+        **{f"modality.{name}": _settings({kind: ""}, keyword_only=False) for name, kind in MODALITIES.items()},
         **{f"encoder.{name}": _settings(classes, WEIGHTS | FREEZE) for name, classes in encoders.items()},
     }
     shared: Schema = {}
@@ -70,9 +70,12 @@ def _component(part: str, names: Iterable[str]) -> Schema:
 
 
 def _settings(
-    classes: list[type], more: Mapping[str, Any] | None = None, *, keyword_only: bool = True, **defaults: Any
+    classes: Mapping[type, str], more: Mapping[str, Any] | None = None, *, keyword_only: bool = True, **defaults: Any
 ) -> Schema:
-    """The settings of the classes that share a name: types, limits, defaults, and descriptions from docstrings."""
+    """The settings of the classes that share a name: types, limits, defaults, and descriptions from docstrings.
+
+    The text of each class begins with its modalities if there are several classes.
+    """
     fields = dict(more or {})
     for cls in classes:
         fields |= parameters(cls, keyword_only=keyword_only)
@@ -84,8 +87,9 @@ def _settings(
         with suppress(TypeError):  # a default that YAML cannot represent
             settings["properties"][name]["default"] = json.loads(json.dumps(default))
     texts = []
-    for text, arguments in map(read_docstring, classes):
-        texts.append(text)
+    for cls, kinds in classes.items():
+        text, arguments = read_docstring(cls)
+        texts.append(f"With modality {kinds}: {text}" if len(classes) > 1 else text)
         for name in arguments.keys() & settings["properties"].keys():
             settings["properties"][name].setdefault("description", arguments[name])
     if more is not TERM:

@@ -26,10 +26,10 @@ _EXPECTED = {
     "value_error": "{error}",
 }
 _EXPECTED_TYPE = {
-    "int": "must be a whole number",
+    "int": "must be an integer",
     "float": "must be a number",
     "bool": "must be true or false",
-    "string": "must be text",
+    "string": "must be a string",
     "list": "must be a list",
     "tuple": "must be a list",
     "model": "must be a mapping `key: value`",

@@ -14,14 +14,14 @@ from pipeline.config.renamed import RENAMED
 from pipeline.config.settings import SECTIONS
 
 _TYPES = {
-    "integer": "whole number",
+    "integer": "int",
     "number": "number",
-    "boolean": "true or false",
-    "string": "text",
+    "boolean": "bool",
+    "string": "string",
     "null": "null",
     "object": "mapping",
 }
-_LIMITS = {"exclusiveMinimum": "above", "minimum": "at least", "exclusiveMaximum": "below", "maximum": "at most"}
+_LIMITS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
 
 SCHEDULE = "losses.NAME.schedule"
 
@@ -114,7 +114,7 @@ def page() -> str:
 
 
 def words(setting: Schema) -> str:
-    """Describe the type and range of a setting, e.g. `number above 0, or null`."""
+    """Describe the type and range of a setting, e.g. `number > 0, or null`."""
     if (part := setting.get("$ref", "").rpartition("/")[2]).islower():
         return part
     if part == "WeightSchedule":
@@ -128,7 +128,7 @@ def words(setting: Schema) -> str:
             return f"[{', '.join(words(one) for one in setting['prefixItems'])}]"
         return f"list of {words(setting.get('items', {}))}"
     if "examples" in setting:
-        return f"text such as `{setting['examples'][0]}`"
+        return f"string such as `{setting['examples'][0]}`"
     limits = [f"{word} {setting[limit]:g}" for limit, word in _LIMITS.items() if limit in setting]
     return " ".join([_TYPES.get(str(setting.get("type")), "mapping"), " and ".join(limits)]).strip()
 

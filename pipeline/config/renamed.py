@@ -23,7 +23,7 @@ def renamed(key: Key) -> Key:
     """Get the current name of a setting.
 
     Args:
-        key: Key in a config, or in the `set` of a bench config, where the last part is a whole key: `data.labels`.
+        key: Key in a config, or in the `set` of a benchmark config, where the last part is a whole key: `data.labels`.
 
     Returns:
         The key itself if it was not renamed.

@@ -123,8 +123,8 @@ class Data(Section):
         gt=0,
         le=1,
         description="Fraction of training samples whose label is used; the other labels are hidden. Each sample is "
-        "chosen on its own, by a hash of its key and `seed`, so the number per class varies. Runs with the same seed "
-        "use the same labels, such as a student and its baseline.",
+        "chosen independently, by a hash of its key and `seed`, so the number per class varies. Runs with the same "
+        "seed, such as a student and its baseline, use the same labels.",
     )
     stages: list[Text] = Field(
         default=[],
@@ -150,15 +150,15 @@ class Data(Section):
         default=0.0,
         ge=0,
         lt=1,
-        description="Largest fraction of unreadable samples. They are skipped, counted and listed. With 0, the first "
-        "one ends the run.",
+        description="Maximum tolerated fraction of unreadable samples, which are skipped, counted and listed. With 0, "
+        "the first unreadable sample ends the run.",
     )
     max_pixels: int = Field(
         default=32_000_000,
         gt=0,
         le=100_000_000,
-        description="Maximum number of pixels of an image; one with more is unreadable. Decoding takes up to 33 bytes "
-        "per pixel in each worker.",
+        description="Maximum number of pixels of an image; larger images count as unreadable. Decoding takes up to 33 "
+        "bytes per pixel in each worker.",
     )
     unpaired: Literal["error", "skip", "keep"] = Field(
         default="error",
@@ -297,8 +297,9 @@ class Teacher(Section):
     )
     cache: Annotated[str, Field(pattern=r"^\w[\w-]*$")] | None = Field(
         default=None,
-        description="Name of the teacher's feature cache, which `wcord cache` writes next to the shards. Training "
-        "reads the cached features instead of running the teacher.",
+        description="Name of the teacher's feature cache, which `wcord cache` writes to the dataset folder (for "
+        "existing shards: to the index folder or, without an index, to $WCORD_CACHE). Training reads the cached "
+        "features instead of running the teacher.",
     )
     views: int = Field(
         default=1, gt=0, description="Augmented views per sample in the cache; successive epochs cycle through them."
@@ -456,8 +457,9 @@ class Evaluation(Section):
     )
     monitor: Literal["auto", "top1", "mIoU", "loss", "R@1", "R@5", "R@10"] = Field(
         default="auto",
-        description="The validation metric that selects `best/`: loss, or R@k, the retrieval of the teacher's features."
-        " auto: top1 (mIoU for masks) if the split has labels and a loss trains logits, else R@10.",
+        description="Validation metric that selects `best/`: top1, mIoU, loss, or R@k (recall at k when retrieving the "
+        "matching teacher feature). auto: top1 (mIoU for masks) if the split has labels and a loss trains logits, else "
+        "R@10.",
     )
     metrics: list[Text] = Field(
         default=[],
@@ -483,8 +485,8 @@ class Config(Section):
     student: Student = Field(description="The network to train.")
     losses: dict[str, dict[str, Any]] = Field(
         min_length=1,
-        description="Terms of the objective: name, or package.module:Class -> weight and keywords. Overriding a loss "
-        "with null removes it.",
+        description="Loss terms: a mapping from a loss name (or package.module:Class) to its weight and keywords. "
+        "Overriding a loss with null removes it.",
     )
     train: Train = Field(description="The optimisation.")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="The evaluation.")

@@ -48,7 +48,9 @@ async def read_file(fs: Any, url: str) -> bytes:
     async with response:
         data = await _limited(response, LARGEST_FILE + 1)
     if len(data) > LARGEST_FILE:
-        raise UserError(f"{url}: more than {LARGEST_FILE >> 20} MB, which no manifest has. Check the URL.")
+        raise UserError(
+            f"{url}: the file is larger than {LARGEST_FILE >> 20} MB and cannot be a manifest. Check the URL."
+        )
     _refuse_page(url, response, data)
     return data
 

@@ -1,4 +1,4 @@
-"""Finds out soon whether the Hugging Face hub can be reached. Its client would retry each request for half a minute."""
+"""Finds out soon whether the Hugging Face Hub can be reached. Its client would retry each request for half a minute."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from threading import Thread
 from pipeline.common.errors import UserError
 
 UNREACHABLE = 4.0
-"""Seconds without an answer after which the hub counts as unreachable."""
+"""Seconds without an answer after which the Hub counts as unreachable."""
 
 
 @cache
 def reach_hub(endpoint: str) -> None:
-    """Check, once a process, that the hub answers.
+    """Check, once a process, that the Hub answers.
 
     Args:
         endpoint: Its URL.
@@ -37,6 +37,6 @@ def reach_hub(endpoint: str) -> None:
     asking.join(UNREACHABLE)
     if failure:
         raise UserError(
-            f"the Hugging Face hub at {endpoint} cannot be reached ({failure[0]}). Check the network, the proxy and "
+            f"the Hugging Face Hub at {endpoint} cannot be reached ({failure[0]}). Check the network, the proxy and "
             "HF_ENDPOINT, or use a local folder, such as one that `hf download` wrote."
         )

@@ -163,7 +163,7 @@ def read_meta(data: bytes) -> dict[str, object]:
         ValueError: It is not a JSON object, or larger than LARGEST_META.
     """
     if len(data) > LARGEST_META:
-        raise ValueError(f"meta is not read: it has {len(data)} bytes, at most {LARGEST_META} are accepted")
+        raise ValueError(f"meta.json is too large: {len(data)} bytes (maximum {LARGEST_META})")
     try:
         meta = json.loads(data)
     except (ValueError, RecursionError):

@@ -326,7 +326,7 @@ def file_system(url: str) -> tuple[Any, str]:
     Call this for each request: fsspec caches file systems by process, and a forked worker must not use its parent's.
 
     Raises:
-        UserError: The client of the store is not installed, or the Hugging Face hub cannot be reached.
+        UserError: The client of the store is not installed, or the Hugging Face Hub cannot be reached.
     """
     import fsspec
 

@@ -65,7 +65,7 @@ class Count(BaseModel):
         splits: Split -> number of samples; {} if splits consist of whole shards.
         labels: Label -> its distinct values.
         held: Split -> label -> its distinct values; {} if splits consist of whole shards.
-        left: Name of members that systems leave, as of `left_by` -> their number. They are skipped.
+        left: Name of operating-system files, as of `left_by` -> their number. They are skipped.
         sha256: SHA-256 of the file, or "" if it was not computed.
         stated: URL or path of the file that states the number of samples; "" if they were counted. If they were not,
             `fields` is about the first sample.
@@ -166,8 +166,8 @@ def _report(count: Count, tolerant: bool) -> None:
             "skip what cannot be read."
         )
     log.warning(
-        f"{count.url}: {count.fault}. The {count.samples} samples before the fault count as faulty (data.max_faulty); "
-        "any others are not counted. Repair the shard or remove it from data.shards."
+        f"{count.url}: {count.fault}. The shard is skipped: the {count.samples} samples before the damage count as "
+        "faulty (data.max_faulty); samples after it cannot be counted. Repair the shard or remove it from data.shards."
     )
 
 
@@ -308,7 +308,7 @@ def _count(job: Job, wanted: Wanted) -> Count:
 
 
 def _skip(left: Counter[str], name: str, fault: str) -> None:
-    """Skip a faulty member, which reading reports. Those that systems leave are counted."""
+    """Skip a faulty member, which reading reports. Operating-system files are counted."""
     if kind := left_by(name):
         left[kind] += 1
 
@@ -362,5 +362,5 @@ def _refuse_gzip(file: BinaryIO) -> None:
     file.seek(0)
     if start == b"\x1f\x8b":
         raise ValueError(
-            "the tar is compressed with gzip, so samples cannot be read by position; decompress it (`gunzip`)"
+            "the tar is compressed with gzip, which does not allow random access; decompress it (`gunzip`)"
         )

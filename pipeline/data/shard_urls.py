@@ -46,7 +46,7 @@ def shard_urls(patterns: str) -> list[str]:
             found += _listed(url)
     if compressed := next(filter(COMPRESSED.search, found), None):
         raise UserError(
-            f"{compressed}: samples of a compressed tar cannot be read by position. Decompress it to a .tar "
+            f"{compressed}: the tar is compressed, which does not allow random access. Decompress it to a .tar "
             "(`gunzip`). This takes little extra space, since images and audio are already compressed."
         )
     if twice := next((url for url in found if found.count(url) > 1), None) if len(set(found)) < len(found) else None:

@@ -67,8 +67,7 @@ def group_members(
     Args:
         members: Name and content of each member, in the order of the tar.
         found: Called with the name and the problem (UNNAMED or TWICE) of each faulty member, which is then skipped. A
-            name that would be extracted outside the target folder, or of a file that operating systems leave behind,
-            counts as UNNAMED.
+            name that would be extracted outside the target folder, or of an operating-system file, counts as UNNAMED.
 
     Yields:
         Key of a sample, and member -> content.
@@ -127,8 +126,8 @@ def read_members(file: BinaryIO, wanted: Callable[[str], bool]) -> Iterator[tupl
         Name and bytes of each regular file; None instead of bytes if it is not wanted.
 
     Raises:
-        ValueError: The tar is damaged or truncated, has no end mark, or has data after it, which tar tools would
-            ignore.
+        ValueError: The tar is damaged or truncated, has no end-of-archive marker, or has data after it, which tar
+            tools would ignore.
     """
     name, size = "", -1  # from an extended header, for the next member
     while (header := _exactly(file, BLOCK)).strip(b"\0"):
@@ -136,11 +135,12 @@ def read_members(file: BinaryIO, wanted: Callable[[str], bool]) -> Iterator[tupl
         kind = header[156:157]
         length = _number(header[124:136]) if size < 0 else size
         if length >> 62:
-            raise ValueError(f"a member of 2^{length.bit_length() - 1} bytes")  # beyond the range of seek
+            # Beyond the range of seek.
+            raise ValueError(f"it is damaged: a member declares 2^{length.bit_length() - 1} bytes")
         padding = -length % BLOCK
         if kind in (b"x", b"L"):
             if length > LARGEST_EXTENSION:
-                raise ValueError(f"an extended header of {length} bytes")
+                raise ValueError(f"it is damaged: an extended header declares {length} bytes")
             data = _exactly(file, length + padding)[:length]
             if kind == b"L":
                 name = _text(data)
@@ -162,13 +162,13 @@ def read_members(file: BinaryIO, wanted: Callable[[str], bool]) -> Iterator[tupl
         name, size = "", -1
     while rest := file.read(1 << 16):
         if rest.strip(b"\0"):
-            raise ValueError("it has data after its end mark, such as another tar")
+            raise ValueError("it has data after its end-of-archive marker, such as another tar")
 
 
 def _exactly(file: BinaryIO, size: int) -> bytes:
     data = file.read(size)
     if len(data) < size:
-        raise ValueError("it is truncated: its end mark is missing")
+        raise ValueError("it is truncated: the end-of-archive marker is missing")
     return data
 
 
@@ -209,7 +209,7 @@ def _pax(data: bytes, name: str) -> tuple[str, int]:
         digits, _, _ = data.partition(b" ")
         end = int(digits)
         if not len(digits) < end <= len(data):
-            raise ValueError("a damaged pax header")
+            raise ValueError("it is damaged: a pax header is invalid")
         key, _, value = data[len(digits) + 1 : end - 1].partition(b"=")
         if key == b"path":
             name = _text(value)

@@ -46,7 +46,7 @@ def read_wids(index: str) -> list[WidsShard]:
             for row in document["shardlist"]
         ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f'no index of wids, {{"shardlist": [{{"url": …, "nsamples": …}}]}} ({error!r})') from None
+        raise ValueError(f'not a wids index, {{"shardlist": [{{"url": …, "nsamples": …}}]}} ({error!r})') from None
 
 
 def natural(number: Any) -> int:

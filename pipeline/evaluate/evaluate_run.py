@@ -98,7 +98,7 @@ def evaluate(run: str | Path, probe: Sequence[str | Path] = (), split: str | Non
 
 
 def _measure(run: Path, config: Config, probe: Sequence[str | Path], artifacts: bool = False) -> Results:
-    """Measure all networks of a run, and write the artifacts of the report if asked."""
+    """Measure all networks of a run, and write the artifacts of the report if requested."""
     baselines, metrics = _baselines(config), load_metrics(config.evaluation.metrics)
     data = OpenDataset.from_config(config)
     train, test, classes = data.split("train"), data.split(config.evaluation.split), data.classes

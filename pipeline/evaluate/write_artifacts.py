@@ -111,7 +111,7 @@ def write_masks(folder: Path, views: Mapping[str, ViewSpec], source: Source, tal
 
 
 def count_confusion(label: np.ndarray, prediction: np.ndarray, classes: int) -> np.ndarray:
-    """Count (true class, predicted class) over samples that have both: `[K, K]`."""
+    """Confusion matrix `[K, K]` (true class, predicted class) over samples with a label and a prediction."""
     known = (label >= 0) & (prediction >= 0)
     counts = np.zeros((classes, classes), np.int64)
     np.add.at(counts, (label[known], prediction[known]), 1)

@@ -66,7 +66,7 @@ def sides(run: Path) -> dict[Role, Side]:
         return {"student": Side(student, unit)}
     dims = student.network.dims.pooled, teacher.dims.pooled if teacher is not None else space.weights.shape[1]
     if space.weights.shape != dims:
-        raise UserError(f"{folder / SPACE}: is not of these networks; run `wcord evaluate {run}` again.")
+        raise UserError(f"{folder / SPACE}: does not match the networks of this run; run `wcord evaluate {run}` again.")
     own: dict[Role, Side] = {"student": Side(student, lambda x: unit(space.of_student(x)))}
     if teacher is not None:
         own["teacher"] = Side(Student(teacher), lambda x: unit(space.of_teacher(x)))
@@ -100,8 +100,9 @@ def search(folder: Path, modality: str, query: str, count: int) -> list[Hit]:
         raise UserError(f"{query}: {error}. Pass a {modality} file.") from None
     if index.vectors.d != vector.shape[1]:
         raise UserError(
-            f"{folder}: the index is of vectors of {index.vectors.d} dimensions, the run of {vector.shape[1]}. Rebuild "
-            f"it: `wcord embed {index.about['run']} DATA --index {folder}`."
+            f"{folder}: the index contains {index.vectors.d}-dimensional vectors, but the run produces "
+            f"{vector.shape[1]}-dimensional ones. Rebuild the index: `wcord embed {index.about['run']} DATA --index "
+            f"{folder}`."
         )
     return index.search(vector, count)[0]
 

@@ -1,4 +1,4 @@
-"""Guards `wcord serve`: who may ask, how much uploads hold together, and how long a client may take."""
+"""Guards `wcord serve`: which hosts may ask, how much memory uploads share, and how long a client may take."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ PATIENCE = 30.0
 
 
 class TooLarge(Exception):  # noqa: N818
-    """An upload has more bytes than it may."""
+    """An upload exceeds the size limit."""
 
 
 class Room:
-    """The bytes that all uploads may hold together. An upload that does not fit waits before it is read.
+    """Memory budget shared by all concurrent uploads. An upload that does not fit waits before it is read.
 
     Args:
         size: Bytes.

@@ -147,10 +147,10 @@ def load(run: str | Path) -> Student:
     """Load the student of a run, or an exported student.
 
     Args:
-        run: The folder, or the name of an exported student on the Hugging Face hub, such as `you/name`.
+        run: The folder, or the name of an exported student on the Hugging Face Hub, such as `you/name`.
 
     Raises:
-        UserError: The folder has no student, or the hub has no such student or cannot be reached.
+        UserError: The folder has no student, or the Hub has no such student or cannot be reached.
 
     Example:
         ```python

@@ -90,7 +90,7 @@ def check_size(sight: ViewSpec) -> None:
     """
     for view in several(sight):
         if not isinstance(view.size, int) or not 0 < view.size <= LARGEST_INPUT:
-            raise ValueError(f"inputs of {view.size} pixels")
+            raise ValueError(f"invalid input size: {view.size} pixels (allowed: 1 to {LARGEST_INPUT})")
 
 
 def _within(folder: Path, value: str) -> Path:

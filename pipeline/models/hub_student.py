@@ -1,4 +1,4 @@
-"""Where the network of a run lies: in a local folder, or as an exported student on the Hugging Face hub."""
+"""Where the network of a run lies: in a local folder, or as an exported student on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def student_folder(run: str | Path) -> Path:
     """The folder with the network of a run or of an exported student.
 
     Args:
-        run: The folder of either, or, as a text, the name of an exported student on the hub.
+        run: The folder of either, or, as a text, the name of an exported student on the Hub.
 
     Raises:
         UserError: See `local_folder`.
@@ -41,13 +41,13 @@ def student_folder(run: str | Path) -> Path:
 
 
 def local_folder(run: str | Path) -> Path:
-    """A run as a local folder. An exported student on the hub is downloaded to the cache of huggingface_hub.
+    """A run as a local folder. An exported student on the Hub is downloaded to the cache of huggingface_hub.
 
     Args:
-        run: A folder, or `owner/name` or `owner/name@revision` on the hub, if that cannot be a path here.
+        run: A folder, or `owner/name` or `owner/name@revision` on the Hub, if that cannot be a path here.
 
     Raises:
-        UserError: The hub cannot be reached and the cache does not have the student, the hub does not have it, or
+        UserError: The Hub cannot be reached and the cache does not have the student, the Hub does not have it, or
             loading it would call functions that its description names.
     """
     found = _on_hub(run)
@@ -59,7 +59,7 @@ def local_folder(run: str | Path) -> Path:
 
 
 def pinned(run: str) -> str:
-    """The name of a student on the hub with its commit, `owner/name@commit`; a folder stays as it is.
+    """The name of a student on the Hub with its commit, `owner/name@commit`; a folder stays as it is.
 
     Raises:
         UserError: See `local_folder`.
@@ -84,12 +84,14 @@ def _download(run: str, repository: str, revision: str | None) -> Path:
     missing = f"{run}: there is no such folder, and "
     try:
         if constants.HF_HUB_OFFLINE:
-            raise UserError("HF_HUB_OFFLINE is set. Check the path, or unset it to look for the name on the hub.")
+            raise UserError(
+                "HF_HUB_OFFLINE is set. Check the path, or unset HF_HUB_OFFLINE to look for the name on the Hub."
+            )
         reach_hub(constants.ENDPOINT)
     except UserError as error:
         if (cached := _cached(repository, revision)) is None:
             raise UserError(f"{missing}{error}") from None
-        log.warning(f"{run}: the hub cannot be asked; commit {cached.name} of its cache is used.")
+        log.warning(f"{run}: the Hub is unreachable; using the cached commit {cached.name}.")
         return cached
     return _fetch(missing, repository, revision)
 
@@ -110,8 +112,9 @@ def _check_imports(run: str, repository: str, folder: Path) -> None:
                 inner += value
             elif isinstance(value, str) and IMPORTED.fullmatch(value):
                 raise UserError(
-                    f"{run}: its {DESCRIPTION} imports {value}, which is not done for a name on the hub. Download it "
-                    f"(`hf download {repository} --local-dir FOLDER`), read FOLDER/{DESCRIPTION}, and pass FOLDER."
+                    f"{run}: its {DESCRIPTION} imports {value}; for security, students loaded from the Hub must not "
+                    f"import code. Download it (`hf download {repository} --local-dir FOLDER`), read "
+                    f"FOLDER/{DESCRIPTION}, and pass FOLDER."
                 )
 
 
@@ -133,7 +136,7 @@ def _fetch(missing: str, repository: str, revision: str | None) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-    where = f"{repository} on the hub"
+    where = f"{repository} on the Hub"
     try:
         about = HfApi().model_info(repository, revision=revision, timeout=UNREACHABLE)
         if DESCRIPTION not in {file.rfilename for file in about.siblings or []}:
@@ -145,7 +148,7 @@ def _fetch(missing: str, repository: str, revision: str | None) -> Path:
         snapshot_download(repository, revision=folder.name, allow_patterns=DESCRIPTION)
     except RepositoryNotFoundError:
         raise UserError(
-            f"{missing}the hub has no repository {repository} that you may read. Check the path or the name; for a "
+            f"{missing}the Hub has no repository {repository} that you may read. Check the path or the name; for a "
             "private repository, log in with `hf auth login`."
         ) from None
     except RevisionNotFoundError:
@@ -155,5 +158,5 @@ def _fetch(missing: str, repository: str, revision: str | None) -> Path:
     except Exception as error:  # of httpx or requests, depending on the version of huggingface_hub
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise machine_fault(error, where) or UserError(f"{where}: cannot be downloaded ({reason}).") from None
-    log.info(f"{repository}: commit {folder.name} from the hub")
+    log.info(f"{repository}: commit {folder.name} from the Hub")
     return folder

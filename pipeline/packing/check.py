@@ -268,4 +268,4 @@ def _strays(folder: Path, dataset: Dataset) -> Iterator[str]:
     known = {shard.file for shards in dataset.splits.values() for shard in shards}
     strays = sorted(path.name for path in folder.glob("*.tar") if path.name.count(".") == 1 and path.name not in known)
     if strays:
-        yield f"{len(strays)} tars are not listed in {MANIFEST} and will not be read, the first one is {strays[0]}"
+        yield f"{len(strays)} tars are not listed in {MANIFEST} and will not be read; the first one is {strays[0]}"

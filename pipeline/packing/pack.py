@@ -62,14 +62,14 @@ def pack(
         min_shards: Minimum number of shards per split (if it has enough samples), which ranks and workers can share.
         workers: Number of processes.
         max_refused: Maximum fraction of rejected samples, in [0, 1].
-        overwrite: Delete a different packing in the folder. The same packing is always resumed.
+        overwrite: Delete differently packed data in the folder. The same packing is always resumed.
 
     Returns:
         The content of `dataset.json`.
 
     Raises:
-        UserError: Too many samples are rejected, the folder contains a different packing, a split is empty, or the disk
-            fails.
+        UserError: Too many samples are rejected, the folder contains differently packed data, a split is empty, or the
+            disk fails.
     """
     packing = Packing(
         plan,
@@ -129,10 +129,10 @@ class Packing:
         """Lock the folder while shards are written. Processes that write the same shards may share it.
 
         Args:
-            overwrite: Delete a different packing in the folder.
+            overwrite: Delete differently packed data in the folder.
 
         Raises:
-            UserError: The folder contains a different packing, or another process is writing one.
+            UserError: The folder contains differently packed data, or another process is writing such data.
         """
         folder = getattr(self.target, "path", None)  # stores do not support locks
         with owned(folder, self.digest) if folder else nullcontext():
@@ -170,7 +170,8 @@ class Packing:
             # Another process that shared the lock may have released it, and a different packing may have begun.
             if self._state().get("digest") != self.digest:
                 raise UserError(
-                    f"{self.out}: another process has begun a different packing here. Choose another folder."
+                    f"{self.out}: another process is packing a different dataset into this folder. Choose another "
+                    "folder."
                 )
             self.done |= finished([job for job in self.jobs if job.file not in self.done], self.target)
             if missing := len(self.jobs) - len(self.done):
@@ -201,15 +202,18 @@ class Packing:
         return dataset
 
     def _report_split(self, dataset: Dataset) -> None:
-        """Say how many groups there are, unless every sample is one, and how far the split is from the request."""
+        """Log the number of groups, unless every sample is its own group, and how far the split is from the request."""
         samples = _samples(dataset)
         if sum(self.groups.values()) < len(self.plan.samples):
             log.info(group_splits.outcome(self.groups, samples, self.fractions))
         for deviation in group_splits.deviations(samples, self.fractions):
-            log.warning(f"{deviation}: groups are not divided, and classes are balanced. Use smaller groups.")
+            log.warning(
+                f"{deviation}, because groups are kept whole and classes are balanced across splits. Smaller groups "
+                "give a closer match."
+            )
 
     def _claim(self, overwrite: bool) -> None:
-        """Claim the folder for this plan, or raise UserError if it contains a different packing.
+        """Claim the folder for this plan, or raise UserError if it contains differently packed data.
 
         An unfinished packing with the same recipe and options is continued: the user has corrected its sources. Shards
         that the corrections do not affect are kept.
@@ -226,8 +230,8 @@ class Packing:
             self._clear(there, ())
         elif found or MANIFEST in there or any(map(_is_shard, there)):
             raise UserError(
-                f"{self.out}: the folder contains a different packing (other sources, options or seed). "
-                "Choose another folder, or pass `overwrite` to delete it."
+                f"{self.out}: the folder contains data packed from other sources or with other options or seed. "
+                "Choose another folder, or pass `overwrite` to delete this data."
             )
         self.target.write(PLAN, json.dumps({"digest": self.digest, **settings}, indent=2).encode())
 

@@ -34,7 +34,10 @@ def recheck(folder: str | Path, listed: str | Path) -> Report:
     shards = {shard.file: (split, shard) for split, own in reversed(dataset.splits.items()) for shard in own}
     skipped = sorted(read_skipped(listed), key=lambda s: (s.shard, s.place))
     if strangers := sorted({s.shard for s in skipped} - shards.keys()):
-        raise UserError(f"{listed}: lists {strangers[0]}, which is not in {folder}: it belongs to another dataset.")
+        raise UserError(
+            f"{listed}: this list refers to {strangers[0]}, which is not in {folder}; the list was written for another "
+            "dataset."
+        )
     found = Report(facts=[f"{len(skipped)} samples listed ({in_words(counts(skipped))})"])
     for file, group in groupby(skipped, key=lambda s: s.shard):
         for one, fault in _again(folder, dataset, *shards[file], list(group)):

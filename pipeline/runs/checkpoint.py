@@ -136,7 +136,7 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint:
         about = json.loads((path / "checkpoint.json").read_bytes())
         check_format(about.get("format"), path)
         if "digest" in about and about != sealed(about):  # earlier versions do not have it
-            raise ValueError("the digest of checkpoint.json differs from the written one")
+            raise ValueError("checkpoint.json does not match its digest")
         made_of = with_current_names(about["identity"])
         if identity.get(SHARDS) != made_of.get(SHARDS, identity.get(SHARDS)):
             raise UserError(
@@ -156,7 +156,7 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint:
             )
         for name, expected in about.get("sha256", {}).items():
             if sha256(path / name) != expected:
-                raise ValueError(f"the sha256 of {name} differs from the written one")
+                raise ValueError(f"the SHA-256 of {name} does not match checkpoint.json")
         model = load_file(path / "model.safetensors")
         optimizer = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
         made_by = int(about.get("ranks", 1)), about.get("workers")

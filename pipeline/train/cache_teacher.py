@@ -171,7 +171,7 @@ def _finished(source: Source, shard: Shard, about: Cache) -> tuple[Shard, int] |
 
 
 def _check_shared(folder: Path, name: str, accelerator: Accelerator) -> None:
-    """Raise UserError unless all processes can see the files that the first process writes next to the shards."""
+    """Raise UserError unless all processes can see the files that the first process writes to the dataset folder."""
     if accelerator.num_processes == 1:
         return
     token = folder / f"{name}.cache.token"

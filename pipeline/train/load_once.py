@@ -1,4 +1,4 @@
-"""Loads once for all processes of a training: only rank 0 asks a store about shards, counts them, or asks the hub."""
+"""Loads once for all processes of a training: only rank 0 asks a store about shards, counts them, or asks the Hub."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def loaded_once(accelerator: Accelerator) -> Load:
 
 
 def pin_teacher(config: Config, accelerator: Accelerator) -> Config:
-    """A config whose teachers from the hub have their commit, which rank 0 downloads. All ranks must call it.
+    """A config whose teachers from the Hub have their commit, which rank 0 downloads. All ranks must call it.
 
     Args:
         config: The config.

@@ -177,7 +177,7 @@ def _train(
         if done:
             say_changes(training, done)
         clear(run, RESULTS if done else WRITTEN)
-        write_config(training.config, run, about)  # with the commits of teachers from the hub
+        write_config(training.config, run, about)  # with the commits of teachers from the Hub
     log.info(f"{run}: training on {accelerator.num_processes} x {accelerator.device.type}")
     if accelerator.is_main_process:
         record_learning_rates(training.distillation, config, run)
@@ -236,7 +236,7 @@ def check_evaluation_split(config: Config, dataset: OpenDataset) -> None:
         dataset.check_split(split, "evaluation.split: ")
     if config.evaluation.every and split == "test" and rank() == 0:
         log.warning(
-            "evaluation.every: best/ is selected on the test split, so its test results are too good. Set "
+            "evaluation.every: best/ is selected on the test split, so its test results are optimistically biased. Set "
             "evaluation.split to a validation split, e.g. evaluation.split=val after packing with --val 0.1."
         )
 

@@ -95,7 +95,7 @@ def test_a_matrix_goes_on_where_it_stopped(bench: Path, tmp_path: Path, caplog: 
     assert results(run_bench(bench)) == rows
     assert len(caplog.messages) == 1  # only the one that was lost
     assert before.items() <= written(matrix).items()
-    with pytest.raises(UserError, match="its settings differ from those of the bench"):
+    with pytest.raises(UserError, match="its settings differ from those of the benchmark"):
         run_bench(bench, ["pairs[photo to range].set[data.label_fraction]=1.0"])
 
 
@@ -233,7 +233,7 @@ def test_a_shipped_bench_is_found_by_its_name(name: str, tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"not found.*is not a packed dataset"):  # its configs were found beside it
         run_bench(name)
-    with pytest.raises(UserError, match=r"matrx: no such bench\. .*a shipped bench: .*cifar100, .*matrix"):
+    with pytest.raises(UserError, match=r"matrx: no such benchmark\. .*a shipped one: .*cifar100, .*matrix"):
         run_bench("matrx")
 
 

@@ -73,7 +73,10 @@ DESCRIPTIONS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "an absolute path": (lambda about: about | {"encoder": {"name": "vit", "model": "/etc"}}, "an absolute path"),
     "40 GB": (lambda about: about | {"encoder": about["encoder"] | {"width": 20_000}}, "far more memory than its"),
     "10^12 channels": (lambda about: about | {"encoder": about["encoder"] | {"width": 10**12}}, "damaged"),
-    "10^12 pixels": (lambda about: about | {"encoder": about["encoder"] | {"size": 10**12}}, "inputs of 10000000000"),
+    "10^12 pixels": (
+        lambda about: about | {"encoder": about["encoder"] | {"size": 10**12}},
+        "invalid input size: 10000000000",
+    ),
     "no classes": (lambda about: about | {"classes": {"a": 1}}, "not a list of names"),
     "a list": (lambda about: [about], "not a JSON object"),
 }
@@ -106,7 +109,7 @@ def test_an_index_of_another_run_is_named(finished: tuple[Path, Path], tmp_path:
 def test_text_that_is_no_path_is_refused_in_a_config(value: str, runs: Path, tmp_path: Path) -> None:
     text = (runs / "student.yaml").read_text()
     (tmp_path / "a.yaml").write_text(f"run: {value}\n" + text.partition("\n")[2])
-    with pytest.raises(UserError, match=r"run: must be text without null characters .*a\.yaml line 1"):
+    with pytest.raises(UserError, match=r"run: must be a string without null characters .*a\.yaml line 1"):
         configs.load(tmp_path / "a.yaml")
 
 

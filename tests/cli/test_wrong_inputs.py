@@ -201,7 +201,7 @@ WRONG: dict[str, Wrong] = {
         "train.steps: must be above 0",
         "got -5 (override train.steps=-5)",
     ),
-    "text for a number": (f"{TRAIN} train.steps=two", "train.steps: must be a whole number", 'got "two" (override'),
+    "text for a number": (f"{TRAIN} train.steps=two", "train.steps: must be an integer", 'got "two" (override'),
     "a rate that is no number": (
         f"{TRAIN} train.learning_rate=.nan",
         "train.learning_rate: must be a finite number",
@@ -269,7 +269,7 @@ WRONG: dict[str, Wrong] = {
     ),
     "a compressed shard": (
         f"{TRAIN} 'data.shards=more/*'",
-        "samples of a compressed tar cannot be read by position",
+        "the tar is compressed, which does not allow random access",
         "Decompress it to a .tar",
         compressed,
     ),
@@ -280,7 +280,7 @@ WRONG: dict[str, Wrong] = {
     ),
     "a shard of others that is cut short": (
         f"{TRAIN} data.shards=more",
-        "its end mark is missing",
+        "end-of-archive marker is missing",
         "Repair the shard or remove it from data.shards",
         write("more/0.tar", bytes(100)),
     ),
@@ -450,7 +450,7 @@ WRONG: dict[str, Wrong] = {
         "there is no method 'crd'",
         "choose one of run",
     ),
-    "a bench that is not there": ("bench nowhere.yaml", "nowhere.yaml: no such bench", "a shipped bench: cifar100"),
+    "a bench that is not there": ("bench nowhere.yaml", "nowhere.yaml: no such benchmark", "a shipped one: cifar100"),
     "a check of no data": ("check nowhere", "nowhere/dataset.json: not found", "run the same `wcord pack`"),
     "a table that is not there": (
         "pack manifest nowhere.csv out --field rgb=x",
@@ -512,7 +512,7 @@ WRONG: dict[str, Wrong] = {
     },
     "a packing onto another": (
         "pack tabletop data --scenes 8 --size 32 --workers 1",
-        "the folder contains a different packing",
+        "the folder contains data packed from other sources or with other options or seed",
         "Choose another folder, or pass `overwrite`",
     ),
     "an unknown dataset": ("pack dataset cifar11 data out", "cifar11: unknown dataset", "choose one of cifar10"),

@@ -1,4 +1,4 @@
-"""Names: files that systems leave are recognised anywhere in a path, and names are compared in one normal form."""
+"""Names: operating-system files are recognised anywhere in a path, and names are compared in one normal form."""
 
 from __future__ import annotations
 

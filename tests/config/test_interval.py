@@ -37,4 +37,4 @@ def test_others_are_refused(written: str) -> None:
 
 
 def test_the_reference_names_both_forms() -> None:
-    assert "whole number above 0, or text such as `2 epochs`; 500 by default" in explain_key("train.checkpoint_every")
+    assert "int > 0, or string such as `2 epochs`; 500 by default" in explain_key("train.checkpoint_every")

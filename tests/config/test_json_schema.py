@@ -81,13 +81,11 @@ def test_a_key_is_explained_with_type_range_default_and_meaning() -> None:
     assert explain_key("train.clip") == (
         "train.clip: number above 0, or null; 5.0 by default.\nMaximum gradient norm; null disables clipping."
     )
-    assert explain_key("student.modality.centre").startswith("modality.depth.centre: true or false; false by default.")
+    assert explain_key("student.modality.centre").startswith("modality.depth.centre: bool; false by default.")
     both = explain_key("encoder.width")
     assert "encoder.cnn5.width: " in both
     assert "encoder.resnet.width: " in both
-    assert explain_key("losses.wcord.anchor").startswith(
-        "losses.wcord.anchor: number at least 0 and at most 1; 0.2 by default."
-    )
+    assert explain_key("losses.wcord.anchor").startswith("losses.wcord.anchor: number ≥ 0 and ≤ 1; 0.2 by default.")
     assert "required" in explain_key("data.shards")
     assert explain_key("student.modality.depth.near") == explain_key("modality.depth.near")
 

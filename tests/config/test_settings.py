@@ -187,7 +187,7 @@ FAULTS = [
     ("weight: 2", "exclude:\n      - label\n      - all", 15,
      "losses.transport.exclude[1]: must be 'label' or 'group', got \"all\""),
     ("weight: 2", "either: [1]", 13,
-     "losses.transport.either: must be a whole number or must be text, got [1]"),
+     "losses.transport.either: must be an integer or must be a string, got [1]"),
     ("    epsilon: 1e-1\n", "", 12, "losses.transport.epsilon: is required and missing"),
     ("  supervised:", "  supervised: 5", 11, "losses.supervised: must be a mapping `key: value`, got 5"),
     ("  transport:\n", "  transprot:\n", 12, "losses.transprot: unknown key; did you mean transport?"),
@@ -210,9 +210,9 @@ FAULTS = [
     ("steps: 1000", "epochs: 9\n  schedule: step\n  milestones: [3, 9]", 15,
      "train: milestones: [3, 9] must be below epochs: 9"),
     ("steps: 1000", "steps: 0", 16, "train.steps: must be above 0, got 0"),
-    ("steps: 1000", "steps: 10.5", 16, "train.steps: must be a whole number, got 10.5"),
-    ("steps: 1000", "steps: true", 16, "train.steps: must be a whole number, got true"),
-    ("steps: 1000", "steps: '1000'", 16, 'train.steps: must be a whole number, got "1000"'),
+    ("steps: 1000", "steps: 10.5", 16, "train.steps: must be an integer, got 10.5"),
+    ("steps: 1000", "steps: true", 16, "train.steps: must be an integer, got true"),
+    ("steps: 1000", "steps: '1000'", 16, 'train.steps: must be an integer, got "1000"'),
     ("1e-3", ".nan", 17, "train.learning_rate: must be a finite number, got NaN"),
     ("1e-3", "0.0", 17, "train.learning_rate: must be above 0, got 0.0"),
     ("learning_rate: 1e-3", "optimizer: adam", 17, "train.optimizer: must be 'adamw' or 'sgd', got \"adam\""),
@@ -230,8 +230,8 @@ FAULTS = [
     ("batch_size: 32", "flip: 1", 4, "data.flip: must be true or false, got 1"),
     ("batch_size: 32", "label_fraction: 0", 4, "data.label_fraction: must be above 0, got 0"),
     ("batch_size: 32", "label_fraction: 2", 4, "data.label_fraction: must be at most 1, got 2"),
-    ("batch_size: 32", "label:", 4, "data.label: must be text, got nothing"),
-    ("batch_size: 32", "label: [2]", 4, "data.label: must be text, got [2]"),
+    ("batch_size: 32", "label:", 4, "data.label: must be a string, got nothing"),
+    ("batch_size: 32", "label: [2]", 4, "data.label: must be a string, got [2]"),
     ("batch_size: 32", "label: ''", 4, 'data.label: must not be empty, got ""'),
     ("batch_size: 32", "crop: 0.5", 4, "data.crop: must be a list, got 0.5"),
     ("batch_size: 32", "crop: [0.5]", 4, "data.crop: must have 2 or more entries, got [0.5]"),
@@ -258,7 +258,7 @@ FAULTS = [
     ("teacher:\n  run: runs/teacher\n", "", 10,
      "losses.transport: requires a teacher; add `teacher:`, or remove this loss"),
     ("run: runs/sonar_${seed}\n", "", 0, "run: is required and missing"),
-    ("run: runs/sonar_${seed}", "run: {a: 5}", 1, 'run: must be text, got {"a": 5}'),
+    ("run: runs/sonar_${seed}", "run: {a: 5}", 1, 'run: must be a string, got {"a": 5}'),
     ("run: runs/sonar_${seed}", "run: r\nsede: 5", 2, "sede: unknown key; did you mean seed?"),
 ]
 # fmt: on
@@ -376,17 +376,17 @@ def test_an_override_replaces_what_was_there(read: Read) -> None:
 
 # fmt: off
 FAULTS_OF_OVERRIDES = [
-    ("data.workers=two", 'data.workers: must be a whole number, got "two" (override data.workers=two)'),
+    ("data.workers=two", 'data.workers: must be an integer, got "two" (override data.workers=two)'),
     ("data.wrokers=2", "data.wrokers: unknown key; did you mean workers? (override data.wrokers=2)"),
     ("steps=2", "steps: unknown key; did you mean train.steps? (override steps=2)"),
     ("losses.transport={anchor: 3, epsilon: 1}",
      "losses.transport.anchor: must be below 1, got 3 (override losses.transport={anchor: 3, epsilon: 1})"),
     ("losses.transport={}",
      "losses.transport.epsilon: is required and missing (override losses.transport={})"),
-    ("seed=\n'a\n b'", "seed: must be a whole number, got \"a b\" (override seed=\\n'a\\n b')"),
+    ("seed=\n'a\n b'", "seed: must be an integer, got \"a b\" (override seed=\\n'a\\n b')"),
     (f"seed={2**64}", f"seed: must be at most {10**18}, got {2**64} (override seed={2**64})"),
     ("train.timeout=1e300", "train.timeout: must be at most 10000000, got 1e+300 (override train.timeout=1e300)"),
-    ("run.x=2", 'run: must be text, got {"x": 2} (override run.x=2)'),
+    ("run.x=2", 'run: must be a string, got {"x": 2} (override run.x=2)'),
     ("data.crop[0]=2", "data.crop[0]: must be at most 1, got 2 (override data.crop[0]=2)"),
     ("data.crop[2]=1", 'override "data.crop[2]=1": data.crop[2] cannot be set'),
     ("data.crop.x=1", 'override "data.crop.x=1": data.crop.x cannot be set'),
@@ -397,18 +397,18 @@ FAULTS_OF_OVERRIDES = [
      'override "losses.mine.py:Mine.weight=1": put the class in brackets: '
      'losses[package.module:Class].weight=1'),
     ("train.steps=100 # many",
-     'train.steps: must be a whole number, got "100 # many"; it contains a comment (#), which is not ignored; remove '
+     'train.steps: must be an integer, got "100 # many"; it contains a comment (#), which is not ignored; remove '
      "it (override train.steps=100 # many)"),
     ("evaluation.baselines=[a # b]",
      'evaluation.baselines: must be a list, got "[a # b]"; it is not readable YAML: line 1, column 8: '),
-    ("data.workers=@2", 'data.workers: must be a whole number, got "@2"; it is not readable YAML: line 1, column 1: '),
+    ("data.workers=@2", 'data.workers: must be an integer, got "@2"; it is not readable YAML: line 1, column 1: '),
     ("data.crop=[0.5, # low\n 1]",
      'data.crop: must be a list, got "[0.5, # low\\n 1]"; it contains a comment (#), which is not ignored; remove it '
      "(override data.crop=[0.5, # low\\n 1])"),
     ("run=a\0b", 'override "run=a\\x00b": is not readable: '),
     ("run=", 'run: must not be empty, got "" (override run=)'),
     ("teacher.run=[a]",
-     'teacher.run: must be text or must have 2 or more entries, got ["a"] (override teacher.run=[a])'),
+     'teacher.run: must be a string or must have 2 or more entries, got ["a"] (override teacher.run=[a])'),
     ("run=${nope}",
      'run: refers to a missing key or to itself, got "${nope}" (override '
      'run=${nope})'),
@@ -724,7 +724,7 @@ def test_own_classes_are_checked_like_the_others(read: Read, faults: Faults, mod
         f"losses.{module}:Mine.margin: must be above 0, got 0 (override losses[{module}:Mine].margin=0)"
     ]
     (found,) = faults(*changes, overrides=["student.encoder.layers=x"])
-    assert found.startswith("student.encoder.layers: must be a whole number")
+    assert found.startswith("student.encoder.layers: must be an integer")
 
 
 def test_a_modality_that_lists_no_encoders_checks_them_itself(read: Read, module: str) -> None:

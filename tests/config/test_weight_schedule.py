@@ -89,7 +89,7 @@ def test_faults_are_named_with_their_place(make_config: Any, written: str, messa
 
 
 def test_it_is_explained() -> None:
-    assert explain_key("losses.kd.schedule.from").startswith("losses.NAME.schedule.from: number at least 0; 0.0")
+    assert explain_key("losses.kd.schedule.from").startswith("losses.NAME.schedule.from: number ≥ 0; 0.0")
     assert "a cosine that reaches 0" in explain_key("losses.kd.schedule")
 
 

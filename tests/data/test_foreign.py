@@ -78,7 +78,7 @@ def test_members_that_systems_leave_are_skipped_and_said_once(
     for _ in range(2):
         dataset = load_dataset(str(path.parent))
         assert dataset.extensions == {"jpg": 3, "txt": 3}
-    assert caplog.text.count("skipped 24 files or folders that systems leave") == 1
+    assert caplog.text.count("skipped 24 operating-system files or folders") == 1
     assert epoch(open_split(str(path.parent), "train", "label"), 1, 0, monkeypatch, BOTH) == Counter(
         ["a/0", "a/1", "a/2"]
     )

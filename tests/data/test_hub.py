@@ -1,4 +1,4 @@
-"""Shards on the Hugging Face hub, through huggingface_hub's own file system and a stand-in of the hub."""
+"""Shards on the Hugging Face Hub, through huggingface_hub's own file system and a stand-in of the Hub."""
 
 from __future__ import annotations
 

@@ -307,7 +307,7 @@ def test_a_tiff_that_readers_differ_about_is_refused() -> None:
         if tag == 262:
             entry = data.index(b"\x06\x01\x03\0\1\0\0\0") + 8
             data = data[:entry] + bytes(4) + data[entry + 4 :]
-        with pytest.raises(ValueError, match="turned, inverted"):
+        with pytest.raises(ValueError, match="rotated, inverted"):
             inspect("depth.tiff", data)
 
 

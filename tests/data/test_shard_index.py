@@ -151,7 +151,9 @@ def test_a_damaged_shard_is_counted_as_far_as_it_can_be_read_and_reported_each_t
         assert [one.samples for one in counts[:2]] == [5, 1]
         assert 0 < counts[2].samples < 8
         (warning,) = caplog.messages
-        assert re.search(rf"00002\.tar: it is truncated.* The {counts[2].samples} samples before the fault", warning)
+        assert re.search(
+            rf"00002\.tar: it is truncated.* The shard is skipped: the {counts[2].samples} samples before", warning
+        )
     with pytest.raises(UserError, match=r"00002\.tar: it is truncated.*data\.max_faulty"):
         count(shards, tmp_path / "index")
     shards[2].write_bytes(whole)

@@ -89,7 +89,7 @@ def test_what_is_no_shard_is_named_with_the_cure(folder: Path, pattern: str, mes
 @pytest.mark.parametrize("suffix", ["tar.gz", "tgz", "tar.zst", "tar.xz", "tar.bz2"])
 def test_a_compressed_tar_is_refused_with_the_cure(folder: Path, suffix: str) -> None:
     (folder / "b" / f"00003.{suffix}").write_bytes(b"")
-    message = rf"00003\.{suffix}: samples of a compressed tar cannot be read by position\. Decompress"
+    message = rf"00003\.{suffix}: the tar is compressed, which does not allow random access\. Decompress"
     with pytest.raises(UserError, match=message):
         shard_urls(str(folder))
 

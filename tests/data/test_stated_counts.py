@@ -219,7 +219,7 @@ def test_remote_shards_need_one_request_for_their_number_and_one_for_their_membe
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{}", "index.json: cannot be read: no index of wids"),
+        ("{}", "index.json: cannot be read: not a wids index"),
         ('{"shardlist": [{"url": "pipe:cat 0.tar", "nsamples": 1}]}', "pipe: commands are never run"),
         ('{"shardlist": [{"url": "none.tar", "nsamples": 1}]}', "its shard .*/none.tar does not exist"),
         ('{"shardlist": []}', "index.json: contains no"),

@@ -129,7 +129,7 @@ def test_a_name_that_does_not_fit_is_not_cut(tmp_path: Path) -> None:
 def test_sizes_beyond_any_file_are_refused(kind: int, wanted: bool) -> None:
     info = tarfile.TarInfo("big.bin")
     info.size = 1 << 80
-    with pytest.raises(ValueError, match=r"a member of 2\^80 bytes"):
+    with pytest.raises(ValueError, match=r"a member declares 2\^80 bytes"):
         list(read_members(io.BytesIO(info.tobuf(format=kind)), lambda name: wanted))
 
 

@@ -35,7 +35,9 @@ def test_logits_are_the_models_own(tmp_path: Path, kind: str) -> None:
 
 def test_what_has_no_text_tower_is_refused(tmp_path: Path) -> None:
     model = str(two_towers(tmp_path / "clip", "clip"))
-    with pytest.raises(ValueError, match="requires the encoder `transformers` with a pretrained CLIP or SigLIP"):
+    with pytest.raises(
+        ValueError, match="requires `encoder: {name: transformers, model: …}` with a pretrained CLIP or SigLIP model"
+    ):
         ZeroShot(CNN5(3), model, SENTENCES)
     mean = PretrainedVision(3, model=model, pooler=False)
     with pytest.raises(ValueError, match="CLIP or SigLIP and its pooler"):

@@ -1,4 +1,4 @@
-"""Exported students by their name on the Hugging Face hub, from a stand-in of the hub."""
+"""Exported students by their name on the Hugging Face Hub, from a stand-in of the Hub."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_without_a_network_the_cached_student_is_used(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert hub_student.student_folder(NAME) == folder
     assert running.served["all"] == asked
-    assert f"commit {COMMIT} of its cache is used" in caplog.text
+    assert f"the Hub is unreachable; using the cached commit {COMMIT}" in caplog.text
     (folder / "network.json").unlink()  # as after an interrupted download
     with pytest.raises(UserError, match=r"me/student: there is no such folder, and HF_HUB_OFFLINE is set"):
         hub_student.student_folder(NAME)
@@ -123,15 +123,15 @@ def test_a_hub_that_cannot_be_reached_is_one_line_within_5_s(unreachable: None, 
     assert call("predict", NAME, tmp_path) == 2
     assert time.monotonic() - start < 5
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: me/student: there is no such folder, and the Hugging Face hub at http://127.0.0.1:")
+    assert line.startswith("error: me/student: there is no such folder, and the Hugging Face Hub at http://127.0.0.1:")
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("me/nothing", "me/nothing: there is no such folder, and the hub has no repository me/nothing that you may"),
-        (f"{NAME}@v2", "me/student on the hub has no revision v2"),
-        (NAME, r"me/student on the hub is no exported student: it has no network\.json"),
+        ("me/nothing", "me/nothing: there is no such folder, and the Hub has no repository me/nothing that you may"),
+        (f"{NAME}@v2", "me/student on the Hub has no revision v2"),
+        (NAME, r"me/student on the Hub is no exported student: it has no network\.json"),
     ],
 )
 def test_what_the_hub_does_not_have_is_named(running: type[Store], name: str, message: str) -> None:

@@ -324,7 +324,7 @@ def test_too_few_shards_strays_and_untrained_classes_are_noted(data: Path) -> No
         "test has classes without samples in train",
         "train has 3 shards for 4 readers (2 ranks x 2 workers)",
         "test has 2 shards for 4 readers (2 ranks x 2 workers)",
-        "1 tars are not listed in dataset.json and will not be read, the first one is train-000099.tar",
+        "1 tars are not listed in dataset.json and will not be read; the first one is train-000099.tar",
     ]
 
 
@@ -446,7 +446,7 @@ def test_missing_and_changed_shards_are_told_apart(data: Path) -> None:
     (data / "test-000000.tar").unlink()
     path = data / "train-000001.tar"
     found = bytearray(path.read_bytes())
-    found[-1] = 1  # behind the end mark
+    found[-1] = 1  # behind the end-of-archive marker
     path.write_bytes(found)
     faults = check(data).faults
     assert any(fault.startswith("test-000000.tar: the shard is missing; restore it") for fault in faults)

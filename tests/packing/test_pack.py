@@ -208,7 +208,7 @@ def test_another_packing_is_not_overwritten_unless_asked(source: Path, tmp_path:
     before = content(tmp_path)
     others = [(plan_of(source, group="room"), {}), (plan_of(source), {"seed": 1}), (plan_of(source), {"min_shards": 3})]
     for plan, options in others:
-        with pytest.raises(UserError, match="a different packing"):
+        with pytest.raises(UserError, match="packed from other sources"):
             pack(plan, tmp_path, **options)
     assert content(tmp_path) == before
     pack(plan_of(source), tmp_path, min_shards=3, overwrite=True)
@@ -218,7 +218,7 @@ def test_another_packing_is_not_overwritten_unless_asked(source: Path, tmp_path:
 
 def test_shards_of_unknown_origin_are_not_overwritten(source: Path, tmp_path: Path) -> None:
     (tmp_path / "train-000000.tar").write_bytes(b"precious")
-    with pytest.raises(UserError, match="a different packing"):
+    with pytest.raises(UserError, match="packed from other sources"):
         pack(plan_of(source), tmp_path)
     assert content(tmp_path) == {"train-000000.tar": b"precious"}
 
@@ -227,7 +227,7 @@ def test_a_changed_source_makes_it_another_packing(tmp_path: Path) -> None:
     table = make_source(tmp_path / "source")
     pack(plan_of(table), tmp_path / "out")
     (tmp_path / "source/photos/a/003.jpg").write_bytes(jpeg(99) + b"\0")
-    with pytest.raises(UserError, match="a different packing"):
+    with pytest.raises(UserError, match="packed from other sources"):
         pack(plan_of(table), tmp_path / "out")
 
 
@@ -406,6 +406,6 @@ def test_a_packing_that_was_replaced_under_it_does_not_finish(source: Path, tmp_
         first.write(1)
     pack(plan_of(source), tmp_path / "set", seed=1, overwrite=True)
     before = content(tmp_path / "set")
-    with pytest.raises(UserError, match="another process has begun a different packing"):
+    with pytest.raises(UserError, match="another process is packing a different dataset"):
         first.finish()
     assert content(tmp_path / "set") == before

@@ -103,7 +103,7 @@ def test_another_packing_is_not_overwritten_unless_asked(source: Path, memory: A
     pack(plan_of(source), URL, min_shards=6)
     memory.pipe_file("/sets/mine/notes.txt", b"mine")
     before = stored(memory, "/sets/mine")
-    with pytest.raises(UserError, match="a different packing"):
+    with pytest.raises(UserError, match="packed from other sources"):
         pack(plan_of(source), URL, seed=1)
     assert stored(memory, "/sets/mine") == before
     pack(plan_of(source), URL, seed=1, overwrite=True)

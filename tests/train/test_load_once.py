@@ -60,19 +60,19 @@ def test_one_process_asks_the_store_and_all_have_the_manifest(tmp_path: Path) ->
 
 
 def fetch(rank: int, port: int, folder: Path, url: str) -> None:
-    """Look for a teacher on the hub as a rank, and write down which one was found."""
+    """Look for a teacher on the Hub as a rank, and write down which one was found."""
     os.environ.update(place(rank, RANKS, port))
     accelerator = Accelerator(cpu=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "cache"))
-        # Rank 1 could not ask the hub.
+        # Rank 1 could not ask the Hub.
         use_endpoint(url if rank == 0 else "http://127.0.0.1:1", patch)
         overrides = [f"data.shards={folder}", f"run={folder / 'run'}", "teacher.run=me/student"]
         config = load_once.pin_teacher(configs.load("rgb_to_depth", overrides), accelerator)
         assert config.teacher is not None
         (folder / f"found{rank}").write_text(f"{config.teacher.run} {student_folder(str(config.teacher.run))}")
         unknown = config.model_copy(update={"teacher": config.teacher.model_copy(update={"run": "me/nothing"})})
-        with pytest.raises(UserError, match="the hub has no repository me/nothing"):
+        with pytest.raises(UserError, match="the Hub has no repository me/nothing"):
             load_once.pin_teacher(unknown, accelerator)
     accelerator.end_training()
 

@@ -158,7 +158,10 @@ def _member(field: str, column: str, value: Any) -> tuple[str, bytes]:
     if data.startswith(b"RIFF"):
         suffix = "webp" if data[8:12] == b"WEBP" else "wav"
     if not suffix:
-        raise ValueError(f"{column}: unknown file format; convert it to a format of {field}")
+        raise ValueError(
+            f"{column}: unknown file format; convert the files to one that the field `{field}` supports, e.g. JPEG or "
+            "PNG for photos and FLAC for audio"
+        )
     if suffix == "tiff":
         suffix, data = _without_tiff(column, data)
     return member_name(field, f"x.{suffix}"), data
@@ -227,7 +230,7 @@ def _json(path: Path, key: str) -> Any:
 
 
 def _one_configuration(source: Path, parquet: Sequence[Path]) -> None:
-    """Check that all files belong to one configuration of a dataset; on the hub, each has its own folder.
+    """Check that all files belong to one configuration of a dataset; on the Hub, each has its own folder.
 
     Raises:
         UserError: They belong to several. The message lists the configurations.

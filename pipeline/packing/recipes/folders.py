@@ -45,8 +45,8 @@ def plan(
 ) -> Plan:
     """Plan a dataset from parallel folders: `photos/cat/001.jpg` belongs to `maps/cat/001.png`.
 
-    Paths are compared in one Unicode normal form. Samples that lack a field are rejected. Hidden files and those that
-    systems leave (`Thumbs.db`) are skipped, and links to folders are followed.
+    Paths are compared in one Unicode normal form. Samples that lack a field are rejected. Hidden files and
+    operating-system files (`Thumbs.db`, …) are skipped, and links to folders are followed.
 
     Args:
         root: The folder that contains the folders of the fields.

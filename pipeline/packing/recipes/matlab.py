@@ -25,6 +25,7 @@ def read_matlab(path: Path, name: str) -> np.ndarray:
         found: np.ndarray = loadmat(str(path))[name]
     except (OSError, KeyError, ValueError, NotImplementedError) as error:
         raise UserError(
-            f"{path}: cannot read the variable `{name}` ({error}). Extract the dataset again, which contains this file."
+            f"{path}: cannot read the variable `{name}` ({error}). This file is part of the dataset; extract the "
+            "archive again."
         ) from None
     return found

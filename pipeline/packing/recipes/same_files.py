@@ -33,8 +33,8 @@ def one_sample_per_file(samples: Sequence[SourceSample], grouped: bool) -> Spill
         joined.append(_joined(rows))
     if len(joined) < len(samples):
         log.info(
-            f"{len(samples)} rows became {len(joined)} samples: rows that list the same files are captions of one "
-            "sample"
+            f"merged {len(samples)} rows into {len(joined)} samples: rows with the same files are treated as captions "
+            "of one sample"
         )
     if grouped:
         return joined

@@ -76,7 +76,10 @@ class EarlyStopping(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore them, unless they are of another metric."""
         if (other := state.get("monitor", self.monitor)) != self.monitor:
-            log.warning(f"early_stopping: starts afresh, since it monitored {other} before, and {self.monitor} now.")
+            log.warning(
+                f"early_stopping: resets its state, because the monitored metric changed from {other} to "
+                f"{self.monitor}."
+            )
             return
         self.best = -math.inf if state["best"] is None else state["best"]
         self.best_step, self.waited = state["best_step"], state["waited"]

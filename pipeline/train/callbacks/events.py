@@ -114,9 +114,9 @@ class Callbacks:
                 _run(name, "load_state_dict", partial(self.named[name].load_state_dict, dict(state)))
         new, gone = self.named.keys() - states.keys(), states.keys() - self.named.keys()
         if main and (new or gone):
-            told = [f"{', '.join(sorted(new))} starts afresh"] if new else []
-            told += [f"the state of {', '.join(sorted(gone))} is dropped"] if gone else []
-            log.warning(f"train.callbacks: not the same as in the checkpoint: {'; '.join(told)}.")
+            told = [f"new, without saved state: {', '.join(sorted(new))}"] if new else []
+            told += [f"removed: {', '.join(sorted(gone))}"] if gone else []
+            log.warning(f"train.callbacks: the callbacks differ from those in the checkpoint ({'; '.join(told)}).")
 
 
 def build_callbacks(config: Config, own: Sequence[Callback] = ()) -> Callbacks:

@@ -144,7 +144,7 @@ def test_bad_cells_are_refused_and_no_other_file_is_opened(tmp_path: Path) -> No
     assert len(samples) == 3
     lines = (tmp_path / "packed" / "refused.jsonl").read_text()
     assert "image: neither file content nor text" in lines
-    assert lines.count("image: unknown file format; convert it to a format of rgb") == 2
+    assert lines.count("image: unknown file format; convert the files to one that the field `rgb` supports") == 2
     assert {json.loads(line)["file"] for line in lines.splitlines()} == {
         f"data-00000-of-00001.arrow {number}" for number in range(3)
     }

@@ -383,7 +383,7 @@ def test_names_match_in_any_normal_form_and_files_of_systems_are_skipped(
     assert not plan.refused
     (sample,) = plan.samples
     assert (plan.classes["label"], sample.source, sample.group) == (["hühner"], "hühner/é", "hühner")
-    assert caplog.text.count("skipped 5 files or folders that systems leave") == 1
+    assert caplog.text.count("skipped 5 operating-system files or folders") == 1
     other = tmp_path / "other"
     write_tree(other, [normalize("NFD", "photos/hühner/é.jpg")])
     assert folders.plan(other, {"rgb": "photos"}).samples[0].key == sample.key

@@ -64,7 +64,7 @@ def test_without_a_metric_it_monitors_that_of_the_run(caplog: pytest.LogCaptureF
     for stopping in (same, other):
         stopping.load_state_dict(first.state_dict())
     assert (same.best, other.best) == (0, float("-inf"))
-    assert "starts afresh, since it monitored loss before, and R@1 now" in caplog.text
+    assert "the monitored metric changed from loss to R@1" in caplog.text
 
 
 def test_a_run_ends_early(make_config: Any) -> None:
