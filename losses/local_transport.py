@@ -54,8 +54,9 @@ class LocalTransport(Loss):
             directly; they must have the same size.
         standardise: Standardise the teacher's features by running statistics (in `teacher` and `shared` space).
         dim: Size of the shared space.
-        solver: `sinkhorn`: entropic regularisation. `ipot`: no regularisation; the proximal point iteration in the public
-            code of WCoRD's first author (`losses.ipot`). `ipot` does not support an anchor and requires `anchor: 1`.
+        solver: `sinkhorn`: entropic regularisation. `ipot`: no regularisation; the proximal point iteration in the
+            public code of WCoRD's first author (`losses.ipot`). `ipot` does not support an anchor and requires `anchor:
+            1`.
         epsilon: Entropic regularisation of `sinkhorn`, in units of the cost or, with `relative_epsilon`, of its mean in
             the batch.
         relative_epsilon: Multiply epsilon by the mean cost of the batch, without gradient.

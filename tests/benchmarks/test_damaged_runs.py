@@ -101,7 +101,9 @@ def test_an_index_of_another_run_is_named(finished: tuple[Path, Path], tmp_path:
     other = faiss.IndexFlatIP(3)
     other.add(np.zeros((len(keys), 3), np.float32))
     faiss.write_index(other, str(tmp_path / "index" / "vectors.faiss"))
-    with pytest.raises(UserError, match=r"vectors of 3 dimensions, the run of \d+\. Rebuild it: `wcord embed"):
+    with pytest.raises(
+        UserError, match=r"contains 3-dimensional vectors, but the run produces \d+-.* Rebuild the index: `wcord embed"
+    ):
         search(tmp_path / "index", "depth", str(example), 3)
 
 

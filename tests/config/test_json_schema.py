@@ -79,7 +79,7 @@ def test_the_page_is_up_to_date() -> None:
 
 def test_a_key_is_explained_with_type_range_default_and_meaning() -> None:
     assert explain_key("train.clip") == (
-        "train.clip: number above 0, or null; 5.0 by default.\nMaximum gradient norm; null disables clipping."
+        "train.clip: number > 0, or null; 5.0 by default.\nMaximum gradient norm; null disables clipping."
     )
     assert explain_key("student.modality.centre").startswith("modality.depth.centre: bool; false by default.")
     both = explain_key("encoder.width")
@@ -87,6 +87,9 @@ def test_a_key_is_explained_with_type_range_default_and_meaning() -> None:
     assert "encoder.resnet.width: " in both
     assert explain_key("losses.wcord.anchor").startswith("losses.wcord.anchor: number ≥ 0 and ≤ 1; 0.2 by default.")
     assert "required" in explain_key("data.shards")
+    assert "None" not in explain_key("encoder.module")
+    assert "\n\nWith modality `audio`: Any module for audio." in explain_key("encoder.module")
+    assert "With modality" not in explain_key("encoder.cnn5")
     assert explain_key("student.modality.depth.near") == explain_key("modality.depth.near")
 
 

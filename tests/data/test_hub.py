@@ -94,6 +94,6 @@ def test_a_hub_that_cannot_be_reached_is_an_error_within_5_s(
             server.listen()
         use_endpoint(f"http://127.0.0.1:{server.getsockname()[1]}", monkeypatch)
         start = time.monotonic()
-        with pytest.raises(UserError, match=r"hub at http://127\.0\.0\.1:\d+ cannot be reached .*HF_ENDPOINT"):
+        with pytest.raises(UserError, match=r"Hub at http://127\.0\.0\.1:\d+ cannot be reached .*HF_ENDPOINT"):
             load_dataset(spec)
         assert time.monotonic() - start < 5

@@ -36,11 +36,11 @@ def test_logits_are_the_models_own(tmp_path: Path, kind: str) -> None:
 def test_what_has_no_text_tower_is_refused(tmp_path: Path) -> None:
     model = str(two_towers(tmp_path / "clip", "clip"))
     with pytest.raises(
-        ValueError, match="requires `encoder: {name: transformers, model: …}` with a pretrained CLIP or SigLIP model"
+        ValueError, match=r"requires `encoder: \{name: transformers, model: …\}` with a pretrained CLIP"
     ):
         ZeroShot(CNN5(3), model, SENTENCES)
     mean = PretrainedVision(3, model=model, pooler=False)
-    with pytest.raises(ValueError, match="CLIP or SigLIP and its pooler"):
+    with pytest.raises(ValueError, match="`pooler` must not be false"):
         ZeroShot(mean, model, SENTENCES)
     vit = tmp_path / "vit"
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -148,7 +148,7 @@ def test_functions_that_a_description_names_are_not_called(part: str, running: t
     if part:  # as a part of a joint network
         (running.folder / "network.json").write_text('{"version": 1, "networks": ["./encoder"], "classes": null}')
     path.write_text(json.dumps(bad))
-    with pytest.raises(UserError, match=r"me/student: its network\.json imports os:system, .*hf download me/student"):
+    with pytest.raises(UserError, match=r"me/student: its network\.json imports os:system; .*hf download me/student"):
         pipeline.load(NAME)
     assert not (tmp_path / "called").exists()
     with pytest.raises(UserError):  # whoever passes the folder has read it, so its function is called
