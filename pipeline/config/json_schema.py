@@ -36,8 +36,8 @@ def schema() -> Schema:
     encoders: dict[str, dict[type, str]] = {}  # name -> its classes and their modalities
     for kind, modality in MODALITIES.items():
         for name, encoder in modality.encoders.items():
-            own = encoders.setdefault(name, {})
-            own[encoder] = f"{own[encoder]}, `{kind}`" if encoder in own else f"`{kind}`"
+            classes = encoders.setdefault(name, {})
+            classes[encoder] = f"{classes[encoder]}, `{kind}`" if encoder in classes else f"`{kind}`"
     parts = {
         **{f"losses.{name}": _settings({loss: ""}, TERM, weight=1.0) for name, loss in LOSSES.items()},
         **{f"modality.{name}": _settings({kind: ""}, keyword_only=False) for name, kind in MODALITIES.items()},
