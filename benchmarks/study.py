@@ -2,7 +2,7 @@
 
     python -m benchmarks.study --gestures PATH_TO_HAND_GESTURES_RGBD --cifar PATH_TO_CIFAR10
 
-gestures: RGB teacher to depth student, the same ten classes, a tenth of the labels. other_task: the teacher was trained
+gestures: RGB teacher to depth student, the same ten classes, 10 % of the labels. other_task: the teacher was trained
 on five of the gestures and the student learns the other five, so there are no logits to distil. compression: RGB to
 RGB, large to small, all labels, trials of 1,500 steps and runs of 15 epochs. The weight of each method is the best of
 TRIALS on the validation split (one seed); the range is extended if the best one is the first or the last. The test

@@ -59,7 +59,7 @@ def summary(rank: np.ndarray) -> Scores:
 
 
 def intervals(rank: np.ndarray, seed: int = 0) -> Scores:
-    """95 % intervals for the sampling of the queries: Wilson for recalls, percentile bootstrap for the median rank.
+    """95 % confidence intervals over the queries: Wilson for recalls, percentile bootstrap for the median rank.
 
     For recalls, the bootstrap would give an empty interval if none or all of the queries find their partner.
 

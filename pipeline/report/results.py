@@ -108,7 +108,7 @@ def retrieval_table(run: Run) -> str:
     if not rows:
         return ""
     words = (
-        "Retrieval of the true pair among all test samples. In brackets: 95 % interval for the sampling of the queries "
+        "Retrieval of the true pair among all test samples. In brackets: 95 % confidence interval over the queries "
     )
     words += "(Wilson; bootstrap for the median rank). Untrained: the student's architecture with random weights."
     shown = table(["metric", "student", "untrained", "chance"], rows)

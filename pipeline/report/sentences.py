@@ -152,7 +152,7 @@ def _accuracy(run: Run, embeddings: Embeddings | None) -> str:
     words += f"{n:,.0f} {split} samples correctly" if n else f"the {split} samples correctly"
     if n:
         words += (
-            f" (± {196 * math.sqrt(top1 * (1 - top1) / n):.1f} points, 95 % interval for the sampling of this split)"
+            f" (± {196 * math.sqrt(top1 * (1 - top1) / n):.1f} points, 95 % confidence interval over these samples)"
         )
     others = []
     if (teacher := results.get("teacher/top1")) is not None:

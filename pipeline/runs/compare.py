@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from rich.console import Group as Renderable
 
 RULE = (
-    "Cells show mean ± sample standard deviation (number of seeds); for retrieval with one seed, [95 % interval for "
-    "the sampling of the test samples]. Differences are paired, i.e. method minus baseline at the same seed: mean ± "
+    "Cells show mean ± sample standard deviation (number of seeds); for retrieval with one seed, [95 % confidence "
+    "interval over the queries]. Differences are paired, i.e. method minus baseline at the same seed: mean ± "
     "sample standard deviation [95 % paired t interval, mean ± t(0.975, n-1) · std / √n] (number of common seeds). A "
     "difference is within noise, i.e. not significant, if the interval contains 0. There is no verdict with fewer than "
     "two common seeds, or if the results were measured on different data. There is no correction for multiple "
@@ -375,7 +375,7 @@ def _cell(cell: SeedStatistics | None, metric: str) -> str:
 
 
 def _sampling(group: Group, metric: str) -> str:
-    """The 95 % interval of the only run of a method for the sampling of the test samples, if it is known."""
+    """The 95 % confidence interval over the test samples for the only run of a method, if it is known."""
     results = group.runs[0].results
     if len(group.runs) > 1 or f"{metric}_low" not in results or f"{metric}_high" not in results:
         return ""

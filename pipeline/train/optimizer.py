@@ -89,7 +89,7 @@ def _parts(model: Distillation, train: Train) -> list[tuple[str, list[nn.Paramet
 
 
 def record_learning_rates(model: Distillation, config: Config, run: Path) -> None:
-    """Log the peak learning rate and number of trained parameters of each part, and write them to the run folder.
+    """Log the peak learning rate and number of trainable parameters of each part, and write them to the run folder.
 
     Args:
         model: The model.
