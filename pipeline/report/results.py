@@ -107,9 +107,7 @@ def retrieval_table(run: Run) -> str:
             rows.append([name, *(_with_interval(results, metric, key) for key in columns)])
     if not rows:
         return ""
-    words = (
-        "Retrieval of the true pair among all test samples. In brackets: 95 % confidence interval over the queries "
-    )
+    words = "Retrieval of the true pair among all test samples. In brackets: 95 % confidence interval over the queries "
     words += "(Wilson; bootstrap for the median rank). Untrained: the student's architecture with random weights."
     shown = table(["metric", "student", "untrained", "chance"], rows)
     return f'<h3>Retrieval</h3><p class="hint">{words}</p><div class="scroll">{shown}</div>'
