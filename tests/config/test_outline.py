@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,10 +15,6 @@ import modalities
 from pipeline.config.components import parameters
 from pipeline.config.docstrings import read_docstring
 from pipeline.config.outline import outline
-
-ROOT = Path(__file__).parents[2]
-COMMANDS = ("show rgb_to_depth", "explain losses.wcord", "schema", "reference", "list")
-HEAVY = ("torch", "numpy", "cv2", "losses", "modalities")
 
 
 def components(losses: Any, modalities: Any) -> Iterator[tuple[str, type, bool]]:
@@ -58,14 +50,3 @@ def test_an_outline_says_what_the_imported_class_says(name: str, imported: type,
     assert read_docstring(found) == read_docstring(imported)
     for flag in "needs_teacher", "needs_index", "needs_maps":
         assert getattr(found, flag, None) == getattr(imported, flag, None)
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_config_commands_import_no_heavy_library(command: str) -> None:
-    code = "import sys; from pipeline.cli.app import main; sys.argv[1:] = {arguments}\n"
-    code += "try: main()\nfinally: print([name for name in {heavy} if name in sys.modules], file=sys.stderr)"
-    arguments = ["config", *command.split()]
-    run = [sys.executable, "-c", code.format(arguments=arguments, heavy=HEAVY)]
-    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.splitlines()[-1] == "[]"
