@@ -32,10 +32,13 @@ def outline(name: str) -> Any:
     package = outline(parent) if parent else None
     if PREFIX + name in sys.modules:
         return sys.modules[PREFIX + name]
-    spec: Any = PathFinder.find_spec(name, package.__path__) if package else importlib.util.find_spec(name)
-    module = sys.modules[PREFIX + name] = importlib.util.module_from_spec(spec)
-    vars(module).update(__name__=PREFIX + name, __builtins__=vars(builtins) | {"__import__": _import})
-    exec(spec.loader.get_code(name), vars(module))
+    source: Any = PathFinder.find_spec(name, package.__path__) if package else importlib.util.find_spec(name)
+    spec: Any = importlib.util.spec_from_file_location(
+        PREFIX + name, source.origin, submodule_search_locations=source.submodule_search_locations
+    )
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    vars(module)["__builtins__"] = vars(builtins) | {"__import__": _import}
+    spec.loader.exec_module(module)
     if package:
         setattr(package, last, module)
     return module
