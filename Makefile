@@ -8,20 +8,25 @@ RUN := $(VENV)/bin
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: $(VENV)/.installed
-	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@echo 'setup: development dependencies for tests, linters and docs (1 GB on disk, a minute or two)'
+	@$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 # In a folder of their own: an installed torchvision that does not match torch breaks transformers. Only their tests see it.
-	$(RUN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/libraries \
+	@echo 'setup: timm, torchvision and open_clip in $(VENV)/libraries, for their tests (50 MB on disk, seconds)'
+	@$(RUN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/libraries \
 	  'timm>=1.0.15,<2' 'torchvision>=0.26,<1' 'open_clip_torch>=3.2,<4' ftfy
-	touch $@
+	@touch $@
 
 # What running takes, without what developing takes.
 $(VENV)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable .
-	touch $@
+	@echo 'setup: a virtual environment in $(VENV) (seconds)'
+	@$(PYTHON) -m venv $(VENV)
+	@echo 'setup: what running takes: PyTorch, Open3D, ... (2.2 GB on disk, several more for CUDA; 1 to 3 minutes)'
+	@$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
 
 demo: $(VENV)/.installed
-	$(RUN)/wcord demo
+	@echo 'demo: pack data, train three models, evaluate and report, in the folder demo (about 2 minutes on two cores)'
+	@$(RUN)/wcord demo
 
 test: setup
 	$(RUN)/python -m pytest -n auto --dist worksteal

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import cv2
 import numpy as np
+import numpy.ma
 import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor

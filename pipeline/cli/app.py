@@ -23,6 +23,7 @@ from pipeline.cli.pack import commands as pack_commands
 from pipeline.common.console import log_to_console, rank, say, say_data
 from pipeline.common.disk_errors import PLACES
 from pipeline.common.errors import UserError
+from pipeline.common.host import without_garbage_collection
 from pipeline.common.say_once import say_error
 from pipeline.common.working_folder import search_last
 
@@ -221,20 +222,21 @@ def train(
 
     All results are written to the run folder, which is `run` in the config.
     """
-    from pipeline import config as configs
+    with without_garbage_collection():  # until the first step
+        from pipeline import config as configs
 
-    loaded = configs.load(config, overrides or [])
-    from pipeline.train.loop import train as run_training
-    from pipeline.train.signals import Stopped
+        loaded = configs.load(config, overrides or [])
+        from pipeline.train.loop import train as run_training
+        from pipeline.train.signals import Stopped
 
-    try:
-        run_training(loaded, resume, overwrite, profile)
-    except Stopped as stopped:
-        signal.signal(
-            stopped.number, signal.SIG_IGN
-        )  # `timeout` sends SIGTERM twice, and Python removes its handlers before exit
-        say(stopped, error=True)
-        raise typer.Exit(stopped.code) from None
+        try:
+            run_training(loaded, resume, overwrite, profile)
+        except Stopped as stopped:
+            signal.signal(
+                stopped.number, signal.SIG_IGN
+            )  # `timeout` sends SIGTERM twice, and Python removes its handlers before exit
+            say(stopped, error=True)
+            raise typer.Exit(stopped.code) from None
 
 
 @app.command(

@@ -19,6 +19,7 @@ from typing_extensions import NotRequired, Required, TypedDict
 from pipeline.common.errors import UserError
 from pipeline.config.document import Document, Key, show_value
 from pipeline.config.messages import explain, unknown
+from pipeline.config.outline import outline
 from pipeline.config.weight_schedule import FIELDS, WeightSchedule
 
 if TYPE_CHECKING:  # they import torch, which validating a config does not need
@@ -84,23 +85,35 @@ def check_components(document: Document) -> dict[str, Any]:
 def find_loss(name: str) -> type[Loss]:
     """Find a loss class in `losses.LOSSES`, or by `package.module:Class`.
 
+    Returns:
+        The class; of a built-in one, its `outline`, which has no methods that can be called.
+
     Raises:
         UserError: No such class exists.
     """
+    built_in: dict[str, type[Loss]] = outline("losses").LOSSES
+    if name in built_in:
+        return built_in[name]
+    if ":" not in name:
+        message = unknown((name,), {(): built_in})
+        raise UserError(message if message.endswith("?") else f"{message}, or your own package.module:Class")
     import losses
 
-    if name not in losses.LOSSES and ":" not in name:
-        message = unknown((name,), {(): losses.LOSSES})
-        raise UserError(message if message.endswith("?") else f"{message}, or your own package.module:Class")
     return _found(name, lambda: losses.get(name))
 
 
 def find_modality(name: str) -> type[Modality]:
     """Find a modality class by name, or by `package.module:Class`.
 
+    Returns:
+        The class; of a built-in one, its `outline`, which has no methods that can be called.
+
     Raises:
         UserError: No such class exists.
     """
+    built_in: dict[str, type[Modality]] = outline("modalities").MODALITIES
+    if name in built_in:
+        return built_in[name]
     import modalities
 
     return _found(name, lambda: modalities.get(name))
@@ -114,17 +127,19 @@ def find_encoder(modality: type[Modality], name: str) -> type[Encoder] | None:
         name: Name of the encoder.
 
     Returns:
-        The class; None if the modality has no `encoders`. Such a modality checks the settings when it builds an
-        encoder.
+        The class, as in `modality.encoders`; None if the modality has no `encoders`. Such a modality checks the
+        settings when it builds an encoder.
 
     Raises:
         UserError: No such class exists.
     """
+    if name in modality.encoders:
+        return modality.encoders[name]
+    if not modality.encoders and ":" not in name:
+        return None
     from losses.registry import find
     from modalities import Encoder
 
-    if not modality.encoders and ":" not in name:
-        return None
     return _found(name, lambda: find(name, modality.encoders, Encoder, "encoder"))
 
 

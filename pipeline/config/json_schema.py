@@ -6,6 +6,7 @@ import inspect
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 from pydantic import TypeAdapter, with_config
@@ -13,6 +14,7 @@ from typing_extensions import TypedDict
 
 from pipeline.config.components import FREEZE, REFUSING, TERM, WEIGHTS, parameters
 from pipeline.config.docstrings import read_docstring
+from pipeline.config.outline import outline
 from pipeline.config.settings import Config
 from pipeline.config.weight_schedule import DEFAULTS
 
@@ -22,6 +24,7 @@ OWN = {"type": "string", "pattern": r"^[\w.]+:\w+$"}
 """A user-defined class: `package.module:Class`."""
 
 
+@cache
 def schema() -> Schema:
     """Make the JSON schema (draft 2020-12) of a config.
 
@@ -29,18 +32,17 @@ def schema() -> Schema:
     schema lists the settings of all of them. Whether an encoder supports a modality, and conditions that involve
     several settings, are only checked by `load`.
     """
-    from losses import LOSSES
-    from modalities import MODALITIES
-
+    losses: dict[str, type] = outline("losses").LOSSES
+    modalities: dict[str, Any] = outline("modalities").MODALITIES
     found = Config.model_json_schema()
     encoders: dict[str, dict[type, str]] = {}  # name -> its classes and their modalities
-    for kind, modality in MODALITIES.items():
+    for kind, modality in modalities.items():
         for name, encoder in modality.encoders.items():
             classes = encoders.setdefault(name, {})
             classes[encoder] = f"{classes[encoder]}, `{kind}`" if encoder in classes else f"`{kind}`"
     parts = {
-        **{f"losses.{name}": _settings({loss: ""}, TERM, weight=1.0) for name, loss in LOSSES.items()},
-        **{f"modality.{name}": _settings({kind: ""}, keyword_only=False) for name, kind in MODALITIES.items()},
+        **{f"losses.{name}": _settings({loss: ""}, TERM, weight=1.0) for name, loss in losses.items()},
+        **{f"modality.{name}": _settings({kind: ""}, keyword_only=False) for name, kind in modalities.items()},
         **{f"encoder.{name}": _settings(classes, WEIGHTS | FREEZE) for name, classes in encoders.items()},
     }
     shared: Schema = {}
@@ -50,11 +52,11 @@ def schema() -> Schema:
         shared["WeightSchedule"]["properties"][name]["default"] = default
     found["$defs"] |= shared | parts
     found["properties"]["losses"] |= {
-        "properties": {name: {"anyOf": [_ref(f"losses.{name}"), {"type": "null"}]} for name in LOSSES},
+        "properties": {name: {"anyOf": [_ref(f"losses.{name}"), {"type": "null"}]} for name in losses},
         "patternProperties": {OWN["pattern"]: {"type": ["object", "null"]}},
         "additionalProperties": False,
     }
-    for part, names in ("modality", MODALITIES), ("encoder", encoders):
+    for part, names in ("modality", modalities), ("encoder", encoders):
         found["$defs"][part] = _component(part, names)
         several = {"type": "array", "items": _ref(part), "minItems": 2}
         found["$defs"]["Student"]["properties"][part]["anyOf"] = [_ref(part), several]

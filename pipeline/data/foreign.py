@@ -17,7 +17,6 @@ from filelock import FileLock
 
 from pipeline.common.file_names import say_skipped
 from pipeline.common.files import write_atomic
-from pipeline.common.progress import Progress
 from pipeline.data.dataset import MANIFEST, Dataset, Shard, Stated
 from pipeline.data.division import REST, Division
 from pipeline.data.label_column import LabelColumn, without_samples
@@ -141,6 +140,8 @@ def write_index(
     Raises:
         UserError: A shard cannot be read.
     """
+    from pipeline.common.progress import Progress  # imports rich, which training does not use
+
     with Progress("counting", len(urls), "shards") as progress:
         counts = count_shards(urls, wanted, folder, workers, progress.advance, partial(stated_counts, patterns))
     dataset = describe(counts, splits, wanted.division, name or Path(urls[0]).parent.name or "shards")

@@ -119,7 +119,7 @@ def run_training(
     keep_freed_memory()
     accelerator = start_accelerator(config)
     run, stopped = Path(config.run), None
-    with Stop().listening() as stop, garbage_of_steps_only():
+    with Stop().listening() as stop:
         try:
             with owned_by_all(accelerator, run):
                 _train(config, accelerator, resume, overwrite, profile, callbacks, stop, set_up, finish)
@@ -184,7 +184,8 @@ def _train(
     callbacks.call("on_start", training, done)
     if checkpoint is not None:
         callbacks.load_state_dict(checkpoint.callbacks, accelerator.is_main_process)
-    last = _run_steps(training, done, profile, stop)
+    with garbage_of_steps_only():
+        last = _run_steps(training, done, profile, stop)
     student = training.student()
     if accelerator.is_main_process:
         save_network(student, run / "student")

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from losses import Dims
+from losses import get as get_loss
 from modalities import RGB
 from pipeline import config as configs
 from pipeline.bench import matrix as benches
 from pipeline.config import Config
-from pipeline.config.components import TERM, find_loss
+from pipeline.config.components import TERM
 from pipeline.config.settings import SHIPPED
 
 BENCH = SHIPPED / "bench"
@@ -58,7 +59,7 @@ def test_every_pair_fits_every_method(name: str) -> None:
         for losses in bench.methods.values():
             for loss, settings in losses.items():
                 own = {key: value for key, value in (settings or {}).items() if key not in TERM}
-                kind: Any = find_loss(loss)
+                kind: Any = get_loss(loss)
                 if kind.needs_index:
                     own["samples"] = 50
                 kind(student, teachers[str(pair.teacher)], **own)

@@ -22,6 +22,7 @@ from pipeline.common.errors import UserError
 from pipeline.config import Config, load
 from pipeline.config import settings as config
 from pipeline.config.components import parameters
+from pipeline.config.outline import outline
 from pipeline.config.settings import SECTIONS, shipped
 
 
@@ -94,8 +95,9 @@ class Sonar(Modality):  # type: ignore[misc]
 @pytest.fixture
 def _components(monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses, a modality and an encoder that the tests know, in place of the real ones."""
-    monkeypatch.setattr(losses, "LOSSES", {"supervised": Supervised, "transport": Transport})
-    monkeypatch.setitem(modalities.MODALITIES, "sonar", Sonar)
+    monkeypatch.setattr(outline("losses"), "LOSSES", {"supervised": Supervised, "transport": Transport})
+    for module in modalities, outline("modalities"):  # the first one names the known ones in messages
+        monkeypatch.setitem(module.MODALITIES, "sonar", Sonar)
 
 
 LENGTH = "requires either `steps` or `epochs`; set the other one to null"
@@ -688,7 +690,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_a_loss_holds_the_defaults_that_a_config_can_say(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not what the pipeline fills in, nor what the file that `to_yaml` writes could not be read back with."""
-    monkeypatch.setitem(losses.LOSSES, "banked", Banked)
+    monkeypatch.setitem(outline("losses").LOSSES, "banked", Banked)
     said = {"weight": 1.0, "scale": 4.0, "pair": [1, 2], "untyped": [1, 2]}
     for written, more in (("", {}), ("{samples: 9}", {"samples": 9})):
         experiment = read(("  supervised:", f"  banked: {written}"))

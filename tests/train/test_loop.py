@@ -23,6 +23,7 @@ from shapes_dataset import members, write_dataset
 from losses import CrossEntropy, Features, LocalTransport, PositionTransport
 from pipeline import config as configs
 from pipeline.common.errors import UserError
+from pipeline.config.components import find_loss
 from pipeline.data.dataset import MANIFEST
 from pipeline.data.manifest import load_dataset, write_shard
 from pipeline.evaluate.cost import training_cost
@@ -276,7 +277,8 @@ def test_a_checkpoint_of_another_student_is_refused_by_name(make_config: Any) ->
 def test_a_checkpoint_of_an_older_default_is_refused_by_name(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_config()
     run_config(path)
-    monkeypatch.setitem(CrossEntropy.__init__.__kwdefaults__, "label_smoothing", 0.1)
+    older: Any = find_loss("cross_entropy").__init__
+    monkeypatch.setitem(older.__kwdefaults__, "label_smoothing", 0.1)
     with pytest.raises(
         UserError, match=r"losses changed since it was written .*0\.0.* in the checkpoint, .*0\.1.* in this run"
     ) as told:
