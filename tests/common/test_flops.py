@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.common import flops
@@ -77,9 +78,8 @@ def test_a_transformer_layer_in_one_kernel(masked: bool) -> None:
     assert torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-            with FlopCounterMode(display=False) as expected:
-                layer(x, src_key_padding_mask=mask)
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as expected:
+            layer(x, src_key_padding_mask=mask)
     finally:
         torch.backends.mha.set_fastpath_enabled(True)
     assert counter.flops == expected.get_total_flops() > 0
