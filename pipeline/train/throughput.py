@@ -61,5 +61,8 @@ def _peak(device: torch.device, precision: str) -> float | None:
     """Peak of the device in TFLOP/s. Settings that allow TF32 in matrix products or in convolutions imply TF32."""
     if device.type != "cuda":
         return None
-    tf32 = torch.get_float32_matmul_precision() != "highest" or torch.backends.cudnn.allow_tf32
+    try:
+        tf32 = torch.get_float32_matmul_precision() != "highest" or torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # torch's newer settings of TF32 are in use, and it does not read them as the older ones
+        tf32 = True
     return peak_tflops(torch.cuda.get_device_name(device), precision, tf32)

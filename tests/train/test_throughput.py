@@ -127,6 +127,21 @@ def test_share_of_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="inductor needs a C++ compiler")
+def test_a_compiled_run_counts_the_same_and_changes_no_weight(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("student.modality=rgb", "train.compile=true")
+    run = run_config(make_config("one"), *settings)
+    assert step_flops(run) == pytest.approx(sum(by_hand(run, 3)))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    monkeypatch.setattr(Throughput, "counting", lambda self: nullcontext())
+    other = run_config(make_config("two"), *settings)
+    a, b = (load_file(folder / "student" / "model.safetensors") for folder in (run, other))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.slow
 def test_two_processes_count_their_own_half(make_config: Any) -> None:
     path = make_config("two", "", "  cross_entropy: {}")
     done = launch(["train", str(path), "train.steps=4", "train.log_every=2", "student.modality=rgb"])
