@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import ClassVar
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from store import Store, serving
@@ -15,6 +16,7 @@ from store import Store, serving
 OWNER_NAME = "me/set"
 MODEL = "me/student"
 COMMIT = "0" * 40
+CONVERTED = "1" * 40
 
 
 class Hub(Store):
@@ -28,12 +30,12 @@ class Hub(Store):
         if path.startswith(f"{api}/tree/"):
             within = self.folder / path.removeprefix(f"{api}/tree/").partition("/")[2]
             found = sorted(within.iterdir()) if within.is_dir() else []
-            return self._answer([self._entry(one) for one in found])
+            return self._answer([self._entry(one, self.folder) for one in found])
         self.path = f"/{path.removeprefix(f'datasets/{OWNER_NAME}/resolve/main/')}"
         return super().do_GET()
 
-    def _entry(self, path: Path) -> dict[str, object]:
-        name = path.relative_to(self.folder).as_posix()
+    def _entry(self, path: Path, folder: Path) -> dict[str, object]:
+        name = path.relative_to(folder).as_posix()
         if path.is_dir():
             return {"type": "directory", "path": name, "oid": "", "size": 0}
         oid = hashlib.sha1(path.read_bytes()).hexdigest()
@@ -49,42 +51,78 @@ class Hub(Store):
             self.wfile.write(data)
 
 
-class ModelHub(Hub):
-    """Serves the folder as the model `me/student`; any other is unknown. `served` counts the requests of each file."""
+class RepositoryHub(Hub):
+    """Serves whole files of a repository at its commits; any other is unknown. `served` counts requests by file.
 
+    kind: models or datasets. repository: its name. where: the start of the paths of its files.
+    """
+
+    kind: ClassVar[str]
+    repository: ClassVar[str]
+    where: ClassVar[str] = ""
     commit = COMMIT
 
+    def revisions(self) -> dict[str, tuple[str, Path]]:
+        """Name of a revision -> its commit, and the folder with its files."""
+        return dict.fromkeys(("", "main", self.commit), (self.commit, self.folder))
+
+    def card(self) -> dict[str, object]:
+        """The metadata of its README."""
+        return {}
+
     def do_GET(self) -> None:  # noqa: N802
-        path = urlsplit(self.path).path.strip("/")
-        api, files = f"api/models/{MODEL}", f"{MODEL}/resolve/{self.commit}/"
+        path = unquote(urlsplit(self.path).path).strip("/")
         self.served["all"] += 1
-        if path in ("", api, f"{api}/revision/main", f"{api}/revision/{self.commit}"):
-            siblings = [{"rfilename": one.relative_to(self.folder).as_posix()} for one in self._files()]
-            return self._answer({"id": MODEL, "sha": self.commit, "siblings": siblings, "private": False, "tags": []})
-        if path == f"{api}/tree/{self.commit}":
-            return self._answer([self._entry(one) for one in self._files()])
-        file = self.folder / path.removeprefix(files)
-        if path.startswith(files) and file.is_file():
-            self.served[path.removeprefix(files)] += 1
-            return self._send(file.read_bytes())
-        missing = "RevisionNotFound" if path.startswith(f"{api}/") else "RepoNotFound"
+        api, files = f"api/{self.kind}/{self.repository}", f"{self.where}{self.repository}/resolve/"
+        if path == "":
+            return self._answer({})
+        for name, (commit, folder) in self.revisions().items():
+            listed = sorted(one for one in folder.rglob("*") if one.is_file())
+            if path == (f"{api}/revision/{name}" if name else api):
+                siblings = [{"rfilename": one.relative_to(folder).as_posix()} for one in listed]
+                about = {"id": self.repository, "sha": commit, "siblings": siblings, "private": False, "tags": []}
+                return self._answer(about | {"cardData": self.card()})
+            if path == f"{api}/tree/{name}":
+                return self._answer([self._entry(one, folder) for one in listed])
+            inside = path.removeprefix(f"{files}{name}/")
+            if inside != path and (folder / inside).is_file():
+                self.served[inside] += 1
+                return self._send((folder / inside).read_bytes(), commit)
         self.send_response(404)
-        self.send_header("X-Error-Code", missing)
+        self.send_header("X-Error-Code", "RevisionNotFound" if path.startswith(f"{api}/") else "RepoNotFound")
         self.send_header("Content-Length", "0")
         self.end_headers()
         return None
 
-    def _files(self) -> list[Path]:
-        return sorted(path for path in self.folder.rglob("*") if path.is_file())
-
-    def _send(self, data: bytes) -> None:
+    def _send(self, data: bytes, commit: str) -> None:
         self.send_response(200)
         self.send_header("Content-Length", str(len(data)))
-        self.send_header("X-Repo-Commit", self.commit)
+        self.send_header("X-Repo-Commit", commit)
         self.send_header("ETag", f'"{hashlib.sha1(data).hexdigest()}"')
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(data)
+
+
+class ModelHub(RepositoryHub):
+    """Serves the folder as the model `me/student`."""
+
+    kind, repository = "models", MODEL
+
+
+class DatasetHub(RepositoryHub):
+    """Serves the folder as the data set `me/set`, and a folder `converted` beside it as the hub's conversion."""
+
+    kind, repository, where = "datasets", OWNER_NAME, "datasets/"
+    metadata: ClassVar[dict[str, object]] = {}
+
+    def revisions(self) -> dict[str, tuple[str, Path]]:
+        converted = self.folder.with_name("converted")
+        found = dict.fromkeys(("refs/convert/parquet", CONVERTED), (CONVERTED, converted)) if converted.is_dir() else {}
+        return super().revisions() | found
+
+    def card(self) -> dict[str, object]:
+        return self.metadata
 
 
 @contextmanager

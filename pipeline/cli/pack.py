@@ -160,12 +160,17 @@ def folders(
 @commands.command(
     "huggingface",
     epilog="""\b
-Example:
-  wcord pack huggingface scenes data/scenes --field rgb=image --field depth=depth_map --label room""",
+Examples:
+  wcord pack huggingface scenes data/scenes --field rgb=image --field depth=depth_map --label room
+  wcord pack huggingface hub:ylecun/mnist data/mnist""",
 )
 def huggingface(
     source: Annotated[
-        Path, typer.Argument(help="Folder written by `Dataset.save_to_disk`, or folder with Parquet files.")
+        str,
+        typer.Argument(
+            help="Folder written by `Dataset.save_to_disk`, or with Parquet files; or a dataset on the Hub: "
+            "hub:OWNER/NAME, hub:OWNER/NAME/CONFIGURATION, hub:OWNER/NAME@REVISION."
+        ),
     ],
     out: Out,
     field: Annotated[
@@ -194,9 +199,11 @@ def huggingface(
     overwrite: Overwrite = False,
     part: Part = None,
     name: Name = None,
-    licence: Licence = "not stated",
+    licence: Annotated[
+        str | None, typer.Option(help="Licence of the data; default: the licence that the Hub states.")
+    ] = None,
 ) -> None:
-    """Pack a dataset saved with the Hugging Face `datasets` library.
+    """Pack a dataset saved with the Hugging Face `datasets` library, or a dataset on the Hugging Face Hub.
 
     Existing splits are kept. If there is only one, --test and --val set the fractions to split off.
     """

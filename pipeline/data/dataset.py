@@ -112,6 +112,7 @@ class Dataset(BaseModel):
         units: Member -> unit.
         split_rule: How samples were assigned to splits.
         licence: Licence of the data.
+        source: Where the data come from, if it is a commit on the Hugging Face Hub.
         refused: Number of samples that packing rejected.
         extensions: Foreign shards only: extension -> number of samples that have it.
         names: Foreign shards only: extension -> member, as set by `--field`. Common extensions are detected.
@@ -129,6 +130,7 @@ class Dataset(BaseModel):
     units: dict[str, str]
     split_rule: str
     licence: str = "not stated"
+    source: str = ""
     refused: int = 0
     extensions: dict[str, int] = {}
     names: dict[str, str] = {}

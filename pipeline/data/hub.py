@@ -2,13 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from threading import Thread
 
+from pipeline.common.disk_errors import machine_fault
 from pipeline.common.errors import UserError
 
 UNREACHABLE = 4.0
 """Seconds without an answer after which the Hub counts as unreachable."""
+
+
+def check_hub() -> None:
+    """Check that the Hub may be asked, and answers.
+
+    Raises:
+        UserError: It does not, or `HF_HUB_OFFLINE` is set.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise UserError("HF_HUB_OFFLINE is set. Unset it to ask the Hub, or use a local folder.")
+    reach_hub(constants.ENDPOINT)
+
+
+@contextmanager
+def hub_errors(where: str, revision: str | None, unknown: str) -> Iterator[None]:
+    """Turn the errors of requests for a repository into messages.
+
+    Args:
+        where: What is requested.
+        revision: Its revision.
+        unknown: The message if there is no such repository, or it may not be read.
+    """
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        yield
+    except RepositoryNotFoundError:
+        raise UserError(unknown) from None
+    except RevisionNotFoundError:
+        raise UserError(f"{where} has no revision {revision}. Check the part after @.") from None
+    except UserError:
+        raise
+    except Exception as error:  # of httpx or requests, depending on the version of huggingface_hub
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise machine_fault(error, where) or UserError(f"{where}: cannot be downloaded ({reason}).") from None
 
 
 @cache

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline.common.flops import FlopCounter
 from pipeline.data.source import Source
 from pipeline.data.stream import EvalStream, loader
 from pipeline.models.network import Joint, Network
@@ -48,17 +47,11 @@ def unpaired(run: Path) -> dict[str, float]:
     return {"unpaired/train": float(np.average([*shares.values()], weights=steps))} if shares else {}
 
 
-def multiply_adds(network: nn.Module, batch: Any) -> float:
-    """Multiply-adds of one forward pass: half the FLOPs of its matrix products and convolutions."""
-    # The FLOP counter does not support all fused kernels.
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            network(batch)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-    return counter.get_total_flops() / 2
+def multiply_adds(network: nn.Module, batch: Any) -> float | None:
+    """Multiply-adds of one forward pass: half the FLOPs of its matrix products and convolutions; None if unknown."""
+    with FlopCounter() as counter:
+        network(batch)
+    return None if counter.unknown else counter.flops / 2
 
 
 def latency_ms(network: nn.Module, batch: Any, device: torch.device) -> float:
@@ -82,7 +75,7 @@ def inference_cost(networks: Mapping[str, Network | Joint], source: Source) -> d
         source: The split to take the sample from.
 
     Returns:
-        `parameters/ROLE`, `multiply_adds/ROLE` and `latency_ms/ROLE/DEVICE`.
+        `parameters/ROLE`, `multiply_adds/ROLE` (if it can be counted) and `latency_ms/ROLE/DEVICE`.
     """
     device = next(parameter.device for network in networks.values() for parameter in network.parameters())
     one = next(loader(EvalStream(source, {role: n.view for role, n in networks.items()}, batch=1), 0, device))
@@ -90,6 +83,7 @@ def inference_cost(networks: Mapping[str, Network | Joint], source: Source) -> d
     for role, network in networks.items():
         batch = one[role]
         cost[f"parameters/{role}"] = sum(p.numel() for p in network.parameters())
-        cost[f"multiply_adds/{role}"] = multiply_adds(network, batch)
+        if (operations := multiply_adds(network, batch)) is not None:
+            cost[f"multiply_adds/{role}"] = operations
         cost[f"latency_ms/{role}/{device.type}"] = latency_ms(network, batch, device)
     return cost

@@ -7,9 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.disk_errors import machine_fault
 from pipeline.common.errors import UserError
-from pipeline.data.hub import UNREACHABLE, reach_hub
+from pipeline.data.hub import UNREACHABLE, check_hub, hub_errors
 from pipeline.models.description import DESCRIPTION, SPACE, read_description
 from pipeline.models.network import WEIGHTS
 
@@ -77,17 +76,11 @@ def _on_hub(run: str | Path) -> tuple[str, str | None] | None:
 
 
 def _download(run: str, repository: str, revision: str | None) -> Path:
-    from huggingface_hub import constants
-
     if revision is not None and COMMIT.fullmatch(revision) and (cached := _cached(repository, revision)):
         return cached  # a commit does not change
     missing = f"{run}: there is no such folder, and "
     try:
-        if constants.HF_HUB_OFFLINE:
-            raise UserError(
-                "HF_HUB_OFFLINE is set. Check the path, or unset HF_HUB_OFFLINE to look for the name on the Hub."
-            )
-        reach_hub(constants.ENDPOINT)
+        check_hub()
     except UserError as error:
         if (cached := _cached(repository, revision)) is None:
             raise UserError(f"{missing}{error}") from None
@@ -134,10 +127,13 @@ def _cached(repository: str, revision: str | None) -> Path | None:
 
 def _fetch(missing: str, repository: str, revision: str | None) -> Path:
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     where = f"{repository} on the Hub"
-    try:
+    unknown = (
+        f"{missing}the Hub has no repository {repository} that you may read. Check the path or the name; for a private "
+        "repository, log in with `hf auth login`."
+    )
+    with hub_errors(where, revision, unknown):
         about = HfApi().model_info(repository, revision=revision, timeout=UNREACHABLE)
         if DESCRIPTION not in {file.rfilename for file in about.siblings or []}:
             raise UserError(
@@ -146,17 +142,5 @@ def _fetch(missing: str, repository: str, revision: str | None) -> Path:
         folder = Path(snapshot_download(repository, revision=revision, allow_patterns=FILES))
         # The description comes last, so a snapshot that has it is complete.
         snapshot_download(repository, revision=folder.name, allow_patterns=DESCRIPTION)
-    except RepositoryNotFoundError:
-        raise UserError(
-            f"{missing}the Hub has no repository {repository} that you may read. Check the path or the name; for a "
-            "private repository, log in with `hf auth login`."
-        ) from None
-    except RevisionNotFoundError:
-        raise UserError(f"{where} has no revision {revision}. Check the part after @.") from None
-    except UserError:
-        raise
-    except Exception as error:  # of httpx or requests, depending on the version of huggingface_hub
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise machine_fault(error, where) or UserError(f"{where}: cannot be downloaded ({reason}).") from None
     log.info(f"{repository}: commit {folder.name} from the Hub")
     return folder

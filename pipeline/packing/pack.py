@@ -318,6 +318,7 @@ def _describe(plan: Plan, summaries: Sequence[Summary], refused: Sequence[Refusa
         units=plan.units,
         split_rule=split_rule,
         licence=plan.licence,
+        source=plan.source,
         refused=_count(refused),
     )
 

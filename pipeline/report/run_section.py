@@ -146,7 +146,7 @@ def cost(runs: Sequence[Run], names: Sequence[str]) -> str:
         seconds = run.results.get("train/seconds") or run.last("seconds")
         memory = run.results.get("train/peak_memory_mib") or max(run.series("peak_memory_mib")[1], default=None)
         energy = run.results.get("train/energy_joules") or run.last("energy_joules")
-        speed = run.last("samples_per_second")
+        speed, tflops = run.last("samples_per_second"), run.last("tflops")
         if seconds or memory or speed:
             training.append(
                 [
@@ -155,11 +155,12 @@ def cost(runs: Sequence[Run], names: Sequence[str]) -> str:
                     (memory, f"{memory:,.0f} MiB") if memory else "-",
                     (energy, f"{energy / 1000:,.1f} kJ") if energy else "not available",
                     (speed, f"{speed:,.0f}") if speed else "-",
+                    (tflops, _tflops(tflops, run.last("mfu"))) if tflops else "-",
                 ]
             )
     parts = []
     if training:
-        head = ["training", "wall time", "peak memory", "energy", "samples/s at the end"]
+        head = ["training", "wall time", "peak memory", "energy", "samples/s at the end", "TFLOP/s per process (MFU)"]
         parts.append(f'<div class="scroll">{table(head, training)}</div>')
     if networks := _networks(runs[0]):
         head = ["network", "parameters", "multiply-adds per sample", "latency of one sample"]
@@ -168,8 +169,8 @@ def cost(runs: Sequence[Run], names: Sequence[str]) -> str:
         return "<p>Unknown: the log contains no times, and <code>results.json</code> contains no sizes.</p>"
     words = (
         "Memory is that of the GPU or, on a CPU, of the training process without its data loader workers. Energy is "
-        "reported by the GPU, if supported. Latency is the median of 20 passes on the machine that ran the evaluation, "
-        "which may have been busy."
+        "reported by the GPU, if supported. MFU is the share of the GPU's peak TFLOP/s, if that is known. Latency is "
+        "the median of 20 passes on the machine that ran the evaluation, which may have been busy."
     )
     return f'<p class="hint">{words}</p>{"".join(parts)}'
 
@@ -191,6 +192,10 @@ def _networks(run: Run) -> list[list[TableCell]]:
                 ]
             )
     return rows
+
+
+def _tflops(value: float, mfu: float | None) -> str:
+    return f"{value:.3g}" + (f" ({100 * mfu:.1f} %)" if mfu is not None else "")
 
 
 def _duration(seconds: float) -> str:

@@ -324,7 +324,7 @@ def _run_steps(training: Training, done: int, profile: bool, stop: Stop) -> int:
         if step == 1:
             check_first_batch(training.distillation, batch, accelerator)
         ledger.add(batch.pop("skipped"))
-        result = train_step(training, records.finite, step, batch)
+        result = train_step(training, records, step, batch)
         stopping = stop.asked(accelerator) and step < training.schedule.steps
         if after_step(training, records, step, batch, result, stopping):
             break

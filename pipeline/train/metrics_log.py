@@ -19,10 +19,12 @@ from pipeline.common.resources import energy_joules, peak_memory_mib
 from pipeline.config.settings import Config
 from pipeline.data.views import Batch
 from pipeline.models.distillation import DistillationOutput
+from pipeline.models.precision import precision_of
 from pipeline.runs.reader import read_line
 from pipeline.runs.trackers import show, start_trackers
 from pipeline.train.guard import Guard
 from pipeline.train.schedule import Schedule
+from pipeline.train.throughput import Throughput
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ class Log:
 
     def __init__(self, config: Config, run: Path, step: int, schedule: Schedule, accelerator: Accelerator) -> None:
         self.config, self.accelerator, self.schedule = config, accelerator, schedule
+        self.throughput = Throughput(accelerator.device, precision_of(config))
         self.terms: dict[str, Tensor] = {}
         self.first, self.start = step, time.perf_counter()
         self.spent: dict[str, float] = {}
@@ -65,6 +68,8 @@ class Log:
         batch = next(batches)
         took = time.perf_counter() - before
         self.waited += min(took, batch.pop("loading", took))  # the rest was spent on the teacher in the parallel thread
+        if "counted" in batch:
+            self.throughput.add(batch.pop("counted"))
         return batch
 
     def add(self, output: DistillationOutput, batch: Batch) -> None:
@@ -115,6 +120,7 @@ class Log:
             "samples_seen": float(step * self.config.data.batch_size),
             "samples_per_second": self.count * self.config.data.batch_size / seconds,
             "data_wait": self.waited / seconds,
+            **self.throughput.row(self.count / seconds),
             **self._cost(),
             **self._over_ranks(metrics()),
             **guard.told(),

@@ -58,16 +58,17 @@ class StepResult:
     taken: bool
 
 
-def train_step(training: Training, finite: NonFinite, step: int, batch: Batch) -> StepResult:
+def train_step(training: Training, records: Records, step: int, batch: Batch) -> StepResult:
     """Forward, backward, clip, optimiser step. With `train.accumulate`, forward and backward run once per part.
 
     Args:
         training: The run.
-        finite: Decides whether the step is skipped.
+        records: The records of the run, which decide whether the step is skipped.
         step: Step number, starting at 1.
         batch: The samples of this rank.
     """
     config, accelerator, optimizer = training.config, training.accelerator, training.optimizer
+    finite, throughput = records.finite, records.log.throughput
     # Randomness in networks is a function of the step, so a resumed run repeats it.
     torch.manual_seed(hash((config.seed, step, accelerator.process_index)))
     training.distillation.student.begin_step(step)
@@ -78,7 +79,7 @@ def train_step(training: Training, finite: NonFinite, step: int, batch: Batch) -
     finite.begin()
     outputs: list[DistillationOutput] = []
     for part, shares in parts_of(batch, config.train.accumulate, training.distillation):
-        with accelerator.autocast():
+        with accelerator.autocast(), throughput.counting():
             output = training.model(part, traced=training.guard.is_due(step) and not outputs, shares=shares)
         for warning in training.guard.check(step, part, output):
             if accelerator.is_main_process:
@@ -86,7 +87,9 @@ def train_step(training: Training, finite: NonFinite, step: int, batch: Batch) -
         loss = output.loss
         outputs.append(output.detached())
         del output  # lets the backward pass free the graph
-        accelerator.backward(loss)
+        with throughput.counting():
+            accelerator.backward(loss)
+    throughput.end_step()
     output = total(outputs)
     if training.spare is not None:
         average_gradients(training.distillation, accelerator)

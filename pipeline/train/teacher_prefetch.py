@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import chain
 
 import torch
 from accelerate import Accelerator
 
+from pipeline.common.flops import FlopCounter
 from pipeline.data.views import Batch
 from pipeline.models.distillation import Distillation
 
@@ -26,24 +28,26 @@ def teach_ahead(batches: Iterator[Batch], model: Distillation, accelerator: Acce
         accelerator: The accelerator.
 
     Yields:
-        The batches, with an additional entry `loading`: the seconds that the thread waited for data.
+        The batches, with an additional entry `loading`: the seconds that the thread waited for data. The first batch
+        also has an entry `counted`: the FLOPs of the teacher.
     """
     threads = torch.get_num_threads()
     # In the main thread: this starts the loader processes, which do not exit cleanly if forked from another thread.
     batches = chain([next(batches)], batches)
 
-    def following() -> Batch:
+    def following(counter: FlopCounter | None = None) -> Batch:
         torch.set_num_threads(max(threads // 2, 1))  # only for this thread
         before = time.perf_counter()
         batch = next(batches)
         loading = time.perf_counter() - before
-        with accelerator.autocast():
-            return batch | {"teacher": model.teach(batch), "loading": loading}
+        with accelerator.autocast(), counter or nullcontext():
+            taught = batch | {"teacher": model.teach(batch), "loading": loading}
+        return taught | {"counted": counter} if counter else taught
 
     torch.set_num_threads(max(threads - threads // 2, 1))
     try:
         with ThreadPoolExecutor(1) as pool:
-            coming = pool.submit(following)
+            coming = pool.submit(following, FlopCounter())
             while True:
                 batch = coming.result()
                 coming = pool.submit(following)

@@ -108,6 +108,8 @@ def _log_row(step: int, rng: np.random.Generator) -> dict[str, float]:
         "lr": 1e-3 * min(1, step / 100) * (1 + math.cos(math.pi * step / 600)) / 2,
         "grad_norm": 2 + 30 * fall**8 + 0.2 * rng.normal(),
         "samples_per_second": 850 + 30 * rng.normal(),
+        "tflops": 41.2,
+        "mfu": 0.0416,
         "data_wait": abs(0.02 + 0.01 * rng.normal()),
         "wcord/global/similarity_gap": 0.6 * (1 - fall),
         "wcord/global/effective_rank": 4 + 20 * (1 - fall),

@@ -126,5 +126,6 @@ def test_cost_is_told_of_every_run_and_network(tmp_path: Path) -> None:
     (folder / "results.json").write_text(json.dumps(RESULTS | more))
     words = Page(report([folder]).read_text(encoding="utf-8")).text
     assert "1 h 2 min512 MiBnot available" in words
+    assert "41.2 (4.2 %)" in words
     assert "student0.21 M12.50 M1.23 ms (cpu)" in words
     assert "teacher0.56 M--" in words

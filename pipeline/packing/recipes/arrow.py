@@ -62,13 +62,19 @@ class Place:
     values: Mapping[str, Any]
 
 
-def tables(source: Path) -> list[Table]:
+def tables(source: Path, files: Sequence[Path] = ()) -> list[Table]:
     """Find the tables in a folder, in order.
+
+    Args:
+        source: The folder.
+        files: Parquet files in it, if they are known.
 
     Raises:
         UserError: The folder has no tables.
     """
-    if (source / "dataset_dict.json").is_file():
+    if files:
+        paths = [(_split_in(path.relative_to(source)), path) for path in files]
+    elif (source / "dataset_dict.json").is_file():
         named = [str(split) for split in _json(source / "dataset_dict.json", "splits")]
         paths = [(split, path) for split in named for path in _saved(_inside(source, split))]
     elif (source / "state.json").is_file():
@@ -175,7 +181,12 @@ def _without_tiff(column: str, data: bytes) -> tuple[str, bytes]:
     return "png", cv2.imencode(".png", image)[1].tobytes()
 
 
-def _pyarrow() -> Any:
+def require_pyarrow() -> Any:
+    """Import pyarrow.
+
+    Raises:
+        UserError: It is not installed.
+    """
     try:
         import pyarrow.ipc
         import pyarrow.parquet
@@ -186,13 +197,13 @@ def _pyarrow() -> Any:
 
 def _schema(path: Path) -> Any:
     if path.suffix == ".parquet":
-        return _pyarrow().parquet.read_schema(path)
-    with _pyarrow().memory_map(str(path)) as file:
-        return _pyarrow().ipc.open_stream(file).schema
+        return require_pyarrow().parquet.read_schema(path)
+    with require_pyarrow().memory_map(str(path)) as file:
+        return require_pyarrow().ipc.open_stream(file).schema
 
 
 def _groups(path: Path) -> tuple[int, ...]:
-    arrow = _pyarrow()
+    arrow = require_pyarrow()
     try:
         if path.suffix != ".parquet":
             return (_part(str(path), 0, ()).num_rows,)
@@ -205,7 +216,7 @@ def _groups(path: Path) -> tuple[int, ...]:
 @lru_cache(maxsize=8)
 def _part(path: str, group: int, wanted: tuple[str, ...]) -> Any:
     """A row group with the requested columns of Parquet, or the complete Arrow stream, which is memory-mapped."""
-    arrow = _pyarrow()
+    arrow = require_pyarrow()
     if path.endswith(".parquet"):
         return arrow.parquet.ParquetFile(path).read_row_group(group, columns=list(wanted))
     return arrow.ipc.open_stream(arrow.memory_map(path)).read_all()
@@ -235,7 +246,7 @@ def _one_configuration(source: Path, parquet: Sequence[Path]) -> None:
     Raises:
         UserError: They belong to several. The message lists the configurations.
     """
-    named = {_configuration(path.parent.relative_to(source)) for path in parquet}
+    named = {configuration(path.parent.relative_to(source)) for path in parquet}
     if len(named) > 1:
         listed = sorted(str(folder) for folder in named)
         several = ", ".join(listed[:10]) + (f" and {len(listed) - 10} more" if len(listed) > 10 else "")
@@ -246,8 +257,11 @@ def _one_configuration(source: Path, parquet: Sequence[Path]) -> None:
         )
 
 
-def _configuration(folder: Path) -> Path:
-    """The folder without subfolders for splits (`train`, `train-part1`), data (`data`) and columns (`year=2020`)."""
+def configuration(folder: Path) -> Path:
+    """The configuration that the files in a folder belong to.
+
+    It is the folder without subfolders for splits (`train`, `train-part1`), data (`data`) and columns (`year=2020`).
+    """
     kept = [part for part in folder.parts if part != "data" and "=" not in part and not _is_split(part)]
     return Path(*kept)
 

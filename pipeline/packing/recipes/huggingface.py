@@ -1,7 +1,7 @@
 """The recipe `huggingface`: a folder written by `save_to_disk` of the `datasets` library, or Parquet files.
 
-Only pyarrow is required. Photos, depth maps and audio files that are embedded in the tables are packed unchanged. Files
-that a table only refers to are never opened.
+The Parquet files may be on the Hugging Face Hub; see `hub_files`. Only pyarrow is required. Photos, depth maps and
+audio files that are embedded in the tables are packed unchanged. Files that a table only refers to are never opened.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.common.errors import UserError
 from pipeline.data.label_column import LabelColumn
 from pipeline.packing.recipes.arrow import SPLITS, Table, columns, members, places, tables
+from pipeline.packing.recipes.hub_files import download, is_on_hub
 from pipeline.packing.recipes.plan import UNITS, Plan, SourceSample, safe_key, spilled, stamp
 
 Classify = Callable[[Any], int | None]
@@ -26,45 +27,47 @@ def plan(
     labels: Sequence[str] = (),
     group: str | None = None,
     name: str | None = None,
-    licence: str = "not stated",
+    licence: str | None = None,
 ) -> Plan:
-    """Plan a dataset from a folder of the `datasets` library.
+    """Plan a dataset from a folder of the `datasets` library, or from the Hub.
 
     Existing splits are kept. A single split is divided by the fractions.
 
     Args:
-        source: The folder.
+        source: The folder, or `hub:OWNER/NAME` with `@REVISION` and `/CONFIGURATION` as needed.
         fields: Field -> column. By default, the image column becomes `rgb`, the audio column `audio` and the string
             column `text`, if there is only one of each.
         labels: Class columns; the first one is the task. By default, all ClassLabel columns.
         group: Column of groups, which stay in one split. With None, or if the cell is empty, a row is a separate group.
-        name: Name of the dataset; None means the name of the folder.
-        licence: Licence of the data.
+        name: Name of the dataset; None means the name of the folder or of the dataset on the Hub.
+        licence: Licence of the data; None means the one that the Hub states, if any.
 
     Raises:
         UserError: The folder has no tables, or a column is missing or ambiguous.
     """
-    source = Path(source)
-    found = tables(source)
+    hub = download(str(source)) if is_on_hub(source) else None
+    folder = hub.folder if hub else Path(source)
+    found = tables(folder, hub.files if hub else ())
     known = columns(found)
     fields = dict(fields) if fields else _by_kind(known)
     labels = list(labels) or [column for column, about in known.items() if about.get("_type") == "ClassLabel"]
     for column in (*fields.values(), *labels, *([group] if group else ())):
         if column not in known:
             raise UserError(f"{source}: there is no column `{column}`; the columns are {', '.join(known)}.")
-    split = _splits(source, found)
+    split = _splits(str(source), found)
     names = {column: "label" if number == 0 else column for number, column in enumerate(labels)}
     classified = {column: _classes(known[column], found, column) for column in labels}
     indices = {column: (names[column], index) for column, (_, index) in classified.items()}
     return Plan(
         recipe="huggingface",
-        name=name or source.resolve().name,
-        options={"fields": fields, "labels": labels, "group": group},
-        samples=spilled(_samples(source, found, indices, group, split)),
+        name=name or (hub.name if hub else folder.resolve().name),
+        options={"fields": fields, "labels": labels, "group": group} | ({"source": hub.source} if hub else {}),
+        samples=spilled(_samples(folder, found, indices, group, split, hub.commit if hub else None)),
         classes={names[column]: own for column, (own, _) in classified.items()},
         units=dict(unit for field, unit in UNITS.items() if field in fields),
-        licence=licence,
-        split_rule="given by the folder" if len(split) > 1 else None,
+        licence=licence or (hub.licence if hub else "not stated"),
+        split_rule=f"given by the {'hub' if hub else 'folder'}" if len(split) > 1 else None,
+        source=hub.source if hub else "",
         make=partial(members, fields),
     )
 
@@ -75,9 +78,21 @@ def _samples(
     labels: Mapping[str, tuple[str, Classify]],
     group: str | None,
     split: Mapping[str, str | None],
+    commit: str | None,
 ) -> Iterator[SourceSample]:
-    """Yield a sample for each row. labels: column -> name of the label, and the function that finds its class index."""
+    """Yield a sample for each row.
+
+    Args:
+        source: The folder.
+        found: Its tables.
+        labels: Column -> name of the label, and the function that finds its class index.
+        group: Column of groups.
+        split: Split in the library -> split in the shards.
+        commit: The commit on the Hub, which stands for the content: times of downloaded files differ.
+    """
     marks = {table.path: stamp([str(table.path)]) for table in found}
+    if commit is not None:
+        marks = {path: (size, commit) for path, (size, _) in marks.items()}
     for place in places(found, [*labels, *([group] if group else ())]):
         table, key = place.table, f"{safe_key(place.table.split)}-{place.number:08d}"
         read = ((label, classify(place.values[column])) for column, (label, classify) in labels.items())
@@ -122,7 +137,7 @@ def _by_kind(known: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return chosen
 
 
-def _splits(source: Path, found: Sequence[Table]) -> dict[str, str | None]:
+def _splits(source: str, found: Sequence[Table]) -> dict[str, str | None]:
     """Split name in the library -> split name in the shards; None for a single split, which fractions divide."""
     names = {table.split for table in found}
     if len(names) == 1:

@@ -116,6 +116,7 @@ class Plan:
     licence: str = "not stated"
     split_rule: str | None = None
     masks: dict[str, list[int]] = field(default_factory=dict)
+    source: str = ""
     make: Make | None = None
     camera: dict[str, Any] = field(default_factory=dict)
 
