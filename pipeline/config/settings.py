@@ -154,10 +154,10 @@ class Data(Section):
         "one ends the run.",
     )
     max_pixels: int = Field(
-        default=32_000_000,
+        default=25_000_000,
         gt=0,
         le=100_000_000,
-        description="Maximum number of pixels of an image; one with more is unreadable. Decoding takes up to 33 bytes "
+        description="Maximum number of pixels of an image; one with more is unreadable. A pixel of a PNG with 16-bit RGBA counts twice. Decoding takes up to 12 bytes "
         "per pixel in each worker.",
     )
     unpaired: Literal["error", "skip", "keep"] = Field(
