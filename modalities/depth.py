@@ -121,7 +121,7 @@ class Depth(Modality):
             read = read_metres(data)
             valid = np.isfinite(read)
             valid &= read > 0
-            metres = np.zeros(read.shape, np.float32)
+            metres: np.ndarray = np.zeros(read.shape, np.float32)
             np.copyto(metres, read, where=valid, casting="same_kind")
         else:
             raw = read_raw(data)

@@ -11,6 +11,9 @@ MOST_PIXELS = 100_000_000
 MOST_SCANS = 50
 """Maximum number of scans in a JPEG. Encoders write about ten; thousands would take minutes to decode."""
 
+MOST_TEXTS = 20
+"""Maximum number of compressed texts in a PNG. Decoders unpack each of them, up to 8 MB."""
+
 MOST_SEGMENTS = 10_000
 """Maximum number of segments before the first scan of a JPEG."""
 
@@ -23,11 +26,14 @@ def image_size(data: bytes) -> tuple[int, int]:
 
     Raises:
         ValueError: The file has another format, is truncated (decoders silently fill the rest with grey), or has more
-            than `MOST_PIXELS` pixels (a few kilobytes can unpack to gigabytes) or `MOST_SCANS` scans.
+            than `MOST_PIXELS` pixels (a few kilobytes can unpack to gigabytes), `MOST_SCANS` scans or `MOST_TEXTS`
+            compressed texts.
     """
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         width, height = struct.unpack(">II", data[16:24]) if len(data) >= 24 else (0, 0)
         whole = data.rfind(b"IEND\xaeB`\x82") > 0  # search from the end, which is fast
+        if (texts := data.count(b"zTXt") + data.count(b"iTXt")) > MOST_TEXTS:
+            raise ValueError(f"the PNG has {texts} compressed texts; at most {MOST_TEXTS} are accepted: save it again")
     elif data.startswith(b"\xff\xd8"):
         (width, height), scan = _jpeg_header(data)
         whole = scan > 0 and data.rfind(b"\xff\xd9", scan) > 0

@@ -157,8 +157,8 @@ class Data(Section):
         default=25_000_000,
         gt=0,
         le=100_000_000,
-        description="Maximum number of pixels of an image; one with more is unreadable. A pixel of a PNG with 16-bit RGBA counts twice. Decoding takes up to 12 bytes "
-        "per pixel in each worker.",
+        description="Maximum number of pixels of an image; one with more is unreadable. A pixel of a PNG with 16-bit "
+        "RGBA counts twice. Decoding takes up to 12 bytes per pixel in each worker.",
     )
     unpaired: Literal["error", "skip", "keep"] = Field(
         default="error",

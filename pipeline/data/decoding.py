@@ -111,9 +111,10 @@ def check_pixels(data: bytes, most: int = MAX_PIXELS) -> None:
             width, height = tiff_size(data)
     twice = data[:4] == b"\x89PNG" and data[24:26] == b"\x10\x06"  # 16-bit RGBA
     if width * height * (1 + twice) > most:
+        counted = " of 8 bytes, which count twice" if twice else ""
         raise ValueError(
-            f"{width} x {height} pixels{' of 8 bytes, which count twice' if twice else ''}, more than data.max_pixels: {most} allows. Raise it if each loader process has "
-            "the memory (up to 12 bytes per pixel), or pack the data with smaller images"
+            f"{width} x {height} pixels{counted}, more than data.max_pixels: {most} allows. Raise it if each loader "
+            "process has the memory (up to 12 bytes per pixel), or pack the data with smaller images"
         )
 
 

@@ -212,7 +212,8 @@ BOMBS: dict[str, Bomb] = {
     "png_with_more_data_than_stated": ("rgb.png", lambda: png_of(4, 4, 8, 2, pixels(bytes(300_000_000))), ""),
     "png_colour_profile_bomb": (
         "rgb.png", lambda: with_chunks(chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(300_000_000)))), ""),
-    "png_text_bombs": ("rgb.png", lambda: text_chunks(1000), ""),
+    "png_text_bombs": ("rgb.png", lambda: text_chunks(1000), "compressed texts; at most"),
+    "png_texts_within_the_limit": ("rgb.png", lambda: text_chunks(20), ""),
     "png_of_empty_chunks": (
         "mask.png", lambda: png_of(4, 4, 8, 3, chunk(b"PLTE", bytes(768)), chunk(b"IDAT", b"") * 300_000,
                                    pixels(bytes(20))), ""),
