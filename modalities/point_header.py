@@ -14,7 +14,7 @@ import numpy as np
 
 from modalities.numpy_file import MOST_BYTES
 
-MOST_POINTS = 10_000_000
+MOST_POINTS = 8_000_000
 """Upper limit on the points of a file: a few kilobytes can declare millions."""
 MOST_COLUMNS = 256
 LONGEST_HEADER = 65_536
