@@ -193,14 +193,6 @@ def pcd(count: int, kind: str, body: bytes) -> bytes:
     return "\n".join([*lines, f"DATA {kind}\n"]).encode() + body
 
 
-def lzf_zeros(size: int) -> bytes:
-    """What LZF unpacks to so many zeros: one literal, and copies of up to 264 bytes."""
-    packed = b"\0\0" + b"\xe0\xff\0" * ((size - 1) // 264)
-    left = (size - 1) % 264
-    packed += b"\0\0" * left
-    return struct.pack("<II", len(packed), size) + packed
-
-
 Bomb = tuple[str, Callable[[], bytes], str]
 """Member; what makes its bytes; pattern of the reason of its refusal, empty if it is read."""
 
