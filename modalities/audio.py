@@ -23,8 +23,8 @@ from modalities.geometry import Geometry
 from modalities.sound_header import cure, knows_its_length, with_length
 from modalities.torchaudio_loader import import_soundfile, import_torchaudio
 
-MOST_VALUES = 100_000_000
-"""Upper limit on samples x channels of a file, before and after resampling: 50 minutes of stereo at 16 kHz."""
+MOST_VALUES = 40_000_000
+"""Upper limit on samples x channels of a file, before and after resampling: 20 minutes of stereo at 16 kHz."""
 MOST_FILTER = 16_000_000
 """Upper limit on the size of a resampling filter. For rates without a common factor, it would take gigabytes."""
 

@@ -120,9 +120,11 @@ class Depth(Modality):
                 intrinsics.
         """
         if data.startswith((b"\x93NUMPY", ARCHIVE)):
-            metres = read_metres(data)
-            valid = np.isfinite(metres) & (metres > 0)
-            metres = np.where(valid, metres, 0).astype(np.float32)
+            read = read_metres(data)
+            valid = np.isfinite(read)
+            valid &= read > 0
+            metres: np.ndarray = np.zeros(read.shape, np.float32)
+            np.copyto(metres, read, where=valid, casting="same_kind")
         else:
             raw = read_raw(data)
             metres, valid = raw * np.float32(self.scale), raw > 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 
+from modalities.image_header import jpeg_segments
+
 ORIENTATION = 0x0112
 
 
@@ -17,15 +19,9 @@ def orientation(data: bytes) -> int:
         1 to 8; 1 (as stored) for other files and without EXIF. 2 to 4 mirror the photo or rotate it by 180 degrees; 5
         to 8 swap width and height.
     """
-    at = 2
-    while data.startswith(b"\xff\xd8") and at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
-        if data[at + 1] == 0xFF:  # fill byte
-            at += 1
-            continue
-        length = int.from_bytes(data[at + 2 : at + 4], "big")
-        if data[at + 1] == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
-            return _of_tiff(data[at + 10 : at + 2 + length])
-        at += 2 + length
+    for at, marker in jpeg_segments(data) if data.startswith(b"\xff\xd8") else ():
+        if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+            return _of_tiff(data[at + 10 : at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")])
     return 1
 
 

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import struct
+from collections.abc import Iterator
 
 MOST_PIXELS = 100_000_000
 
-MOST_SCANS = 100
+MOST_SCANS = 50
 """Maximum number of scans in a JPEG. Encoders write about ten; thousands would take minutes to decode."""
+
+MOST_TEXTS = 20
+"""Maximum number of compressed texts in a PNG. Decoders unpack each of them, up to 8 MB."""
+
+MOST_SEGMENTS = 10_000
+"""Maximum number of segments before the first scan of a JPEG."""
+
+FILL = re.compile(rb"\xff*")
+"""Bytes that may precede a marker."""
 
 
 def image_size(data: bytes) -> tuple[int, int]:
@@ -15,11 +26,14 @@ def image_size(data: bytes) -> tuple[int, int]:
 
     Raises:
         ValueError: The file has another format, is truncated (decoders silently fill the rest with grey), or has more
-            than `MOST_PIXELS` pixels (a few kilobytes can unpack to gigabytes) or `MOST_SCANS` scans.
+            than `MOST_PIXELS` pixels (a few kilobytes can unpack to gigabytes), `MOST_SCANS` scans or `MOST_TEXTS`
+            compressed texts.
     """
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         width, height = struct.unpack(">II", data[16:24]) if len(data) >= 24 else (0, 0)
         whole = data.rfind(b"IEND\xaeB`\x82") > 0  # search from the end, which is fast
+        if (texts := data.count(b"zTXt") + data.count(b"iTXt")) > MOST_TEXTS:
+            raise ValueError(f"the PNG has {texts} compressed texts; at most {MOST_TEXTS} are accepted: save it again")
     elif data.startswith(b"\xff\xd8"):
         (width, height), scan = _jpeg_header(data)
         whole = scan > 0 and data.rfind(b"\xff\xd9", scan) > 0
@@ -52,19 +66,29 @@ def _jpeg_header(data: bytes) -> tuple[tuple[int, int], int]:
 
     Searching the whole file for an end marker is not enough, since an embedded thumbnail also has one.
     """
-    size, at = (0, 0), 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker == 0xFF:  # fill byte
-            at += 1
-            continue
+    size = (0, 0)
+    for at, marker in jpeg_segments(data):
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and at + 9 <= len(data):
             height, width = struct.unpack(">HH", data[at + 5 : at + 9])
             size = (width, height)
         if marker == 0xDA:
             return size, at
-        at += 2 + length
     return size, 0
+
+
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """The segments of a JPEG up to its first scan: offset of the marker's first byte, and its second byte."""
+    at = 2
+    for _ in range(MOST_SEGMENTS):
+        if data[at : at + 1] != b"\xff":
+            return
+        at = FILL.match(data, at).end() - 1  # type: ignore[union-attr]
+        if at + 4 > len(data):
+            return
+        yield at, data[at + 1]
+        if data[at + 1] == 0xDA:
+            return
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:

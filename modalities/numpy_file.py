@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import io
 import zipfile
+from typing import IO
 
 import numpy as np
 
 ARCHIVE = b"PK\x03\x04"
-MOST_BYTES = 1_000_000_000
-"""Upper limit on the bytes of an array in an archive: a few kilobytes can unpack to gigabytes."""
+MOST_BYTES = 128_000_000
+"""Upper limit on the bytes of a map, of points, and of an array in an archive: a few kilobytes can unpack to
+gigabytes."""
 
 
-def read_array(data: bytes) -> np.ndarray:
-    """Read the array of a `.npy` file.
+def read_array(data: bytes | IO[bytes]) -> np.ndarray:
+    """Read the array of a `.npy` file, given as bytes or as an open file.
 
     Raises:
         ValueError: It is not a complete `.npy` file. Pickles and archives are rejected.
     """
+    file = io.BytesIO(data) if isinstance(data, bytes) else data
     try:
-        if not data.startswith(b"\x93NUMPY"):
-            raise ValueError(f"it begins with {data[:8]!r}")
-        array: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
+        array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
     except Exception as error:  # a damaged header can raise any error of Python's parser
         raise ValueError(f"not a complete NumPy array: {error}") from None
     return array
@@ -36,12 +37,27 @@ def read_map(data: bytes) -> np.ndarray:
     Raises:
         ValueError: It is not a complete file of this kind, or has several arrays. Pickles are rejected.
     """
-    array = read_array(_only_array(data) if data.startswith(ARCHIVE) else data)
+    if len(data) > MOST_BYTES:
+        raise ValueError(
+            f"a map of {len(data)} bytes; at most {MOST_BYTES} are accepted: save it at a lower resolution"
+        )
+    array = _only_array(data) if data.startswith(ARCHIVE) else read_array(data)
     return array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
 
 
-def _only_array(data: bytes) -> bytes:
-    """The `.npy` file in an archive."""
+def open_member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
+    """Open a member of an archive, which is decompressed while it is read.
+
+    Raises:
+        ValueError: It unpacks to more than MOST_BYTES.
+    """
+    if archive.getinfo(name).file_size > MOST_BYTES:
+        raise ValueError(f"{name} unpacks to more than {MOST_BYTES} bytes")
+    return archive.open(name)
+
+
+def _only_array(data: bytes) -> np.ndarray:
+    """The array in an archive."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             names = archive.namelist()
@@ -49,8 +65,7 @@ def _only_array(data: bytes) -> bytes:
                 raise ValueError(
                     f"it has {len(names)} arrays ({', '.join(names[:4])}); save only the depth map in the archive"
                 )
-            if archive.getinfo(names[0]).file_size > MOST_BYTES:
-                raise ValueError(f"{names[0]} unpacks to more than {MOST_BYTES} bytes")
-            return archive.read(names[0])
+            with open_member(archive, names[0]) as file:
+                return read_array(file)
     except Exception as error:  # zipfile raises any error for a damaged archive
         raise ValueError(f"not an archive with one NumPy array: {error}") from None

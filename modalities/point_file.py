@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from modalities.numpy_file import read_array
+from modalities.numpy_file import MOST_BYTES, open_member, read_array
 from modalities.open3d_loader import import_open3d
-from modalities.point_header import MOST_BYTES, MOST_POINTS, PCD_BEGINS, Layout, pcd_layout, ply_layout
+from modalities.point_header import MOST_POINTS, PCD_BEGINS, Layout, pcd_layout, ply_layout
 
 KEYS = ("points", "xyz")
 """Arrays of an `.npz` that take precedence over all others."""
@@ -53,6 +53,8 @@ def read_points(data: bytes, columns: int, extra: int) -> np.ndarray:
     Raises:
         ValueError: The bytes are not such a file, are truncated, or contain no points or too few columns.
     """
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"a point cloud of {len(data)} bytes; at most {MOST_BYTES} are accepted: save fewer points")
     match points_kind(data):
         case "ply":
             table = _table(ply_layout(data), extra)
@@ -65,10 +67,12 @@ def read_points(data: bytes, columns: int, extra: int) -> np.ndarray:
         case _:
             table = _columns(raw_floats(data, columns), extra)
     with np.errstate(over="ignore"):
-        table = table[np.isfinite(table.astype(np.float32)).all(1)]
+        finite = np.isfinite(table.astype(np.float32, copy=False)).all(1)
+    if not finite.all():
+        table = table[finite]
     if not len(table):
         raise ValueError("a point cloud without any finite points")
-    if (farthest := float(np.abs(table).max(0)[:3].max())) > FARTHEST:
+    if (farthest := float(max(table[:, :3].max(), -table[:, :3].min()))) > FARTHEST:
         raise ValueError(f"a coordinate of {farthest:.3g}: the file is damaged, or is not a point cloud")
     return table
 
@@ -96,7 +100,7 @@ def _columns(array: np.ndarray, extra: int) -> np.ndarray:
             f"{3 + extra}"
         )
     wide = array.dtype.itemsize > 4 or (array.dtype.kind != "f" and array.dtype.itemsize > 2)
-    return array[:, : 3 + extra].astype(np.float64 if wide else np.float32)
+    return array[:, : 3 + extra].astype(np.float64 if wide else np.float32, copy=False)
 
 
 def _archived(data: bytes) -> np.ndarray:
@@ -106,9 +110,8 @@ def _archived(data: bytes) -> np.ndarray:
             members = {name.removesuffix(".npy"): name for name in archive.namelist()}
             preferred = [members[key] for key in KEYS if key in members]
             for name in preferred or members.values():
-                if archive.getinfo(name).file_size > MOST_BYTES:
-                    raise ValueError(f"{name} unpacks to more than {MOST_BYTES} bytes")
-                array = read_array(archive.read(name))
+                with open_member(archive, name) as file:
+                    array = read_array(file)
                 if preferred or array.ndim == 2:
                     return array
     except Exception as error:  # for a damaged archive, zipfile may raise any error

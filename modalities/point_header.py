@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MOST_POINTS = 10_000_000
-MOST_BYTES = 1_000_000_000
-"""Limits on the decompressed size of a file: a few kilobytes can declare, or expand to, gigabytes."""
+from modalities.numpy_file import MOST_BYTES
+
+MOST_POINTS = 8_000_000
+"""Upper limit on the points of a file: a few kilobytes can declare millions."""
 MOST_COLUMNS = 256
 LONGEST_HEADER = 65_536
 """Bytes."""

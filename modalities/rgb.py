@@ -20,6 +20,9 @@ from modalities.image_header import image_size
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, what "grey" means in cv2 and PIL
 
+ROWS = 64
+"""Number of rows that are converted at a time, so that the memory of a large image stays small."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RGB(Modality):
@@ -56,14 +59,11 @@ class RGB(Modality):
             image = None
         if image is None or image.dtype not in (np.uint8, np.uint16):
             raise ValueError(f"cannot read an image from {len(data)} bytes; expected a complete JPEG, PNG or WebP")
-        if image.dtype == np.uint16:
-            image = cv2.convertScaleAbs(image, alpha=255 / 65535)
-        if image.ndim == 2:
-            return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
-        if image.shape[2] == 4:
-            alpha = image[..., 3:].astype(np.float32) / 255
-            image = (255 + alpha * (image[..., :3] - np.float32(255))).round().astype(np.uint8)
-        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        same = image.dtype == np.uint8 and image.shape[2:] == (3,)
+        seen = image if same else np.empty((*image.shape[:2], 3), np.uint8)
+        for top in range(0, len(image), ROWS):  # intermediate results need up to 30 bytes per pixel
+            seen[top : top + ROWS] = _to_rgb(image[top : top + ROWS])
+        return seen
 
     def augment(self, value: np.ndarray, geometry: Geometry, size: int, rng: np.random.Generator | None) -> Tensor:
         """Crop, flip, scale and jitter: uint8 `[3, size, size]`."""
@@ -85,6 +85,18 @@ class RGB(Modality):
 
     def picture(self, value: np.ndarray) -> np.ndarray:
         return value
+
+
+def _to_rgb(image: np.ndarray) -> np.ndarray:
+    """Convert grey, BGR or BGRA of 8 or 16 bits to uint8 RGB."""
+    if image.dtype == np.uint16:
+        image = cv2.convertScaleAbs(image, alpha=255 / 65535)
+    if image.ndim == 2:
+        return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
+    if image.shape[2] == 4 and image[..., 3].min() < 255:
+        alpha = image[..., 3:].astype(np.float32) / 255
+        image = (255 + alpha * (image[..., :3] - np.float32(255))).round().astype(np.uint8)
+    return cv2.cvtColor(image[..., :3], cv2.COLOR_BGR2RGB)
 
 
 def colour_map(image: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:

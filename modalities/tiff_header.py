@@ -11,6 +11,8 @@ _SIZES = {1: 1, 3: 2, 4: 4}
 
 WIDTH, HEIGHT, PHOTOMETRIC, ORIENTATION = 256, 257, 262, 274
 OFFSETS, LENGTHS = (273, 324), (279, 325)  # of strips, of tiles
+USED = (WIDTH, HEIGHT, PHOTOMETRIC, ORIENTATION, *OFFSETS, *LENGTHS)
+MOST_STRIPS = 100_000
 
 
 def tiff_size(data: bytes) -> tuple[int, int]:
@@ -47,7 +49,7 @@ def tiff_size(data: bytes) -> tuple[int, int]:
 
 
 def _tags(data: bytes, order: str) -> tuple[dict[int, list[int]], bool]:
-    """The unsigned numbers of the first page by tag, and whether there are more pages. IndexError if it is cut."""
+    """The numbers of the first page by tag in USED, and whether there are more pages. IndexError if it is cut."""
 
     def number(at: int, size: int) -> int:
         if at + size > len(data):
@@ -63,5 +65,8 @@ def _tags(data: bytes, order: str) -> tuple[dict[int, list[int]], bool]:
             start = entry + 8 if size * values <= 4 else number(entry + 8, 4)
             if start + size * values > len(data):
                 raise IndexError
-            tags[tag] = [number(start + size * place, size) for place in range(values)]
+            if tag in USED and tag not in tags:  # as readers do
+                if values > MOST_STRIPS:
+                    raise ValueError(f"the TIFF has {values} strips or tiles; at most {MOST_STRIPS} are accepted")
+                tags[tag] = [number(start + size * place, size) for place in range(values)]
     return tags, number(at + 2 + 12 * count, 4) > 0

@@ -154,11 +154,11 @@ class Data(Section):
         "the first unreadable sample ends the run.",
     )
     max_pixels: int = Field(
-        default=32_000_000,
+        default=25_000_000,
         gt=0,
         le=100_000_000,
-        description="Maximum number of pixels of an image; larger images count as unreadable. Decoding takes up to 33 "
-        "bytes per pixel in each worker.",
+        description="Maximum number of pixels of an image; larger images count as unreadable. A pixel of a PNG with "
+        "16-bit RGBA counts twice. Decoding takes up to 12 bytes per pixel in each worker.",
     )
     unpaired: Literal["error", "skip", "keep"] = Field(
         default="error",

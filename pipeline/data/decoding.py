@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from modalities.base import Modality
 from modalities.image_header import stated_size
+from modalities.tiff_header import BEGINS, tiff_size
 from pipeline.data.member_formats import LARGEST_META
 from pipeline.data.shard_reader import Sample
 from pipeline.data.skipped import SampleError, Skipped
 from pipeline.data.views import View, ViewSpec, several
 
-MAX_PIXELS = 32_000_000
-"""Default of `data.max_pixels`. Decoding takes up to 33 bytes per pixel."""
+MAX_PIXELS = 25_000_000
+"""Default of `data.max_pixels`. Decoding takes up to 12 bytes per pixel."""
 
 
 def decode_view(sight: ViewSpec, raw: Sample) -> Any:
@@ -94,6 +96,8 @@ def decode_member(modality: Modality, raw: Sample, meta: Mapping[str, Any]) -> A
 def check_pixels(data: bytes, most: int = MAX_PIXELS) -> None:
     """Check the number of pixels in the header of an image, before it is decoded. Other files pass.
 
+    A pixel of a PNG with 16-bit RGBA counts twice, since decoders need twice the memory for it.
+
     Args:
         data: The file.
         most: Maximum number of pixels, `data.max_pixels`.
@@ -102,10 +106,15 @@ def check_pixels(data: bytes, most: int = MAX_PIXELS) -> None:
         ValueError: The image has more.
     """
     width, height = stated_size(data)
-    if width * height > most:
+    if data.startswith(BEGINS):
+        with suppress(ValueError):  # its decoder reports what is wrong
+            width, height = tiff_size(data)
+    twice = data[:4] == b"\x89PNG" and data[24:26] == b"\x10\x06"  # 16-bit RGBA
+    if width * height * (1 + twice) > most:
+        counted = " of 8 bytes, which count twice" if twice else ""
         raise ValueError(
-            f"{width} x {height} pixels, more than data.max_pixels: {most} allows. Raise it if each loader process has "
-            "the memory (up to 33 bytes per pixel), or pack the data with smaller images"
+            f"{width} x {height} pixels{counted}, more than data.max_pixels: {most} allows. Raise it if each loader "
+            "process has the memory (up to 12 bytes per pixel), or pack the data with smaller images"
         )
 
 

@@ -17,6 +17,9 @@ from pipeline.data.tar import BLOCK, is_header
 
 REDIRECTS = (301, 302, 303, 307, 308)
 MOST_REDIRECTS = 10
+MISSING = (404, 410)
+PIECE = 1 << 16
+"""Bytes of a whole file that are read at a time."""
 LARGEST_FILE = 1 << 28
 """Bytes of the largest file that is read at once, such as a manifest, after it was decompressed."""
 
@@ -31,10 +34,20 @@ def is_http(fs: Any) -> bool:
 
 
 def in_loop(fs: Any, timeout: float, call: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
-    """Run a coroutine function in the event loop of an asynchronous file system."""
+    """Run a coroutine function in the event loop of an asynchronous file system.
+
+    Raises:
+        TimeoutError: It took longer than `timeout` seconds, and was cancelled.
+    """
     from fsspec.asyn import sync
 
-    return sync(fs.loop, call, *arguments, timeout=timeout, **keywords)
+    async def limited() -> Any:
+        try:
+            return await asyncio.wait_for(call(*arguments, **keywords), timeout)
+        except asyncio.TimeoutError:
+            raise TimeoutError(f"no complete answer within {timeout:g} s") from None
+
+    return sync(fs.loop, limited)
 
 
 async def read_file(fs: Any, url: str) -> bytes:
@@ -76,7 +89,7 @@ async def read_part(fs: Any, url: str, start: int, end: int) -> bytes:
         if found is None or int(found[1]) != start or int(found[2]) >= end or _is_encoded(response):
             raise OSError(f"asked for bytes {start} to {end - 1}, the server sent `{given or 'no Content-Range'}`")
         data = await _limited(response, end - start)
-    if start == 0:
+    if start == 0 or response.headers.get("Content-Type", "").startswith("text/html"):
         _refuse_page(url, response, data)
     return data
 
@@ -89,7 +102,7 @@ async def read_whole(fs: Any, url: str, file: BinaryIO, size: int, stalled: floa
         url: The URL.
         file: The local file, which is emptied first.
         size: Size in bytes.
-        stalled: Seconds without a byte after which it is an error.
+        stalled: Seconds that each PIECE bytes may take.
 
     Raises:
         OSError: The connection failed.
@@ -100,7 +113,12 @@ async def read_whole(fs: Any, url: str, file: BinaryIO, size: int, stalled: floa
     response = await _ask(fs, "GET", url)
     async with response:
         while (left := size - file.tell()) > 0:
-            data = await asyncio.wait_for(response.content.read(min(left, 1 << 20)), stalled)
+            try:
+                data = await asyncio.wait_for(response.content.readexactly(min(left, PIECE)), stalled)
+            except asyncio.IncompleteReadError as error:
+                data = error.partial
+            except asyncio.TimeoutError:
+                raise TimeoutError(f"less than {PIECE >> 10} kB within {stalled:g} s") from None
             if not data:
                 return
             if file.tell() == 0:
@@ -142,7 +160,7 @@ async def _ask(
         target = await _redirected(url, response)
     else:
         raise UserError(f"{url}: more than {MOST_REDIRECTS} redirects. Check the URL.")
-    if response.status == 404:
+    if response.status in MISSING:
         response.close()
         raise FileNotFoundError(url)
     if response.status not in refused:

@@ -22,7 +22,7 @@ def read_mask(data: bytes, values: Sequence[int]) -> np.ndarray:
         values: Pixel value of each class.
 
     Returns:
-        The class of each pixel, int64 `[H, W]`; -1 (ignored) for other pixel values.
+        The class of each pixel, int32 `[H, W]`; -1 (ignored) for other pixel values.
 
     Raises:
         ValueError: `data` is not a PNG of this kind.
@@ -35,7 +35,7 @@ def read_mask(data: bytes, values: Sequence[int]) -> np.ndarray:
         image = None
     if image is None or image.ndim != 2 or image.dtype not in (np.uint8, np.uint16):
         raise ValueError("not a mask; expected a PNG with one channel of 8 or 16 bits, or a palette")
-    classes = np.full(1 << 16, -1)
+    classes = np.full(1 << 16, -1, np.int32)
     classes[list(values)] = np.arange(len(values))
     return classes[image]
 
@@ -44,7 +44,7 @@ def target(mask: np.ndarray | None, geometry: Geometry, size: int) -> Tensor:
     """Apply the geometry of a sample to its mask.
 
     Args:
-        mask: Class of each pixel, int64 `[H, W]`; None if there is no mask.
+        mask: Class of each pixel, int32 `[H, W]`; None if there is no mask.
         geometry: Geometry of the sample.
         size: Side of the result in pixels.
 
@@ -54,4 +54,4 @@ def target(mask: np.ndarray | None, geometry: Geometry, size: int) -> Tensor:
     if mask is None:
         return torch.full((size, size), -1)
     # Classes are shifted by one: the geometry pads with 0, and padded pixels must become -1.
-    return torch.from_numpy(geometry.resize(mask.astype(np.int32) + 1, size, nearest=True)).long() - 1
+    return torch.from_numpy(geometry.resize(mask.astype(np.int32, copy=False) + 1, size, nearest=True)).long() - 1

@@ -243,11 +243,14 @@ def _array(field: str, data: bytes) -> Facts:
         raise ValueError(
             f"an array of {array.dtype} {list(array.shape)}; depth in .npy and .npz must be float [H, W] in metres"
         )
-    read = np.isfinite(array) & (array > 0)
+    read = np.isfinite(array)
+    read &= array > 0
     if not read.any():
         raise ValueError("a depth map without any depth values")
     with np.errstate(over="ignore"):
-        millimetres = 1000 * np.where(read, array, 0).astype(np.float32)  # uint16 would be limited to 65.5 m
+        millimetres = np.zeros(array.shape, np.float32)  # uint16 would be limited to 65.5 m
+        np.copyto(millimetres, array, where=read, casting="same_kind")
+        millimetres *= 1000
     if not np.isfinite(millimetres).all():
         raise ValueError("a depth map with values that overflow float32; depth in .npy and .npz must be in metres")
     return Facts((array.shape[1], array.shape[0]), depth=millimetres)

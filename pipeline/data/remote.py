@@ -33,16 +33,16 @@ BLOCK = 8 << 20
 THREADS = 16
 """Requests to a store at a time."""
 
-RETRIES, FIRST_PAUSE, STALLED = 8, 0.25, 30.0
+RETRIES, FIRST_PAUSE, STALLED = 8, 0.25, 8.0
 """Number of attempts per request; pause in seconds after the first failure (doubled each time); and timeout in seconds
 per block."""
 
+LAST_START = 36.0
+"""Seconds after the first attempt in which the last one may start. Together with STALLED for this attempt and for the
+two requests of `_ends`, a fault is reported within a minute."""
+
 WHOLE = 86_400.0
 """Timeout in seconds of a whole shard, of which no block may take longer than STALLED."""
-
-LONGEST_PAUSE = 60.0
-"""Longest pause in seconds that a server may request."""
-
 DENIED = (401, 403)
 """HTTP status codes for which retrying is useless."""
 
@@ -294,6 +294,7 @@ def patiently(url: str, request: Callable[[Any, str, int], T]) -> T:
         PermissionError: The store denies access.
         UserError: All attempts failed, or an HTTP server denies access.
     """
+    begun = time.monotonic()
     for failures in range(1, RETRIES + 1):
         try:
             fs, path = file_system(url)
@@ -307,17 +308,19 @@ def patiently(url: str, request: Callable[[Any, str, int], T]) -> T:
                 raise UserError(
                     f"{url}: the server denies access (HTTP {status}). Check the URL and your credentials."
                 ) from None
-            if failures == RETRIES:
+            pause = max(FIRST_PAUSE * 2 ** (failures - 1), _asked_pause(error))
+            if failures == RETRIES or time.monotonic() + pause > begun + LAST_START:
                 reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-                raise UserError(f"{url}: {RETRIES} attempts failed. The last error was {reason}.") from None
-            time.sleep(max(FIRST_PAUSE * 2 ** (failures - 1), _asked_pause(error)))
+                many = f"{failures} attempts" if failures > 1 else "1 attempt"
+                raise UserError(f"{url}: {many} failed. The last error was {reason}.") from None
+            time.sleep(pause)
     raise AssertionError
 
 
 def _asked_pause(error: Exception) -> float:
-    """Seconds to wait that a busy server asks for (`Retry-After`), at most LONGEST_PAUSE; 0 if it does not."""
+    """Seconds to wait that a busy server asks for (`Retry-After`); 0 if it does not."""
     asked = str((getattr(error, "headers", None) or {}).get("Retry-After", ""))
-    return min(float(asked), LONGEST_PAUSE) if asked.isascii() and asked.isdigit() else 0.0
+    return float(asked) if asked.isascii() and asked.isdigit() else 0.0
 
 
 def file_system(url: str) -> tuple[Any, str]:

@@ -102,7 +102,7 @@ class Task:
         """Read the mask of a raw sample.
 
         Returns:
-            The class of each pixel, int64 `[H, W]`; None if the sample has no mask or it is hidden.
+            The class of each pixel, int32 `[H, W]`; None if the sample has no mask or it is hidden.
 
         Raises:
             SampleError: The member is not a mask.

@@ -23,7 +23,7 @@ from losses import get as get_loss
 from losses.base import Loss
 from modalities.base import Geometry
 from pipeline.common.errors import UserError
-from pipeline.common.files import write_atomic
+from pipeline.common.files import remove_stale_parts, write_atomic
 from pipeline.common.progress import Progress
 from pipeline.config.settings import Config
 from pipeline.data.augmentation import Augmentation
@@ -82,6 +82,7 @@ def cache(config: Config) -> Path:
     # The jobs of a job array may write one cache together, since all of them write the same.
     work = sha256(about.model_dump_json().encode()).hexdigest()
     with owned_by_all(accelerator, source.folder / name, work):
+        remove_stale_parts(source.folder)
         with Progress(f"caching {name}", sum(shard.samples for shard in own)) as progress:
             for shard in own:
                 if _finished(source, shard, about) is None:

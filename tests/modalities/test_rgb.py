@@ -193,3 +193,17 @@ def test_picture_is_the_photo():
 def test_another_field_is_read_in_the_same_formats() -> None:
     assert RGB().members == RGB.fields
     assert RGB(field="noto").members == ("noto.jpg", "noto.png", "noto.webp")
+
+
+@pytest.mark.parametrize("shape", [(150, 70), (150, 70, 3), (150, 70, 4), (1, 3, 4)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_conversion_in_strips_is_that_of_the_whole_image(shape: tuple[int, ...], dtype: type) -> None:
+    image = np.random.default_rng(0).integers(0, np.iinfo(dtype).max + 1, shape, dtype=dtype)
+    expected = cv2.convertScaleAbs(image, alpha=255 / 65535) if dtype == np.uint16 else image
+    if len(shape) == 2:
+        expected = np.repeat(expected[..., None], 3, 2)
+    if shape[2:] == (4,):
+        alpha = expected[..., 3:].astype(np.float32) / 255
+        expected = (255 + alpha * (expected[..., :3] - np.float32(255))).round().astype(np.uint8)
+    decoded = RGB().decode(cv2.imencode(".png", image)[1].tobytes(), {})
+    np.testing.assert_array_equal(decoded, expected[..., ::-1])
