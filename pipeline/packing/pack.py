@@ -169,10 +169,7 @@ class Packing:
         with _user_errors(self.out):
             # Another process that shared the lock may have released it, and a different packing may have begun.
             if self._state().get("digest") != self.digest:
-                raise UserError(
-                    f"{self.out}: another process is packing a different dataset into this folder. Choose another "
-                    "folder."
-                )
+                raise UserError(f"{self.out}: another process is packing a different dataset. Choose another folder.")
             self.done |= finished([job for job in self.jobs if job.file not in self.done], self.target)
             if missing := len(self.jobs) - len(self.done):
                 raise MissingShardsError(
@@ -207,10 +204,7 @@ class Packing:
         if sum(self.groups.values()) < len(self.plan.samples):
             log.info(group_splits.outcome(self.groups, samples, self.fractions))
         for deviation in group_splits.deviations(samples, self.fractions):
-            log.warning(
-                f"{deviation}, because groups are kept whole and classes are balanced across splits. Smaller groups "
-                "give a closer match."
-            )
+            log.warning(f"{deviation}, since groups are kept whole and classes balanced. Smaller groups match better.")
 
     def _claim(self, overwrite: bool) -> None:
         """Claim the folder for this plan, or raise UserError if it contains differently packed data.

@@ -131,7 +131,7 @@ def test_packing_says_how_far_the_split_is_from_the_request(tmp_path: Path, capl
         dataset = pack(plan_of(table, group="room"), tmp_path / "out")
     assert "2 groups: 1 train, 1 test; 50 % of the samples are in test (--test 0.2)" in caplog.messages
     (warning,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
-    assert warning.startswith("test has 50 % of the samples instead of 20 %, because groups are kept whole")
+    assert warning.startswith("test has 50 % of the samples instead of 20 %, since groups are kept whole")
     assert dataset.split_rule.endswith("; test has 50 % of the samples instead of 20 %")
 
 
