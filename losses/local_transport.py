@@ -39,7 +39,7 @@ class LocalTransport(Loss):
     mass each sample sends and receives) and the weight of each sample in the relational term. Samples with weight 0 are
     ignored.
 
-    For global batches larger than `rows.LARGEST_WHOLE`, the plan is never materialised, provided that the cost is
+    For global batches of more than 4,096 samples, the plan is never materialised, provided that the cost is
     `cosine`, the marginals are uniform and fixed, and all keywords except `space`, `standardise`, `epsilon`,
     `iterations`, `anchor` (above 0) and `relational` have their defaults. This does not apply if the loss itself is
     compiled.
@@ -70,8 +70,9 @@ class LocalTransport(Loss):
         marginal_penalty: Relax the marginals (unbalanced transport) with this weight of their KL divergence, so samples
             without a counterpart need not be matched. None keeps the marginals fixed.
         plan_gradient: `detached`: treat the plan as constant. By the envelope theorem, this is the gradient of the
-            entropic optimum; only the value omits the entropy. `unrolled`: differentiate `sum P c` through the
-            iterations. `implicit`: differentiate it through the optimum that they converge to (`losses.implicit`).
+            entropic optimum; the loss value itself does not include the entropy term. `unrolled`: differentiate `sum P
+            c` through the iterations. `implicit`: differentiate `sum P c` at the optimum to which the iterations
+            converge, by implicit differentiation.
         relational: Weight of the relational term, which matches the student's similarities within the batch to those
             of the teacher under the same plan. 0 disables it.
 

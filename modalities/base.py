@@ -98,7 +98,7 @@ class Modality(ABC):
         Args:
             value: A result of `decode`. It must not be modified.
             geometry: Crop and flip, drawn once per sample and shared by all modalities and masks.
-            size: Input size of the encoder: pixels of an image, time steps of a series. Others may ignore it.
+            size: Input size of the encoder: pixels of an image, time steps of a time series. Others may ignore it.
             rng: Source of randomness; None in evaluation, which must be deterministic.
 
         Returns:

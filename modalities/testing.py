@@ -184,7 +184,7 @@ def check_encoder(adapter: Modality, spec: Mapping[str, Any], values: Sequence[A
     require(
         features.map_channels == encoder.map_channels,
         f"{who}: its maps have {features.map_channels} channels, but map_channels is {encoder.map_channels}; return "
-        "images as [B, C, H, W], series as [B, C, 1, L], and tokens as [B, N, C]",
+        "images as [B, C, H, W], time series as [B, C, 1, L], and tokens as [B, N, C]",
     )
     require(all(len(m) == len(batch) for m in features.maps), f"{who}: a map has the wrong batch size")
     require(features.logits is None, f"{who}: logits must be None; the classifier is part of the model")

@@ -17,7 +17,7 @@ from modalities.encoders import IMAGE_ENCODERS, build
 class Thermal(Modality):
     """Temperature in degrees Celsius between `coldest` and `hottest`, scaled to [0, 1].
 
-    drift: in training, the whole image gets warmer or colder by up to so many degrees.
+    drift: in training, the whole image gets warmer or colder by up to this many degrees.
     """
 
     name: ClassVar[str] = "thermal"

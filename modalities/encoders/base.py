@@ -18,8 +18,8 @@ class Preprocessing:
     """Input format of an encoder: `(x - mean) / std` per channel; uint8 is first scaled to [0, 1].
 
     Args:
-        size: Side of the input `[C, size, size]` in pixels; for a series `[C, size]`, the number of time steps; for
-            text, the maximum number of tokens.
+        size: Side of the input `[C, size, size]` in pixels; for a time series `[C, size]`, the number of time steps;
+            for text, the maximum number of tokens.
         mean: Mean of each channel.
         std: Standard deviation of each channel.
         crop: Side of the centre crop for evaluation, as a fraction of the image in (0, 1].
@@ -90,7 +90,7 @@ class Encoder(nn.Module):
         """Normalise with mean and std of each channel.
 
         Args:
-            x: `[B, C, H, W]`, or `[B, C, L]` for a series; uint8 in 0..255, or float in units of the modality.
+            x: `[B, C, H, W]`, or `[B, C, L]` for a time series; uint8 in 0..255, or float in units of the modality.
         """
         x = x.float() / 255 if x.dtype == torch.uint8 else x
         mean, std = (self.mean, self.std) if x.ndim == 4 else (self.mean[..., 0], self.std[..., 0])
@@ -104,7 +104,7 @@ class Encoder(nn.Module):
 
         Returns:
             `pooled [B, dim]`, and for each entry C of `map_channels` a map: `[B, C, H, W]` of an image, `[B, C, 1, L]`
-            of a series, or tokens `[B, N, C]`.
+            of a time series, or tokens `[B, N, C]`.
         """
         raise NotImplementedError
 

@@ -1,4 +1,4 @@
-"""LoRA: train low-rank updates of linear layers instead of their weights (Hu et al. 2021, arXiv 2106.09685)."""
+"""LoRA: train adapters (low-rank updates of linear layers) instead of weights (Hu et al. 2021, arXiv 2106.09685)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Lora(TypedDict):
     """Settings of LoRA.
 
     Attributes:
-        rank: Rank of the updates.
-        alpha: The updates are scaled by alpha / rank.
-        targets: Names of the linear layers that get an update; all of them by default.
-        dropout: Dropout on the input of the updates.
+        rank: Rank of the adapters.
+        alpha: The adapters are scaled by alpha / rank.
+        targets: Names of the linear layers; by default, adapters are added to all linear layers.
+        dropout: Dropout on the input of the adapters.
     """
 
     rank: NotRequired[Annotated[int, Gt(0)]]
@@ -30,7 +30,7 @@ class Lora(TypedDict):
 
 
 def add_lora(network: nn.Module, settings: Lora | None, name: str) -> None:
-    """Add an update to linear layers, which starts at 0, and freeze all other weights.
+    """Add adapters, which start at 0, to linear layers, and freeze all other weights.
 
     Args:
         network: The network, changed in place.
@@ -62,12 +62,12 @@ def add_lora(network: nn.Module, settings: Lora | None, name: str) -> None:
 
 
 def without_lora(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of an encoder without LoRA, for a student whose saved weights contain the updates."""
+    """The settings of an encoder without LoRA, for a student whose saved weights contain the adapters."""
     return {key: value for key, value in spec.items() if key != "lora"}
 
 
 def plain_names(module: nn.Module) -> dict[str, str]:
-    """The names that the weights have without LoRA -> their names in `module`, without those of the updates."""
+    """The names that the weights have without LoRA -> their names in `module`, without those of the adapters."""
     names = {name: name for name in module.state_dict()}
     for path in _layers(module):
         for name in [name for name in names if name.startswith(f"{path}.")]:
@@ -79,7 +79,7 @@ def plain_names(module: nn.Module) -> dict[str, str]:
 
 @torch.no_grad()
 def merged_state(module: nn.Module) -> dict[str, Tensor]:
-    """The weights of a module with the updates of LoRA added, under the names that they have without LoRA."""
+    """The weights of a module with the LoRA adapters merged, under the names that they have without LoRA."""
     state: dict[str, Any] = module.state_dict()
     for path, layer in _layers(module).items():
         name = f"{path}.base_layer.weight"

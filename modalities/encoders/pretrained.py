@@ -38,7 +38,7 @@ class PretrainedVision(Encoder):
         pooler: Whether `pooled` is the pooler output of the model (true) or the mean over last_hidden_state (false).
             None uses the pooler if it is trained.
         lora: LoRA, for a student: `{rank: 8, alpha: 16, targets: [q_proj, v_proj], dropout: 0.0}`, each optional. Only
-            low-rank updates of the linear layers in `targets` (by default, of all) are trained. Requires peft.
+            adapters of the linear layers in `targets` (by default, of all) are trained. Requires peft.
 
     Raises:
         ValueError: The model cannot be found, lacks weights (or has none as safetensors), is not a vision model, or

@@ -30,7 +30,7 @@ class PretrainedAudio(Encoder):
         model: `facebook/wav2vec2-base`, ... Its code must be part of transformers.
         weights: `pretrained`, or `random` to build the network from its config alone.
         lora: LoRA, for a student: `{rank: 8, alpha: 16, targets: [q_proj, v_proj], dropout: 0.0}`, each optional. Only
-            low-rank updates of the linear layers in `targets` (by default, of all) are trained. Requires peft.
+            adapters of the linear layers in `targets` (by default, of all) are trained. Requires peft.
 
     Raises:
         ValueError: The model cannot be found, has no feature extractor, or requires another sample rate.

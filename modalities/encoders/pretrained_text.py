@@ -30,7 +30,7 @@ class PretrainedText(Encoder):
         pooling: `mean` over the tokens, the first token (`cls`), the `last` token, or `pooler`, the pooler output of
             the model, with which the text tower of CLIP was trained.
         lora: LoRA, for a student: `{rank: 8, alpha: 16, targets: [q_proj, v_proj], dropout: 0.0}`, each optional. Only
-            low-rank updates of the linear layers in `targets` (by default, of all) are trained. Requires peft.
+            adapters of the linear layers in `targets` (by default, of all) are trained. Requires peft.
 
     Raises:
         ValueError: The model cannot be found, lacks weights (or has none as safetensors), is not a text model, or has a

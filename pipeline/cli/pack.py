@@ -1,4 +1,4 @@
-"""`wcord pack RECIPE …`: pack paired recordings into shards, with one subcommand per recipe.
+"""`wcord pack RECIPE …`: pack paired data into shards, with one subcommand per recipe.
 
 More than 350 lines, since it contains the options of each recipe with their help texts.
 """
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from pipeline.packing.recipes.plan import Plan
 
 commands = typer.Typer(
-    no_args_is_help=True, help="Pack paired recordings into WebDataset shards, with one subcommand per kind of source."
+    no_args_is_help=True, help="Pack paired data into WebDataset shards, with one subcommand per kind of source."
 )
 
 
@@ -124,14 +124,14 @@ def folders(
     ] = None,
     split_from: Annotated[
         Literal["top"] | None,
-        typer.Option(help="top: the split of a file is the first folder in its path: train, val or test."),
+        typer.Option(help="top: take the split from the top-level folder of the path (train, val or test)."),
     ] = None,
     group: Annotated[
         str | None,
         typer.Option(
             help="Keep groups of samples in one split: parent (files of one folder), or a regular expression matched "
-            "anywhere in the relative path (without field folder and suffix). The group name is its captures joined by "
-            "/, or the whole match if there are none."
+            "anywhere in the path, without the root, the field folder and the suffix. The group name is its capture "
+            "groups joined by /, or the whole match if there are none."
         ),
     ] = None,
     mask: Masks = [],  # noqa: B006
@@ -148,7 +148,10 @@ def folders(
     name: Name = None,
     licence: Licence = "not stated",
 ) -> None:
-    """Pack parallel folders. Files with the same relative path, without the extension, form a sample."""
+    """Pack parallel folders.
+
+    Files with the same path within their field folders, ignoring the extension, form a sample.
+    """
     from pipeline.packing.recipes import folders as recipe
     from pipeline.packing.recipes.plan import add_camera, add_masks, parse_fields
 

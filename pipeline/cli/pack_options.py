@@ -46,7 +46,8 @@ Seed = Annotated[int, typer.Option(help="Random seed for the split and the order
 ShardMB = Annotated[float, typer.Option("--shard-mb", help="Target size of a shard in MB.")]
 Workers = Annotated[int | None, typer.Option(help="Number of worker processes; default: one per core.")]
 MaxRefused = Annotated[
-    float, typer.Option(help="Maximum fraction of samples that may be rejected; packing fails above it.")
+    float,
+    typer.Option(help="Maximum fraction of refused (rejected) samples; packing fails above it. See refused.jsonl."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing dataset in the output folder.")]
 Part = Annotated[

@@ -19,7 +19,7 @@ MACHINE = {
     errno.EACCES: _DENIED,
     errno.EPERM: _DENIED,
     errno.EIO: "the disk failed (input/output error). Check it (`dmesg`) or its network.",
-    errno.ESTALE: "the network disk lost the file (stale handle). Mount it again.",
+    errno.ESTALE: "the network file system lost the file (stale handle). Mount it again.",
     errno.ENOMEM: "out of memory. Lower data.workers, data.shuffle or data.batch_size.",
 }
 """errno -> what is wrong with a file, whatever it holds, and how to fix it."""

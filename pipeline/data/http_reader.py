@@ -176,10 +176,10 @@ async def _redirected(url: str, response: Any) -> Any:
     """
     target = response.url.join(type(response.url)(response.headers["Location"]))
     if target.scheme not in (response.url.scheme, "https"):
-        raise UserError(f"{url}: redirects to {target.scheme}://, which is refused. Use the URL of the file itself.")
+        raise UserError(f"{url}: redirects to {target.scheme}://, which is rejected. Use the URL of the file itself.")
     if await _is_private(target.host) and not await _is_private(response.url.host):
         raise UserError(
-            f"{url}: redirects to the private address {target.host}, which is refused. Use the URL of the file itself."
+            f"{url}: redirects to the private address {target.host}, which is rejected. Use the URL of the file itself."
         )
     return target
 

@@ -31,7 +31,7 @@ SCHEMES = ("http", "https", "s3", "gs", "hf", "memory")
 ORIGIN = "origin.txt"
 BLOCK = 8 << 20
 THREADS = 16
-"""Requests to a store at a time."""
+"""Requests to an object store at a time."""
 
 RETRIES, FIRST_PAUSE, STALLED = 8, 0.25, 8.0
 """Number of attempts per request; pause in seconds after the first failure (doubled each time); and timeout in seconds
@@ -48,7 +48,7 @@ DENIED = (401, 403)
 
 
 def is_remote(folder: str | Path) -> bool:
-    """Whether this is the URL of a supported store."""
+    """Whether this is the URL of a supported object store or web server."""
     return re.match(rf"({'|'.join(SCHEMES)})://", str(folder)) is not None
 
 
@@ -83,7 +83,8 @@ def refuse_secrets(url: str) -> None:
     if "@" in authority:
         raise UserError(
             f"{scheme}://…@{authority.rpartition('@')[2]}: the URL of a dataset must not contain a user name or "
-            "password. Remove them, and configure the credentials as the client of the store expects them."
+            "password. Remove them, and configure the credentials as the client library of the object store expects "
+            "them."
         )
     if scheme in ("http", "https") and (mark := re.search(r"[?#]", rest)):
         raise UserError(

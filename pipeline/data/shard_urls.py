@@ -57,7 +57,7 @@ def shard_urls(patterns: str) -> list[str]:
 def _refuse_unsafe(url: str) -> None:
     if url.startswith("pipe:"):
         raise UserError(
-            f"data.shards: {url}: pipe: commands are never run. Use the URL of the store, e.g. s3://bucket/shards."
+            f"data.shards: {url}: pipe: commands are never run. Use the URL of the shards, e.g. s3://bucket/shards."
         )
     refuse_secrets(url)
 

@@ -84,7 +84,7 @@ class TrustedHosts:
         self.app, self.hosts = app, hosts
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer a request, or refuse it."""
+        """Answer a request, or reject it."""
         from starlette.responses import PlainTextResponse
 
         if scope["type"] == "lifespan":

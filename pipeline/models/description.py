@@ -76,7 +76,7 @@ def part_of(folder: Path, value: Any) -> Path:
         ValueError: It is not.
     """
     if not isinstance(value, str) or not value.startswith("./"):
-        raise ValueError(f"networks: {value!r} is not a folder such as ./0")
+        raise ValueError(f"networks: {value!r} is not a relative path such as ./0")
     if (path := _within(folder, value)) == folder.resolve():
         raise ValueError(f"networks: {value} is the joint network itself")
     return path
@@ -101,7 +101,7 @@ def _within(folder: Path, value: str) -> Path:
 
 
 class Bounded(TorchFunctionMode):
-    """Refuses to build a network that needs far more memory than its weights file has, before it is allocated.
+    """Rejects a network that needs far more memory than its weights file has, before it is allocated.
 
     Args:
         weights: The weights file.

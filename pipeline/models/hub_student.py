@@ -90,7 +90,7 @@ def _download(run: str, repository: str, revision: str | None) -> Path:
 
 
 def _check_imports(run: str, repository: str, folder: Path) -> None:
-    """Refuse a description that names Python objects: nobody has read it, and loading it would call them."""
+    """Reject a description that names Python objects: nobody has read it, and loading it would call them."""
     for path in folder.rglob(DESCRIPTION):
         try:
             spec = read_description(path.parent)

@@ -55,7 +55,7 @@ def pack(
 
     Args:
         plan: The plan that a recipe made.
-        out: Folder of the dataset, or URL of a store such as `s3://bucket/set`.
+        out: Folder of the dataset, or URL in object storage, such as `s3://bucket/set`.
         fractions: Split -> fraction of the samples, for samples without a split in the plan (see `splits.assign`).
         seed: Random seed for the split and the order of the samples.
         shard_bytes: Target size of a shard in bytes.
@@ -252,7 +252,7 @@ class Packing:
 
 @contextmanager
 def _user_errors(out: str) -> Iterator[None]:
-    """Turn errors of a disk or a store into messages."""
+    """Turn errors of a disk or of object storage into messages."""
     try:
         yield
     except OSError as error:

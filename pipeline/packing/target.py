@@ -1,4 +1,4 @@
-"""The output location of a packing: a local folder, or a store with a URL of fsspec, such as `s3://bucket/set`."""
+"""The output location of a packing: a local folder, or object storage with a URL of fsspec, such as `s3://bucket/set`."""
 
 from __future__ import annotations
 
@@ -31,12 +31,14 @@ def target_of(out: str) -> Target:
     if scheme in ("file", "local"):
         return Folder(Path(rest))
     if scheme in ("http", "https"):
-        raise UserError(f"{out}: web servers are read-only. Pack into a folder or a store, such as s3://bucket/set.")
+        raise UserError(
+            f"{out}: web servers are read-only. Pack into a folder or object storage, such as s3://bucket/set."
+        )
     refuse_secrets(out)
     try:
         file_system(out)
     except ValueError as error:
-        raise UserError(f"{out}: {error}. Pack into a folder or a store, such as s3://bucket/set.") from None
+        raise UserError(f"{out}: {error}. Pack into a folder or object storage, such as s3://bucket/set.") from None
     return Store(out.rstrip("/"))
 
 
@@ -118,7 +120,7 @@ class Folder(Target):
 
 
 class Store(Target):
-    """A folder in a store. Shards are written to a temporary folder, uploaded, and then removed from it."""
+    """A folder in object storage. Shards are written to a temporary folder, uploaded, and then removed from it."""
 
     def __init__(self, url: str) -> None:
         self.url = url

@@ -169,8 +169,9 @@ def cost(runs: Sequence[Run], names: Sequence[str]) -> str:
         return "<p>Unknown: the log contains no times, and <code>results.json</code> contains no sizes.</p>"
     words = (
         "Memory is that of the GPU or, on a CPU, of the training process without its data loader workers. Energy is "
-        "reported by the GPU, if supported. MFU is the share of the GPU's peak TFLOP/s, if that is known. Latency is "
-        "the median of 20 passes on the machine that ran the evaluation, which may have been busy."
+        "reported by the GPU, if supported. MFU is TFLOP/s divided by the dense peak of the GPU, if that is known, "
+        "and includes recomputed forward passes. Latency is the median of 20 passes on the machine that ran the "
+        "evaluation, which may have been busy."
     )
     return f'<p class="hint">{words}</p>{"".join(parts)}'
 

@@ -1,4 +1,7 @@
-"""The throughput of a run in TFLOP/s, and as a share of the device's peak (MFU)."""
+"""The throughput of a run in TFLOP/s (`tflops`), and divided by the dense peak of the GPU (`mfu`).
+
+Unlike the usual MFU, `mfu` includes recomputed forward passes (elsewhere called HFU).
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ log = logging.getLogger(__name__)
 
 
 class Throughput:
-    """Counts the FLOPs of the first step of this process, which stand for all later steps.
+    """Counts the FLOPs of this process once, in the first step after the start; all steps are assumed to have as many.
 
-    The count contains everything that the process computes in the forward and backward passes: also the second forward
-    pass of gradient caching and of activation checkpointing, and the teacher, unless its features are cached.
+    They cover the forward and backward passes of this process, with the second forward pass of gradient caching and of
+    activation checkpointing, and with the teacher unless its features are cached.
 
     Args:
         device: The device of this process.

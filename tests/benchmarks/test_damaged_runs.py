@@ -68,7 +68,7 @@ def test_an_undamaged_run_passes_and_a_bug_is_counted(
 
 DESCRIPTIONS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "names itself": (lambda about: {"networks": ["./"], "classes": None}, "is the joint network itself"),
-    "an absolute part": (lambda about: {"networks": ["/etc"], "classes": None}, "is not a folder such as"),
+    "an absolute part": (lambda about: {"networks": ["/etc"], "classes": None}, "is not a relative path such as"),
     "a part elsewhere": (lambda about: {"networks": ["./../.."], "classes": None}, "is outside the folder"),
     "an absolute path": (lambda about: about | {"encoder": {"name": "vit", "model": "/etc"}}, "an absolute path"),
     "40 GB": (lambda about: about | {"encoder": about["encoder"] | {"width": 20_000}}, "far more memory than its"),

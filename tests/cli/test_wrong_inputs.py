@@ -265,7 +265,7 @@ WRONG: dict[str, Wrong] = {
     "a command for a shard": (
         f"{TRAIN} 'data.shards=pipe:cat x.tar'",
         "data.shards: pipe:cat x.tar: pipe: commands are never run",
-        "Use the URL of the store",
+        "Use the URL of the shards",
     ),
     "a compressed shard": (
         f"{TRAIN} 'data.shards=more/*'",
@@ -613,7 +613,7 @@ WRONG: dict[str, Wrong] = {
     "a password in an address": (
         f"{TRAIN} data.shards=https://me:secret@host/data",
         "https://…@host: the URL of a dataset must not contain a user name or password",
-        "configure the credentials as the client of the store expects them",
+        "configure the credentials as the client library of the object store expects them",
     ),
     "a test split that is not there": (
         f"{TRAIN} evaluation.split=tset",

@@ -138,7 +138,7 @@ def test_a_manifest_that_unpacks_to_too_much_is_refused(odd: Any, monkeypatch: p
 @pytest.mark.parametrize("location", ["ftp://127.0.0.1/a", "file:///etc/passwd"])
 def test_redirects_to_other_schemes_are_refused(odd: Any, location: str) -> None:
     odd.answer = f"to {location}"
-    with pytest.raises(UserError, match=r"redirects to (ftp|file)://, which is refused"):
+    with pytest.raises(UserError, match=r"redirects to (ftp|file)://, which is rejected"):
         fetched(odd)
 
 
@@ -153,7 +153,7 @@ def test_redirects_from_public_hosts_to_private_ones_are_refused(odd: Any, monke
     monkeypatch.setattr(http_reader, "_is_private", pretended)
     odd.answer, port = f"to http://127.0.0.1:{odd.url.rpartition(':')[2]}/b.tar", odd.url.rpartition(":")[2]
     odd.url = f"http://localhost:{port}"
-    with pytest.raises(UserError, match=r"redirects to the private address 127\.0\.0\.1, which is refused"):
+    with pytest.raises(UserError, match=r"redirects to the private address 127\.0\.0\.1, which is rejected"):
         fetched(odd)
 
 

@@ -67,7 +67,7 @@ def test_addresses_of_a_store_are_named_without_asking_it() -> None:
     [
         (
             "pipe:curl -s https://host/x.tar",
-            r"data\.shards: pipe:curl .*: pipe: commands are never run\. Use the URL of the store",
+            r"data\.shards: pipe:curl .*: pipe: commands are never run\. Use the URL of the shards",
         ),
         ("{folder}/a/00000.tar::{folder}/a/00000.tar", r"00000\.tar occurs twice"),
         ("{folder}/a::{folder}/a/*.tar", r"a/00000\.tar occurs twice"),

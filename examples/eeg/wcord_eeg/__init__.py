@@ -53,7 +53,10 @@ class SeriesCNN(Encoder):
 
 @dataclass(frozen=True, kw_only=True)
 class EEG(Modality):
-    """Recordings of `channels` electrodes. Training draws the window and multiplies it by 1 - gain to 1 + gain."""
+    """Recordings of `channels` electrodes.
+
+    Training takes a random window and multiplies it by a random factor in [1 - gain, 1 + gain].
+    """
 
     name: ClassVar[str] = "eeg"
     fields: ClassVar[tuple[str, ...]] = ("eeg.npy",)

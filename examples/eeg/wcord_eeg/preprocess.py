@@ -22,7 +22,10 @@ def decode(data: bytes, channels: int) -> np.ndarray:
 
 
 def window(series: np.ndarray, size: int, position: float = 0.5) -> np.ndarray:
-    """`[channels, size]`: a part of the series, from its start (0) to its end (1). Short series end with zeros."""
+    """A window of the series, `[channels, size]`; `position` 0 is its start, 1 its end.
+
+    Short series are zero-padded at the end.
+    """
     start = round(position * max(series.shape[1] - size, 0))
     part = series[:, start : start + size]
     return np.pad(part, ((0, 0), (0, size - part.shape[1])))

@@ -52,10 +52,10 @@ def plan(
         root: The folder that contains the folders of the fields.
         fields: Field -> its folder, relative to `root`: `{"rgb": "photos", "depth": "maps"}`.
         label_from: `parent` uses the name of the folder of a file (`cat`) as its class.
-        split_from: `top` uses the first folder of the path (`train/cat/001`) as the split: train, val or test.
-        group: `parent` keeps the files of a folder in one split. Otherwise, a regular expression that is searched in
-            the path without root, folder of the field and extension (`cat/001`); its capture groups, joined by `/`, or
-            else the whole match, are the group. With None, every sample is a separate group.
+        split_from: `top` takes the split from the top-level folder of the path (`train/cat/001`): train, val or test.
+        group: `parent` keeps the files of a folder in one split. Otherwise, a regular expression that is matched
+            anywhere in the path, without the root, the field folder and the suffix (`cat/001`); its capture groups,
+            joined by `/`, or else the whole match, are the group. With None, every sample is a separate group.
         name: Name of the dataset; None means the name of the folder.
         licence: Licence of the data.
 
@@ -69,7 +69,8 @@ def plan(
     if not samples and all(refusal.reason.startswith(_NO_GROUP) for refusal in refused):
         raise UserError(
             f"all {len(refused)} samples were rejected: the pattern of --group, `{group}`, matches no path, e.g. "
-            f"`{refused[0].reason.rpartition(' does not match `')[2]}. Paths are without root, field folder and suffix."
+            f"`{refused[0].reason.rpartition(' does not match `')[2]}. Paths are without the root, the field folder "
+            "and the suffix."
         )
     check_unique(samples)
     names = sort_classes(reader.class_name(sample.source) for sample in samples) if label_from else []

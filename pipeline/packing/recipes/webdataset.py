@@ -59,7 +59,7 @@ def plan(
     Several splits (from an index, a packed dataset or the names of shards) are kept. One is divided by fractions.
 
     Args:
-        shards: Tars, brace patterns, globs or folders; local, or URLs of a store.
+        shards: Tars, brace patterns, globs or folders; local, or URLs of object storage.
         fields: Field -> extensions, of which the first one that a sample has is used. Only these fields are packed. By
             default, all fields with a common extension, and members that are named like fields, such as `depth.png`.
         label: Location of the class: `cls` or `json:path.to.value`. None means `cls`, if it exists.
