@@ -271,6 +271,7 @@ def test_a_fault_that_stays_is_named(sick: Sick, name: str) -> None:
     assert sick.served["bytes"] <= SHARE * len(sick.data) + repeated(sick, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
 def test_after_a_fault_that_passes_the_shard_is_right(sick: Sick, name: str) -> None:
     (sick.fault, message), sick.first, sick.always = FAULTS[name], 5, False
@@ -300,6 +301,7 @@ def test_all_attempts_end_within_a_minute() -> None:
     assert remote.LAST_START + 3 * remote.STALLED <= SECONDS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_manifest_with_a_fault_is_named(sick: Sick, name: str) -> None:
     """What is sent is no manifest, so each of the faults ends in an error."""

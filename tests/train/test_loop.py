@@ -316,6 +316,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_used(
     assert all(torch.equal(before[key], value) for key, value in weights(run).items())
 
 
+@pytest.mark.slow
 def test_no_bit_of_what_is_said_about_a_checkpoint_changes_unseen(tmp_path: Path) -> None:
     """Most readings of a changed digit are as good as the true one, and a changed name would blame the config."""
     identity = {"student": {"width": 4}, "seed": 0}
