@@ -236,7 +236,7 @@ def rounds(contest: Contest, count: int, rng: random.Random, say: Callable[[str]
     alone, faults = references(contest), list[str]()
     table: Counter[tuple[str, str]] = Counter()
     for number in range(count):
-        event = EVENTS[number % len(EVENTS)] if count < len(EVENTS) else rng.choice(EVENTS)
+        event = rng.choice(EVENTS)
         outcome, found = judge(contest, alone, event, rng)
         table[f"first {event}" if event != "neither" else event, outcome] += 1
         faults += [f"round {number}, {event}, {outcome}: {fault}" for fault in found]

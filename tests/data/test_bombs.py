@@ -345,7 +345,9 @@ def test_a_bomb_is_read_with_little_or_refused(name: str) -> None:
     member, make, reason = BOMBS[name]
     data = make()
     for number, call in enumerate((read, examine)):
-        seconds, megabytes, said = min(cost(partial(call, member, data)) for _ in range(2))
+        seconds, megabytes, said = cost(partial(call, member, data))
+        if seconds >= SECONDS:  # once more: the machine may have been busy
+            seconds, megabytes, said = cost(partial(call, member, data))
         print(f"{name} {call.__name__}: {seconds:.2f} s, {megabytes:.0f} MB{', refused: ' + said if said else ''}")
         assert seconds < SECONDS
         assert megabytes < MEGABYTES
