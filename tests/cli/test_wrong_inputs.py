@@ -729,7 +729,7 @@ CURES: dict[str, tuple[str | Prepare, ...]] = {
 ELSEWHERE = {
     # message: the test that carries out its cure
     "temporary files: ": "tests/cli/test_app.py",
-    "only rank 0 evaluates": "tests/train/test_two_at_once.py",
+    "only rank 0 evaluates": "tests/train/test_two_runs.py",
     # Another version would have to be installed; the folder is left as it was.
     "written in format 2 by a newer version of wcord": "tests/cli/test_wrong_inputs.py",
     "written in format 0 by an older version of wcord": "tests/cli/test_wrong_inputs.py",
