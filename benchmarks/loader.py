@@ -1,7 +1,7 @@
 """Compares the paired stream with a plain webdataset loop with equal decoding and augmentation; memory over samples.
 
 python -m benchmarks.loader
-python -m benchmarks.loader --before CLONE    # also the stream of another commit, in the same rounds
+python -m benchmarks.loader --before CLONE    # compares the packed stream with that of another checkout
 python -m benchmarks.loader --memory 1000000
 
 CLONE is a checkout of this repository, for example `git worktree add ../before a371e73`: the last commit whose stream
@@ -99,7 +99,7 @@ def samples_per_second(start: Callable[[Path, int], Iterator[Any]], folder: Path
     return steps * BATCH / (time.perf_counter() - begun)
 
 
-MEASURE_BEFORE = """
+MEASURE = """
 import sys
 from pathlib import Path
 import cv2, torch
@@ -114,36 +114,44 @@ print(own.samples_per_second(own.ours, folder, int(sys.argv[2])))
 """
 
 
-def before(clone: Path, folder: Path, workers: int) -> float:
-    """Samples per second with the code of another checkout, which packs the same scenes into `folder`."""
-    command = [sys.executable, "-c", MEASURE_BEFORE, str(folder.absolute()), str(workers)]
-    environment = os.environ | {"PYTHONPATH": str(clone.absolute())}
-    done = subprocess.run(command, cwd=clone, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+def in_a_new_process(checkout: Path, folder: Path, workers: int) -> float:
+    """Samples per second with the code of a checkout, which packs the same scenes into `folder`."""
+    command = [sys.executable, "-c", MEASURE, str(folder.absolute()), str(workers)]
+    environment = os.environ | {"PYTHONPATH": str(checkout.absolute())}
+    done = subprocess.run(command, cwd=checkout, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     return float(done.stdout.split()[-1])
 
 
-def compare(clone: Path | None) -> None:
+def compare() -> None:
     folder = FOLDER / "data"
     if not (folder / MANIFEST).exists():
         pack(tabletop.plan(SCENES, 0, 128), folder, fractions={"train": 1.0}, shard_bytes=8_000_000, workers=2)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     for workers in (0, 1, 2):
-        rounds = []
-        for _ in range(3):
-            rounds.append([samples_per_second(start, folder, workers) for start in (bare, ours, ours_of_others)])
-            if clone:
-                rounds[-1].append(before(clone, FOLDER / "before", workers))
-        plain, packed, foreign, *earlier = (median(column) for column in zip(*rounds, strict=True))
+        rounds = [
+            [samples_per_second(start, folder, workers) for start in (bare, ours, ours_of_others)] for _ in range(3)
+        ]
+        plain, packed, foreign = (median(column) for column in zip(*rounds, strict=True))
         ratios = [median(own[place] / own[0] for own in rounds) for place in (1, 2)]
-        line = (
+        print(
             f"{workers} workers: webdataset {plain:.0f} samples/s; packed {packed:.0f}, ratio {ratios[0]:.2f}; "
-            f"by pattern {foreign:.0f}, ratio {ratios[1]:.2f}"
+            f"by pattern {foreign:.0f}, ratio {ratios[1]:.2f}",
+            flush=True,
         )
-        if earlier:
-            ratio = median(own[1] / own[3] for own in rounds)
-            line += f"; packed before {earlier[0]:.0f}, ratio of packed to it {ratio:.2f}"
-        print(line, flush=True)
+
+
+def compare_with(clone: Path) -> None:
+    """Print the ratio of the packed stream to that of another checkout, each in new processes."""
+    checkouts = Path(__file__).parents[1], clone
+    for workers in (0, 1, 2):
+        rounds = [
+            [in_a_new_process(one, FOLDER / str(place), workers) for place, one in enumerate(checkouts)]
+            for _ in range(5)
+        ]
+        now, before = (median(column) for column in zip(*rounds, strict=True))
+        ratio = median(own[0] / own[1] for own in rounds)
+        print(f"{workers} workers: now {now:.0f} samples/s, before {before:.0f}, ratio {ratio:.2f}", flush=True)
 
 
 def write_small(folder: Path, samples: int) -> None:
@@ -197,14 +205,17 @@ def memory(samples: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--before", type=Path, metavar="CLONE", help="also measure the stream of this checkout")
+    parser.add_argument("--before", type=Path, metavar="CLONE", help="compare with the stream of this checkout")
     parser.add_argument("--memory", type=int, metavar="SAMPLES")
     options = parser.parse_args()
     if options.memory:
         memory(options.memory)
     else:
         FOLDER.mkdir(parents=True, exist_ok=True)
-        compare(options.before)
+        if options.before:
+            compare_with(options.before)
+        else:
+            compare()
         shutil.rmtree(FOLDER)
 
 

@@ -75,7 +75,7 @@ def least_weight(weight: np.ndarray) -> np.float32:
         pixel that is at least half valid. Nearly 0 for a sparse map.
     """
     readings = float(weight.sum())
-    return HALF if float((weight * weight).sum()) >= 0.5 * readings else ANY
+    return HALF if float(np.vdot(weight, weight)) >= 0.5 * readings else ANY
 
 
 def intrinsics(meta: Mapping[str, Any], height: int, width: int) -> tuple[float, float, float, float]:

@@ -49,6 +49,8 @@ class Geometry:
 
     def centre(self, share: float) -> Geometry:
         """The centre part of the box, with sides of this fraction of its sides."""
+        if share == 1:
+            return self
         x, y = (self.right - self.left) * (1 - share) / 2, (self.bottom - self.top) * (1 - share) / 2
         return replace(self, left=self.left + x, top=self.top + y, right=self.right - x, bottom=self.bottom - y)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
 
 MOST_PIXELS = 100_000_000
 
@@ -32,7 +31,7 @@ def image_size(data: bytes) -> tuple[int, int]:
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         width, height = struct.unpack(">II", data[16:24]) if len(data) >= 24 else (0, 0)
         whole = data.rfind(b"IEND\xaeB`\x82") > 0  # search from the end, which is fast
-        if (texts := data.count(b"zTXt") + data.count(b"iTXt")) > MOST_TEXTS:
+        if (texts := data.count(b"TXt")) > MOST_TEXTS:  # zTXt and iTXt
             raise ValueError(f"the PNG has {texts} compressed texts; at most {MOST_TEXTS} are accepted: save it again")
     elif data.startswith(b"\xff\xd8"):
         (width, height), scan = _jpeg_header(data)
@@ -76,19 +75,20 @@ def _jpeg_header(data: bytes) -> tuple[tuple[int, int], int]:
     return size, 0
 
 
-def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+def jpeg_segments(data: bytes) -> list[tuple[int, int]]:
     """The segments of a JPEG up to its first scan: offset of the marker's first byte, and its second byte."""
-    at = 2
-    for _ in range(MOST_SEGMENTS):
-        if data[at : at + 1] != b"\xff":
-            return
-        at = FILL.match(data, at).end() - 1  # type: ignore[union-attr]
-        if at + 4 > len(data):
-            return
-        yield at, data[at + 1]
-        if data[at + 1] == 0xDA:
-            return
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    found: list[tuple[int, int]] = []
+    at, last = 2, len(data) - 4
+    while at <= last and data[at] == 0xFF and len(found) < MOST_SEGMENTS:
+        marker = data[at + 1]
+        if marker == 0xFF:
+            at = FILL.match(data, at).end() - 1  # type: ignore[union-attr]
+            continue
+        found.append((at, marker))
+        if marker == 0xDA:
+            break
+        at += 2 + (data[at + 2] << 8 | data[at + 3])
+    return found
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:

@@ -59,8 +59,9 @@ class RGB(Modality):
             image = None
         if image is None or image.dtype not in (np.uint8, np.uint16):
             raise ValueError(f"cannot read an image from {len(data)} bytes; expected a complete JPEG, PNG or WebP")
-        same = image.dtype == np.uint8 and image.shape[2:] == (3,)
-        seen = image if same else np.empty((*image.shape[:2], 3), np.uint8)
+        if image.dtype == np.uint8 and image.shape[2:] == (3,):
+            return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, image)
+        seen = np.empty((*image.shape[:2], 3), np.uint8)
         for top in range(0, len(image), ROWS):  # intermediate results need up to 30 bytes per pixel
             seen[top : top + ROWS] = _to_rgb(image[top : top + ROWS])
         return seen

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Set
+from functools import lru_cache
 from typing import BinaryIO, TypeVar
 
 from pipeline.common.file_names import left_by
@@ -24,6 +25,7 @@ BLOCK = 512
 LARGEST_EXTENSION = 1 << 20  # bytes; a longer name or pax record is an attack or damage
 
 
+@lru_cache(maxsize=4)  # a name is first selected, then grouped
 def split_name(name: str) -> tuple[str, str] | None:
     """Split the name of a tar member as WebDataset does: `clip/0001.RGB.jpg` -> `clip/0001`, `rgb.jpg`.
 
@@ -198,8 +200,10 @@ def _number(field: bytes) -> int:
 
 
 def _ustar_name(header: bytes) -> str:
-    name, prefix = _text(header[:100]), _text(header[345:500])
-    return f"{prefix}/{name}" if prefix and header[257:263] == b"ustar\0" else name
+    name = _text(header[:100])
+    if header[345] and header[257:263] == b"ustar\0":
+        return f"{_text(header[345:500])}/{name}"
+    return name
 
 
 def _pax(data: bytes, name: str) -> tuple[str, int]:
