@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import cv2
 import numpy as np
-import numpy.ma
+import numpy.ma  # numpy would import it in every loader process, when a median is first computed
 import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor

@@ -105,6 +105,16 @@ def test_an_image_that_would_unpack_to_gigabytes_is_refused_by_its_header() -> N
             modality.decode(data, {})
 
 
+def test_bytes_of_pixels_do_not_count_as_texts() -> None:
+    """In large files, the end of a chunk's name occurs by chance, here 900 times."""
+    rows = b"".join(b"\0" + b"TXt" * 30 for _ in range(30))
+    size = struct.pack(">IIBBBBB", 30, 30, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", size), (b"IDAT", zlib.compress(rows, 0)), (b"IEND", b""))
+    packed = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
+    image = RGB().decode(b"\x89PNG\r\n\x1a\n" + b"".join(packed), {})
+    assert image[0, 0].tolist() == [*b"TXt"]
+
+
 def test_cmyk_is_read_as_pillow_reads_it() -> None:
     file = io.BytesIO()
     Image.fromarray(photo()).convert("CMYK").save(file, "JPEG", quality=95)
