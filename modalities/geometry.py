@@ -39,9 +39,9 @@ class Geometry:
             area: Minimum and maximum area of the crop, as a fraction of the source.
             flip: Whether to mirror half of the samples.
         """
-        side = float(np.sqrt(rng.uniform(*area)))
+        side = math.sqrt(rng.uniform(*area))
         # A side longer than the source would be clipped and reduce the area.
-        aspect = float(np.clip(np.exp(rng.uniform(-0.15, 0.15)), side, 1 / side))
+        aspect = min(max(float(np.exp(rng.uniform(-0.15, 0.15))), side), 1 / side)
         width, height = min(side * aspect, 1.0), min(side / aspect, 1.0)
         left, top = rng.uniform(0, 1 - width), rng.uniform(0, 1 - height)
         flipped = bool(flip and rng.random() < 0.5)

@@ -18,6 +18,7 @@ from modalities.geometry import Geometry
 from modalities.image_header import image_size
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IDENTITY = np.eye(3)
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, what "grey" means in cv2 and PIL
 
 ROWS = 64
@@ -103,5 +104,7 @@ def _to_rgb(image: np.ndarray) -> np.ndarray:
 def colour_map(image: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
     """The affine map `[3, 4]` of a pixel that applies saturation, contrast (around the mean grey) and brightness."""
     mean_grey = float(LUMA @ np.array(cv2.mean(image)[:3]))
-    mix = saturation * np.eye(3) + (1 - saturation) * LUMA
-    return np.hstack([brightness * contrast * mix, np.full((3, 1), brightness * (1 - contrast) * mean_grey)])
+    found = np.empty((3, 4))
+    np.multiply(brightness * contrast, saturation * IDENTITY + (1 - saturation) * LUMA, out=found[:, :3])
+    found[:, 3] = brightness * (1 - contrast) * mean_grey
+    return found

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from losses.bank import mix
 from modalities.base import Geometry
+from pipeline.data.random_state import generator
 from pipeline.data.settings import Settings
 
 
@@ -48,7 +49,7 @@ class Augmentation:
             key: The `digest` of the sample's key.
         """
         if self.pad is None:
-            return Geometry.draw(np.random.default_rng([self.seed, epoch, key]), self.crop, self.flip)
+            return Geometry.draw(generator(self.seed, epoch, key), self.crop, self.flip)
         moves, flips = self.moves(epoch, [key])
         (x, y), size = moves[0].tolist(), self.pad[1]
         return Geometry(x / size, y / size, 1 + x / size, 1 + y / size, bool(flips[0]))

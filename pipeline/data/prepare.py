@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
 
 from modalities.base import Geometry, Modality
@@ -16,6 +15,7 @@ from pipeline.data.augmentation import Augmentation
 from pipeline.data.decoding import decode_member, member_of, meta_of, place_of, sample_error
 from pipeline.data.feature_cache import decode
 from pipeline.data.masks import target
+from pipeline.data.random_state import generator
 from pipeline.data.shard_reader import Sample
 from pipeline.data.source import Source
 from pipeline.data.views import Batch, View, ViewSpec, collate_view, required_members, same_modality, several
@@ -42,6 +42,7 @@ class Prepare:
         # Views with equal modalities are decoded only once. If their sizes are also equal, they share the tensor.
         self.modalities: list[Modality] = []
         self.slots = {role: [self._slot(view) for view in several(sight)] for role, sight in self.views.items()}
+        self.distinct = sorted({slot for slots in self.slots.values() for slot in slots})
         # With `unpaired: keep`, samples may lack the modalities that only the teacher receives.
         needed = {number for number, *_ in self.slots.get("student", [])}
         self.cached = augmentation is not None and source.cache is not None
@@ -95,10 +96,10 @@ class Prepare:
         if self.mask_size:
             sample["mask"] = target(self.source.task.read_mask(raw), geometry, self.mask_size)
         tensors: dict[tuple[int, int, float], torch.Tensor | None] = {}
-        for number, size, crop in sorted({slot for slots in self.slots.values() for slot in slots}):
+        for number, size, crop in self.distinct:
             # All views of a modality use the same random numbers, regardless of other views: equal colours at any size.
             modality, drawn, value = self.modalities[number], self.augmentation, decoded[number]
-            rng_view = np.random.default_rng([drawn.seed, epoch, seed, digest(modality.name)]) if drawn else None
+            rng_view = generator(drawn.seed, epoch, seed, digest(modality.name)) if drawn else None
             part = geometry.centre(crop)
             tensors[number, size, crop] = None if value is None else modality.augment(value, part, size, rng_view)
         for role, slots in self.slots.items():
