@@ -165,6 +165,12 @@ class Data(Section):
         description="What to do with samples that lack a modality. error: end the run. skip: skip them. keep: use "
         "those that lack only the teacher's modality, for losses that need no teacher; skip the others.",
     )
+    pairs: Literal["correct", "noisy"] = Field(
+        default="correct",
+        description="Whether the two sides of each sample match. noisy: some do not, as with captions from the web or "
+        "unsynchronised cameras. The run then estimates which ones, leaves them out of the losses that need the "
+        "teacher, and lists all pairs in pairs.jsonl.",
+    )
     pad: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(gt=0)]] | None = Field(
         default=None,
         strict=False,

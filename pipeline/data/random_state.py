@@ -10,7 +10,7 @@ import numpy as np
 def generator(*seeds: int) -> np.random.Generator:
     """The generator `np.random.default_rng(seeds)`, made in half the time.
 
-    NumPy splits each number into words of 32 bits, for which it needs arrays of its own; here, plain integers are split.
+    NumPy splits each number into words of 32 bits by arrays; here, plain integers are split.
 
     Args:
         seeds: Numbers, at least 0.

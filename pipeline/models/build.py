@@ -25,6 +25,7 @@ from pipeline.models.distillation import Distillation
 from pipeline.models.hub_student import student_folder
 from pipeline.models.initial_weights import initialise
 from pipeline.models.network import Joint, Network, build_network, digest, load_network, load_single, sight
+from pipeline.models.pair_filter import PairFilter
 from pipeline.models.precision import precision_of
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,11 @@ def build_model(config: Config, data: OpenDataset | None = None, samples: int | 
         except ValueError as error:
             raise UserError(f"losses.{name}: {error}") from None
     weights = {name: float(keywords.get("weight", 1.0)) for name, keywords in config.losses.items()}
-    model = Distillation(teacher, student, losses, weights, config.train.micro_batch)
+    pair_filter = None
+    if config.data.pairs == "noisy" and teacher_dims is not None:
+        count = samples or data.manifest.samples("train")
+        pair_filter = PairFilter(student_dims.pooled, teacher_dims.pooled, count, config.train.warmup)
+    model = Distillation(teacher, student, losses, weights, config.train.micro_batch, pair_filter)
     _check_first_steps(model)
     return model
 

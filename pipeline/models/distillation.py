@@ -18,6 +18,7 @@ from pipeline.data.views import Batch, ViewSpec
 from pipeline.models.cached_teacher import CachedTeacher
 from pipeline.models.gradient_cache import in_parts
 from pipeline.models.network import Joint, Network, digest, sight
+from pipeline.models.pair_filter import PairFilter
 from pipeline.models.pulls import Part, Trace, single_use, traceable
 from pipeline.models.unpaired import term
 
@@ -65,6 +66,7 @@ class Distillation(nn.Module):
         weights: Name -> weight.
         micro_batch: Number of samples that the networks process at once (`pipeline.models.gradient_cache`); None means
             all.
+        pair_filter: Finds mismatched pairs, which losses that need the teacher then ignore; None uses all pairs.
     """
 
     def __init__(
@@ -74,9 +76,10 @@ class Distillation(nn.Module):
         losses: Mapping[str, Loss],
         weights: Mapping[str, float],
         micro_batch: int | None = None,
+        pair_filter: PairFilter | None = None,
     ) -> None:
         super().__init__()
-        self.micro_batch = micro_batch
+        self.micro_batch, self.pair_filter = micro_batch, pair_filter
         self.teacher = teacher.requires_grad_(False) if teacher is not None else None
         self.student = student
         self.losses = nn.ModuleDict({_module_name(name): loss for name, loss in losses.items()})
@@ -106,6 +109,7 @@ class Distillation(nn.Module):
         if traced:
             student = traceable(student)
         teacher = self.teach(batch)
+        batch = self._without_mismatched(student, teacher, batch)
         # Networks may use half precision; losses never do.
         with torch.autocast(student.pooled.device.type, enabled=False):
             outputs = {
@@ -117,9 +121,18 @@ class Distillation(nn.Module):
             torch.stack([self.weights[name] * output.loss for name, output in outputs.items()]).sum(),
             {name: output.loss.detach() for name, output in outputs.items()},
             {role: features.pooled.detach() for role, features in sides.items()},
-            {name: output.metrics for name, output in outputs.items()},
+            {name: output.metrics for name, output in outputs.items()}
+            | ({} if self.pair_filter is None else {"pairs": self.pair_filter.metrics}),
             self._trace(student, outputs) if traced else None,
         )
+
+    def _without_mismatched(self, student: Features, teacher: Features | None, batch: Batch) -> Batch:
+        """The batch in which mismatched pairs count as unpaired, so that losses that need the teacher ignore them."""
+        if self.pair_filter is None or teacher is None:
+            return batch
+        paired = batch["paired"].to(student.pooled.device) if "paired" in batch else None
+        matches = self.pair_filter(student, teacher, batch, paired)
+        return batch | {"paired": matches if paired is None else matches & paired}
 
     def _scaled(self, name: str, output: LossOutput, shares: Mapping[str, float] | None) -> LossOutput:
         """The output, scaled by the factors of the collapse guard and, for a part of a batch, by its share."""

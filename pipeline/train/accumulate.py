@@ -34,6 +34,8 @@ def check_accumulation(model: Distillation, config: Config, ranks: int) -> None:
     if batch % (count * ranks):
         shared = f" x {ranks} processes" if ranks > 1 else ""
         raise UserError(f"train.accumulate: data.batch_size {batch} is not a multiple of {count}{shared}.")
+    if model.pair_filter is not None:
+        raise UserError("train.accumulate: data.pairs: noisy compares the samples of a batch. Set one to its default.")
     for module, loss in model.losses.items():
         if not cast(Loss, loss).per_sample:
             raise UserError(

@@ -38,6 +38,7 @@ from pipeline.train.guard import Guard
 from pipeline.train.held_out import HeldOut, open_held_out
 from pipeline.train.label_count import say_labels
 from pipeline.train.launch import in_brief, lost, owned_by_all, start_accelerator
+from pipeline.train.list_pairs import list_pairs
 from pipeline.train.load_once import loaded_once, once, pin_teacher
 from pipeline.train.metrics_log import Log
 from pipeline.train.nonfinite import NonFinite
@@ -189,6 +190,7 @@ def _train(
     student = training.student()
     if accelerator.is_main_process:
         save_network(student, run / "student")
+        list_pairs(training)
     if finish is not None:
         finish(training)
     callbacks.call("on_end", training, last)

@@ -129,10 +129,13 @@ def say_changes(training: Training, done: int) -> None:
             log.info(f"{run}: the learning rate schedule now ends at step {schedule.steps}, not {earlier}.")
 
 
-FREE = ("shards", "join", "workers", "max_faulty")
+FREE = ("shards", "join", "workers", "max_faulty", "max_pixels")
 """Data settings that may change when a run is resumed."""
 
-YOUNG: dict[str, Any] = {"fields": {}, "classes": [], "sampling": "once", "stages": [], "epoch_samples": None}
+YOUNG: dict[str, Any] = {
+    **{"fields": {}, "classes": [], "sampling": "once", "stages": [], "epoch_samples": None},
+    "pairs": "correct",
+}
 """Settings that checkpoints of earlier versions lack, with the values that are equivalent to their absence."""
 
 
