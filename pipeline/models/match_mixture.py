@@ -1,8 +1,8 @@
-"""The probability that a pair matches, from scores of all pairs and of pairs that are known to be mismatched.
+"""The probability that a pair matches, from its score and the scores of pairs that are mismatched for certain.
 
 The scores are a mixture of two normal distributions. That of mismatched pairs is known; the other one and its share are
-estimated by expectation-maximisation. The posterior is one minus the local false discovery rate of Efron (2004, "Large-
-scale simultaneous hypothesis testing"), with the mismatched pairs as null.
+estimated by expectation-maximisation. The posterior is one minus the local false discovery rate (Efron 2004, "Large-
+scale simultaneous hypothesis testing"), with mismatched pairs as the null hypothesis.
 """
 
 from __future__ import annotations
@@ -46,17 +46,18 @@ class Mixture(NamedTuple):
     matched: Normal
     mismatched: Normal
 
+    def posterior(self, scores: Tensor) -> Tensor:
+        """The probability that each pair matches, `[N]`, by Bayes' rule."""
+        odds = self.share.log() + self.matched.log_density(scores)
+        return torch.sigmoid(odds - (1 - self.share).log() - self.mismatched.log_density(scores))
+
     def probability(self, scores: Tensor) -> Tensor:
-        """The probability that each pair matches, in [0, 1]. It never rises with the score.
+        """The same, but it never rises with the score: the wider distribution does not win at both ends.
 
         Args:
             scores: `[N]`.
         """
-        # Below the mean of the matching pairs, a wider distribution of mismatched ones would overtake theirs.
-        scores = scores.clamp(min=self.matched.mean)
-        odds = self.share.log() + self.matched.log_density(scores)
-        odds = odds - (1 - self.share).log() - self.mismatched.log_density(scores)
-        return torch.sigmoid(odds)
+        return self.posterior(scores.clamp(self.matched.mean, self.mismatched.mean))
 
     def separation(self) -> Tensor:
         """The distance of the two means in units of the root mean variance."""
@@ -75,10 +76,10 @@ def fit(scores: Tensor, mismatched: Normal) -> Mixture:
     start = below.mean() if len(below) else mismatched.mean
     found = Mixture(scores.new_tensor(0.5), Normal(start, mismatched.variance), mismatched)
     for _ in range(ROUNDS):
-        weight = found.probability(scores)
+        weight = found.posterior(scores)
         total = weight.sum().clamp(min=1e-6)
         mean = torch.minimum((weight * scores).sum() / total, mismatched.mean)
         variance = (weight * (scores - mean).square()).sum() / total
-        normal = Normal(mean, torch.maximum(variance, LEAST_VARIANCE * mismatched.variance))
-        found = Mixture(weight.mean().clamp(LEAST_SHARE, 1 - LEAST_SHARE), normal, mismatched)
+        variance = variance.clamp(LEAST_VARIANCE * mismatched.variance, mismatched.variance)
+        found = Mixture(weight.mean().clamp(LEAST_SHARE, 1 - LEAST_SHARE), Normal(mean, variance), mismatched)
     return found

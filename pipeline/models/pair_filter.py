@@ -5,8 +5,9 @@ batches, so it has no learning rate and never lags behind the student. There are
 of the samples and judges the other half, because a probe that was fitted to a wrong pair would find it plausible.
 
 The score of a pair is the cost `1 - cos` between prediction and teacher, standardised by the costs of the same
-prediction and the teacher's features of other samples. Those pairs are mismatched for certain, so the distribution of
-the scores of mismatched pairs is known (`pipeline.models.match_mixture`).
+prediction and a fixed set of other samples. Each sample is also scored with a wrong partner, always the same one of
+this set. These pairs are mismatched for certain, so the distribution of the scores of mismatched pairs is known
+(`pipeline.models.match_mixture`).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ RIDGE = 0.1  # relative to the mean of the diagonal of the moments
 HORIZON = 20_000  # samples after which moments have decayed, if the training set is larger
 MOMENTUM = 0.9  # of a sample's score over its views
 FIT_EVERY = 10  # steps between fits of the probes and of the mixture
-OTHERS = 256  # samples of the batch that each sample is compared with
+OTHERS = 256  # size of the fixed set of other samples
 LARGEST_FIT = 20_000  # scores
 LEAST_SEPARATION = 1.0
 """Minimum separation of matching and mismatched pairs. Below it, the student does not predict the teacher's features
@@ -45,27 +46,31 @@ class PairFilter(nn.Module):
     """
 
     steps: Tensor
-    score: Tensor
+    scores: Tensor
     looks: Tensor
+    others: Tensor
+    others_index: Tensor
     moments: Tensor
     cross: Tensor
     probes: Tensor
-    mismatched: Tensor
     matched: Tensor
+    mismatched: Tensor
 
     def __init__(self, student: int, teacher: int, samples: int, first: int) -> None:
         super().__init__()
         self.first, self.horizon = first, min(samples, HORIZON)
         self.student_scale, self.teacher_scale = Standardise(student), Standardise(teacher)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("score", torch.zeros(samples))
+        self.register_buffer("scores", torch.zeros(2, samples))  # of the pair, and of the sample with a wrong teacher
         self.register_buffer("looks", torch.zeros(samples, dtype=torch.int32))
+        self.register_buffer("others", torch.zeros(min(OTHERS, -(-samples // 2)), teacher))
+        self.register_buffer("others_index", torch.full((len(self.others),), -1))  # -1: not seen yet
         # Of each half of the samples. The student's features get a constant 1, for the bias of the probes.
         self.register_buffer("moments", torch.zeros(2, student + 1, student + 1))
         self.register_buffer("cross", torch.zeros(2, student + 1, teacher))
         self.register_buffer("probes", torch.zeros(2, student + 1, teacher))
-        self.register_buffer("mismatched", torch.tensor([0.0, 1.0]))  # mean and variance of the scores
         self.register_buffer("matched", torch.tensor([1.0, 0.0, 1.0]))  # share, mean, variance; share 1: not fitted
+        self.register_buffer("mismatched", torch.tensor([0.0, 1.0]))  # mean, variance
 
     @torch.no_grad()
     def forward(self, student: Features, teacher: Features, batch: Batch, paired: Tensor | None = None) -> Tensor:
@@ -89,14 +94,23 @@ class PairFilter(nn.Module):
         if self.training and len(s) > 1 and all_finite(s, t):
             self.student_scale.update(s)
             self.teacher_scale.update(t)
+            self._collect(t, index)
             s, t = self.student_scale(s), unit(self.teacher_scale(t))
             s = torch.cat([s, s.new_ones(len(s), 1)], 1)  # [B, D_S + 1]
             step = int(self.steps)
-            if step > 0:
+            if step > 0 and self.others_index[-1] >= 0:
                 self._judge(s, t, index, step)
             self._learn(s, t, index)
             self.steps += 1
-        return self.probability(own) > 0.5
+        return self.used(own)
+
+    def used(self, index: Tensor | None = None) -> Tensor:
+        """Whether pairs are used: if they match with a probability above 0.5 or, where few match, above the average.
+
+        Args:
+            index: The samples, `[B]`; None for all.
+        """
+        return self.probability(index) > self.matched[0].clamp(max=0.5)
 
     def probability(self, index: Tensor | None = None) -> Tensor:
         """The probability that pairs match, in [0, 1]; 1 for samples that were not seen yet.
@@ -104,7 +118,9 @@ class PairFilter(nn.Module):
         Args:
             index: The samples, `[B]`; None for all.
         """
-        score, looks = (self.score, self.looks) if index is None else (self.score[index], self.looks[index])
+        score, looks = self.scores[0], self.looks
+        if index is not None:
+            score, looks = score[index], looks[index]
         mixture = self._mixture()
         if mixture is None or mixture.separation() < LEAST_SEPARATION:
             return torch.ones_like(score)
@@ -112,45 +128,58 @@ class PairFilter(nn.Module):
 
     def metrics(self) -> dict[str, Tensor]:
         """`mismatched`: the fraction of the samples seen so far that are left out. `separation`: see `Mixture`."""
-        out = self.probability() <= 0.5
+        out = ~self.used()
         mixture = self._mixture()
-        separation = self.score.new_zeros(()) if mixture is None else mixture.separation()
+        separation = self.scores.new_zeros(()) if mixture is None else mixture.separation()
         return {"mismatched": out.sum() / (self.looks > 0).sum().clamp(min=1), "separation": separation}
 
     def _mixture(self) -> Mixture | None:
         share, mean, variance = self.matched
         return None if share == 1 else Mixture(share, Normal(mean, variance), Normal(*self.mismatched))
 
+    def _collect(self, t: Tensor, index: Tensor) -> None:
+        """Fill the set of other samples with the first ones."""
+        empty = (self.others_index < 0).nonzero().flatten()
+        if len(empty):
+            index, places = index.unique(return_inverse=True)
+            t = t[places.argsort(stable=True)[(places.bincount().cumsum(0) - places.bincount())]]
+            new = ~torch.isin(index, self.others_index)
+            index, t = index[new][: len(empty)], t[new][: len(empty)]
+            self.others_index[empty[: len(index)]], self.others[empty[: len(index)]] = index, t
+
     def _judge(self, s: Tensor, t: Tensor, index: Tensor, step: int) -> None:
         """Update the scores of the samples of the batch."""
-        if step == 1 or step % FIT_EVERY == 0:
+        if step == 1 or step % FIT_EVERY == 0 or not self.probes.any():
             self._fit_probes()
         first, second = (unit(s @ probe) for probe in self.probes)
         predicted = torch.where((index % 2 == 0)[:, None], second, first)
-        others = 1 - predicted @ t[:OTHERS].T  # [B, O]
-        itself = torch.eye(*others.shape, dtype=torch.bool, device=s.device)
-        count = (~itself).sum(1).clamp(min=1)
-        mean = others.masked_fill(itself, 0).sum(1) / count
-        variance = (others - mean[:, None]).square().masked_fill(itself, 0).sum(1) / count
-        std = variance.sqrt().clamp(min=1e-6)
-        score = (1 - (predicted * t).sum(1) - mean) / std
-        wrong = (1 - (predicted * t.roll(1, 0)).sum(1) - mean) / std
-        own = torch.stack([wrong.mean(), wrong.var(correction=0).clamp(min=1e-6)])
-        self.mismatched += (own - self.mismatched) * max(0.02, 1 / step)
-        self._remember(score, index)
+        costs = 1 - predicted @ unit(self.teacher_scale(self.others)).T  # [B, O]
+        itself = index[:, None] == self.others_index
+        count = (~itself).sum(1)
+        mean = costs.masked_fill(itself, 0).sum(1) / count
+        variance = (costs - mean[:, None]).square().masked_fill(itself, 0).sum(1) / count
+        partner = index // 2 % len(self.others)  # not itself, nor correlated with the halves
+        partner = (partner + (self.others_index[partner] == index)) % len(self.others)
+        cost = torch.stack([1 - (predicted * t).sum(1), costs.gather(1, partner[:, None])[:, 0]])
+        self._remember((cost - mean) / variance.sqrt().clamp(min=1e-6), index)
         if step >= self.first and step % FIT_EVERY == 0:
-            seen = self.score[self.looks > 0]
-            mixture = fit(seen[:: math.ceil(len(seen) / LARGEST_FIT)], Normal(*self.mismatched))
-            self.matched.copy_(torch.stack([mixture.share, *mixture.matched]))
+            self._fit_mixture()
 
-    def _remember(self, score: Tensor, index: Tensor) -> None:
+    def _remember(self, scores: Tensor, index: Tensor) -> None:
         """Average the scores of each sample over its views: a mean at first, then an exponential average."""
         index, place = index.unique(return_inverse=True)
         # A sample that is twice in a batch counts once, with the same result in any order.
-        score = score.new_zeros(len(index)).scatter_reduce(0, place, score, "amax", include_self=False)
+        new = scores.new_zeros(2, len(index)).scatter_reduce(1, place.expand(2, -1), scores, "amax", include_self=False)
         self.looks[index] += 1
         share = (1 / self.looks[index]).clamp(min=1 - MOMENTUM)
-        self.score[index] += share * (score - self.score[index])
+        self.scores[:, index] += share * (new - self.scores[:, index])
+
+    def _fit_mixture(self) -> None:
+        scores = self.scores[:, self.looks > 0]
+        own, wrong = scores[:, :: math.ceil(scores.shape[1] / LARGEST_FIT)]
+        self.mismatched.copy_(torch.stack([wrong.mean(), wrong.var(correction=0).clamp(min=1e-6)]))
+        mixture = fit(own, Normal(*self.mismatched))
+        self.matched.copy_(torch.stack([mixture.share, *mixture.matched]))
 
     def _learn(self, s: Tensor, t: Tensor, index: Tensor) -> None:
         """Update the moments of both halves."""
