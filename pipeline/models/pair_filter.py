@@ -104,6 +104,11 @@ class PairFilter(nn.Module):
             self.steps += 1
         return self.used(own)
 
+    def separates(self) -> bool:
+        """Whether matching and mismatched pairs can be told apart. If not, all pairs are used."""
+        mixture = self._mixture()
+        return mixture is not None and bool(mixture.separation() >= LEAST_SEPARATION)
+
     def used(self, index: Tensor | None = None) -> Tensor:
         """Whether pairs are used: if they match with a probability above 0.5 or, where few match, above the average.
 
@@ -122,7 +127,7 @@ class PairFilter(nn.Module):
         if index is not None:
             score, looks = score[index], looks[index]
         mixture = self._mixture()
-        if mixture is None or mixture.separation() < LEAST_SEPARATION:
+        if mixture is None or not self.separates():
             return torch.ones_like(score)
         return torch.where(looks > 0, mixture.probability(score), 1.0)
 

@@ -23,6 +23,12 @@ def list_pairs(training: Training) -> None:
     sources = source.sources if isinstance(source, Mixture) else (source,)
     pairs = list(_pairs(sources, pair_filter.probability().cpu()))
     write_pairs(training.run, pairs)
+    if not pair_filter.separates():
+        log.warning(
+            "data.pairs: noisy: the student does not predict the teacher's features well enough to tell which pairs "
+            "match, so all pairs were used. Train for more steps, or on more pairs."
+        )
+        return
     doubtful = sum(pair.matches <= 0.5 for pair in pairs)
     log.info(
         f"{training.run / PAIRS}: {doubtful} of {len(pairs)} training pairs are probably mismatched; to see them: "
