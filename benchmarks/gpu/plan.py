@@ -25,6 +25,7 @@ class Measurement:
         launcher: Arguments of Python that start the process, before `-m benchmarks.gpu`.
         needs_data: Whether it reads the packed data.
         needs_gpu: Why it is left out on a CPU; empty if it is not.
+        against: Name of the measurement that its speed is compared with; empty if there is none.
     """
 
     name: str
@@ -34,22 +35,26 @@ class Measurement:
     launcher: tuple[str, ...] = ()
     needs_data: bool = False
     needs_gpu: str = ""
+    against: str = ""
 
 
 def _step(name: str, title: str, task: str, *overrides: str, **others: Any) -> Measurement:
     """Training steps of a task of `training.py` with changed settings."""
     settings = {"name": name, "task": task, "overrides": overrides}
-    return Measurement(name, title, "training:step", settings, needs_data=True, **others)
+    against = "" if name.endswith("_bf16") else f"{task}_bf16"
+    return Measurement(name, title, "training:step", settings, needs_data=True, against=against, **others)
 
 
 def _transport(name: str, title: str, **others: Any) -> Measurement:
     title = f"transport loss, forward and backward, {title}"
-    return Measurement(f"sinkhorn_{name}", title, "operators:transport", {"name": name}, **others)
+    against = "" if name == "eager" else "sinkhorn_eager"
+    return Measurement(f"sinkhorn_{name}", title, "operators:transport", {"name": name}, against=against, **others)
 
 
 def _global_term(name: str, title: str) -> Measurement:
     title = f"global term, forward and backward, {title}"
-    return Measurement(f"global_{name}", title, "operators:global_term", {"name": name})
+    against = "" if name == "published" else "global_published"
+    return Measurement(f"global_{name}", title, "operators:global_term", {"name": name}, against=against)
 
 
 MACHINE = Measurement("machine", "The machine", "machine:describe")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.plan import MEASUREMENTS
+from benchmarks.gpu.plan import MEASUREMENTS, Measurement, find
 from pipeline.common.files import write_atomic
 
 SAME = ("device", "torch", "small")
@@ -69,11 +69,27 @@ class Record:
             "",
             f"    {about['command']}",
             "",
-            "| measurement | median (range) |",
-            "| --- | --- |",
+            "| measurement | median (range) | speed |",
+            "| --- | --- | --- |",
         ]
-        lines += [f"| {each.title} | {_cell(self.outcomes.get(each.name))} |" for each in MEASUREMENTS]
+        lines += [
+            f"| {each.title} | {_cell(self.outcomes.get(each.name))} | {self._speed(each)} |" for each in MEASUREMENTS
+        ]
         return "\n".join(lines) + "\n"
+
+    def _speed(self, each: Measurement) -> str:
+        """The speed relative to the measurement that it is compared with, such as `0.55 x bf16`."""
+        if not (each.against and self.done(each.name) and self.done(each.against)):
+            return ""
+        own, base = (self.outcomes[name]["numbers"] for name in (each.name, each.against))
+        name = find(each.against).title.rpartition(", ")[2]
+        ratios = []
+        for unit in own:
+            kind, separator, size = unit.partition(" for ")
+            if kind in ("samples/s", "ms") and unit in base:
+                ratio = own[unit]["median"] / base[unit]["median"]
+                ratios.append(f"{ratio if kind == 'samples/s' else 1 / ratio:.2f} x {name}{separator}{size}")
+        return "; ".join(ratios)
 
 
 def _cell(outcome: Mapping[str, Any] | None) -> str:

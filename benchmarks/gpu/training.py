@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,14 @@ from pipeline.train.callbacks.base import Context
 
 EPOCH = 50_000
 """Training samples of CIFAR, for the time of an epoch."""
+
+LOGGED = {
+    "samples/s": ("samples_per_second", 1),
+    "% data wait": ("data_wait", 100),
+    "TFLOP/s": ("tflops", 1),
+    "% MFU": ("mfu", 100),
+}
+"""Quantity -> its key in the log, and the factor to its unit."""
 
 
 @dataclass(frozen=True)
@@ -169,17 +177,10 @@ class Stopwatch(Callback):
 
 def _numbers(rows: Sequence[dict[str, float]], epoch: bool) -> Numbers:
     """The numbers of the log lines; `epoch` adds the time of an epoch."""
-    quantities: dict[str, Callable[[dict[str, float]], float]] = {
-        "samples/s": lambda row: row["samples_per_second"],
-        "% data wait": lambda row: 100 * row["data_wait"],
-        "TFLOP/s": lambda row: row["tflops"],
-        "% MFU": lambda row: 100 * row["mfu"],
-    }
-    known = {"TFLOP/s": "tflops", "% MFU": "mfu"}
     found = {
-        name: number([value(row) for row in rows])
-        for name, value in quantities.items()
-        if name not in known or all(known[name] in row for row in rows)
+        unit: number([factor * row[key] for row in rows])
+        for unit, (key, factor) in LOGGED.items()
+        if all(key in row for row in rows)  # the MFU is only known for known GPUs
     }
     if epoch:
         found[f"s per epoch of {EPOCH:,} samples"] = number([EPOCH / row["samples_per_second"] for row in rows])
