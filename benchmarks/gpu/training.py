@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import ViTConfig
 
 from benchmarks.gpu.limits import DEVICE, Limits, Numbers, OutOfTimeError, number, synchronize
 from benchmarks.throughput import CORES
+from modalities.transformers_loader import import_transformers
 from pipeline import config as configs
 from pipeline.packing.pack import pack
 from pipeline.packing.recipes import tabletop
@@ -100,7 +100,7 @@ def prepare(limits: Limits, folder: Path) -> Numbers:
     begun = time.perf_counter()
     for name, scenes, pixels in (("data_32", size.photos, 32), ("data_224", size.scenes, size.pixels)):
         pack(tabletop.plan(scenes, 0, pixels), folder / name, shard_bytes=8 << 20, workers=max(size.workers, 1))
-    ViTConfig(**size.vit).save_pretrained(folder / "vit")
+    import_transformers().ViTConfig(**size.vit).save_pretrained(folder / "vit")
     if not (folder / "teacher" / "student").exists():
         overrides = [*_of_photos(folder, size), f"run={folder / 'teacher'}", f"student.encoder={size.teacher}"]
         train(configs.load("rgb_teacher", [*overrides, "train.steps=2", "train.warmup=0"]), overwrite=True)

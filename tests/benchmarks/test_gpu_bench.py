@@ -19,7 +19,7 @@ from benchmarks.gpu import __main__ as program
 from benchmarks.gpu.limits import Limits, OutOfTimeError, seconds_per_call
 from benchmarks.gpu.plan import DATA, MACHINE, MEASUREMENTS, ROOT, Measurement
 from benchmarks.gpu.record import Record
-from benchmarks.gpu.runner import Runner
+from benchmarks.gpu.runner import Runner, Subprocess
 
 NAMES = [each.name for each in MEASUREMENTS]
 ON_CPU = {each.name for each in MEASUREMENTS if not each.needs_gpu and each.name != "sinkhorn_flash"}
@@ -166,6 +166,20 @@ def test_results_of_another_machine_are_not_mixed(tmp_path: Path) -> None:
     scripted(tmp_path)
     with pytest.raises(SystemExit, match=r"device NVIDIA T4, now A100.*--out"):
         Record(tmp_path, GPU | {"device": "A100", "small": False})
+
+
+def test_a_measurement_beyond_its_time_is_killed_with_its_processes(tmp_path: Path) -> None:
+    sleep = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    each, log = Measurement("endless", "", "", launcher=("-c", sleep)), tmp_path / "log"
+    process = Subprocess(each, [], log)
+    own = psutil.Process(process.popen.pid)
+    while not (children := own.children()):
+        time.sleep(0.01)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.01)
+    process.kill()
+    process.kill()  # harmless if it has ended
+    assert psutil.wait_procs([own, *children], timeout=10)[1] == []
 
 
 def test_repeats_start_only_if_the_time_suffices() -> None:
