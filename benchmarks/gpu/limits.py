@@ -100,9 +100,9 @@ def seconds_per_call(work: Callable[[], object], limits: Limits) -> list[float]:
     """
     work()
     once = _timed(work, 1)
-    calls = max(1, math.ceil(limits.seconds / 5 / once))
+    calls = max(1, math.ceil(limits.seconds / limits.repeats / once))
     limits.warmed_up(limits.repeats * calls * once)
-    return [_timed(work, calls) / calls for _ in range(max(limits.repeats, 1 if limits.small else 5))]
+    return [_timed(work, calls) / calls for _ in range(limits.repeats)]
 
 
 def _timed(work: Callable[[], object], calls: int) -> float:
