@@ -13,6 +13,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -42,7 +43,7 @@ def start(command: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def kill_all(process: subprocess.Popen[str]) -> None:
+def kill_all(process: subprocess.Popen[Any]) -> None:
     """Kill launcher, ranks and loader workers with SIGKILL."""
     launcher = psutil.Process(process.pid)
     for one in [launcher, *launcher.children(recursive=True)]:

@@ -63,8 +63,8 @@ def published_global_term(batch: int, negatives: int, dim: int, rows: int) -> Wo
     h = torch.randn(2, batch, 256)
 
     def work() -> None:
-        index = torch.randint(rows, (batch, negatives + 1))
-        total = torch.zeros(())
+        index = torch.randint(rows, (batch, negatives + 1), device=banks.device)
+        total = torch.zeros((), device=banks.device)
         for bank, weight, x in zip(banks, weights, h, strict=True):
             chosen = bank.index_select(0, index.view(-1)).view(batch, negatives + 1, dim)
             p = (torch.bmm(chosen, F.normalize(x @ weight, dim=1)[:, :, None])[..., 0] / 0.07).exp()
