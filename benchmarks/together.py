@@ -29,6 +29,7 @@ from pipeline.models.distillation import Distillation, DistillationOutput
 from pipeline.models.network import Joint, Network, save_network
 from pipeline.runs.folder import write_config
 from pipeline.train.guard import Guard
+from pipeline.train.list_pairs import list_pairs
 from pipeline.train.optimizer import build_optimizer
 from pipeline.train.resume import assert_finite_weights
 from pipeline.train.schedule import Schedule
@@ -47,7 +48,7 @@ Measure = Callable[[Sequence[Network | Joint], Config], list[Results]]
 
 
 def train_together(configs: Sequence[Config], measure: Measure | None = None) -> None:
-    """Train and evaluate configs that differ only in losses, run, and whether there is a teacher.
+    """Train and evaluate configs that differ only in losses, run, `data.pairs`, and whether there is a teacher.
 
     Each run folder gets `results.json`, config and student. Finished runs are skipped. There are no checkpoints: an
     interrupted call starts again.
@@ -91,6 +92,8 @@ def train_together(configs: Sequence[Config], measure: Measure | None = None) ->
         assert_finite_weights(model, schedules[0].steps)
         write_config(config, Path(config.run), "data")
         save_network(model.student, Path(config.run) / "student")
+        if model.pair_filter is not None:
+            list_pairs(Path(config.run), model.pair_filter, source)
     ranks = [float(output.metrics()["student/effective_rank"]) for output in outputs]
     measured = (measure or probed)([model.student for model in models], taught)
     for config, rank, results in zip(configs, ranks, measured, strict=True):

@@ -146,11 +146,10 @@ class PairFilter(nn.Module):
         """Fill the set of other samples with the first ones."""
         empty = (self.others_index < 0).nonzero().flatten()
         if len(empty):
-            index, places = index.unique(return_inverse=True)
-            t = t[places.argsort(stable=True)[(places.bincount().cumsum(0) - places.bincount())]]
-            new = ~torch.isin(index, self.others_index)
-            index, t = index[new][: len(empty)], t[new][: len(empty)]
-            self.others_index[empty[: len(index)]], self.others[empty[: len(index)]] = index, t
+            held = set(self.others_index.tolist())
+            places = {sample: place for place, sample in enumerate(index.tolist()) if sample not in held}
+            chosen = list(places.values())[: len(empty)]
+            self.others_index[empty[: len(chosen)]], self.others[empty[: len(chosen)]] = index[chosen], t[chosen]
 
     def _judge(self, s: Tensor, t: Tensor, index: Tensor, step: int) -> None:
         """Update the scores of the samples of the batch."""

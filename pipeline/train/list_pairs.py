@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 from torch import Tensor
 
 from pipeline.data.mixture import Mixture
 from pipeline.data.source import Source
+from pipeline.models.pair_filter import PairFilter
 from pipeline.runs.pairs_file import PAIRS, Pair, write_pairs
-from pipeline.train.state import Training
 
 log = logging.getLogger(__name__)
 
 
-def list_pairs(training: Training) -> None:
-    """Write `pairs.jsonl`, and log how many pairs are probably mismatched. Does nothing without a pair filter."""
-    pair_filter, source = training.distillation.pair_filter, training.source
-    if pair_filter is None or not isinstance(source, (Source, Mixture)):
-        return
+def list_pairs(run: Path, pair_filter: PairFilter, source: Source | Mixture) -> None:
+    """Write `pairs.jsonl`, and log how many pairs are probably mismatched.
+
+    Args:
+        run: The run folder.
+        pair_filter: The pair filter at the end of the training.
+        source: The training data.
+    """
     sources = source.sources if isinstance(source, Mixture) else (source,)
     pairs = list(_pairs(sources, pair_filter.probability().cpu()))
-    write_pairs(training.run, pairs)
+    write_pairs(run, pairs)
     if not pair_filter.separates():
         log.warning(
             "data.pairs: noisy: the student does not predict the teacher's features well enough to tell which pairs "
@@ -31,8 +35,8 @@ def list_pairs(training: Training) -> None:
         return
     doubtful = sum(pair.matches <= 0.5 for pair in pairs)
     log.info(
-        f"{training.run / PAIRS}: {doubtful} of {len(pairs)} training pairs are probably mismatched; to see them: "
-        f"wcord check --pairs {training.run}"
+        f"{run / PAIRS}: {doubtful} of {len(pairs)} training pairs are probably mismatched; to see them: "
+        f"wcord check --pairs {run}"
     )
 
 

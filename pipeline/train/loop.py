@@ -190,7 +190,8 @@ def _train(
     student = training.student()
     if accelerator.is_main_process:
         save_network(student, run / "student")
-        list_pairs(training)
+        if (pair_filter := training.distillation.pair_filter) and not isinstance(training.source, PlainData):
+            list_pairs(run, pair_filter, training.source)
     if finish is not None:
         finish(training)
     callbacks.call("on_end", training, last)
