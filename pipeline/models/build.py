@@ -83,8 +83,7 @@ def build_model(config: Config, data: OpenDataset | None = None, samples: int | 
     weights = {name: float(keywords.get("weight", 1.0)) for name, keywords in config.losses.items()}
     pair_filter = None
     if config.data.pairs == "noisy" and teacher_dims is not None:
-        count = samples or data.manifest.samples("train")
-        pair_filter = PairFilter(student_dims.pooled, teacher_dims.pooled, count, config.train.warmup)
+        pair_filter = PairFilter(student_dims.pooled, teacher_dims.pooled, samples or data.manifest.samples("train"))
     model = Distillation(teacher, student, losses, weights, config.train.micro_batch, pair_filter)
     _check_first_steps(model)
     return model

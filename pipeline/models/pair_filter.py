@@ -27,6 +27,7 @@ from pipeline.models.match_mixture import Mixture, Normal, fit
 RIDGE = 0.1  # relative to the mean of the diagonal of the moments
 HORIZON = 20_000  # samples after which moments have decayed, if the training set is larger
 MOMENTUM = 0.9  # of a sample's score over its views
+FIRST = 30  # step from which pairs are left out
 FIT_EVERY = 10  # steps between fits of the probes and of the mixture
 OTHERS = 256  # size of the fixed set of other samples
 LARGEST_FIT = 20_000  # scores
@@ -42,7 +43,6 @@ class PairFilter(nn.Module):
         student: D_S, size of the student's pooled features.
         teacher: D_T, size of the teacher's pooled features.
         samples: N, size of the training set. `batch["index"]` is below it.
-        first: Number of steps before the first pair is left out.
     """
 
     steps: Tensor
@@ -56,9 +56,9 @@ class PairFilter(nn.Module):
     matched: Tensor
     mismatched: Tensor
 
-    def __init__(self, student: int, teacher: int, samples: int, first: int) -> None:
+    def __init__(self, student: int, teacher: int, samples: int) -> None:
         super().__init__()
-        self.first, self.horizon = first, min(samples, HORIZON)
+        self.horizon = min(samples, HORIZON)
         self.student_scale, self.teacher_scale = Standardise(student), Standardise(teacher)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("scores", torch.zeros(2, samples))  # of the pair, and of the sample with a wrong teacher
@@ -166,7 +166,7 @@ class PairFilter(nn.Module):
         partner = (partner + (self.others_index[partner] == index)) % len(self.others)
         cost = torch.stack([1 - (predicted * t).sum(1), costs.gather(1, partner[:, None])[:, 0]])
         self._remember((cost - mean) / variance.sqrt().clamp(min=1e-6), index)
-        if step >= self.first and step % FIT_EVERY == 0:
+        if step >= FIRST and step % FIT_EVERY == 0:
             self._fit_mixture()
 
     def _remember(self, scores: Tensor, index: Tensor) -> None:

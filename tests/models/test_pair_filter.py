@@ -7,7 +7,7 @@ import torch
 
 from losses import Features
 from losses.base import Batch
-from pipeline.models.pair_filter import PairFilter
+from pipeline.models.pair_filter import FIRST, PairFilter
 
 SAMPLES, BATCH, D_S, D_T = 600, 50, 12, 20
 
@@ -30,8 +30,8 @@ class World:
         return [(Features(3 * self.s[i] - 1), Features(5 * self.t[i] + 2), {"index": i}) for i in chunks]
 
 
-def run(world: World, epochs: int = 6, first: int = 10) -> PairFilter:
-    found = PairFilter(D_S, D_T, SAMPLES, first)
+def run(world: World, epochs: int = 6) -> PairFilter:
+    found = PairFilter(D_S, D_T, SAMPLES)
     for student, teacher, batch in world.batches(epochs):
         found(student, teacher, batch)
     return found
@@ -58,16 +58,16 @@ def test_nothing_is_left_out_if_the_student_predicts_nothing() -> None:
 
 def test_nothing_is_left_out_before_the_first_step() -> None:
     world = World(0.4)
-    found = PairFilter(D_S, D_T, SAMPLES, 30)
+    found = PairFilter(D_S, D_T, SAMPLES)
     for step, (student, teacher, batch) in enumerate(world.batches(5)):
         matches = found(student, teacher, batch)
-        assert matches.all() or step >= 30
+        assert matches.all() or step >= FIRST
     assert not matches.all()
 
 
 def test_scale_and_shift_of_the_features_do_not_matter() -> None:
     world = World(0.4)
-    one, other = (PairFilter(D_S, D_T, SAMPLES, 10) for _ in range(2))
+    one, other = (PairFilter(D_S, D_T, SAMPLES) for _ in range(2))
     for student, teacher, batch in world.batches(4):
         one(student, teacher, batch)
         other(Features(100 * student.pooled + 7), Features(0.01 * teacher.pooled - 3), batch)
@@ -85,7 +85,7 @@ def test_validation_and_features_that_are_not_finite_change_nothing() -> None:
 
 
 def test_unpaired_samples_are_not_judged() -> None:
-    found = PairFilter(D_S, D_T, SAMPLES, 10)
+    found = PairFilter(D_S, D_T, SAMPLES)
     world = World(0.0)
     for student, teacher, batch in world.batches(3):
         found(student, teacher, batch, batch["index"] % 3 > 0)
@@ -95,8 +95,8 @@ def test_unpaired_samples_are_not_judged() -> None:
 
 def test_it_continues_from_its_state() -> None:
     batches = World(0.4).batches(6)
-    whole = PairFilter(D_S, D_T, SAMPLES, 10)
-    first, second = (PairFilter(D_S, D_T, SAMPLES, 10) for _ in range(2))
+    whole = PairFilter(D_S, D_T, SAMPLES)
+    first, second = (PairFilter(D_S, D_T, SAMPLES) for _ in range(2))
     for inputs in batches:
         whole(*inputs)
     for inputs in batches[:31]:
