@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import FORKED
 from shapes_dataset import write_dataset
 
 from pipeline.bench.matrix import _cells as cells
 from pipeline.bench.matrix import _config as config_of
-from pipeline.bench.matrix import load, run_bench
+from pipeline.bench.matrix import run_bench
+from pipeline.bench.settings import load
 from pipeline.bench.tables import Entry, markdown
 from pipeline.common.errors import UserError
 from pipeline.config.settings import SHIPPED
@@ -42,12 +42,6 @@ methods:
   labels: {{cross_entropy: {{}}}}
   distilled: {{cross_entropy: {{}}, wcord: {{dim: 8, queue: 0}}}}
 """
-
-
-@pytest.fixture(autouse=True)
-def _no_imports_in_each_cell(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cells are forked from a process that has imported everything; a killed bench runs as users run it."""
-    monkeypatch.setattr("pipeline.bench.scheduler.multiprocessing.get_context", lambda _: FORKED)
 
 
 @pytest.fixture
