@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline.bench.tables import TEACHER
 from pipeline.common.errors import UserError
@@ -40,6 +40,60 @@ class Pair(Experiment):
     )
 
 
+class Noise(Section):
+    """How the training pairs are corrupted."""
+
+    pairs: list[Annotated[float, Field(ge=0, le=1)]] = Field(
+        min_length=1,
+        description="Fractions of mismatched training pairs: every pair of the benchmark is repeated for each. The "
+        "teachers are trained on the correct pairs.",
+    )
+
+    @field_validator("pairs")
+    @classmethod
+    def _distinct(cls, pairs: list[float]) -> list[float]:
+        if len(set(pairs)) < len(pairs):
+            raise ValueError("must be distinct")
+        return pairs
+
+
+class Choice(Section):
+    """Values to choose from."""
+
+    choice: list[Any] = Field(min_length=1, description="The values, which are equally likely.")
+
+
+Space = list[float] | Choice
+"""The two ends of a range, in which a number is drawn log-uniformly; or a choice."""
+
+
+class Tune(Section):
+    """A random search over settings of losses, with the same number of trials for every method."""
+
+    trials: int = Field(gt=0, description="Number of trials per method and pair.")
+    seeds: int = Field(default=1, gt=0, description="Number of seeds per trial, starting at 0.")
+    split: str = Field(default="val", min_length=1, description="The split on which trials are scored with `metric`.")
+    over: dict[str, dict[str, Space]] = Field(
+        min_length=1,
+        description="Method -> `LOSS.SETTING` -> the ends of a range of numbers, such as [0.1, 100], or "
+        "{choice: [...]}.",
+    )
+
+    @field_validator("over")
+    @classmethod
+    def _ranges(cls, over: dict[str, dict[str, Space]]) -> dict[str, dict[str, Space]]:
+        for method, spaces in over.items():
+            if not spaces:
+                raise ValueError(f"{method}: has no settings to tune; add one, such as kd.weight: [0.1, 100]")
+            for setting, space in spaces.items():
+                if isinstance(space, list) and not (len(space) == 2 and 0 < space[0] < space[1]):
+                    raise ValueError(
+                        f"{method}.{setting}: must be [low, high] with 0 < low < high, or {{choice: [...]}}, "
+                        f"got {space}"
+                    )
+        return over
+
+
 class Bench(Section):
     """The settings of a benchmark matrix."""
 
@@ -62,12 +116,15 @@ class Bench(Section):
     published: dict[str, dict[str, float]] = Field(
         default={}, description="Pair -> method or `teacher` -> published result in per cent, shown next to ours."
     )
+    noise: Noise | None = Field(default=None, description="Repeats the pairs with mismatched training samples.")
+    tune: Tune | None = Field(default=None, description="Tunes methods on another split before they are compared.")
 
     @model_validator(mode="after")
     def _known(self) -> Bench:
         _check_known("baseline", [self.baseline], "method", self.methods)
         if TEACHER in self.methods:
             raise ValueError(f"methods: {TEACHER} is reserved for the results of the teachers; choose another name")
+        _check_known("tune.over", self.tune.over if self.tune else (), "method", self.methods)
         _check_known("published", self.published, "pair", self.pairs)
         for name, figures in self.published.items():
             _check_known(f"published.{name}", figures, "method", {TEACHER: None, **self.methods})
@@ -102,7 +159,8 @@ def _load(path: str | Path, overrides: Sequence[str], texts: AbstractSet[Key]) -
     try:
         bench = Bench.model_validate(document.data)
     except ValidationError as error:
-        explain(document, error, (), {(): list(Bench.model_fields)})
+        sections: dict[Key, type[Section]] = {(): Bench, ("noise",): Noise, ("tune",): Tune}
+        explain(document, error, (), {key: list(section.model_fields) for key, section in sections.items()})
     if document.texts > texts:
         return _load(path, overrides, document.texts)
     document.check()

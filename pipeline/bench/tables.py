@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.common.files import write_atomic
 from pipeline.runs.compare import Comparison, Difference, SeedStatistics, markdown_table
@@ -20,6 +21,29 @@ LATEX_MARKS = {"better": r"$^{\uparrow}$", "worse": r"$^{\downarrow}$"}
 
 Column = tuple[str, Callable[["Entry"], str]]
 """A suffix for the name of the pair, and a function that formats an entry."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The settings that a random search has chosen for a method.
+
+    Attributes:
+        values: `LOSS.SETTING` -> value.
+        score: Its score: the metric on `split`.
+        split: The split on which the trials were scored.
+        trials: Number of trials.
+        outer: The settings whose value is close to an end of their range.
+    """
+
+    values: Mapping[str, Any]
+    score: float
+    split: str
+    trials: int
+    outer: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        shown = {name: f"{value:g}" if isinstance(value, float) else value for name, value in self.values.items()}
+        return ", ".join(f"{name} = {value}" for name, value in shown.items())
 
 
 @dataclass(frozen=True)
@@ -36,6 +60,7 @@ class Entry:
         published: A published result in per cent.
         seconds: Seconds per training step, median over the seeds; None if unknown.
         memory: Peak memory in MiB of the GPU or the process, median over the seeds; None if unknown.
+        tuned: The chosen settings; None if the method was not tuned.
     """
 
     pair: str
@@ -47,10 +72,14 @@ class Entry:
     published: float | None
     seconds: float | None
     memory: float | None
+    tuned: Tuned | None = None
 
 
 def entries(
-    tables: Mapping[str, Comparison], metric: str, published: Mapping[str, Mapping[str, float]] | None = None
+    tables: Mapping[str, Comparison],
+    metric: str,
+    published: Mapping[str, Mapping[str, float]] | None = None,
+    tuned: Mapping[tuple[str, str], Tuned] | None = None,
 ) -> list[Entry]:
     """Collect one metric from the comparisons of all pairs, with the teacher of each pair first.
 
@@ -58,6 +87,7 @@ def entries(
         tables: Pair -> comparison of its methods.
         metric: Key of results.json.
         published: Pair -> method or `teacher` -> result in per cent.
+        tuned: Pair and method -> the chosen settings.
     """
     found = []
     for pair, table in tables.items():
@@ -75,7 +105,9 @@ def entries(
             )
             difference = table.difference(group, metric)
             figure = figures.get(group.name)
-            found.append(Entry(pair, group.name, *named, group.cell(metric), difference, figure, seconds, memory))
+            chosen = (tuned or {}).get((pair, group.name))
+            value = group.cell(metric)
+            found.append(Entry(pair, group.name, *named, value, difference, figure, seconds, memory, chosen))
     return found
 
 
@@ -104,6 +136,8 @@ def markdown(found: Sequence[Entry]) -> str:
         markdown_table(_grid(found, f"minus {baseline}", [("", _shown_difference)], no_teacher=True)),
         markdown_table(_grid(found, "cost", [("ms per step", _milliseconds), ("MiB", _mebibytes)], no_teacher=True)),
     ]
+    if any(entry.tuned for entry in found):
+        blocks.append(markdown_table(_tuning(found)))
     return "\n".join([*blocks, f"{legend}\n"])
 
 
@@ -123,14 +157,14 @@ def as_csv(found: Sequence[Entry]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     numbers = ("mean", "std", "n", "difference", "difference std", "low", "high", "common seeds", "verdict")
     writer.writerow(
-        ["pair", "method", "metric", "baseline", *numbers, "published", "seconds per step", "peak memory MiB"]
+        ["pair", "method", "metric", "baseline", *numbers, "published", "seconds per step", "peak memory MiB", "tuned"]
     )
     for entry in found:
         value, diff = entry.value, entry.difference
         row: list[object] = [entry.pair, entry.method, entry.metric, entry.baseline]
         row += [value.mean, value.std, value.n] if value else [None] * 3
         row += [diff.mean, diff.std, diff.low, diff.high, diff.n, diff.verdict] if diff else [None] * 6
-        writer.writerow([*row, entry.published, entry.seconds, entry.memory])
+        writer.writerow([*row, entry.published, entry.seconds, entry.memory, entry.tuned])
     return text.getvalue()
 
 
@@ -191,6 +225,17 @@ def _grid(found: Sequence[Entry], corner: str, columns: Sequence[Column], no_tea
     header = [corner, *(f"{pair} {name}".rstrip() for pair in pairs for name, _ in columns)]
     rows = [[m, *(show(cells[p, m]) for p in pairs for _, show in columns)] for m in methods]
     return [list(row) for row in zip(header, *rows, strict=True)] if turned else [header, *rows]
+
+
+def _tuning(found: Sequence[Entry]) -> list[list[str]]:
+    """Rows of text with a header: the chosen settings, and which of them suggest a larger range."""
+    rows = [["tuned", "pair", "trials", "chosen", f"{_metric_name(found[0].metric)} on the split", "note"]]
+    for entry in found:
+        if (own := entry.tuned) is not None:
+            score = f"{own.split}: {(100 if is_fraction(entry.metric) else 1) * own.score:.2f}"
+            note = f"{', '.join(own.outer)} near the end of its range: extend the range" if own.outer else ""
+            rows.append([entry.method, entry.pair, str(own.trials), str(own), score, note])
+    return rows
 
 
 def _names(found: Sequence[Entry]) -> tuple[list[str], list[str]]:
