@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.bench.crossed import METRIC, crossed
 from pipeline.common.files import write_atomic
 from pipeline.runs.compare import Comparison, Difference, SeedStatistics, markdown_table
 from pipeline.runs.reader import KEY_METRICS, is_fraction
@@ -61,6 +62,7 @@ class Entry:
         seconds: Seconds per training step, median over the seeds; None if unknown.
         memory: Peak memory in MiB of the GPU or the process, median over the seeds; None if unknown.
         tuned: The chosen settings; None if the method was not tuned.
+        crossed: 95 % interval of the difference over seeds and test samples; None if it is unknown.
     """
 
     pair: str
@@ -73,6 +75,7 @@ class Entry:
     seconds: float | None
     memory: float | None
     tuned: Tuned | None = None
+    crossed: tuple[float, float] | None = None
 
 
 def entries(
@@ -106,8 +109,8 @@ def entries(
             difference = table.difference(group, metric)
             figure = figures.get(group.name)
             chosen = (tuned or {}).get((pair, group.name))
-            value = group.cell(metric)
-            found.append(Entry(pair, group.name, *named, value, difference, figure, seconds, memory, chosen))
+            value, both = group.cell(metric), crossed(group, table.baseline) if metric == METRIC else None
+            found.append(Entry(pair, group.name, *named, value, difference, figure, seconds, memory, chosen, both))
     return found
 
 
@@ -136,6 +139,13 @@ def markdown(found: Sequence[Entry]) -> str:
         markdown_table(_grid(found, f"minus {baseline}", [("", _shown_difference)], no_teacher=True)),
         markdown_table(_grid(found, "cost", [("ms per step", _milliseconds), ("MiB", _mebibytes)], no_teacher=True)),
     ]
+    if any(entry.crossed for entry in found):
+        corner = f"minus {baseline}, over seeds and test samples"
+        blocks.insert(2, markdown_table(_grid(found, corner, [("", _shown_crossed)], no_teacher=True)))
+        legend += (
+            " Over seeds and test samples: 95 % interval for other seeds and other test samples, which are assumed to "
+            "be independent."
+        )
     if any(entry.tuned for entry in found):
         blocks.append(markdown_table(_tuning(found)))
     return "\n".join([*blocks, f"{legend}\n"])
@@ -156,15 +166,16 @@ def as_csv(found: Sequence[Entry]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     numbers = ("mean", "std", "n", "difference", "difference std", "low", "high", "common seeds", "verdict")
-    writer.writerow(
-        ["pair", "method", "metric", "baseline", *numbers, "published", "seconds per step", "peak memory MiB", "tuned"]
-    )
+    costs = ("seconds per step", "peak memory MiB")
+    crossed_ends = ("low over seeds and samples", "high over seeds and samples")
+    writer.writerow(["pair", "method", "metric", "baseline", *numbers, "published", *costs, "tuned", *crossed_ends])
     for entry in found:
         value, diff = entry.value, entry.difference
         row: list[object] = [entry.pair, entry.method, entry.metric, entry.baseline]
         row += [value.mean, value.std, value.n] if value else [None] * 3
         row += [diff.mean, diff.std, diff.low, diff.high, diff.n, diff.verdict] if diff else [None] * 6
-        writer.writerow([*row, entry.published, entry.seconds, entry.memory, entry.tuned])
+        row += [entry.published, entry.seconds, entry.memory, entry.tuned]
+        writer.writerow([*row, *(entry.crossed or (None, None))])
     return text.getvalue()
 
 
@@ -256,6 +267,13 @@ def _shown_difference(entry: Entry) -> str:
         scale = 100 if is_fraction(entry.metric) else 1
         shown += f" [{scale * difference.low:+.2f}, {scale * difference.high:+.2f}]"
     return f"{shown}: {difference.verdict}" if difference else shown
+
+
+def _shown_crossed(entry: Entry) -> str:
+    if entry.crossed is None:
+        return "-"
+    low, high = (100 * end for end in entry.crossed)
+    return f"[{low:+.2f}, {high:+.2f}]"
 
 
 def _milliseconds(entry: Entry) -> str:
