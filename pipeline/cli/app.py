@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 from pipeline.cli.config import commands as config_commands
 from pipeline.cli.index import index
 from pipeline.cli.pack import commands as pack_commands
-from pipeline.common.console import log_to_console, rank, say, say_data
+from pipeline.common.console import log_to_console, rank, say, say_data, world_size
 from pipeline.common.disk_errors import PLACES
 from pipeline.common.errors import UserError
 from pipeline.common.host import without_garbage_collection
@@ -348,6 +348,11 @@ def bench(
 
     To resume an interrupted benchmark, run the same command again.
     """
+    if (processes := world_size()) > 1:  # each run would wait for the others of the launcher
+        raise UserError(
+            f"WORLD_SIZE={processes} is set: run `wcord bench` without a launcher, since it starts one process per GPU "
+            "itself. If you do not use a launcher, run `unset RANK WORLD_SIZE LOCAL_RANK` first."
+        )
     if quick:
         from pipeline.bench.quick import MINUTES
         from pipeline.bench.quick import quick as run_quick

@@ -11,6 +11,7 @@ import pytest
 from pipeline import config as configs
 from pipeline.bench.quick import USED, affordable_steps, methods_for, quick, sized
 from pipeline.bench.quick_table import RECALL, Row, rows_of, table, verdict
+from pipeline.cli.app import main
 from pipeline.common.errors import UserError
 from pipeline.runs.compare import paired_difference
 from pipeline.runs.reader import Run, read_run
@@ -122,6 +123,29 @@ def test_without_labels_the_reference_is_the_untrained_student() -> None:
 def test_a_config_without_a_teacher_is_named(make_config: Callable[..., Path]) -> None:
     with pytest.raises(UserError, match=r"has no teacher, so there is nothing to compare. Add `teacher`"):
         quick(make_config())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ranks", "message"),
+    [
+        (["--minutes", "5"], "1", "--minutes and --seeds require --quick"),
+        ([], "2", "WORLD_SIZE=2 is set: run `wcord bench` without a launcher"),
+        (["--quick"], "2", "WORLD_SIZE=2 is set: run `wcord bench` without a launcher"),
+        (["--quick"], "", "has no teacher"),
+    ],
+)
+def test_what_the_command_refuses(
+    make_config: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    ranks: str,
+    message: str,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", ranks)
+    with pytest.raises(SystemExit):
+        main(["bench", str(make_config()), *arguments])
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow
