@@ -5,144 +5,47 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
-
 from pipeline import config as configs
+from pipeline.bench.noise import BrokenCopy, plan_copy, write_copy
 from pipeline.bench.scheduler import Cell, places, run_cells
-from pipeline.bench.tables import TEACHER, Entry, entries, write
+from pipeline.bench.settings import Bench, Experiment, Losses, Pair, find, load, several
+from pipeline.bench.tables import Entry, Tuned, entries, write
+from pipeline.bench.tune import choose, draw, with_values
 from pipeline.common.errors import UserError
 from pipeline.config.components import find_loss
-from pipeline.config.document import Document, Key
-from pipeline.config.messages import explain
-from pipeline.config.settings import SHIPPED, Config, Section
+from pipeline.config.settings import Config
 from pipeline.data.source import open_dataset
+from pipeline.models.check_inputs import modalities_of
 from pipeline.runs.compare import Group, compare_groups
 from pipeline.runs.reader import Run, read_run
 
-Losses = dict[str, dict[str, Any] | None]
 
-
-class Experiment(Section):
-    """A config with overrides."""
-
-    config: str = Field(
-        min_length=1, description="YAML file, relative to that of the benchmark, or name of a shipped config."
-    )
-    set: dict[str, Any] = Field(default={}, description="Overrides: `data.shards: folder`, `student.modality: rgb`.")
-
-
-class Pair(Experiment):
-    """A student experiment, with the teacher for methods that need one."""
-
-    teacher: str | list[str] = Field(
-        description="One of the names in `teachers`, or a list of names for a joint teacher."
-    )
-    methods: dict[str, Losses] = Field(
-        default={}, description="Method -> losses, for methods whose losses differ for this pair."
-    )
-
-
-class Bench(Section):
-    """The settings of a benchmark matrix."""
-
-    run: str = Field(min_length=1, description="Folder for all runs and the tables.")
-    seeds: int = Field(default=3, gt=0, description="Number of seeds per cell, starting at 0; teachers use seed 0.")
-    baseline: str = Field(description="Name of the method that all others are compared with.")
-    metric: str = Field(default="student/top1", description="The result to show in the table: a key of results.json.")
-    views: int = Field(
-        default=0,
-        ge=0,
-        description="Number of augmented views per training sample in the cache of teacher features; epochs cycle "
-        "through "
-        "them. Methods that need no feature maps share the cache of a seed. 0: no cache, every cell runs the teacher.",
-    )
-    teachers: dict[str, Experiment] = Field(
-        description="Name -> teacher, which is trained once with the losses of its config."
-    )
-    pairs: dict[str, Pair] = Field(min_length=1, description="Name -> student and teacher: the columns of the table.")
-    methods: dict[str, Losses] = Field(min_length=1, description="Name -> losses: the rows of the table.")
-    published: dict[str, dict[str, float]] = Field(
-        default={}, description="Pair -> method or `teacher` -> published result in per cent, shown next to ours."
-    )
-
-    @model_validator(mode="after")
-    def _known(self) -> Bench:
-        _check_known("baseline", [self.baseline], "method", self.methods)
-        if TEACHER in self.methods:
-            raise ValueError(f"methods: {TEACHER} is reserved for the results of the teachers; choose another name")
-        _check_known("published", self.published, "pair", self.pairs)
-        for name, figures in self.published.items():
-            _check_known(f"published.{name}", figures, "method", {TEACHER: None, **self.methods})
-        for name, pair in self.pairs.items():
-            _check_known(f"pairs.{name}.teacher", _several(pair.teacher), "teacher", self.teachers)
-            _check_known(f"pairs.{name}.methods", pair.methods, "method", self.methods)
-        return self
-
-
-def _check_known(where: str, names: Iterable[str], kind: str, known: Mapping[str, Any]) -> None:
-    for name in names:
-        if name not in known:
-            raise ValueError(f"{where}: there is no {kind} {name!r}; choose one of {', '.join(known) or 'none'}")
-
-
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Bench:
-    """Read the YAML of a benchmark.
+def run_bench(path: str | Path, overrides: Sequence[str] = (), jobs: int | None = None) -> list[Entry]:
+    """Read the YAML of a benchmark and run it; see `run_matrix`.
 
     Args:
         path: A file, or the name of a shipped benchmark.
         overrides: For example `seeds=1`.
-
-    Raises:
-        UserError: The settings are invalid. The message lists all errors, one per line.
+        jobs: Number of cells to run in parallel; None means one per GPU or, without GPUs, one per core.
     """
-    return _load(path, overrides, frozenset())
+    return run_matrix(load(path, overrides), find(path).parent, jobs)
 
 
-def _load(path: str | Path, overrides: Sequence[str], texts: AbstractSet[Key]) -> Bench:
-    document = Document(find(path), overrides, texts=texts)
-    bench = None
-    try:
-        bench = Bench.model_validate(document.data)
-    except ValidationError as error:
-        explain(document, error, (), {(): list(Bench.model_fields)})
-    if document.texts > texts:
-        return _load(path, overrides, document.texts)
-    document.check()
-    assert bench is not None
-    return bench
-
-
-def find(path: str | Path) -> Path:
-    """Find the file of a benchmark: a path, or a shipped one named `bench/matrix` or `matrix`.
-
-    Raises:
-        UserError: There is no such benchmark.
-    """
-    given, shipped = Path(path), SHIPPED / "bench"
-    if given.is_file():
-        return given
-    named = shipped / f"{given.name.removesuffix('.yaml')}.yaml"
-    if str(given.parent) in (".", "bench") and named.is_file():
-        return named
-    names = sorted(file.stem for file in shipped.glob("*.yaml"))
-    shipped_names = ", ".join(names) or "none"
-    raise UserError(f"{path}: no such benchmark. Pass a YAML file, or the name of a shipped one: {shipped_names}.")
-
-
-def run_bench(path: str | Path, overrides: Sequence[str] = (), jobs: int | None = None) -> list[Entry]:
+def run_matrix(bench: Bench, near: Path, jobs: int | None = None) -> list[Entry]:
     """Train and evaluate all unfinished cells, then compare all cells.
 
     Each cell is an ordinary run folder, `run/PAIR/METHOD_sSEED`, which is started, resumed or, if it is finished, left
-    unchanged. Writes `table.md`, `.csv`, `.tex` and `plot.png` to the folder of the benchmark, and tables and a plot of
-    all metrics for each pair.
+    unchanged. Copies with mismatched pairs are written before, and tuned methods are run with the settings of their
+    best trial. Writes `table.md`, `.csv`, `.tex` and `plot.png` to the folder of the benchmark, and tables and a plot
+    of all metrics for each pair.
 
     Args:
-        path: A file, or the name of a shipped benchmark.
-        overrides: For example `seeds=1`.
+        bench: The settings.
+        near: The folder to which the configs of the experiments are relative.
         jobs: Number of cells to run in parallel; None means one per GPU or, without GPUs, one per core.
 
     Returns:
@@ -152,27 +55,72 @@ def run_bench(path: str | Path, overrides: Sequence[str] = (), jobs: int | None 
         UserError: A config is invalid or data is missing (raised before anything is trained); or cells failed (raised
             after all others are finished).
     """
-    bench, near = load(path, overrides), find(path).parent
     teachers = {name: _config(near, teacher, _teacher_run(bench, name), 0) for name, teacher in bench.teachers.items()}
-    cells = dict(_cells(bench, near))
-    wanted = [*teachers.values(), *cells.values()]
-    for shards, split in dict.fromkeys((config.data.address, config.evaluation.split) for config in wanted):
-        open_dataset(shards).check_split(split, "evaluation.split: ")
-    for config in wanted:
+    columns = _columns(bench, near, teachers)
+    trials, cells = dict(_trials(bench, near, columns)), dict(_cells(bench, near, columns))
+    tuned = bench.tune.over if bench.tune else {}
+    fixed = [config for (_, method, _), config in cells.items() if method not in tuned]
+    copies = {str(column.copy.folder): column.copy for column in columns.values() if column.copy}
+    _check([*teachers.values(), *cells.values()], copies, "evaluation.split")
+    _check(trials.values(), copies, "tune.split")
+    for config in (*teachers.values(), *trials.values(), *fixed):
         _check_done(config)
+    for copy in copies.values():
+        write_copy(copy)
     where = places(jobs)
     run_cells([Cell("run", config) for config in _waiting(teachers.values())], where)
-    waiting = _waiting(cells.values())
+    waiting = _waiting([*trials.values(), *cells.values()])
     caches = {config.teacher.cache: config for config in waiting if config.teacher and config.teacher.cache}
     run_cells([Cell("cache", config) for config in caches.values()], where)
-    run_cells([Cell("run", config) for config in waiting], where)
+    run_cells([Cell("run", config) for config in _waiting(trials.values())], where)
+    chosen = _choose(bench, columns, trials)
+    cells = dict(_cells(bench, near, columns, chosen))
+    for config in cells.values():
+        _check_done(config)
+    run_cells([Cell("run", config) for config in _waiting(cells.values())], where)
     tables = {}
-    for pair in bench.pairs:
-        groups = [Group(method, tuple(_runs(bench, cells, pair, method))) for method in bench.methods]
-        tables[pair] = compare_groups(groups, Path(bench.run) / pair, bench.baseline)
-    found = entries(tables, bench.metric, bench.published)
+    for name in columns:
+        groups = [Group(method, tuple(_runs(bench, cells, name, method))) for method in bench.methods]
+        tables[name] = compare_groups(groups, Path(bench.run) / name, bench.baseline)
+    found = entries(tables, bench.metric, bench.published, chosen)
     write(found, Path(bench.run))
     return found
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table: a pair, and the copy of its data with mismatched pairs, if any."""
+
+    pair: Pair
+    copy: BrokenCopy | None = None
+
+
+def _columns(bench: Bench, near: Path, teachers: Mapping[str, Config]) -> dict[str, Column]:
+    found: dict[str, Column] = {}
+    for name, pair in bench.pairs.items():
+        for share in bench.noise.pairs if bench.noise else [0.0]:
+            copy = _plan_copy(bench, near, name, teachers, share) if share else None
+            found[f"{name} ({100 * share:g} % broken)" if share else name] = Column(pair, copy)
+    return found
+
+
+def _plan_copy(bench: Bench, near: Path, name: str, teachers: Mapping[str, Config], share: float) -> BrokenCopy:
+    pair, live = bench.pairs[name], bench.model_copy(update={"views": 0})
+    losses = [_losses(bench, Column(pair), method) for method in bench.methods]
+    taught = next((own for own in losses if any(find_loss(loss).needs_teacher for loss in own)), losses[0])
+    config = _cell(live, near, Column(pair), taught, f"{bench.run}/{name}", 0)
+    student = [modality for role, modality in modalities_of(config) if role == "student"]
+    teacher = [modality for role, modality in modalities_of(config) if role != "student"]
+    if pair.teacher:  # they may not be trained yet
+        teacher = [modality for one in several(pair.teacher) for _, modality in modalities_of(teachers[one])]
+    return plan_copy(config, student, teacher, share, Path(bench.run) / "broken")
+
+
+def _check(wanted: Iterable[Config], copies: Mapping[str, BrokenCopy], key: str) -> None:
+    """Check that the data have the splits to evaluate. Copies are checked by their source."""
+    for shards, split in dict.fromkeys((config.data.address, config.evaluation.split) for config in wanted):
+        source = copies[shards].source if shards in copies else shards
+        open_dataset(source).check_split(split, f"{key}: ")
 
 
 def _runs(bench: Bench, cells: Mapping[tuple[str, str, int], Config], pair: str, method: str) -> Iterator[Run]:
@@ -184,27 +132,96 @@ def _waiting(configs: Iterable[Config]) -> list[Config]:
     return [config for config in configs if not (Path(config.run) / "results.json").is_file()]
 
 
-def _cells(bench: Bench, near: Path) -> Iterator[tuple[tuple[str, str, int], Config]]:
-    for name, pair in bench.pairs.items():
-        run = [_teacher_run(bench, teacher) for teacher in _several(pair.teacher)]
-        for method, usual in bench.methods.items():
-            losses = pair.methods.get(method, usual)
-            kinds = [find_loss(loss) for loss in losses]
-            teacher = {"run": run if len(run) > 1 else run[0]} if any(k.needs_teacher for k in kinds) else None
+def _cells(
+    bench: Bench,
+    near: Path,
+    columns: Mapping[str, Column],
+    tuned: Mapping[tuple[str, str], Tuned] | None = None,
+) -> Iterator[tuple[tuple[str, str, int], Config]]:
+    for name, column in columns.items():
+        for method in bench.methods:
+            losses = _losses(bench, column, method)
+            if chosen := (tuned or {}).get((name, method)):
+                losses = with_values(losses, chosen.values, f"tune.over.{method}")
             for seed in range(bench.seeds):
                 folder = str(Path(bench.run) / name / f"{method}_s{seed}")
-                config = _config(near, pair, folder, seed, {"teacher": teacher, "losses": losses})
-                if bench.views and teacher and not any(k.needs_maps for k in kinds):
-                    cache = {"cache": _cache_name(config), "views": bench.views}
-                    config = _config(near, pair, folder, seed, {"teacher": teacher | cache, "losses": losses})
-                yield (name, method, seed), config
+                yield (name, method, seed), _cell(bench, near, column, losses, folder, seed)
+
+
+def _trials(
+    bench: Bench, near: Path, columns: Mapping[str, Column]
+) -> Iterator[tuple[tuple[str, str, int, int], Config]]:
+    """Pair, method, number of the trial and seed -> config."""
+    if (tune := bench.tune) is None:
+        return
+    for name, column in columns.items():
+        for method, spaces in tune.over.items():
+            for trial in range(tune.trials):
+                values = draw(method, spaces, trial)
+                losses = with_values(_losses(bench, column, method), values, f"tune.over.{method}")
+                for seed in range(tune.seeds):
+                    folder = str(Path(bench.run) / name / "tuning" / f"{method}_t{trial}_s{seed}")
+                    config = _cell(bench, near, column, losses, folder, seed, {"evaluation.split": tune.split})
+                    yield (name, method, trial, seed), config
+
+
+def _choose(
+    bench: Bench, columns: Iterable[str], trials: Mapping[tuple[str, str, int, int], Config]
+) -> dict[tuple[str, str], Tuned]:
+    """Pair and method -> the settings of its best trial."""
+    if (tune := bench.tune) is None:
+        return {}
+    found = {}
+    for name in columns:
+        for method in tune.over:
+            runs = [
+                [read_run(Path(trials[name, method, trial, seed].run)) for seed in range(tune.seeds)]
+                for trial in range(tune.trials)
+            ]
+            found[name, method] = choose(tune, method, runs, bench.metric)
+    return found
+
+
+def _losses(bench: Bench, column: Column, method: str) -> Losses:
+    return column.pair.methods.get(method, bench.methods[method])
+
+
+def _cell(
+    bench: Bench,
+    near: Path,
+    column: Column,
+    losses: Losses,
+    run: str,
+    seed: int,
+    more: Mapping[str, Any] | None = None,
+) -> Config:
+    """The config of one student."""
+    kinds = [find_loss(loss) for loss in losses]
+    own: dict[str, Any] = {"losses": losses, **(more or {})}
+    if column.copy:
+        own["data.shards"] = str(column.copy.folder)
+    taught = any(kind.needs_teacher for kind in kinds)
+    if not taught:
+        own["teacher"] = None
+    elif runs := [_teacher_run(bench, teacher) for teacher in several(column.pair.teacher)]:
+        own["teacher"] = {"run": runs if len(runs) > 1 else runs[0]}
+    config = _config(near, column.pair, run, seed, own)
+    cached = bool(bench.views) and taught and not any(kind.needs_maps for kind in kinds)
+    if cached:
+        own |= {"teacher.cache": _cache_name(config), "teacher.views": bench.views}
+    elif config.teacher is not None and config.teacher.cache is not None:
+        own |= {"teacher.cache": None, "teacher.views": 1}  # its views are those of another seed
+    else:
+        return config
+    return _config(near, column.pair, run, seed, own)
 
 
 def _cache_name(config: Config) -> str:
     """A cache name that is the same for cells with the same teacher inputs."""
     seen_by_it = {"shards", "join", "label", "crop", "flip", "pad"}
     data = config.data.model_dump(include=seen_by_it, exclude_none=True, mode="json")
-    seen = json.dumps([config.teacher and config.teacher.run, data, config.seed])
+    teacher = config.teacher and (config.teacher.run or config.teacher.model_dump(exclude={"cache", "views"}))
+    seen = json.dumps([teacher, data, config.seed])
     return f"bench_{hashlib.sha256(seen.encode()).hexdigest()[:12]}"
 
 
@@ -219,10 +236,6 @@ def _config(near: Path, experiment: Experiment, run: str, seed: int, more: Mappi
 
 def _teacher_run(bench: Bench, name: str) -> str:
     return str(Path(bench.run) / "teachers" / name)
-
-
-def _several(names: str | list[str]) -> list[str]:
-    return [names] if isinstance(names, str) else names
 
 
 def _check_done(config: Config) -> None:

@@ -9,7 +9,9 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from pipeline.bench.crossed import METRIC, crossed
 from pipeline.common.files import write_atomic
 from pipeline.runs.compare import Comparison, Difference, SeedStatistics, markdown_table
 from pipeline.runs.reader import KEY_METRICS, is_fraction
@@ -20,6 +22,29 @@ LATEX_MARKS = {"better": r"$^{\uparrow}$", "worse": r"$^{\downarrow}$"}
 
 Column = tuple[str, Callable[["Entry"], str]]
 """A suffix for the name of the pair, and a function that formats an entry."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The settings that a random search has chosen for a method.
+
+    Attributes:
+        values: `LOSS.SETTING` -> value.
+        score: Its score: the metric on `split`.
+        split: The split on which the trials were scored.
+        trials: Number of trials.
+        outer: The settings whose value is close to an end of their range.
+    """
+
+    values: Mapping[str, Any]
+    score: float
+    split: str
+    trials: int
+    outer: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        shown = {name: f"{value:g}" if isinstance(value, float) else value for name, value in self.values.items()}
+        return ", ".join(f"{name} = {value}" for name, value in shown.items())
 
 
 @dataclass(frozen=True)
@@ -36,6 +61,8 @@ class Entry:
         published: A published result in per cent.
         seconds: Seconds per training step, median over the seeds; None if unknown.
         memory: Peak memory in MiB of the GPU or the process, median over the seeds; None if unknown.
+        tuned: The chosen settings; None if the method was not tuned.
+        crossed: 95 % interval of the difference over seeds and test samples; None if it is unknown.
     """
 
     pair: str
@@ -47,10 +74,15 @@ class Entry:
     published: float | None
     seconds: float | None
     memory: float | None
+    tuned: Tuned | None = None
+    crossed: tuple[float, float] | None = None
 
 
 def entries(
-    tables: Mapping[str, Comparison], metric: str, published: Mapping[str, Mapping[str, float]] | None = None
+    tables: Mapping[str, Comparison],
+    metric: str,
+    published: Mapping[str, Mapping[str, float]] | None = None,
+    tuned: Mapping[tuple[str, str], Tuned] | None = None,
 ) -> list[Entry]:
     """Collect one metric from the comparisons of all pairs, with the teacher of each pair first.
 
@@ -58,6 +90,7 @@ def entries(
         tables: Pair -> comparison of its methods.
         metric: Key of results.json.
         published: Pair -> method or `teacher` -> result in per cent.
+        tuned: Pair and method -> the chosen settings.
     """
     found = []
     for pair, table in tables.items():
@@ -75,7 +108,9 @@ def entries(
             )
             difference = table.difference(group, metric)
             figure = figures.get(group.name)
-            found.append(Entry(pair, group.name, *named, group.cell(metric), difference, figure, seconds, memory))
+            chosen = (tuned or {}).get((pair, group.name))
+            value, both = group.cell(metric), crossed(group, table.baseline) if metric == METRIC else None
+            found.append(Entry(pair, group.name, *named, value, difference, figure, seconds, memory, chosen, both))
     return found
 
 
@@ -104,6 +139,15 @@ def markdown(found: Sequence[Entry]) -> str:
         markdown_table(_grid(found, f"minus {baseline}", [("", _shown_difference)], no_teacher=True)),
         markdown_table(_grid(found, "cost", [("ms per step", _milliseconds), ("MiB", _mebibytes)], no_teacher=True)),
     ]
+    if any(entry.crossed for entry in found):
+        corner = f"minus {baseline}, over seeds and test samples"
+        blocks.insert(2, markdown_table(_grid(found, corner, [("", _shown_crossed)], no_teacher=True)))
+        legend += (
+            " Over seeds and test samples: 95 % interval for other seeds and other test samples, which are assumed to "
+            "be independent."
+        )
+    if any(entry.tuned for entry in found):
+        blocks.append(markdown_table(_tuning(found)))
     return "\n".join([*blocks, f"{legend}\n"])
 
 
@@ -122,15 +166,16 @@ def as_csv(found: Sequence[Entry]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     numbers = ("mean", "std", "n", "difference", "difference std", "low", "high", "common seeds", "verdict")
-    writer.writerow(
-        ["pair", "method", "metric", "baseline", *numbers, "published", "seconds per step", "peak memory MiB"]
-    )
+    costs = ("seconds per step", "peak memory MiB")
+    crossed_ends = ("low over seeds and samples", "high over seeds and samples")
+    writer.writerow(["pair", "method", "metric", "baseline", *numbers, "published", *costs, "tuned", *crossed_ends])
     for entry in found:
         value, diff = entry.value, entry.difference
         row: list[object] = [entry.pair, entry.method, entry.metric, entry.baseline]
         row += [value.mean, value.std, value.n] if value else [None] * 3
         row += [diff.mean, diff.std, diff.low, diff.high, diff.n, diff.verdict] if diff else [None] * 6
-        writer.writerow([*row, entry.published, entry.seconds, entry.memory])
+        row += [entry.published, entry.seconds, entry.memory, entry.tuned]
+        writer.writerow([*row, *(entry.crossed or (None, None))])
     return text.getvalue()
 
 
@@ -193,6 +238,17 @@ def _grid(found: Sequence[Entry], corner: str, columns: Sequence[Column], no_tea
     return [list(row) for row in zip(header, *rows, strict=True)] if turned else [header, *rows]
 
 
+def _tuning(found: Sequence[Entry]) -> list[list[str]]:
+    """Rows of text with a header: the chosen settings, and which of them suggest a larger range."""
+    rows = [["tuned", "pair", "trials", "chosen", f"{_metric_name(found[0].metric)} on the split", "note"]]
+    for entry in found:
+        if (own := entry.tuned) is not None:
+            score = f"{own.split}: {(100 if is_fraction(entry.metric) else 1) * own.score:.2f}"
+            note = f"{', '.join(own.outer)} near the end of its range: extend the range" if own.outer else ""
+            rows.append([entry.method, entry.pair, str(own.trials), str(own), score, note])
+    return rows
+
+
 def _names(found: Sequence[Entry]) -> tuple[list[str], list[str]]:
     return list(dict.fromkeys(e.pair for e in found)), list(dict.fromkeys(e.method for e in found))
 
@@ -211,6 +267,13 @@ def _shown_difference(entry: Entry) -> str:
         scale = 100 if is_fraction(entry.metric) else 1
         shown += f" [{scale * difference.low:+.2f}, {scale * difference.high:+.2f}]"
     return f"{shown}: {difference.verdict}" if difference else shown
+
+
+def _shown_crossed(entry: Entry) -> str:
+    if entry.crossed is None:
+        return "-"
+    low, high = (100 * end for end in entry.crossed)
+    return f"[{low:+.2f}, {high:+.2f}]"
 
 
 def _milliseconds(entry: Entry) -> str:

@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 from pipeline.cli.config import commands as config_commands
 from pipeline.cli.index import index
 from pipeline.cli.pack import commands as pack_commands
-from pipeline.common.console import log_to_console, rank, say, say_data
+from pipeline.common.console import log_to_console, rank, say, say_data, world_size
 from pipeline.common.disk_errors import PLACES
 from pipeline.common.errors import UserError
 from pipeline.common.host import without_garbage_collection
@@ -318,19 +318,49 @@ def compare(
     say(f"{out}: wrote table.md, table.csv and plot.png.")
 
 
-@app.command(epilog="\b\nExamples:\n  wcord bench cifar10_small\n  wcord bench my_bench.yaml --jobs 2")
+@app.command(
+    epilog="""\b
+Examples:
+  wcord bench cifar10_small
+  wcord bench my_bench.yaml --jobs 2
+  wcord bench --quick rgb_to_depth data.shards=data/mine teacher.run=runs/teacher"""
+)
 def bench(
-    config: Annotated[str, typer.Argument(help="YAML file of a benchmark, or name of a shipped one.")],
+    config: Annotated[
+        str,
+        typer.Argument(help="YAML file of a benchmark, or name of a shipped one; with --quick, of a training config."),
+    ],
     overrides: Overrides = None,
     jobs: Annotated[
         int | None,
         typer.Option(min=1, help="Number of runs in parallel; default: one per GPU, or per core without a GPU."),
+    ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Does the teacher of a training config help? Compare short runs of five methods."),
+    ] = False,
+    minutes: Annotated[float | None, typer.Option(min=0, help="With --quick: time budget; default: 10.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="With --quick: number of seeds per method; default: 1.")
     ] = None,
 ) -> None:
     """Train and compare every combination of pair, method and seed.
 
     To resume an interrupted benchmark, run the same command again.
     """
+    if (processes := world_size()) > 1:  # each run would wait for the others of the launcher
+        raise UserError(
+            f"WORLD_SIZE={processes} is set: run `wcord bench` without a launcher, since it starts one process per GPU "
+            "itself. If you do not use a launcher, run `unset RANK WORLD_SIZE LOCAL_RANK` first."
+        )
+    if quick:
+        from pipeline.bench.quick import MINUTES
+        from pipeline.bench.quick import quick as run_quick
+
+        say(run_quick(config, overrides or [], minutes or MINUTES, seeds or 1, jobs))
+        return
+    if minutes is not None or seeds is not None:
+        raise UserError("--minutes and --seeds require --quick; a benchmark sets the number of seeds with seeds=3.")
     from pipeline.bench.matrix import run_bench
     from pipeline.bench.tables import markdown
 

@@ -29,7 +29,7 @@ def check_inputs(config: Config, data: OpenDataset) -> None:
     held = {member: count for manifest in manifests for member, count in manifest.fields.items() if count}
     if not held:  # the manifest does not list fields
         return
-    for role, modality in _modalities(config):
+    for role, modality in modalities_of(config):
         if not held.keys() & set(modality.members):
             read = " or ".join(modality.members)
             called = {own: f"{name}, named {own} here" for name, own in data.manifest.names.items()}
@@ -45,7 +45,7 @@ def check_inputs(config: Config, data: OpenDataset) -> None:
             )
 
 
-def _modalities(config: Config) -> Iterator[tuple[str, Modality]]:
+def modalities_of(config: Config) -> Iterator[tuple[str, Modality]]:
     """The role and modality of each network, if it is known without building the network."""
     yield from (("student", modality) for modality in _built(config.student.modality))
     teacher = config.teacher

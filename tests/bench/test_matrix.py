@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import FORKED
 from shapes_dataset import write_dataset
 
-from pipeline.bench.matrix import _cells as cells
+from pipeline.bench.matrix import _cells, _columns, run_bench
 from pipeline.bench.matrix import _config as config_of
-from pipeline.bench.matrix import load, run_bench
+from pipeline.bench.settings import Bench, load
 from pipeline.bench.tables import Entry, markdown
 from pipeline.common.errors import UserError
-from pipeline.config.settings import SHIPPED
+from pipeline.config.settings import SHIPPED, Config
 from pipeline.packing.pack import pack
 from pipeline.packing.recipes import tabletop
 from pipeline.runs.folder import write_config
@@ -44,18 +43,17 @@ methods:
 """
 
 
-@pytest.fixture(autouse=True)
-def _no_imports_in_each_cell(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cells are forked from a process that has imported everything; a killed bench runs as users run it."""
-    monkeypatch.setattr("pipeline.bench.scheduler.multiprocessing.get_context", lambda _: FORKED)
-
-
 @pytest.fixture
 def bench(make_config: Any, tmp_path: Path) -> Path:
     make_config("base")
     path = tmp_path / "bench.yaml"
     path.write_text(BENCH.format(run=tmp_path / "matrix"))
     return path
+
+
+def cells(known: Bench, near: Path) -> dict[tuple[str, str, int], Config]:
+    """Pair, method and seed -> config, without mismatched pairs."""
+    return dict(_cells(known, near, _columns(known, near, {})))
 
 
 def results(found: list[Entry]) -> list[str]:
@@ -197,7 +195,7 @@ def test_methods_are_kept_apart_by_their_names(bench: Path, tmp_path: Path) -> N
     )
     known = load(bench)
     teachers = [config_of(tmp_path, one, f"{known.run}/teachers/{name}", 0) for name, one in known.teachers.items()]
-    for number, config in enumerate([*dict(cells(known, tmp_path)).values(), *teachers]):
+    for number, config in enumerate([*cells(known, tmp_path).values(), *teachers]):
         Path(config.run).mkdir(parents=True)
         write_config(config, Path(config.run), "data")
         (Path(config.run) / "results.json").write_text(json.dumps({"student/top1": number / 100}))
@@ -223,7 +221,9 @@ def test_teachers_that_see_other_shifts_have_caches_of_their_own(bench: Path) ->
     pairs = ", ".join(f"{name}: {{{usual}{pad}}}}}" for name, pad in shifts.items())
     found = load(bench, ["views=1", "seeds=1", f"pairs={{{pairs}}}"])
     caches = {
-        pair: config.teacher.cache for (pair, _, _), config in cells(found, bench.parent) if config.teacher is not None
+        pair: config.teacher.cache
+        for (pair, _, _), config in cells(found, bench.parent).items()
+        if config.teacher is not None
     }
     assert caches["little"] == caches["again"] != caches["more"]
 
@@ -246,7 +246,7 @@ def test_a_shipped_bench_is_found_by_its_name(name: str, tmp_path: Path, monkeyp
 )
 def test_shipped_benches_describe_cells_that_hold(path: Path) -> None:
     found = load(path, ["seeds=1"])  # the others differ in nothing else
-    assert len(dict(cells(found, path.parent))) == len(found.pairs) * len(found.methods) * found.seeds
+    assert len(cells(found, path.parent)) == len(found.pairs) * len(found.methods) * found.seeds
     for name, teacher in found.teachers.items():
         config = config_of(path.parent, teacher, name, 0)
         assert config.teacher is None

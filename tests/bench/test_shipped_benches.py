@@ -13,7 +13,7 @@ from losses import Dims
 from losses import get as get_loss
 from modalities import RGB
 from pipeline import config as configs
-from pipeline.bench import matrix as benches
+from pipeline.bench import settings as benches
 from pipeline.config import Config
 from pipeline.config.components import TERM
 from pipeline.config.settings import SHIPPED

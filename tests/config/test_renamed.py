@@ -128,7 +128,8 @@ def test_rows_of_a_bench_may_have_old_names(make_config: Any, caplog: pytest.Log
     path.write_text(BENCH)
     for overrides, fraction in ([], 0.5), (["pairs.a.set[data.labels]=0.1"], 0.1):
         bench = matrix.load(path, overrides)
-        assert {cell.data.label_fraction for _, cell in matrix._cells(bench, path.parent)} == {fraction}
+        columns = matrix._columns(bench, path.parent, {})
+        assert {cell.data.label_fraction for _, cell in matrix._cells(bench, path.parent, columns)} == {fraction}
     assert bench.teachers["photo"].set == {"train.keep_checkpoints": 1}
     assert len(notices(caplog)) == 2
     path.write_text(BENCH.replace("data.labels: 0.5", "data.labels: 0.5, data.label_fraction: 0.5"))
