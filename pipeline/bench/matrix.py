@@ -19,7 +19,7 @@ from pipeline.common.errors import UserError
 from pipeline.config.components import find_loss
 from pipeline.config.settings import Config
 from pipeline.data.source import open_dataset
-from pipeline.models.check_inputs import modalities_of
+from pipeline.models.input_modalities import student_modalities, teacher_modalities
 from pipeline.runs.compare import Group, compare_groups
 from pipeline.runs.reader import Run, read_run
 
@@ -109,10 +109,10 @@ def _plan_copy(bench: Bench, near: Path, name: str, teachers: Mapping[str, Confi
     losses = [_losses(bench, Column(pair), method) for method in bench.methods]
     taught = next((own for own in losses if any(find_loss(loss).needs_teacher for loss in own)), losses[0])
     config = _cell(live, near, Column(pair), taught, f"{bench.run}/{name}", 0)
-    student = [modality for role, modality in modalities_of(config) if role == "student"]
-    teacher = [modality for role, modality in modalities_of(config) if role != "student"]
+    student = list(student_modalities(config))
+    teacher = [modality for _, modality in teacher_modalities(config)]
     if pair.teacher:  # they may not be trained yet
-        teacher = [modality for one in several(pair.teacher) for _, modality in modalities_of(teachers[one])]
+        teacher = [modality for one in several(pair.teacher) for modality in student_modalities(teachers[one])]
     return plan_copy(config, student, teacher, share, Path(bench.run) / "broken")
 
 

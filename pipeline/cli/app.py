@@ -123,12 +123,17 @@ Examples:
   wcord check data/mine
   wcord check "cc3m/{00000..00003}.tar"
   wcord check data/mine --config rgb_to_depth teacher.run=runs/teacher
-  wcord check data/mine --listed runs/student/skipped.jsonl"""
+  wcord check data/mine --listed runs/student/skipped.jsonl
+  wcord check --pairs runs/student"""
 )
 def check(
     shards: Annotated[
-        Path, typer.Argument(help="Folder of a packed or indexed dataset, or WebDataset shards as in data.shards.")
-    ],
+        str | None,
+        typer.Argument(
+            help="Folder of a packed or indexed dataset, or WebDataset shards as in data.shards. Can be omitted with "
+            "--pairs."
+        ),
+    ] = None,
     overrides: Overrides = None,
     ranks: Annotated[
         int, typer.Option(help="Number of training processes (world size) that will read the dataset.")
@@ -144,25 +149,46 @@ def check(
         typer.Option(help="Do not check; only show the network inputs that this config produces from the dataset."),
     ] = None,
     sheet: Annotated[
-        Path, typer.Option(help="With --config: output PNG with example pairs, as the networks receive them.")
-    ] = Path("pairs.png"),
+        Path | None,
+        typer.Option(
+            help="Output PNG with pairs; default: pairs.png with --config, doubtful_pairs.png in the run folder with "
+            "--pairs."
+        ),
+    ] = None,
     listed: Annotated[
         Path | None, typer.Option(help="Check only the samples listed in this skipped.jsonl file of a run.")
+    ] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(
+            help="Do not check; only show the most doubtful training pairs of this run with data.pairs=noisy. The "
+            "default of SHARDS is then its dataset."
+        ),
     ] = None,
 ) -> None:
     """Check a packed or indexed dataset, or existing WebDataset shards.
 
     Prints a summary of the content, then notes and faults, one line each. The exit code is 1 if there are faults.
     """
+    if config is None and overrides:
+        raise UserError(f"{overrides[0]}: settings override a config; add --config CONFIG.")
+    if pairs is not None:
+        if config is not None or listed is not None:
+            raise UserError("--pairs: cannot be combined with --config or --listed. Run one command for each.")
+        from pipeline.report.doubtful_pairs import check_pairs
+
+        say(*check_pairs(pairs, shards, sheet))
+        return
+    if shards is None:
+        raise UserError("SHARDS is missing. Pass a dataset folder or WebDataset shards: `wcord check data/mine`.")
     if config is not None:
         from pipeline import config as configs
         from pipeline.report.network_inputs import network_inputs
 
-        facts, notes = network_inputs(configs.load(config, [f"data.shards={shards}", *(overrides or [])]), sheet)
+        loaded = configs.load(config, [f"data.shards={shards}", *(overrides or [])])
+        facts, notes = network_inputs(loaded, sheet or Path("pairs.png"))
         say("\n".join([*facts, *(f"note: {note}" for note in notes)]))
         return
-    if overrides:
-        raise UserError(f"{overrides[0]}: settings override a config; add --config CONFIG.")
     from pipeline.packing.check import check as run_check
     from pipeline.packing.recheck import recheck
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from typing import Any
+from collections.abc import Iterator
 
-import modalities
 from modalities.base import Modality
 from pipeline.common.errors import UserError
 from pipeline.config.settings import Config
 from pipeline.data.source import OpenDataset
-from pipeline.models.description import read_description
-from pipeline.models.hub_student import student_folder
+from pipeline.models.input_modalities import student_modalities, teacher_modalities
 
 
 def check_inputs(config: Config, data: OpenDataset) -> None:
@@ -29,7 +25,7 @@ def check_inputs(config: Config, data: OpenDataset) -> None:
     held = {member: count for manifest in manifests for member, count in manifest.fields.items() if count}
     if not held:  # the manifest does not list fields
         return
-    for role, modality in modalities_of(config):
+    for role, modality in _modalities(config):
         if not held.keys() & set(modality.members):
             read = " or ".join(modality.members)
             called = {own: f"{name}, named {own} here" for name, own in data.manifest.names.items()}
@@ -45,23 +41,8 @@ def check_inputs(config: Config, data: OpenDataset) -> None:
             )
 
 
-def modalities_of(config: Config) -> Iterator[tuple[str, Modality]]:
+def _modalities(config: Config) -> Iterator[tuple[str, Modality]]:
     """The role and modality of each network, if it is known without building the network."""
-    yield from (("student", modality) for modality in _built(config.student.modality))
-    teacher = config.teacher
-    if teacher is None or teacher.cache is not None:  # a cache does not need the teacher's fields in the data
-        return
-    if teacher.modality is not None:
-        yield from (("teacher", modality) for modality in _built(teacher.modality))
-    for run in [teacher.run] if isinstance(teacher.run, str) else teacher.run or []:
-        try:
-            spec = read_description(student_folder(run))["modality"]
-        except (UserError, ValueError, KeyError):  # loading it later raises a clear error
-            continue
-        yield from ((f"teacher ({run})", modality) for modality in _built(spec))
-
-
-def _built(specs: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Iterator[Modality]:
-    for spec in [specs] if isinstance(specs, Mapping) else specs:
-        with suppress(ValueError, ImportError, TypeError):  # building it later raises a clear error
-            yield modalities.get(spec["name"])(**{key: value for key, value in spec.items() if key != "name"})
+    yield from (("student", modality) for modality in student_modalities(config))
+    if config.teacher is not None and config.teacher.cache is None:  # a cache does not need the teacher's fields
+        yield from ((f"teacher ({run})" if run else "teacher", m) for run, m in teacher_modalities(config))

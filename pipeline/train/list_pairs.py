@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline.data.mixture import Mixture
 from pipeline.data.source import Source
 from pipeline.models.pair_filter import PairFilter
-from pipeline.runs.pairs_file import PAIRS, Pair, write_pairs
+from pipeline.runs.pairs_file import MISMATCHED, PAIRS, Pair, write_pairs
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def list_pairs(run: Path, pair_filter: PairFilter, source: Source | Mixture) -> 
             "match, so all pairs were used. Train for more steps, or on more pairs."
         )
         return
-    doubtful = sum(pair.matches <= 0.5 for pair in pairs)
+    doubtful = sum(pair.matches <= MISMATCHED for pair in pairs)
     log.info(
         f"{run / PAIRS}: {doubtful} of {len(pairs)} training pairs are probably mismatched; to see them: "
         f"wcord check --pairs {run}"
