@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from pipeline.cli.check import Overrides, check
 from pipeline.cli.config import commands as config_commands
 from pipeline.cli.index import index
 from pipeline.cli.pack import commands as pack_commands
@@ -77,11 +78,19 @@ Examples:
   wcord index "laion/{00000..00399}.tar" --out data/laion --split test=0.01
   wcord index s3://bucket/cc12m --out data/cc12m --label json:category --group json:clip --split test=0.02""",
 )(index)
+app.command(
+    "check",
+    epilog="""\b
+Examples:
+  wcord check data/mine
+  wcord check "cc3m/{00000..00003}.tar"
+  wcord check data/mine --config rgb_to_depth teacher.run=runs/teacher
+  wcord check data/mine --listed runs/student/skipped.jsonl
+  wcord check --pairs runs/student""",
+)(check)
 
 PIPE_WIDTH = 500
 """Columns of a table that goes to a file or another program, so that no cell is cut."""
-
-Overrides = Annotated[list[str] | None, typer.Argument(help="Settings that override the config: section.key=value …")]
 
 
 def _print_version(asked: bool) -> None:
@@ -115,62 +124,6 @@ def demo(
     from pipeline.cli.demo import demo as run_demo
 
     run_demo(folder, seed)
-
-
-@app.command(
-    epilog="""\b
-Examples:
-  wcord check data/mine
-  wcord check "cc3m/{00000..00003}.tar"
-  wcord check data/mine --config rgb_to_depth teacher.run=runs/teacher
-  wcord check data/mine --listed runs/student/skipped.jsonl"""
-)
-def check(
-    shards: Annotated[
-        Path, typer.Argument(help="Folder of a packed or indexed dataset, or WebDataset shards as in data.shards.")
-    ],
-    overrides: Overrides = None,
-    ranks: Annotated[
-        int, typer.Option(help="Number of training processes (world size) that will read the dataset.")
-    ] = 1,
-    workers: Annotated[int, typer.Option(help="Data loader workers per training process.")] = 2,
-    quick: Annotated[bool, typer.Option("--quick", help="Skip decoding of images and audio.")] = False,
-    near_duplicates: Annotated[
-        bool,
-        typer.Option("--near-duplicates", help="Also report near-identical photos that occur in more than one split."),
-    ] = False,
-    config: Annotated[
-        str | None,
-        typer.Option(help="Do not check; only show the network inputs that this config produces from the dataset."),
-    ] = None,
-    sheet: Annotated[
-        Path, typer.Option(help="With --config: output PNG with example pairs, as the networks receive them.")
-    ] = Path("pairs.png"),
-    listed: Annotated[
-        Path | None, typer.Option(help="Check only the samples listed in this skipped.jsonl file of a run.")
-    ] = None,
-) -> None:
-    """Check a packed or indexed dataset, or existing WebDataset shards.
-
-    Prints a summary of the content, then notes and faults, one line each. The exit code is 1 if there are faults.
-    """
-    if config is not None:
-        from pipeline import config as configs
-        from pipeline.report.network_inputs import network_inputs
-
-        facts, notes = network_inputs(configs.load(config, [f"data.shards={shards}", *(overrides or [])]), sheet)
-        say("\n".join([*facts, *(f"note: {note}" for note in notes)]))
-        return
-    if overrides:
-        raise UserError(f"{overrides[0]}: settings override a config; add --config CONFIG.")
-    from pipeline.packing.check import check as run_check
-    from pipeline.packing.recheck import recheck
-
-    report = (
-        recheck(shards, listed) if listed else run_check(shards, ranks, workers, quick, near_duplicates=near_duplicates)
-    )
-    say(report)
-    raise typer.Exit(1 if report.faults else 0)
 
 
 @app.command(

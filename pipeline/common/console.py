@@ -37,6 +37,11 @@ def printable(text: object) -> str:
     return str(text).translate(ESCAPED).encode("utf-8", "backslashreplace").decode()
 
 
+def one_line(text: str) -> str:
+    """Text that stays in its line: like `printable`, and line breaks and invalid text are escaped too."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def say(*lines: object, error: bool = False) -> None:
     """Print lines to stdout, or to stderr, so that nothing in them commands the terminal. Commands print with it."""
     print(*map(printable, lines), sep="\n", file=sys.stderr if error else sys.stdout, flush=True)

@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from modalities.base import Caption
+from modalities.base import Caption, Modality
 from pipeline.data.decoding import decode_member, meta_of
 from pipeline.data.shard_reader import Sample
 from pipeline.data.source import Source
@@ -42,9 +42,27 @@ def pictures(
             yield raw["__key__"], {role: _shown(sight, raw, meta) for role, sight in views.items()}
 
 
+def draw(modality: Modality, raw: Sample, meta: Mapping[str, Any]) -> tuple[np.ndarray, Caption]:
+    """Draw a modality of a raw sample.
+
+    Args:
+        modality: The modality.
+        raw: The raw sample.
+        meta: Its `meta.json`.
+
+    Returns:
+        The picture, uint8 RGB `[H, W, 3]`, and its caption.
+
+    Raises:
+        SampleError: The member is missing or cannot be decoded.
+    """
+    value = decode_member(modality, raw, meta)
+    return modality.picture(value), modality.caption(value)
+
+
 def _shown(sight: ViewSpec, raw: Sample, meta: Mapping[str, Any]) -> Shown:
-    values = [(view.modality, decode_member(view.modality, raw, meta)) for view in several(sight)]
-    return _side_by_side([m.picture(v) for m, v in values]), [m.caption(v) for m, v in values]
+    drawn = [draw(view.modality, raw, meta) for view in several(sight)]
+    return _side_by_side([picture for picture, _ in drawn]), [caption for _, caption in drawn]
 
 
 def _side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:

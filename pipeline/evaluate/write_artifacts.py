@@ -118,15 +118,15 @@ def count_confusion(label: np.ndarray, prediction: np.ndarray, classes: int) -> 
     return counts
 
 
-def thumbnail(picture: np.ndarray) -> np.ndarray:
-    """Fit the whole picture into a square of THUMBNAIL pixels with a grey background."""
+def thumbnail(picture: np.ndarray, side: int = THUMBNAIL) -> np.ndarray:
+    """Fit the whole picture into a square of `side` pixels with a grey background."""
     height, width = picture.shape[:2]
-    scale = THUMBNAIL / max(height, width)
+    scale = side / max(height, width)
     small = cv2.resize(
         picture, (max(round(width * scale), 1), max(round(height * scale), 1)), interpolation=cv2.INTER_AREA
     )
-    square = np.full((THUMBNAIL, THUMBNAIL, 3), 128, np.uint8)
-    top, left = (THUMBNAIL - small.shape[0]) // 2, (THUMBNAIL - small.shape[1]) // 2
+    square = np.full((side, side, 3), 128, np.uint8)
+    top, left = (side - small.shape[0]) // 2, (side - small.shape[1]) // 2
     square[top : top + small.shape[0], left : left + small.shape[1]] = small
     return square
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from typing import Any
+from collections.abc import Iterator
 
-import modalities
 from modalities.base import Modality
 from pipeline.common.errors import UserError
 from pipeline.config.settings import Config
 from pipeline.data.source import OpenDataset
-from pipeline.models.description import read_description
-from pipeline.models.hub_student import student_folder
+from pipeline.models.input_modalities import student_modalities, teacher_modalities
 
 
 def check_inputs(config: Config, data: OpenDataset) -> None:
@@ -47,21 +43,6 @@ def check_inputs(config: Config, data: OpenDataset) -> None:
 
 def _modalities(config: Config) -> Iterator[tuple[str, Modality]]:
     """The role and modality of each network, if it is known without building the network."""
-    yield from (("student", modality) for modality in _built(config.student.modality))
-    teacher = config.teacher
-    if teacher is None or teacher.cache is not None:  # a cache does not need the teacher's fields in the data
-        return
-    if teacher.modality is not None:
-        yield from (("teacher", modality) for modality in _built(teacher.modality))
-    for run in [teacher.run] if isinstance(teacher.run, str) else teacher.run or []:
-        try:
-            spec = read_description(student_folder(run))["modality"]
-        except (UserError, ValueError, KeyError):  # loading it later raises a clear error
-            continue
-        yield from ((f"teacher ({run})", modality) for modality in _built(spec))
-
-
-def _built(specs: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Iterator[Modality]:
-    for spec in [specs] if isinstance(specs, Mapping) else specs:
-        with suppress(ValueError, ImportError, TypeError):  # building it later raises a clear error
-            yield modalities.get(spec["name"])(**{key: value for key, value in spec.items() if key != "name"})
+    yield from (("student", modality) for modality in student_modalities(config))
+    if config.teacher is not None and config.teacher.cache is None:  # a cache does not need the teacher's fields
+        yield from ((f"teacher ({run})" if run else "teacher", m) for run, m in teacher_modalities(config))

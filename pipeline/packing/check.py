@@ -11,6 +11,7 @@ from itertools import chain, groupby, islice
 from operator import itemgetter
 from pathlib import Path
 
+from pipeline.common.console import one_line
 from pipeline.common.process_pool import map_jobs
 from pipeline.common.progress import Progress
 from pipeline.common.spill import blob, scratch, unblob
@@ -100,7 +101,7 @@ def check(
     facts = [
         f"{dataset.name}: {total} samples in {len(files)} shards, {size / 1e6:.1f} MB; split: {dataset.split_rule}"
     ]
-    return Report(*([_plain(line) for line in lines] for lines in ([*facts, *tally.facts()], notes, tally.faults())))
+    return Report(*([one_line(line) for line in lines] for lines in ([*facts, *tally.facts()], notes, tally.faults())))
 
 
 class Findings:
@@ -240,11 +241,6 @@ class Findings:
             yield f"{self.doubtful} samples have a photo that EXIF rotates: {self.doubt}"
         yield from (line for is_fault, line in self.shared if not is_fault)
         yield from self.balance.notes()
-
-
-def _plain(line: str) -> str:
-    """Escape a line for a terminal: names in a tar may contain line breaks, control codes and invalid text."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
 def _unheard(dataset: Dataset) -> Iterator[str]:

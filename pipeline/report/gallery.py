@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from html import escape
 
 import numpy as np
@@ -122,21 +123,42 @@ def class_legend(e: Embeddings) -> str:
 
 
 def _figure(thumbnails: Thumbnails, role: str, index: int, words: str, note: str, kind: str, key: str = "") -> str:
-    """A picture with its caption, colour scale or audio player; text is shown as text."""
     pictures, modality = (
         (thumbnails.student, thumbnails.student_modality)
         if role == "student"
         else (thumbnails.teacher, thumbnails.teacher_modality)
     )
     assert pictures is not None
-    captions = thumbnails.caption(role, index)
+    return figure(modality, pictures[index], thumbnails.caption(role, index), words, note, kind, key)
+
+
+def figure(
+    modality: str,
+    picture: np.ndarray,
+    captions: Sequence[Caption],
+    words: str,
+    note: str = "",
+    kind: str = "",
+    title: str = "",
+) -> str:
+    """A picture with its captions, colour scale or audio player, as HTML; text is shown as text.
+
+    Args:
+        modality: Name of the modality.
+        picture: uint8 RGB `[H, W, 3]`.
+        captions: Captions of the modalities in the picture.
+        words: First line below it.
+        note: Second line.
+        kind: CSS class.
+        title: Text that appears when the pointer is on the figure.
+    """
     if modality == "text" and captions:
         shown = f'<blockquote tabindex="0">{escape(captions[0].text)}</blockquote>'
     else:
-        shown = f'<img alt="{escape(words)}" src="{_jpeg(_small(pictures[index]))}">' + "".join(map(_beside, captions))
-    title = f' title="{escape(key)}"' if key else ""
+        shown = f'<img alt="{escape(words)}" src="{_jpeg(_small(picture))}">' + "".join(map(_beside, captions))
+    hint = f' title="{escape(title)}"' if title else ""
     small = f"<small>{escape(note)}</small>" if note else ""
-    return f'<figure class="{kind}"{title}>{shown}<figcaption>{escape(words)}{small}</figcaption></figure>'
+    return f'<figure class="{kind}"{hint}>{shown}<figcaption>{escape(words)}{small}</figcaption></figure>'
 
 
 def _beside(caption: Caption) -> str:

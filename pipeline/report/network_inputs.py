@@ -7,7 +7,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,19 +15,21 @@ from modalities.base import FEW_READINGS
 from pipeline.common.errors import UserError
 from pipeline.config.settings import Config
 from pipeline.data.augmentation import Augmentation
-from pipeline.data.decoding import decode_member, meta_of
+from pipeline.data.decoding import meta_of
+from pipeline.data.pictures import draw
 from pipeline.data.prepare import Prepare
 from pipeline.data.shard_reader import Sample
 from pipeline.data.skipped import SampleError
 from pipeline.data.source import OpenDataset, Source
 from pipeline.data.views import View, several
 from pipeline.models.build import build_model
+from pipeline.report.contact_sheet import write_sheet
 
 SAMPLES, PLACES = 64, 8
 """Number of samples to read, and number of places in the training split to read them from."""
 
-ROWS, SIDE = 12, 160
-"""Pairs on the contact sheet, and the side of a picture in pixels."""
+ROWS = 12
+"""Pairs on the contact sheet."""
 
 MANY = 0.5
 """Inputs are reported as saturated if the median fraction of values at the ends of the range exceeds this."""
@@ -62,7 +63,7 @@ def network_inputs(config: Config, sheet: Path) -> tuple[list[str], list[str]]:
             facts.append(fact)
             notes += own
             columns.append([_picture(view, x, raw) for x, raw in zip(inputs[:ROWS], raws[:ROWS], strict=False)])
-    _write(sheet, columns)
+    write_sheet(sheet, columns)
     return [f"{len(prepared)} training samples, as the networks receive them; example pairs: {sheet}", *facts], notes
 
 
@@ -117,19 +118,11 @@ def _picture(view: View, x: Tensor, raw: Mapping[str, Any]) -> np.ndarray:
     """An image as the network receives it, uint8 RGB; for other data, the picture of the sample."""
     if x.ndim != 3 or not (x.dtype == torch.uint8 or x.dtype.is_floating_point):
         sample = dict(raw)
-        picture = view.modality.picture(decode_member(view.modality, sample, meta_of(sample)))
+        picture, _ = draw(view.modality, sample, meta_of(sample))
     elif x.dtype == torch.uint8 and len(x) == 3:
         picture = x.permute(1, 2, 0).numpy()
     else:
         first = x[0].float().numpy()
         grey = (255 * (first - first.min()) / max(float(np.ptp(first)), 1e-6)).astype(np.uint8)
         picture = np.repeat(grey[..., None], 3, 2)
-    return np.asarray(cv2.resize(np.ascontiguousarray(picture), (SIDE, SIDE), interpolation=cv2.INTER_AREA))
-
-
-def _write(sheet: Path, columns: list[list[np.ndarray]]) -> None:
-    rows = max(map(len, columns))
-    blank = np.zeros((SIDE, SIDE, 3), np.uint8)
-    page = np.hstack([np.vstack([*column, *[blank] * (rows - len(column))]) for column in columns])
-    sheet.parent.mkdir(parents=True, exist_ok=True)
-    sheet.write_bytes(cv2.imencode(".png", page[..., ::-1])[1].tobytes())
+    return picture

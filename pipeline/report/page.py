@@ -16,6 +16,7 @@ from pipeline.config.settings import made_in_python
 from pipeline.report.classes import confusion_matrix, gains, transport_plan
 from pipeline.report.gallery import class_legend, embedding_map, gallery
 from pipeline.report.masks import masks_section
+from pipeline.report.pairs_section import pairs_section
 from pipeline.report.results import (
     chart,
     comparison,
@@ -73,6 +74,7 @@ def page(runs: Sequence[Run]) -> str:
         "Confusion matrix": _confusion(run, confusion, embeddings),
         "Class by class": gains(confusion) if confusion is not None and "student" in confusion.roles else "",
         **masks_section(run),
+        **pairs_section(run),
         "Data faults": faults(run),
         "Cost": cost(runs, names),
         "All numbers": numbers(runs, names) or _missing(run, "numbers", "results.json"),

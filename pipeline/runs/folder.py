@@ -14,9 +14,12 @@ from pipeline.common.files import write_atomic
 from pipeline.config.settings import Config
 from pipeline.models.description import DESCRIPTION
 from pipeline.runs.checkpoint import list_checkpoints
-from pipeline.runs.pairs_file import PAIRS
+from pipeline.runs.pairs_file import PAIRS, SHEET
 
-RESULTS = ("student", "results.json", "results_*.json", "evaluation", "report.html", PAIRS, "nonfinite_rank*.json")
+RESULTS = (
+    *("student", "results.json", "results_*.json", "evaluation", "report.html", "nonfinite_rank*.json"),
+    *(PAIRS, SHEET),
+)
 """Patterns of files written at the end of training or later. They are outdated as soon as the run resumes."""
 
 WRITTEN = (

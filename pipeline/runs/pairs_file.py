@@ -13,6 +13,11 @@ from pipeline.common.errors import UserError
 from pipeline.common.files import write_atomic
 
 PAIRS = "pairs.jsonl"
+SHEET = "doubtful_pairs.png"
+"""The pictures of the most doubtful pairs, which `wcord check --pairs` draws."""
+
+MISMATCHED = 0.5
+"""Pairs that match with at most this probability are probably mismatched."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ def read_pairs(run: Path) -> list[Pair]:
     if not path.is_file():
         return []
     try:
-        pairs = [_LINE.validate_json(line) for line in path.read_bytes().splitlines()]
-    except ValueError as error:
+        pairs = [_LINE.validate_python(json.loads(line)) for line in path.read_bytes().splitlines()]
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a list of pairs ({' '.join(str(error).split())[:200]}).") from None
     return sorted(pairs, key=lambda pair: pair.matches)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.data.mixture import Mixture
 from pipeline.data.source import Source
-from pipeline.runs.pairs_file import PAIRS, Pair, write_pairs
+from pipeline.runs.pairs_file import MISMATCHED, PAIRS, Pair, write_pairs
 from pipeline.train.state import Training
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ def list_pairs(training: Training) -> None:
     sources = source.sources if isinstance(source, Mixture) else (source,)
     pairs = list(_pairs(sources, pair_filter.probability().cpu()))
     write_pairs(training.run, pairs)
-    doubtful = sum(pair.matches <= 0.5 for pair in pairs)
+    doubtful = sum(pair.matches <= MISMATCHED for pair in pairs)
     log.info(
         f"{training.run / PAIRS}: {doubtful} of {len(pairs)} training pairs are probably mismatched; to see them: "
         f"wcord check --pairs {training.run}"

@@ -452,6 +452,22 @@ WRONG: dict[str, Wrong] = {
     ),
     "a bench that is not there": ("bench nowhere.yaml", "nowhere.yaml: no such benchmark", "a shipped one: cifar100"),
     "a check of no data": ("check nowhere", "nowhere/dataset.json: not found", "run the same `wcord pack`"),
+    "a check of nothing": ("check", "SHARDS is missing", "`wcord check data/mine`"),
+    "pairs that no run has estimated": (
+        "check --pairs run",
+        "run/pairs.jsonl: not found or empty",
+        "train with this setting first",
+    ),
+    "pairs of no run": (
+        "check --pairs nowhere",
+        "nowhere: not a run folder (no config.yaml)",
+        "Pass the run folder that `wcord train` created",
+    ),
+    "pairs and a config": (
+        "check data --pairs run --config config.yaml",
+        "--pairs: cannot be combined with --config or --listed",
+        "Run one command for each",
+    ),
     "a table that is not there": (
         "pack manifest nowhere.csv out --field rgb=x",
         "nowhere.csv: No such file",
