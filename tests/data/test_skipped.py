@@ -426,3 +426,10 @@ def test_no_damage_crashes_it_joins_strangers_or_goes_uncounted(tmp_path: Path, 
             assert torch.equal(by_photo[valid], by_depth[valid])
         shutil.rmtree(folder)
     assert outcomes["some skipped"] > count / 2
+
+
+def test_a_key_that_is_no_utf8_is_read_again(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / SKIPPED, 10, 1.0)
+    ledger.add([Skipped("a.tar", 0, "caf\udce9", "depth.png", "it is damaged", False)])
+    ledger.share(Accelerator())
+    assert [one.key for one in read_skipped(tmp_path / SKIPPED)] == ["caf\udce9"]
