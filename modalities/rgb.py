@@ -96,12 +96,14 @@ def _to_rgb(image: np.ndarray) -> np.ndarray:
     if image.ndim == 2:
         return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
     if image.shape[2] == 4 and image[..., 3].min() < 255:
-        alpha = image[..., 3:].astype(np.float32)
+        # With three equal channels and in place: memory is the bottleneck.
+        alpha = cv2.cvtColor(np.ascontiguousarray(image[..., 3]), cv2.COLOR_GRAY2RGB).astype(np.float32)
         alpha /= 255
-        blended = np.subtract(image[..., :3], np.float32(255))  # in place: memory is the bottleneck
+        blended = cv2.cvtColor(image, cv2.COLOR_BGRA2RGB).astype(np.float32)
+        blended -= 255
         blended *= alpha
         blended += 255
-        image = np.rint(blended, out=blended).astype(np.uint8)
+        return np.rint(blended, out=blended).astype(np.uint8)
     return cv2.cvtColor(image[..., :3], cv2.COLOR_BGR2RGB)
 
 
