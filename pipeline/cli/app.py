@@ -312,7 +312,7 @@ def bench(
         from pipeline.bench.quick import MINUTES
         from pipeline.bench.quick import quick as run_quick
 
-        say(run_quick(config, overrides or [], minutes or MINUTES, seeds or 1, jobs))
+        say(run_quick(config, overrides or [], MINUTES if minutes is None else minutes, seeds or 1, jobs))
         return
     if minutes is not None or seeds is not None:
         raise UserError("--minutes and --seeds require --quick; a benchmark sets the number of seeds with seeds=3.")

@@ -1,4 +1,4 @@
-"""`wcord check`."""
+"""`wcord check`: checks a dataset, shows what networks receive from it, or shows the doubtful pairs of a run."""
 
 from __future__ import annotations
 

@@ -69,7 +69,8 @@ class PairFilter(nn.Module):
         self.register_buffer("moments", torch.zeros(2, student + 1, student + 1))
         self.register_buffer("cross", torch.zeros(2, student + 1, teacher))
         self.register_buffer("probes", torch.zeros(2, student + 1, teacher))
-        self.register_buffer("matched", torch.tensor([1.0, 0.0, 1.0]))  # share, mean, variance; share 1: not fitted
+        # Until the first fit, both distributions are equal, and therefore not separated.
+        self.register_buffer("matched", torch.tensor([1.0, 0.0, 1.0]))  # share, mean, variance
         self.register_buffer("mismatched", torch.tensor([0.0, 1.0]))  # mean, variance
 
     @torch.no_grad()
@@ -94,7 +95,8 @@ class PairFilter(nn.Module):
         if self.training and len(s) > 1 and all_finite(s, t):
             self.student_scale.update(s)
             self.teacher_scale.update(t)
-            self._collect(t, index)
+            if self.others_index[-1] < 0:
+                self._collect(t, index)
             s, t = self.student_scale(s), unit(self.teacher_scale(t))
             s = torch.cat([s, s.new_ones(len(s), 1)], 1)  # [B, D_S + 1]
             step = int(self.steps)
@@ -106,8 +108,7 @@ class PairFilter(nn.Module):
 
     def separates(self) -> bool:
         """Whether matching and mismatched pairs can be told apart. If not, all pairs are used."""
-        mixture = self._mixture()
-        return mixture is not None and bool(mixture.separation() >= LEAST_SEPARATION)
+        return bool(self._mixture().separation() >= LEAST_SEPARATION)
 
     def used(self, index: Tensor | None = None) -> Tensor:
         """Whether pairs are used: if they match with a probability above 0.5 or, where few match, above the average.
@@ -126,30 +127,27 @@ class PairFilter(nn.Module):
         score, looks = self.scores[0], self.looks
         if index is not None:
             score, looks = score[index], looks[index]
-        mixture = self._mixture()
-        if mixture is None or not self.separates():
+        if not self.separates():
             return torch.ones_like(score)
-        return torch.where(looks > 0, mixture.probability(score), 1.0)
+        return torch.where(looks > 0, self._mixture().probability(score), 1.0)
 
     def metrics(self) -> dict[str, Tensor]:
         """`mismatched`: the fraction of the samples seen so far that are left out. `separation`: see `Mixture`."""
         out = ~self.used()
-        mixture = self._mixture()
-        separation = self.scores.new_zeros(()) if mixture is None else mixture.separation()
-        return {"mismatched": out.sum() / (self.looks > 0).sum().clamp(min=1), "separation": separation}
+        seen = (self.looks > 0).sum().clamp(min=1)
+        return {"mismatched": out.sum() / seen, "separation": self._mixture().separation()}
 
-    def _mixture(self) -> Mixture | None:
+    def _mixture(self) -> Mixture:
         share, mean, variance = self.matched
-        return None if share == 1 else Mixture(share, Normal(mean, variance), Normal(*self.mismatched))
+        return Mixture(share, Normal(mean, variance), Normal(*self.mismatched))
 
     def _collect(self, t: Tensor, index: Tensor) -> None:
         """Fill the set of other samples with the first ones."""
         empty = (self.others_index < 0).nonzero().flatten()
-        if len(empty):
-            held = set(self.others_index.tolist())
-            places = {sample: place for place, sample in enumerate(index.tolist()) if sample not in held}
-            chosen = list(places.values())[: len(empty)]
-            self.others_index[empty[: len(chosen)]], self.others[empty[: len(chosen)]] = index[chosen], t[chosen]
+        held = set(self.others_index.tolist())
+        places = {sample: place for place, sample in enumerate(index.tolist()) if sample not in held}
+        chosen = list(places.values())[: len(empty)]
+        self.others_index[empty[: len(chosen)]], self.others[empty[: len(chosen)]] = index[chosen], t[chosen]
 
     def _judge(self, s: Tensor, t: Tensor, index: Tensor, step: int) -> None:
         """Update the scores of the samples of the batch."""

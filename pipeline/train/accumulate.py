@@ -35,7 +35,10 @@ def check_accumulation(model: Distillation, config: Config, ranks: int) -> None:
         shared = f" x {ranks} processes" if ranks > 1 else ""
         raise UserError(f"train.accumulate: data.batch_size {batch} is not a multiple of {count}{shared}.")
     if model.pair_filter is not None:
-        raise UserError("train.accumulate: data.pairs: noisy compares the samples of a batch. Set one to its default.")
+        raise UserError(
+            "train.accumulate: data.pairs: noisy compares the samples of a batch, so they cannot be combined. Set "
+            f"train.accumulate to 1. To save memory, set train.micro_batch={batch // (count * ranks)}."
+        )
     for module, loss in model.losses.items():
         if not cast(Loss, loss).per_sample:
             raise UserError(
