@@ -61,6 +61,13 @@ def test_formats_and_channels(kind: str, subtype: str, exact: float) -> None:
     np.testing.assert_allclose(got, stereo.mean(1), atol=exact)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 6, 9])
+def test_the_mean_over_the_channels_is_the_exact_one(channels: int) -> None:
+    sound = np.random.default_rng(channels).uniform(-1, 1, (5000, channels)).astype(np.float32)
+    got = Audio().decode(sound_file(sound, subtype="FLOAT"), {})
+    np.testing.assert_allclose(got, sound.astype(np.float64).mean(1), atol=2e-7)
+
+
 @pytest.mark.parametrize("rate", [8000, 22_050, 44_100, 48_000])
 def test_resampling_keeps_pitch_duration_and_loudness(rate: int) -> None:
     got = Audio(rate=16_000).decode(sound_file(tone(1.0, rate, 1000.0), rate), {})
