@@ -52,9 +52,9 @@ def _cache_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 @pytest.fixture
 def forked_pools(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes of a pool are forked from one that has imported everything."""
-    from launching import FORKED
+    import launching  # noqa: F401 - says what the fork server imports
 
-    monkeypatch.setattr("pipeline.common.process_pool.multiprocessing.get_context", lambda _: FORKED)
+    monkeypatch.setattr("pipeline.common.process_pool.START_METHOD", "forkserver")
 
 
 @pytest.fixture(scope="session")

@@ -128,5 +128,7 @@ def _run(arguments: list[str], program: Path | None, folder: Path, texts: Path, 
         runpy.run_path(str(program), run_name="__main__")
         return
     from pipeline.cli.app import main
+    from pipeline.common import process_pool
 
+    process_pool.START_METHOD = "fork"  # this process has no other threads
     main(arguments)

@@ -18,6 +18,9 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 Tick = Callable[[int], None]
 
+START_METHOD = "spawn"
+"""A fork would copy locks that other threads hold."""
+
 _tick: Tick = lambda count: None  # noqa: E731 - replaced where `map_jobs` runs the work
 
 
@@ -29,8 +32,7 @@ def report_progress(count: int = 1) -> None:
 def map_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int, advance: Tick) -> Iterator[Result]:
     """Run a function over jobs and yield the results in the order of completion.
 
-    With one worker, the jobs run in this process. Several workers are spawned, since a fork would copy locks that other
-    threads hold.
+    With one worker, the jobs run in this process.
 
     Args:
         function: The work. Its exceptions are raised here.
@@ -49,7 +51,7 @@ def map_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], workers: in
         finally:
             _tick = lambda count: None  # noqa: E731
         return
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(START_METHOD)
     counter, others = context.Value("q", 0), {*multiprocessing.active_children()}
     pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _begin, (counter, log_level()))
     try:
