@@ -58,9 +58,9 @@ class Broken(together.Known):
 def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Of a student of whole pairs' teacher, on scenes of which a fifth is labelled."""
     folder = tmp_path_factory.mktemp("collapse")
-    pack(tabletop.plan(SCENES), folder / "data")
-    own = [f"data.shards={folder / 'data'}", "data.workers=0"]
-    teacher = train(configs.load("rgb_teacher", [*own, "train.steps=250", f"run={folder / 'teacher'}"]))
+    pack(tabletop.plan(SCENES, size=48), folder / "data")
+    own = [f"data.shards={folder / 'data'}", "data.workers=0", "student.encoder.size=32"]
+    teacher = train(configs.load("rgb_teacher", [*own, WIDTH, "train.steps=250", f"run={folder / 'teacher'}"]))
     return [*own, f"teacher.run={teacher}", f"train.steps={STEPS}", "data.label_fraction=0.2", WIDTH]
 
 
@@ -123,7 +123,7 @@ def test_without_the_guard_each_case_is_named(
 @pytest.mark.parametrize("name", ["rgb_to_depth", "compress"])
 def test_the_shipped_students_do_not_collapse(name: str, settings: list[str], tmp_path: Path) -> None:
     """At the end of short runs; `paper` is shipped as what may."""
-    data, workers, teacher, *_ = settings
-    run = train(configs.load(name, [data, workers, teacher, "train.steps=120", f"run={tmp_path / name}"]))
+    data, workers, size, teacher, *_ = settings
+    run = train(configs.load(name, [data, workers, size, teacher, "train.steps=120", f"run={tmp_path / name}"]))
     log = read_log(run / "metrics.jsonl", [])
     assert not collapse_warnings(log[max(log)])
