@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from launching import FORKED
 
 from benchmarks.suite import regret
 from benchmarks.suite.__main__ import main
@@ -39,8 +40,9 @@ def test_the_settings_are_unlike() -> None:
 
 @pytest.mark.slow
 def test_a_setting_of_ones_own_runs_and_resumes(
-    setting: Setting, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    setting: Setting, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("benchmarks.suite.__main__.get_context", lambda _: FORKED)  # imports nothing anew
     (tmp_path / "settings").mkdir()
     written = setting.model_dump(exclude_none=True)
     for name, change in (("whole", {}), ("recall", {"measure": "R@10"}), ("probe", {"measure": "probe"})):
