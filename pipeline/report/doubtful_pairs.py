@@ -65,7 +65,8 @@ def check_pairs(run: Path, shards: str | None = None, sheet: Path | None = None)
         The report, one line each.
 
     Raises:
-        UserError: The run has no list of pairs, its config cannot be read, or `shards` cannot replace its datasets.
+        UserError: The run has no list of pairs, its config cannot be read, or `shards` cannot replace its datasets or
+            contains none of the doubtful pairs.
     """
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run}: not a run folder (no config.yaml). Pass the run folder that `wcord train` created.")
@@ -76,6 +77,8 @@ def check_pairs(run: Path, shards: str | None = None, sheet: Path | None = None)
         )
     doubtful = most_doubtful(pairs, LISTED)
     drawn, notes = draw_pairs(configs.load(run / "config.yaml"), doubtful, shards)
+    if shards is not None and doubtful and not drawn:
+        raise UserError(notes[0])
     lines = [f"{run}: {summary(pairs)}"]
     if doubtful:
         lines.append(f"the {len(doubtful)} most doubtful pairs, with the probability that they match:")

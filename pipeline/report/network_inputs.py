@@ -58,11 +58,12 @@ def network_inputs(config: Config, sheet: Path) -> tuple[list[str], list[str]]:
     columns = []
     for role, sight in views.items():
         for number, view in enumerate(several(sight)):
-            inputs = [s[role] if isinstance(sight, View) else s[role][number] for s in prepared if s[role] is not None]
-            fact, own = _statistics(f"{role}: {view.modality.name}", view, inputs)
+            inputs = [s[role] if s[role] is None or isinstance(sight, View) else s[role][number] for s in prepared]
+            fact, own = _statistics(f"{role}: {view.modality.name}", view, [x for x in inputs if x is not None])
             facts.append(fact)
             notes += own
-            columns.append([_picture(view, x, raw) for x, raw in zip(inputs[:ROWS], raws[:ROWS], strict=False)])
+            shown = zip(inputs[:ROWS], raws[:ROWS], strict=True)
+            columns.append([None if x is None else _picture(view, x, raw) for x, raw in shown])
     write_sheet(sheet, columns)
     return [f"{len(prepared)} training samples, as the networks receive them; example pairs: {sheet}", *facts], notes
 
@@ -80,14 +81,18 @@ def _read(prepare: Prepare) -> tuple[list[Sample], list[Sample], list[str]]:
 
 
 def _places(source: Source, members: frozenset[str]) -> Iterator[Iterator[Sample]]:
-    count = min(SAMPLES, source.samples)
-    length = -(-count // PLACES)
-    for start in np.linspace(0, source.samples - length, PLACES).round().astype(int) if count > length else [0]:
+    length = SAMPLES // PLACES
+    if source.samples <= SAMPLES:
+        yield source.read(members, 0, source.samples, 0)
+        return
+    for start in np.linspace(0, source.samples - length, PLACES).round().astype(int):
         yield source.read(members, int(start), int(start) + length, 0)
 
 
 def _statistics(name: str, view: View, inputs: list[Tensor]) -> tuple[str, list[str]]:
     """The facts of one input as a line, and notes."""
+    if not inputs:
+        return f"  {name}: none", [f"{name}: none of these samples has it"]
     values = [x.float() for x in inputs]
     low, high = min(float(x.min()) for x in values), max(float(x.max()) for x in values)
     mean = float(torch.stack([x.mean() for x in values]).mean())

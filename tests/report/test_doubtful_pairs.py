@@ -134,6 +134,15 @@ def test_a_data_set_that_has_moved_is_found_where_it_is_now(make_config: Any, sh
     assert (run / SHEET).exists()
 
 
+def test_a_wrong_place_of_the_data_set_is_an_error(make_config: Any, shapes: Path, tmp_path: Path) -> None:
+    run = listed(make_config(teacher=TEACHER), tmp_path / "listed", pairs_of())
+    plain_tar(tmp_path / "other" / "train-000000.tar", [("other", members(90))])
+    for wrong, reason in {"nowhere": "not found", "other": "contain"}.items():
+        with pytest.raises(UserError, match=reason):
+            check_pairs(run, str(tmp_path / wrong))
+    assert not (run / SHEET).exists()
+
+
 def test_each_pair_of_a_mixture_is_read_from_its_data_set(make_config: Any, shapes: Path, tmp_path: Path) -> None:
     plain_tar(tmp_path / "other" / "train-000000.tar", [("other", members(90))])
     config = make_config(teacher=TEACHER)

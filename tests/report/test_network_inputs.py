@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 from command_line import call
+from foreign_shards import plain_tar
 
 from modalities import RGB, Depth, Geometry
 from modalities.depth_map import DepthMap
@@ -56,3 +58,22 @@ def test_a_contact_sheet_is_written(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert shown is not None
     assert shown.shape == (8 * 160, 160, 3)  # the samples of train
     assert shown.std() > 10
+
+
+def test_each_row_of_the_sheet_is_one_sample(tmp_path: Path, make_config: Any) -> None:
+    """Also where some samples have one side only."""
+    samples = []
+    for n in range(12):
+        photo = np.full((8, 8, 3), 20 * n + 10, np.uint8)
+        members = {"rgb.png": photo, "depth.png": np.full((8, 8), 1000, np.uint16)}
+        found = {name: cv2.imencode(".png", image)[1].tobytes() for name, image in members.items()}
+        samples.append((f"s{n:02d}", found if n % 3 else {"depth.png": found["depth.png"]}))
+    plain_tar(tmp_path / "data" / "train.tar", samples)
+    network = "encoder: {name: cnn5, width: 4, size: 16, weights: random}"
+    teacher = f"teacher: {{modality: {{name: rgb, jitter: 0}}, {network}}}"
+    config = make_config(teacher=teacher, losses="  cosine: {}", shards=tmp_path / "data")
+    sheet = tmp_path / "sheet.png"
+    keep = ["data.unpaired=keep", "data.crop=[1.0, 1.0]"]
+    assert call("check", tmp_path / "data", *keep, "--config", config, "--sheet", sheet) == 0
+    shown = cv2.imread(str(sheet)).reshape(12, 160, 2, 160, 3)
+    assert shown[:, 80, 0, 80, 0].tolist() == [20 * n + 10 if n % 3 else 0 for n in range(12)]
