@@ -59,8 +59,8 @@ def test_an_epoch_reads_no_sample_twice_and_all_ranks_take_as_many_steps(
 
 
 @pytest.mark.parametrize("shards", [1, 5, 16])
-@pytest.mark.parametrize("workers", [0, 1, 2])
-@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("ranks", [1, 3])
 def test_every_epoch_has_every_sample_exactly_once(tmp_path: Path, ranks: int, workers: int, shards: int) -> None:
     """49 samples make 4 global batches of 12: one sample is left out, another one in each epoch."""
     sizes = [49 // shards + (number < 49 % shards) for number in range(shards)]
@@ -106,7 +106,7 @@ def test_the_stream_is_a_function_of_its_seed(shapes: Path, workers: int) -> Non
     assert not any(map(same, one, other))
 
 
-@pytest.mark.parametrize(("start", "workers"), [*product([1, 7, 12, 17, 24], [0, 1]), (1, 3), (17, 3)])
+@pytest.mark.parametrize(("start", "workers"), [*product([1, 12, 17], [0, 1]), (17, 3)])
 def test_it_can_start_at_any_batch(shapes: Path, workers: int, start: int) -> None:
     whole = take(train_stream(shapes), 28, workers)  # 12 batches an epoch
     resumed = take(train_stream(shapes, start=start), 28 - start, workers)
