@@ -1,13 +1,9 @@
 """Estimates during training which pairs match, so that mismatched ones can be left out (`data.pairs: noisy`).
 
-A linear probe predicts the teacher's features from the student's. It is the ridge regression on decayed moments of the
-batches, so it has no learning rate and never lags behind the student. There are two probes: each is fitted to one half
-of the samples and judges the other half, because a probe that was fitted to a wrong pair would find it plausible.
-
-The score of a pair is the cost `1 - cos` between prediction and teacher, standardised by the costs of the same
-prediction and a fixed set of other samples. Each sample is also scored with a wrong partner, always the same one of
-this set. These pairs are mismatched for certain, so the distribution of the scores of mismatched pairs is known
-(`pipeline.models.match_mixture`).
+A linear probe learns how the student's features correlate with the teacher's (`pipeline.models.match_probe`). The score
+of a pair is its cost, standardised by the costs of the same sample with a fixed set of other teacher features. Each
+sample is also scored with a wrong partner, always the same one of this set. These pairs are mismatched for certain, so
+the distribution of the scores of mismatched pairs is known (`pipeline.models.match_mixture`).
 """
 
 from __future__ import annotations
@@ -23,14 +19,15 @@ from losses.gather import gather
 from losses.standardise import Standardise
 from losses.unit import unit
 from pipeline.models.match_mixture import Mixture, Normal, fit
+from pipeline.models.match_probe import FOLDS, MatchProbe
 
-RIDGE = 0.1  # relative to the mean of the diagonal of the moments
 HORIZON = 20_000  # samples after which moments have decayed, if the training set is larger
 MOMENTUM = 0.9  # of a sample's score over its views
 FIRST = 30  # step from which pairs are left out
-FIT_EVERY = 10  # steps between fits of the probes and of the mixture
+FIT_EVERY = 10  # steps between fits of the probe and of the mixture
 OTHERS = 256  # size of the fixed set of other samples
 LARGEST_FIT = 20_000  # scores
+REDUCED = 256  # size to which larger features are projected, by fixed random directions
 LEAST_SEPARATION = 1.0
 """Minimum separation of matching and mismatched pairs. Below it, the student does not predict the teacher's features
 well enough to tell them apart, and no pair is left out."""
@@ -50,25 +47,22 @@ class PairFilter(nn.Module):
     looks: Tensor
     others: Tensor
     others_index: Tensor
-    moments: Tensor
-    cross: Tensor
-    probes: Tensor
+    student_directions: Tensor | None
+    teacher_directions: Tensor | None
     matched: Tensor
     mismatched: Tensor
 
     def __init__(self, student: int, teacher: int, samples: int) -> None:
         super().__init__()
-        self.horizon = min(samples, HORIZON)
         self.student_scale, self.teacher_scale = Standardise(student), Standardise(teacher)
+        self.register_buffer("student_directions", _directions(student), persistent=False)
+        self.register_buffer("teacher_directions", _directions(teacher), persistent=False)
+        self.probe = MatchProbe(min(student, REDUCED), min(teacher, REDUCED), min(samples, HORIZON))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("scores", torch.zeros(2, samples))  # of the pair, and of the sample with a wrong teacher
         self.register_buffer("looks", torch.zeros(samples, dtype=torch.int32))
         self.register_buffer("others", torch.zeros(min(OTHERS, -(-samples // 2)), teacher))
         self.register_buffer("others_index", torch.full((len(self.others),), -1))  # -1: not seen yet
-        # Of each half of the samples. The student's features get a constant 1, for the bias of the probes.
-        self.register_buffer("moments", torch.zeros(2, student + 1, student + 1))
-        self.register_buffer("cross", torch.zeros(2, student + 1, teacher))
-        self.register_buffer("probes", torch.zeros(2, student + 1, teacher))
         # Until the first fit, both distributions are equal, and therefore not separated.
         self.register_buffer("matched", torch.tensor([1.0, 0.0, 1.0]))  # share, mean, variance
         self.register_buffer("mismatched", torch.tensor([0.0, 1.0]))  # mean, variance
@@ -97,12 +91,11 @@ class PairFilter(nn.Module):
             self.teacher_scale.update(t)
             if self.others_index[-1] < 0:
                 self._collect(t, index)
-            s, t = self.student_scale(s), unit(self.teacher_scale(t))
-            s = torch.cat([s, s.new_ones(len(s), 1)], 1)  # [B, D_S + 1]
+            s, t = _reduced(self.student_scale(s), self.student_directions), self._teacher(t)
             step = int(self.steps)
             if step > 0 and self.others_index[-1] >= 0:
                 self._judge(s, t, index, step)
-            self._learn(s, t, index)
+            self.probe.learn(s, t, index)
             self.steps += 1
         return self.used(own)
 
@@ -151,19 +144,17 @@ class PairFilter(nn.Module):
 
     def _judge(self, s: Tensor, t: Tensor, index: Tensor, step: int) -> None:
         """Update the scores of the samples of the batch."""
-        if step == 1 or step % FIT_EVERY == 0 or not self.probes.any():
-            self._fit_probes()
-        first, second = (unit(s @ probe) for probe in self.probes)
-        predicted = torch.where((index % 2 == 0)[:, None], second, first)
-        costs = 1 - predicted @ unit(self.teacher_scale(self.others)).T  # [B, O]
+        if step == 1 or step % FIT_EVERY == 0:
+            self.probe.fit()
+        cost, costs = self.probe.costs(s, t, index, self._teacher(self.others))  # [B], [B, O]
         itself = index[:, None] == self.others_index
         count = (~itself).sum(1)
         mean = costs.masked_fill(itself, 0).sum(1) / count
         variance = (costs - mean[:, None]).square().masked_fill(itself, 0).sum(1) / count
-        partner = index // 2 % len(self.others)  # not itself, nor correlated with the halves
+        partner = index // FOLDS % len(self.others)  # not itself, nor correlated with the folds of the probe
         partner = (partner + (self.others_index[partner] == index)) % len(self.others)
-        cost = torch.stack([1 - (predicted * t).sum(1), costs.gather(1, partner[:, None])[:, 0]])
-        self._remember((cost - mean) / variance.sqrt().clamp(min=1e-6), index)
+        both = torch.stack([cost, costs.gather(1, partner[:, None])[:, 0]])
+        self._remember((both - mean) / variance.sqrt().clamp(min=1e-6), index)
         if step >= FIRST and step % FIT_EVERY == 0:
             self._fit_mixture()
 
@@ -183,17 +174,16 @@ class PairFilter(nn.Module):
         mixture = fit(own, Normal(*self.mismatched))
         self.matched.copy_(torch.stack([mixture.share, *mixture.matched]))
 
-    def _learn(self, s: Tensor, t: Tensor, index: Tensor) -> None:
-        """Update the moments of both halves."""
-        keep = math.exp(-len(s) / self.horizon)
-        for half in range(2):
-            rows = s * (index % 2 == half)[:, None]
-            self.moments[half].mul_(keep).addmm_(rows.T, s)
-            self.cross[half].mul_(keep).addmm_(rows.T, t)
+    def _teacher(self, t: Tensor) -> Tensor:
+        return unit(_reduced(self.teacher_scale(t), self.teacher_directions))
 
-    def _fit_probes(self) -> None:
-        for half in range(2):
-            moments = self.moments[half]
-            ridge = RIDGE * moments.diagonal().mean().clamp(min=1e-12)
-            identity = torch.eye(len(moments), device=moments.device)
-            self.probes[half] = torch.linalg.solve(moments + ridge * identity, self.cross[half])
+
+def _directions(size: int) -> Tensor | None:
+    """Orthonormal random directions `[size, REDUCED]`; None if features are small enough."""
+    if size <= REDUCED:
+        return None
+    return torch.linalg.qr(torch.randn(size, REDUCED, generator=torch.Generator().manual_seed(0)))[0]
+
+
+def _reduced(x: Tensor, directions: Tensor | None) -> Tensor:
+    return x if directions is None else x @ directions
