@@ -7,7 +7,8 @@ import torch
 
 from losses import Features
 from losses.base import Batch
-from pipeline.models.pair_filter import FIRST, PairFilter
+from pipeline.models.match_probe import FOLDS
+from pipeline.models.pair_filter import FIRST, REDUCED, PairFilter
 
 SAMPLES, BATCH, D_S, D_T = 600, 50, 12, 20
 
@@ -37,13 +38,40 @@ def run(world: World, epochs: int = 6) -> PairFilter:
     return found
 
 
-@pytest.mark.parametrize(("mismatched", "most"), [(0.2, 0.05), (0.4, 0.1), (0.8, 0.35)])
-def test_it_finds_mismatched_pairs(mismatched: float, most: float) -> None:
+@pytest.mark.parametrize(("mismatched", "least", "most"), [(0.2, 0.9, 0.05), (0.4, 0.9, 0.05), (0.8, 0.7, 0.2)])
+def test_it_finds_mismatched_pairs(mismatched: float, least: float, most: float) -> None:
     """With 80 % mismatched pairs, a probe learns from 60 correct ones among 300."""
     world = World(mismatched)
     left_out = ~run(world).used()
-    assert left_out[world.wrong].float().mean() > 0.85
+    assert left_out[world.wrong].float().mean() > least
     assert left_out[~world.wrong].float().mean() < most
+
+
+def test_what_the_student_cannot_predict_does_not_matter() -> None:
+    """Most of the teacher's features have nothing to do with the student's."""
+    world = World(0.4)
+    world.t = torch.cat([world.t, 9 * torch.randn(SAMPLES, 5 * D_T, generator=world.generator)], 1)
+    found = PairFilter(D_S, 6 * D_T, SAMPLES)
+    for student, teacher, batch in world.batches(6):
+        found(student, teacher, batch)
+    left_out = ~found.used()
+    assert left_out[world.wrong].float().mean() > 0.8
+    assert left_out[~world.wrong].float().mean() < 0.1
+
+
+def test_large_features_are_projected() -> None:
+    """The state of the probe is bounded, and pairs are still found."""
+    world = World(0.4)
+    generator = torch.Generator().manual_seed(1)
+    wide = (torch.randn(D_S, 700, generator=generator), torch.randn(D_T, 900, generator=generator))
+    world.s, world.t = world.s @ wide[0], world.t @ wide[1]
+    found = PairFilter(700, 900, SAMPLES)
+    assert found.probe.moments.numel() <= FOLDS * (2 * REDUCED + 1) ** 2
+    for student, teacher, batch in world.batches(6):
+        found(student, teacher, batch)
+    left_out = ~found.used()
+    assert left_out[world.wrong].float().mean() > 0.85
+    assert left_out[~world.wrong].float().mean() < 0.1
 
 
 def test_correct_pairs_are_all_used() -> None:
