@@ -58,6 +58,10 @@ def test_help_imports_no_library(arguments: list[str]) -> None:
     assert loaded(arguments, LIGHT) == "[]"
 
 
+def test_listing_configs_imports_no_settings() -> None:
+    assert loaded(["config", "list"], [*LIGHT, "pipeline.config.settings"]) == "[]"
+
+
 @pytest.mark.parametrize("command", ["list", "show rgb_to_depth", "explain losses.wcord", "schema", "reference"])
 def test_config_commands_import_no_torch(command: str) -> None:
     assert loaded(["config", *command.split()], HEAVY) == "[]"
