@@ -107,7 +107,7 @@ def train_step(training: Training, records: Records, step: int, batch: Batch) ->
 def _clip(training: Training) -> Tensor:
     """Clip the gradients, and return their norm before."""
     accelerator, limit = training.accelerator, training.config.train.clip or math.inf
-    if accelerator.is_fsdp2:
+    if training.spare is not None:  # weights are sharded
         return whole(accelerator.clip_grad_norm_(training.model.parameters(), limit))
     accelerator.unscale_gradients()
     return clip_grad_norm_(training.model.parameters(), limit)  # Accelerate's own would import torch.distributed.tensor
