@@ -13,7 +13,8 @@ from pipeline.bench.tables import TEACHER
 from pipeline.common.errors import UserError
 from pipeline.config.document import Document, Key
 from pipeline.config.messages import explain
-from pipeline.config.settings import SHIPPED, Section
+from pipeline.config.settings import Section
+from pipeline.config.shipped import SHIPPED
 
 Losses = dict[str, dict[str, Any] | None]
 

@@ -144,8 +144,10 @@ def cache(
     read the stored features instead of running the teacher.
     """
     from pipeline import config as configs
+    from pipeline.data.missing import check_folders
 
     loaded = configs.load(config, overrides or [])
+    check_folders(loaded.data.sources)
     from pipeline.train.cache_teacher import cache as write_cache
     from pipeline.train.cache_teacher import describe
 
@@ -179,8 +181,10 @@ def train(
     """
     with without_garbage_collection():  # until the first step
         from pipeline import config as configs
+        from pipeline.data.missing import check_folders
 
         loaded = configs.load(config, overrides or [])
+        check_folders(loaded.data.sources)
         from pipeline.train.loop import train as run_training
         from pipeline.train.signals import Stopped
 

@@ -15,7 +15,7 @@ commands = typer.Typer(no_args_is_help=True, help="List, show and explain config
 @commands.command("list", epilog="\b\nExample:\n  wcord config list")
 def list_shipped() -> None:
     """List the shipped configs. Those in bench/ are for `wcord bench`."""
-    from pipeline.config.settings import SHIPPED
+    from pipeline.config.shipped import SHIPPED
 
     for path in (*sorted(SHIPPED.glob("*.yaml")), *sorted(SHIPPED.glob("bench/*.yaml"))):
         name = path.relative_to(SHIPPED).with_suffix("").as_posix()

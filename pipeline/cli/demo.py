@@ -50,6 +50,7 @@ def demo(folder: Path, seed: int = 0) -> Path:
     begun = time.perf_counter()
     fraction = affordable_fraction(step_seconds(configs.load("rgb_teacher")))
     scenes = round(fraction * SCENES)
+    labelled = label_fraction(fraction)
     if fraction < 1:
         _say(f"slow machine: the demo is reduced to {fraction:.0%} of its scenes and training steps")
     _say(f"1/5 packing {scenes} tabletop scenes: photo, depth, mask, caption, sound")
@@ -57,12 +58,14 @@ def demo(folder: Path, seed: int = 0) -> Path:
     runs = {name: folder / "runs" / name for name in ("rgb_teacher", "depth_labels", "rgb_to_depth")}
     titles = {
         "rgb_teacher": "2/5 training an RGB teacher on all labels",
-        "depth_labels": "3/5 training a depth student on 5 % of the labels",
+        "depth_labels": f"3/5 training a depth student on {100 * labelled:.0f} % of the labels",
         "rgb_to_depth": "4/5 training the same depth student with the RGB teacher (WCoRD)",
     }
     for name, run in runs.items():
         _say(titles[name])
         overrides = [f"run={run}", f"seed={seed}", f"data.shards={folder / 'data'}"]
+        if name != "rgb_teacher":
+            overrides += [f"data.label_fraction={labelled}"]
         if name == "rgb_to_depth":
             baselines = json.dumps([str(runs["depth_labels"])], ensure_ascii=False)
             overrides += [f"teacher.run={runs['rgb_teacher']}", f"evaluation.baselines={baselines}"]
@@ -85,6 +88,18 @@ def affordable_fraction(seconds: float) -> float:
         seconds: Duration of a training step of the teacher.
     """
     return min(1.0, max(SMALLEST, 60 * MINUTES / (FULL_DURATION * seconds)))
+
+
+def label_fraction(fraction: float) -> float:
+    """Compute the fraction of the labels that the students use: in a smaller demo, as many labels as in the full one.
+
+    With fewer labels, a student hardly learns the classes, and its gain from the teacher does not show.
+
+    Args:
+        fraction: Size of the demo, as a fraction of the full one.
+    """
+    share = configs.load("rgb_to_depth").data.label_fraction / fraction
+    return min(1.0, round(share, 3))
 
 
 def step_seconds(config: Config) -> float:

@@ -6,6 +6,7 @@ it is active, and it lacks the fused kernels below.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -29,10 +30,20 @@ class FlopCounter(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
+    def __new__(cls) -> FlopCounter:
+        """If this process compiles networks, a counter that is never compiled itself."""
+        return super().__new__(_NeverCompiled if "torch._dynamo" in sys.modules else cls)
+
     def __init__(self) -> None:
         super().__init__()
         self.flops = 0
         self.unknown: set[str] = set()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return (
+            False  # else torch wraps `__torch_dispatch__`, and the wrapper imports torch._dynamo, which takes a second
+        )
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
@@ -50,6 +61,15 @@ class FlopCounter(TorchDispatchMode):
             except Exception:  # a kind of tensor that the formula does not expect; the operation itself has succeeded
                 self.unknown.add(str(packet))
         return out
+
+
+class _NeverCompiled(FlopCounter):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:

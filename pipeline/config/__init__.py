@@ -1,5 +1,11 @@
 """Configs: settings, validation, error messages, JSON schema and reference."""
 
-from pipeline.config.settings import Config, load
+from typing import TYPE_CHECKING
 
-__all__ = ["Config", "load"]
+from pipeline.common.lazy import hand_on
+
+if TYPE_CHECKING:
+    from pipeline.config.settings import Config as Config
+    from pipeline.config.settings import load as load
+
+__getattr__ = hand_on(__name__, {"Config": "settings", "load": "settings"})

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from pipeline.common.errors import UserError
 from pipeline.config.document import show_key
-from pipeline.config.json_schema import Schema, schema
+from pipeline.config.json_schema import Schema, component_schema, schema
 from pipeline.config.messages import near
 from pipeline.config.renamed import RENAMED
 from pipeline.config.settings import SECTIONS
@@ -56,14 +56,15 @@ def explain_key(key: str) -> str:
     Raises:
         UserError: The key is unknown. The message suggests the closest one.
     """
-    sections = _sections(schema())
     key = RENAMED.get(key, key)
     written = key.removeprefix("student.").removeprefix("teacher.")
     name = written if written.split(".")[0] in ("modality", "encoder") and "." in written else key
     name = re.sub(r"^losses\..+\.schedule\b", SCHEDULE, name)
+    if (component := component_schema(name)) is not None:
+        return _described(name, component)
+    sections = _sections(schema())
     if name in sections:
-        section = sections[name]
-        return "\n".join([f"{name}: {section['description']}", "", *_lines(section)]).rstrip()
+        return _described(name, sections[name])
     parent, _, last = name.rpartition(".")
     setting = sections.get(parent, {}).get("properties", {}).get(last)
     owners = [part for part in sections if part.startswith(f"{parent}.") and last in sections[part]["properties"]]
@@ -143,6 +144,10 @@ def _sections(whole: Schema) -> dict[str, Schema]:
 def _settings(section: Schema) -> Iterator[tuple[str, Schema]]:
     """The settings of a section, without the `name` of a component."""
     return ((name, one) for name, one in section["properties"].items() if one != {"type": "string"} or name != "name")
+
+
+def _described(name: str, section: Schema) -> str:
+    return "\n".join([f"{name}: {section['description']}", "", *_lines(section)]).rstrip()
 
 
 def _lines(section: Schema) -> list[str]:

@@ -19,12 +19,7 @@ from pipeline.config.components import check_components
 from pipeline.config.document import Document, Key, dump
 from pipeline.config.interval import Interval
 from pipeline.config.messages import explain, near
-
-SHIPPED = next(
-    (folder for parent in Path(__file__).parents[1:3] if (folder := parent / "configs").is_dir()),
-    Path(__file__).parents[1] / "configs",
-)
-"""Folder of the shipped configs: inside an installed package, or next to the packages in a checkout."""
+from pipeline.config.shipped import SHIPPED
 
 IN_PYTHON = "python"
 """Replaces shards and modality in the config of a run of `wcord.distill`."""

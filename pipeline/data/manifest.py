@@ -16,6 +16,7 @@ from pipeline.common.errors import UserError
 from pipeline.common.files import part_path
 from pipeline.data.dataset import MANIFEST, Dataset, Shard
 from pipeline.data.foreign import PACKING, index_folder, index_once, is_foreign
+from pipeline.data.missing import not_found
 from pipeline.data.remote import exists, is_remote, mirror, origin, refresh
 from pipeline.data.tar import split_name
 
@@ -49,10 +50,7 @@ def load_dataset(folder: str | Path, label: str = "label", tolerant: bool = Fals
                 return index_once(folder, path.parent, label, tolerant).named({})
         return _checked(folder, Dataset.model_validate_json(path.read_bytes())).named({})
     except FileNotFoundError:
-        raise UserError(
-            f"{path}: not found. Either {folder} is not a packed dataset, or packing was interrupted. "
-            "In the latter case, run the same `wcord pack` command again; it resumes."
-        ) from None
+        raise not_found(folder, path) from None
     except PermissionError as error:
         raise UserError(
             f"{folder}/{MANIFEST}: permission denied ({error}). Check file permissions and credentials."

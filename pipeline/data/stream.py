@@ -315,6 +315,8 @@ def loader(
         UserError: A worker reported an error, died, or delivered no batch in time.
     """
     files = reading.slots(workers)
+    # On a machine with one core, two workers are no mistake: they are the default, and hide the latency of the disk.
+    warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
     batches: DataLoader[Any] = DataLoader(
         stream,
         batch_size=None,

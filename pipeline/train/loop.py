@@ -282,7 +282,9 @@ def assemble(
         checkpoint_gradients(distillation.student)
     if config.train.compile:
         distillation.compile_parts(accelerator.device)
-    model, optimizer = accelerator.prepare(distillation, build_optimizer(distillation, config))
+    optimizer = build_optimizer(distillation, config)
+    # Without `device_placement`, Accelerate would import torch.distributed.tensor to find out. FSDP ignores it.
+    model, optimizer = accelerator.prepare(distillation, optimizer, device_placement=[True, True])
     guard = Guard(distillation, config, schedule.steps)
     return Training(
         config,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,18 @@ def build_optimizer(model: Distillation, config: Config) -> torch.optim.Optimize
         ):
             groups += _by_factor(alike, own_decay, factors)
     if config.train.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.train.learning_rate, momentum=0.9)
-    return torch.optim.AdamW(groups, lr=config.train.learning_rate, fused=True)
+        return _eager(torch.optim.SGD)(groups, lr=config.train.learning_rate, momentum=0.9)
+    return _eager(torch.optim.AdamW)(groups, lr=config.train.learning_rate, fused=True)
+
+
+def _eager(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """An optimiser without the wrappers that keep it from being compiled: they import torch._dynamo (a second).
+
+    `train.compile` compiles the networks only.
+    """
+    wrapped = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    methods: dict[str, Any] = {name: inspect.unwrap(getattr(kind, name)) for name in wrapped}
+    return type(kind.__name__, (kind,), {**methods, "step": torch.no_grad()(inspect.unwrap(kind.step))})
 
 
 def _by_factor(

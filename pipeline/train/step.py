@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 from pipeline.data.mixture import SourceCounts
 from pipeline.data.skipped import Ledger
@@ -95,12 +96,21 @@ def train_step(training: Training, records: Records, step: int, batch: Batch) ->
         average_gradients(training.distillation, accelerator)
     training.distillation.student.drop_frozen_gradients()
     finite.watch(accelerator)
-    norm = whole(accelerator.clip_grad_norm_(training.model.parameters(), config.train.clip or math.inf))
+    norm = _clip(training)
     taken = not finite.skips(step, batch, output, norm)
     if taken or accelerator.scaler is not None:  # if not taken, the scaler skips the step and lowers the scale
         optimizer.step()
     optimizer.zero_grad()
     return StepResult(output, rate, norm, taken)
+
+
+def _clip(training: Training) -> Tensor:
+    """Clip the gradients, and return their norm before."""
+    accelerator, limit = training.accelerator, training.config.train.clip or math.inf
+    if training.spare is not None:  # weights are sharded
+        return whole(accelerator.clip_grad_norm_(training.model.parameters(), limit))
+    accelerator.unscale_gradients()
+    return clip_grad_norm_(training.model.parameters(), limit)  # Accelerate's own would import torch.distributed.tensor
 
 
 def after_step(

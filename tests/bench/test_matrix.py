@@ -21,7 +21,8 @@ from pipeline.bench.matrix import _config as config_of
 from pipeline.bench.settings import Bench, load
 from pipeline.bench.tables import Entry, markdown
 from pipeline.common.errors import UserError
-from pipeline.config.settings import SHIPPED, Config
+from pipeline.config.settings import Config
+from pipeline.config.shipped import SHIPPED
 from pipeline.packing.pack import pack
 from pipeline.packing.recipes import tabletop
 from pipeline.runs.folder import write_config

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 UNUSED = (
     *("transformers", "tokenizers", "huggingface_hub", "timm", "torchvision", "open_clip", "peft"),
     *("sklearn", "scipy", "matplotlib", "pandas", "pyarrow", "h5py", "PIL", "rich", "starlette", "uvicorn"),
+    *("torch._dynamo", "torch.distributed.tensor", "sympy"),
     *("open3d", "torchaudio", "soundfile", "onnx", "onnxruntime", "onnxscript", "faiss", "fsspec", "aiohttp"),
     *("pipeline.packing", "pipeline.report", "pipeline.export", "pipeline.inference", "pipeline.bench"),
 )
@@ -37,12 +38,12 @@ finally:
 """
 
 
-def loaded(arguments: Sequence[str], names: Sequence[str]) -> str:
+def loaded(arguments: Sequence[str], names: Sequence[str], code: int = 0) -> str:
     """Run a command in a new process, and list which of the modules it has imported."""
     run = [sys.executable, "-c", REPORT.format(arguments=list(arguments), names=names)]
     found = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(run, cwd=ROOT, env=found, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stderr
     return done.stderr.splitlines()[-1]
 
 
@@ -57,6 +58,16 @@ def test_help_imports_no_library(arguments: list[str]) -> None:
     assert loaded(arguments, LIGHT) == "[]"
 
 
+def test_listing_configs_imports_no_settings() -> None:
+    assert loaded(["config", "list"], [*LIGHT, "pipeline.config.settings"]) == "[]"
+
+
 @pytest.mark.parametrize("command", ["list", "show rgb_to_depth", "explain losses.wcord", "schema", "reference"])
 def test_config_commands_import_no_torch(command: str) -> None:
     assert loaded(["config", *command.split()], HEAVY) == "[]"
+
+
+@pytest.mark.parametrize("command", ["train", "cache"])
+def test_a_missing_dataset_is_reported_without_torch(command: str, tmp_path: Path) -> None:
+    arguments = [command, "rgb_teacher", f"data.shards={tmp_path / 'my data'}"]
+    assert loaded(arguments, HEAVY, code=2) == "[]"

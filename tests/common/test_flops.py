@@ -106,6 +106,22 @@ def test_what_cannot_be_counted_still_runs(monkeypatch: pytest.MonkeyPatch) -> N
     assert counter.unknown == {"aten.mm"}
 
 
+def test_a_counter_is_compiled_neither_with_its_network_nor_alone() -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+    def doubled(x: torch.Tensor) -> torch.Tensor:
+        x = x @ x
+        torch._dynamo.graph_break()
+        return x * float(x.sum())  # runs eagerly, so the counter is called while functions are compiled
+
+    with FlopCounter() as counter:
+        torch.compile(doubled, backend="eager")(torch.eye(4))
+    assert counter.flops == 2 * 4**3
+    assert not torch._dynamo.utils.counters["recompiles"]
+    assert torch._dynamo.utils.counters["frames"]["total"] == 3
+
+
 def trained(counted: bool, compiled: bool) -> tuple[list[torch.Tensor], int]:
     torch._dynamo.reset()
     torch.manual_seed(0)

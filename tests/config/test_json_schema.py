@@ -15,7 +15,8 @@ from modalities import MODALITIES
 from pipeline.common.errors import UserError
 from pipeline.config.json_schema import schema
 from pipeline.config.reference import explain_key, page
-from pipeline.config.settings import SECTIONS, SHIPPED, shipped
+from pipeline.config.settings import SECTIONS, shipped
+from pipeline.config.shipped import SHIPPED
 
 PAGE = Path(__file__).parents[2] / "docs" / "config-reference.md"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+import warnings
 from collections import Counter
 from dataclasses import replace
 from itertools import product
@@ -56,6 +57,13 @@ def test_an_epoch_reads_no_sample_twice_and_all_ranks_take_as_many_steps(
             seen.update(batch["key"])
     assert set(seen.values()) == {1}
     assert len(seen) == 96 // (4 * ranks) * 4 * ranks
+
+
+def test_more_workers_than_cores_are_no_warning(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch._utils.cpu_count", lambda: 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(take(train_stream(shapes), 1, workers=2)) == 1
 
 
 @pytest.mark.parametrize("shards", [1, 5, 16])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,27 @@ def test_groups_without_factors_are_those_of_earlier_checkpoints(make_config: An
     groups = build_optimizer(build_model(config), config).param_groups
     assert [group["weight_decay"] for group in groups] == [0.05, 0.0]
     assert {group["factor"] for group in groups} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("adamw", partial(torch.optim.AdamW, fused=True)), ("sgd", partial(torch.optim.SGD, momentum=0.9))],
+)
+def test_steps_are_those_of_torch(name: str, kind: Any, make_config: Any) -> None:
+    config = configs.load(make_config(), [f"train.optimizer={name}"])
+    models = [build_model(config) for _ in range(2)]
+    own = build_optimizer(models[0], config)
+    grouped = build_optimizer(models[1], config).param_groups
+    other = kind([{key: group[key] for key in ("params", "weight_decay")} for group in grouped], lr=own.defaults["lr"])
+    for _ in range(3):
+        for model, optimizer in zip(models, (own, other), strict=True):
+            sum((p**3).sum() for p in model.parameters() if p.requires_grad).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    one, two = (model.state_dict() for model in models)
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert any(not torch.equal(one[key], value) for key, value in build_model(config).state_dict().items())
+    assert own.state_dict()["state"].keys() == other.state_dict()["state"].keys()
 
 
 class Wrapped(Encoder):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import config as configs
-from pipeline.config.settings import SHIPPED
+from pipeline.config.shipped import SHIPPED
 from pipeline.train import train
 
 TEXT = (SHIPPED / "paper.yaml").read_text()
