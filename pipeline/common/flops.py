@@ -41,9 +41,8 @@ class FlopCounter(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return (
-            False  # else torch wraps `__torch_dispatch__`, and the wrapper imports torch._dynamo, which takes a second
-        )
+        # Else torch wraps `__torch_dispatch__`, and the wrapper imports torch._dynamo, which takes a second.
+        return False
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
