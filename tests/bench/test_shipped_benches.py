@@ -16,7 +16,7 @@ from pipeline import config as configs
 from pipeline.bench import settings as benches
 from pipeline.config import Config
 from pipeline.config.components import TERM
-from pipeline.config.settings import SHIPPED
+from pipeline.config.shipped import SHIPPED
 
 BENCH = SHIPPED / "bench"
 CLASSES = {"cifar100": 100, "imagenet": 1000}
