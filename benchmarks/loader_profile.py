@@ -27,13 +27,17 @@ CPU = torch.device("cpu")
 REST = "everything else"
 
 
-def small_photos(folder: Path, workers: int) -> Iterator[Any]:
-    """Batches for a student and a teacher, shifted by up to 4 pixels and mirrored, as is usual for CIFAR."""
+SHIFTED = Augmentation(flip=True, pad=PAD)
+"""Shifted by up to 4 pixels and mirrored, as is usual for CIFAR."""
+
+
+def small_photos(folder: Path, workers: int, augmentation: Augmentation = SHIFTED) -> Iterator[Any]:
+    """Batches of a dataset of `small_photos.write` for a student and a teacher."""
     view = View(RGB(jitter=0.0), SIDE)
     batches = TrainStream(
         open_split(folder, "train", "label"),
         {"student": view, "teacher": view},
-        Augmentation(flip=True, pad=PAD),
+        augmentation,
         batch=BATCH,
     )
     return loader(batches, workers, CPU)
