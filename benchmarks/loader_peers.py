@@ -22,7 +22,7 @@ import webdataset as wds
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from benchmarks.loader_profile import BATCH, CPU, PAD, SIDE, cpu_per_batch, small_photos
+from benchmarks.loader_profile import BATCH, CPU, PAD, SIDE, cpu_per_batch, photo_batches
 from modalities import RGB
 from pipeline import config as configs
 from pipeline.common.host import keep_freed_memory
@@ -111,9 +111,9 @@ def _library(name: str) -> Any:
 
 CROPPED = Augmentation(crop=CROP, flip=True)
 PEERS: dict[str, tuple[Start, Start]] = {
-    "plain loader, photos in memory": (plain, small_photos),
-    "webdataset, our decoding": (bare, small_photos),
-    "timm's loader": (timm, partial(small_photos, augmentation=CROPPED)),
+    "plain loader, photos in memory": (plain, photo_batches),
+    "webdataset, our decoding": (bare, photo_batches),
+    "timm's loader": (timm, partial(photo_batches, augmentation=CROPPED)),
 }
 
 
@@ -137,7 +137,7 @@ def kd_step(folder: Path) -> tuple[Callable[[Any], None], Callable[[Any], None]]
     config = configs.load(CONFIG, [data, f"teacher.run={teacher}", f"run={folder / 'student'}"])
     model, other = build_model(config), build_model(config)
     optimizer, plain_optimizer = (build_optimizer(one, config) for one in (model, other))
-    networks = other.to(memory_format=torch.contiguous_format)
+    networks = other.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     for network in (networks.teacher, networks.student):
         network.encoder.channels_last, network.encoder.normalise = False, _same  # the loader has normalised
 
@@ -165,7 +165,8 @@ def _same(x: torch.Tensor) -> torch.Tensor:
 
 def _trained(step: Callable[[Any], None], batches: Iterator[Any]) -> Iterator[None]:
     for batch in batches:
-        yield step(batch)
+        step(batch)
+        yield
 
 
 def compare_steps(folder: Path, steps: int, rounds: int) -> None:
@@ -177,8 +178,8 @@ def compare_steps(folder: Path, steps: int, rounds: int) -> None:
             [
                 1000 * cpu_per_batch(batches, steps)
                 for batches in (
-                    small_photos(folder, workers),
-                    _trained(ours, small_photos(folder, workers)),
+                    photo_batches(folder, workers),
+                    _trained(ours, photo_batches(folder, workers)),
                     plain(folder, workers),
                     _trained(peer, plain(folder, workers)),
                 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,7 +31,7 @@ SHIFTED = Augmentation(flip=True, pad=PAD)
 """Shifted by up to 4 pixels and mirrored, as is usual for CIFAR."""
 
 
-def small_photos(folder: Path, workers: int, augmentation: Augmentation = SHIFTED) -> Iterator[Any]:
+def photo_batches(folder: Path, workers: int, augmentation: Augmentation = SHIFTED) -> Iterator[Any]:
     """Batches of a dataset of `small_photos.write` for a student and a teacher."""
     view = View(RGB(jitter=0.0), SIDE)
     batches = TrainStream(
@@ -67,7 +67,7 @@ class Stopwatch:
     """
 
     def __init__(self) -> None:
-        self.seconds = Counter[str]()
+        self.seconds = defaultdict[str, float](float)
         self.stages, self.since = [REST], time.thread_time()
 
     def _switch(self) -> None:
@@ -118,7 +118,7 @@ def timed_stages(folder: Path, epochs: int) -> dict[str, float]:
         )
         for owner, name, stage in places:
             stack.enter_context(patch.object(owner, name, watch.timed(stage, getattr(owner, name))))
-        batches, steps = small_photos(folder, 0), open_split(folder, "train", "label").samples // BATCH
+        batches, steps = photo_batches(folder, 0), open_split(folder, "train", "label").samples // BATCH
         for epoch in range(1 + epochs):
             if epoch == 1:  # the first one hashes the shards
                 watch.seconds.clear()
@@ -134,7 +134,7 @@ def profile(folder: Path, rounds: int = 3, epochs: int = 2) -> None:
     found: list[dict[str, float]] = []
     for _ in range(rounds):
         stages = timed_stages(folder, epochs)
-        alone, apart = (cpu_per_batch(small_photos(folder, workers), steps) / BATCH for workers in (0, 1))
+        alone, apart = (cpu_per_batch(photo_batches(folder, workers), steps) / BATCH for workers in (0, 1))
         stages["transfer between processes (1 worker)"] = apart - alone
         stages["total without measuring, 0 workers"] = alone
         stages["total without measuring, 1 worker"] = apart

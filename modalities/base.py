@@ -77,7 +77,7 @@ class Modality(ABC):
 
     @property
     def random(self) -> bool:
-        """Whether `augment` draws random numbers. If not, it gets no `rng` in training either: making one takes time."""
+        """Whether `augment` draws random numbers. If not, it gets no `rng` in training either, which saves time."""
         return True
 
     @abstractmethod

@@ -50,7 +50,7 @@ class Augmentation:
         """
         if self.pad is None:
             return Geometry.draw(generator(self.seed, epoch, key), self.crop, self.flip)
-        (x, y), flip = self._drawn(epoch, key)
+        (x, y), flip = self._drawn(self.pad[0], epoch, key)
         left, top, size = x - self.pad[0], y - self.pad[0], self.pad[1]
         return Geometry(left / size, top / size, 1 + left / size, 1 + top / size, flip)
 
@@ -67,14 +67,14 @@ class Augmentation:
         if self.pad is None:
             flips = torch.tensor([self.flip and self.geometry(epoch, int(key)).flip for key in keys])
             return torch.zeros(len(keys), 2, dtype=torch.int64), flips
-        places, flips = self._drawn(epoch, np.asarray(keys, np.uint64))
+        places, flips = self._drawn(self.pad[0], epoch, np.asarray(keys, np.uint64))
         return torch.from_numpy(np.stack(places, 1).view(np.int64)) - self.pad[0], torch.from_numpy(flips)
 
-    def _drawn(self, epoch: int, keys: Any) -> tuple[tuple[Any, Any], Any]:
-        """Shifts in x and y, in 0..2p, and flips: of one key, a Python integer, or of many, uint64 `[N]`."""
+    def _drawn(self, pad: int, epoch: int, keys: Any) -> tuple[tuple[Any, Any], Any]:
+        """Shifts in x and y, in 0..2 * pad, and flips: of one key, a Python integer, or of many, uint64 `[N]`."""
         base = _mix(_mix(_mix(self.seed) + epoch & WORD) + keys & WORD)
         x, y, flip = (_mix(base + number & WORD) >> 40 for number in (1, 2, 3))  # uniform in 24 bits
-        steps = 2 * self.pad[0] + 1
+        steps = 2 * pad + 1
         return (x * steps >> 24, y * steps >> 24), (flip < 1 << 23) & self.flip
 
 
