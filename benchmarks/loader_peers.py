@@ -22,11 +22,12 @@ import webdataset as wds
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from benchmarks.loader_profile import BATCH, CPU, PAD, SIDE, cpu_per_batch, photo_batches
+from benchmarks.loader_profile import BATCH, CPU, PAD, SHIFTED, SIDE, cpu_per_batch, photo_batches
 from modalities import RGB
 from pipeline import config as configs
 from pipeline.common.host import keep_freed_memory
 from pipeline.data.augmentation import Augmentation
+from pipeline.data.in_memory import InMemory
 from pipeline.data.source import open_split
 from pipeline.data.stream import EvalStream, loader
 from pipeline.data.views import View
@@ -169,6 +170,13 @@ def _trained(step: Callable[[Any], None], batches: Iterator[Any]) -> Iterator[No
         yield
 
 
+def held(folder: Path) -> Iterator[Any]:
+    """The same batches from memory, in another order."""
+    view = View(RGB(jitter=0.0), SIDE)
+    views = {"student": view, "teacher": view}
+    return iter(InMemory(open_split(folder, "train", "label"), views, SHIFTED, batch=BATCH, device=CPU))
+
+
 def compare_steps(folder: Path, steps: int, rounds: int) -> None:
     """Print CPU time per KD step with data, the share of the data, and the speed compared with the peer's."""
     keep_freed_memory()
@@ -182,13 +190,16 @@ def compare_steps(folder: Path, steps: int, rounds: int) -> None:
                     _trained(ours, photo_batches(folder, workers)),
                     plain(folder, workers),
                     _trained(peer, plain(folder, workers)),
+                    held(folder),
+                    _trained(ours, held(folder)),
                 )
             ]
             for _ in range(rounds)
         ]
-        for name, first in (("wcord", 0), ("plain loop", 2)):
+        for name, first in (("wcord", 0), ("plain loop", 2), ("wcord in memory", 4)):
             data, whole = (median(row[place] for row in rows) for place in (first, first + 1))
             share = median(row[first] / row[first + 1] for row in rows)
             print(f"{name}, {workers} workers: {whole:.1f} CPU ms a step, {data:.1f} of them ({share:.1%}) for data")
-        ratios = [row[3] / row[1] for row in rows]
-        print(f"plain loop / wcord: {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})", flush=True)
+        for name, place in (("wcord", 1), ("wcord in memory", 5)):
+            ratios = [row[3] / row[place] for row in rows]
+            print(f"plain loop / {name}: {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})", flush=True)

@@ -35,8 +35,8 @@ def test_every_peer_is_compared(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     for name in loader_peers.PEERS:
         assert len(re.findall(rf"^{name} +[02] +[\d.]+ +[\d.]+ +[\d.]+ ", printed, re.MULTILINE)) == 2
-    assert len(re.findall(r"CPU ms a step, .* for data", printed)) == 4
-    assert len(re.findall(r"plain loop / wcord: ", printed)) == 2
+    assert len(re.findall(r"CPU ms a step, .* for data", printed)) == 6
+    assert len(re.findall(r"plain loop / wcord.*: [\d.]+ ", printed)) == 4
 
 
 def test_the_time_of_loader_processes_counts(tmp_path: Path) -> None:
