@@ -3,6 +3,8 @@
 python -m benchmarks.loader
 python -m benchmarks.loader --before CLONE    # compares the packed stream with that of another checkout
 python -m benchmarks.loader --memory 1000000
+python -m benchmarks.loader --profile         # CPU time by stage on photos of 32 x 32 pixels
+python -m benchmarks.loader --peers           # on the same photos, compared with other loaders and in a KD step
 
 CLONE is a checkout of this repository, for example `git worktree add ../before a371e73`: the last commit whose stream
 had a tar reader of its own.
@@ -203,13 +205,33 @@ def memory(samples: int) -> None:
         print(f"largest change after the first tenth: {np.abs(late / late[0] - 1).max():.1%}")
 
 
+def on_small_photos(profiled: bool, compared: bool, rounds: int, samples: int = 5000) -> None:
+    from benchmarks import loader_peers, loader_profile, small_photos  # training is not imported for --memory
+
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = small_photos.write(Path(temporary) / "data", samples)
+        steps = samples // BATCH
+        if profiled:
+            loader_profile.profile(folder, rounds)
+        if compared:
+            loader_peers.compare(folder, steps, rounds)
+            loader_peers.compare_steps(folder, max(steps // 4, 1), rounds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--before", type=Path, metavar="CLONE", help="compare with the stream of this checkout")
     parser.add_argument("--memory", type=int, metavar="SAMPLES")
+    parser.add_argument("--profile", action="store_true", help="print the CPU time by stage, on small photos")
+    parser.add_argument("--peers", action="store_true", help="compare with other loaders and in a KD step, likewise")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of --profile and --peers")
     options = parser.parse_args()
     if options.memory:
         memory(options.memory)
+    elif options.profile or options.peers:
+        on_small_photos(options.profile, options.peers, options.rounds)
     else:
         FOLDER.mkdir(parents=True, exist_ok=True)
         if options.before:

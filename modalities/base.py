@@ -75,6 +75,11 @@ class Modality(ABC):
             return self.fields
         return tuple(f"{self.field}.{member.partition('.')[2]}" for member in self.fields)
 
+    @property
+    def random(self) -> bool:
+        """Whether `augment` draws random numbers. If not, it gets no `rng` in training either, which saves time."""
+        return True
+
     @abstractmethod
     def decode(self, data: bytes, meta: Mapping[str, Any]) -> Any:
         """Decode one shard member.
@@ -99,7 +104,7 @@ class Modality(ABC):
             value: A result of `decode`. It must not be modified.
             geometry: Crop and flip, drawn once per sample and shared by all modalities and masks.
             size: Input size of the encoder: pixels of an image, time steps of a time series. Others may ignore it.
-            rng: Source of randomness; None in evaluation, which must be deterministic.
+            rng: Source of randomness; None in evaluation, which must be deterministic, and if `random` is False.
 
         Returns:
             The input of the encoder, for images `[C, size, size]`: uint8 in 0..255 for photos (the encoder scales it

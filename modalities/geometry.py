@@ -70,8 +70,10 @@ class Geometry:
         x0, y0, x1, y1 = self.box(height, width)
         box = image[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)]
         if min(x0, y0) < 0 or x1 > width or y1 > height:
-            outside = [(max(-y0, 0), max(y1 - height, 0)), (max(-x0, 0), max(x1 - width, 0))]
-            box = np.pad(box, [*outside, *[(0, 0)] * (image.ndim - 2)])
+            padded = np.zeros((y1 - y0, x1 - x0, *image.shape[2:]), image.dtype)  # a tenth of the time of np.pad
+            top, left = max(-y0, 0), max(-x0, 0)
+            padded[top : top + box.shape[0], left : left + box.shape[1]] = box
+            return padded
         return box
 
     def resize(self, image: np.ndarray, size: int, nearest: bool = False) -> np.ndarray:

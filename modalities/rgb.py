@@ -42,6 +42,10 @@ class RGB(Modality):
     jitter: Annotated[float, Ge(0), Le(1)] = 0.2
     field: str | None = None
 
+    @property
+    def random(self) -> bool:
+        return self.jitter > 0
+
     def decode(self, data: bytes, meta: Mapping[str, Any]) -> np.ndarray:
         """Decode to uint8 `[H, W, 3]`: 16 bits are reduced to 8, grey is repeated, transparency is blended with white.
 

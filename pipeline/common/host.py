@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # Parameters of mallopt in glibc (malloc.h).
@@ -83,6 +83,11 @@ def peak_memory() -> int:
 
 
 def yield_to_training() -> None:
-    """Give this process a lower priority than training. Call it in loader processes."""
-    if hasattr(os, "nice"):
-        os.nice(10)
+    """Make this process never interrupt training, which may interrupt it. Call it in loader processes.
+
+    Its share of the cores stays the same. A lower priority (`nice`) would leave it a tenth of a core that another
+    program uses, and training would wait for data.
+    """
+    if hasattr(os, "SCHED_BATCH"):
+        with suppress(OSError):  # some containers forbid it
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

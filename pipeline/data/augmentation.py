@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from losses.bank import mix
 from modalities.base import Geometry
 from pipeline.data.random_state import generator
 from pipeline.data.settings import Settings
@@ -50,9 +50,9 @@ class Augmentation:
         """
         if self.pad is None:
             return Geometry.draw(generator(self.seed, epoch, key), self.crop, self.flip)
-        moves, flips = self.moves(epoch, [key])
-        (x, y), size = moves[0].tolist(), self.pad[1]
-        return Geometry(x / size, y / size, 1 + x / size, 1 + y / size, bool(flips[0]))
+        (x, y), flip = self._drawn(self.pad[0], epoch, key)
+        left, top, size = x - self.pad[0], y - self.pad[0], self.pad[1]
+        return Geometry(left / size, top / size, 1 + left / size, 1 + top / size, flip)
 
     def moves(self, epoch: int, keys: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
         """Draw shifts and flips of many samples at once. Crops are not drawn.
@@ -67,11 +67,30 @@ class Augmentation:
         if self.pad is None:
             flips = torch.tensor([self.flip and self.geometry(epoch, int(key)).flip for key in keys])
             return torch.zeros(len(keys), 2, dtype=torch.int64), flips
-        digests = torch.from_numpy(np.asarray(keys, np.uint64).view(np.int64))
-        base = mix(mix(mix(torch.tensor(self.seed)) + epoch) + digests)
-        bits = mix(base[:, None] + torch.arange(1, 4)) >> 40 & 0xFFFFFF  # [N, 3], uniform in 24 bits
-        moves = (bits[:, :2] * (2 * self.pad[0] + 1) >> 24) - self.pad[0]
-        return moves, (bits[:, 2] < 1 << 23) & self.flip
+        places, flips = self._drawn(self.pad[0], epoch, np.asarray(keys, np.uint64))
+        return torch.from_numpy(np.stack(places, 1).view(np.int64)) - self.pad[0], torch.from_numpy(flips)
+
+    def _drawn(self, pad: int, epoch: int, keys: Any) -> tuple[tuple[Any, Any], Any]:
+        """Shifts in x and y, in 0..2 * pad, and flips: of one key, a Python integer, or of many, uint64 `[N]`."""
+        base = _mix(_mix(_mix(self.seed) + epoch & WORD) + keys & WORD)
+        x, y, flip = (_mix(base + number & WORD) >> 40 for number in (1, 2, 3))  # uniform in 24 bits
+        steps = 2 * pad + 1
+        return (x * steps >> 24, y * steps >> 24), (flip < 1 << 23) & self.flip
+
+
+WORD = (1 << 64) - 1
+
+
+def _mix(x: Any) -> Any:
+    """A bijection of 64 bits in which each input bit flips about half of the upper output bits.
+
+    Args:
+        x: A Python integer below 2^64, which takes 1 µs, or an array of uint64.
+
+    Source: the finaliser of SplitMix64 (Steele et al. 2014), without its last step.
+    """
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & WORD
+    return (x ^ x >> 27) * 0x94D049BB133111EB & WORD
 
 
 WHOLE = Augmentation()

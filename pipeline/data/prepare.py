@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -42,6 +43,8 @@ class Prepare:
         # Views with equal modalities are decoded only once. If their sizes are also equal, they share the tensor.
         self.modalities: list[Modality] = []
         self.slots = {role: [self._slot(view) for view in several(sight)] for role, sight in self.views.items()}
+        # Roles with equal views share one batch, which is collated and sent to the training process only once.
+        self.twins = {role: next(filter(partial(self._twins, role), self.views)) for role in self.views}
         self.distinct = sorted({slot for slots in self.slots.values() for slot in slots})
         # With `unpaired: keep`, samples may lack the modalities that only the teacher receives.
         needed = {number for number, *_ in self.slots.get("student", [])}
@@ -58,6 +61,11 @@ class Prepare:
                 return number, view.size, view.crop
         self.modalities.append(view.modality)
         return len(self.modalities) - 1, view.size, view.crop
+
+    def _twins(self, role: str, other: str) -> bool:
+        """Whether two roles have equal views."""
+        one_view = isinstance(self.views[role], View) == isinstance(self.views[other], View)
+        return one_view and self.slots[role] == self.slots[other]
 
     def __call__(self, raw: Sample, epoch: int) -> Sample:
         """Prepare one sample.
@@ -99,7 +107,7 @@ class Prepare:
         for number, size, crop in self.distinct:
             # All views of a modality use the same random numbers, regardless of other views: equal colours at any size.
             modality, drawn, value = self.modalities[number], self.augmentation, decoded[number]
-            rng_view = generator(drawn.seed, epoch, seed, digest(modality.name)) if drawn else None
+            rng_view = generator(drawn.seed, epoch, seed, digest(modality.name)) if drawn and modality.random else None
             part = geometry.centre(crop)
             tensors[number, size, crop] = None if value is None else modality.augment(value, part, size, rng_view)
         for role, slots in self.slots.items():
@@ -136,7 +144,10 @@ class Prepare:
         """
         batch: Batch = {}
         for role, sight in self.views.items():
-            batch[role] = collate_view(sight, self._filled(role, [s[role] for s in samples]))
+            if (twin := self.twins[role]) in batch:
+                batch[role] = batch[twin]
+            else:
+                batch[role] = collate_view(sight, self._filled(role, [s[role] for s in samples]))
         if self.cached:
             features = self._filled("teacher", [s["teacher"] for s in samples])
             batch["teacher"] = {name: torch.stack([x[name] for x in features]) for name in features[0]}

@@ -32,6 +32,7 @@ from pipeline.common.errors import UserError
 from pipeline.common.host import yield_to_training
 from pipeline.data import reading
 from pipeline.data.augmentation import WHOLE, Augmentation
+from pipeline.data.message import with_arrays, with_tensors
 from pipeline.data.order import Pass
 from pipeline.data.prepare import Prepare
 from pipeline.data.shard_reader import Sample
@@ -322,6 +323,7 @@ def loader(
         batch_size=None,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
+        collate_fn=with_arrays,
         worker_init_fn=partial(_start_worker, log_level(), files),
         timeout=timeout if workers else 0,
         pin_memory=device.type == "cuda",
@@ -335,7 +337,7 @@ def loader(
                 if rest is not None:
                     rest += batch.skipped
                 continue
-            yield send_to_device(batch, device, non_blocking=True)
+            yield send_to_device(with_tensors(batch), device, non_blocking=True, skip_keys=["key", "skipped"])
     except (RuntimeError, ConnectionError, EOFError) as error:  # the last two while a batch is transferred
         if "DataLoader timed out" in str(error):
             raise UserError(

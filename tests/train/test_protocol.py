@@ -134,6 +134,25 @@ def test_shifts_differ_by_seed_epoch_and_key_alone() -> None:
         assert abs(same - 1 / 81) < 0.005
 
 
+@pytest.mark.parametrize(
+    ("seed", "expected"),
+    [
+        (0, [(-1, 3, True), (-4, -1, True), (2, -1, True), (4, 0, True)]),
+        (7, [(-2, -4, True), (1, 1, True), (3, 1, False), (-1, 0, False)]),
+        (2**40 + 1, [(3, -3, False), (-3, 3, True), (-3, 0, False), (-2, -1, False)]),
+    ],
+)
+def test_shifts_are_those_of_the_first_version(seed: int, expected: list[tuple[int, int, bool]]) -> None:
+    """Else a resumed run would see other pixels, and stored views of a teacher would belong to other crops."""
+    draw = Augmentation(seed, flip=True, pad=(4, 32))
+    places = [(0, 0), (3, 12_345_678_901_234_567_890), (2**33, 2**64 - 1), (1, 5)]  # of the size of 64 bits, too
+    for (epoch, key), shift in zip(places, expected, strict=True):
+        geometry = draw.geometry(epoch, key)
+        assert (32 * geometry.left, 32 * geometry.top, geometry.flip) == shift
+        moves, flips = draw.moves(epoch, [key])
+        assert (*moves[0].tolist(), flips.item()) == shift
+
+
 def test_a_shift_is_the_crop_of_a_zero_padded_image() -> None:
     image = np.random.default_rng(0).integers(1, 255, (32, 32, 3), dtype=np.uint8)
     padded = np.pad(image, [(4, 4), (4, 4), (0, 0)])
