@@ -21,7 +21,8 @@ from pipeline.models.distillation import Distillation
 class Teacher(Protocol):
     """What computes the teacher's features of a batch."""
 
-    def teach(self, batch: Batch) -> Features | None: ...
+    def teach(self, batch: Batch) -> Features | None:
+        """The teacher's features of a batch."""
 
 
 def teach_now(batches: Iterator[Batch], teacher: Teacher, accelerator: Accelerator) -> Iterator[Batch]:
