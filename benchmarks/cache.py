@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+import psutil
 import torch
 from transformers import ViTConfig
 
@@ -48,26 +51,38 @@ class Round(NamedTuple):
 
 
 class Clock(Callback):
-    """Notes the time of the start and of each step."""
+    """Notes the time and the CPU time, with that of the loader processes, at the start and after each step."""
 
     def __init__(self) -> None:
-        self.times: list[float] = []
+        self.times: list[tuple[float, float]] = []
 
     def on_start(self, context: Context) -> None:
-        self.times = [time.perf_counter()]
+        self.times = [now()]
 
     def on_step(self, context: Context) -> None:
-        self.times.append(time.perf_counter())
+        self.times.append(now())
 
 
-def measure(path: Path, steps: int) -> Round:
-    """Train on an empty cache."""
+def now() -> tuple[float, float]:
+    """Seconds, and CPU seconds of this process and of its children."""
+    spent = sum(os.times()[:4])
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            spent += sum(child.cpu_times()[:2])
+    return time.perf_counter(), spent
+
+
+def measure(path: Path, steps: int) -> tuple[Round, Round]:
+    """Train on an empty cache; return the seconds and the CPU seconds."""
     for made in FOLDER.glob("data/*auto-*"):
         made.unlink()
     clock = Clock()
     train(configs.load(path), overwrite=True, callbacks=[clock])
-    ends = clock.times[::steps]
-    return Round(ends[1] - ends[0], ends[2] - ends[1], (ends[-1] - ends[2]) / (len(ends) - 3))
+    wall, cpu = (
+        Round(ends[1] - ends[0], ends[2] - ends[1], (ends[-1] - ends[2]) / (len(ends) - 3))
+        for ends in zip(*clock.times[::steps], strict=True)
+    )
+    return wall, cpu
 
 
 def prepare(samples: int) -> Path:
@@ -84,8 +99,8 @@ def prepare(samples: int) -> Path:
 
 def spread(values: list[float]) -> str:
     """Median and range."""
-    whole = f"{median(values):.1f}"
-    return f"{whole} ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else whole
+    whole = f"{median(values):.2f}"
+    return f"{whole} ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else whole
 
 
 def main() -> None:
@@ -97,11 +112,13 @@ def main() -> None:
     path = prepare(options.samples)
     rounds = [measure(path, options.samples // BATCH) for _ in range(options.rounds)]
     print(f"{options.samples} samples, ViT-B teacher at 224 px, cnn5 student, {torch.get_num_threads()} threads")
-    print(f"  epoch 1, the teacher runs: {spread([one.first for one in rounds])} s")
-    print(f"  epoch 2, which first completes the cache: {spread([one.second for one in rounds])} s")
-    print(f"  later epochs: {spread([one.later for one in rounds])} s")
-    print(f"  epoch 1 / epoch 2: {spread([one.first / one.second for one in rounds])}")
-    print(f"  epoch 1 / later epoch: {spread([one.first / one.later for one in rounds])}")
+    for unit, own in zip(("seconds", "CPU seconds"), zip(*rounds, strict=True), strict=True):
+        print(f"{unit}")
+        print(f"  epoch 1, the teacher runs: {spread([one.first for one in own])}")
+        print(f"  epoch 2, which first completes the cache: {spread([one.second for one in own])}")
+        print(f"  later epochs: {spread([one.later for one in own])}")
+        print(f"  epoch 1 / epoch 2: {spread([one.first / one.second for one in own])}")
+        print(f"  epoch 1 / later epoch: {spread([one.first / one.later for one in own])}")
 
 
 if __name__ == "__main__":
