@@ -83,13 +83,13 @@ def complete(job: Job) -> Cache:
     """
     about, source, accelerator, patience = job.about, job.source, job.accelerator, job.config.train.timeout
     filled = job.config.teacher is not None and job.config.teacher.fills_cache
-    _check_shared(source.folder, about.name, accelerator)
+    check_shared(source.folder, about.name, accelerator)
     own = list(source.shards[accelerator.process_index :: accelerator.num_processes])
     random.Random().shuffle(own)  # so jobs of a job array rarely compute the same shard
     # The jobs of a job array may write one cache together, since all of them write the same. Features that training
     # has computed differ in their last bits with the batch, so runs that fill the same cache complete it in turn.
     work = "" if filled else sha256(about.model_dump_json().encode()).hexdigest()
-    with owned_by_all(accelerator, source.folder / about.name, work, patience if filled else 0.0):
+    with owned_by_all(accelerator, source.folder / about.name, work, patience / 2 if filled else 0.0):
         if filled:
             job = replace(job, journal=Journal(source.folder, about, source.shards))
         remove_stale_parts(source.folder)
@@ -214,8 +214,17 @@ def _finished(source: Source, shard: Shard, about: Cache) -> tuple[Shard, int] |
     return None
 
 
-def _check_shared(folder: Path, name: str, accelerator: Accelerator) -> None:
-    """Raise UserError unless all processes can see the files that the first process writes to the dataset folder."""
+def check_shared(folder: Path, name: str, accelerator: Accelerator) -> None:
+    """Check that all processes see the files that the first process writes to the dataset folder. Call it on all ranks.
+
+    Args:
+        folder: Local folder of the dataset.
+        name: Name of the cache.
+        accelerator: The accelerator.
+
+    Raises:
+        UserError: Some processes do not see them.
+    """
     if accelerator.num_processes == 1:
         return
     token = folder / f"{name}.cache.token"

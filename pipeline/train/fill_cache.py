@@ -34,7 +34,7 @@ from pipeline.models.check_teacher import check_finite, parts_of
 from pipeline.models.distillation import Distillation, full_features
 from pipeline.models.network import Joint, Network
 from pipeline.train.cache_shard import Job, named
-from pipeline.train.cache_teacher import complete, describe_cache, finished
+from pipeline.train.cache_teacher import check_shared, complete, describe_cache, finished
 from pipeline.train.load_once import once
 from pipeline.train.teacher_prefetch import teach_ahead, teach_now
 
@@ -191,6 +191,7 @@ def open_filling(
             "teacher.cache: auto cannot be filled with FSDP, which runs the sharded teacher only within a training "
             "step. Run `wcord cache` with the same config first, without FSDP; this run then reads that cache."
         )
+    check_shared(source.folder, job.about.name, accelerator)  # now, not after the first epoch
     if found:
         filling.complete()
         return None

@@ -206,7 +206,7 @@ def test_processes_that_do_not_share_the_shards_are_told_at_once(tmp_path: Path)
             return torch.cat([torch.ones(1), own])
 
     with pytest.raises(UserError, match=r"files that the first process writes there are visible to 1 of 2 processes"):
-        caches._check_shared(tmp_path, "first", Other())  # type: ignore[arg-type]
+        caches.check_shared(tmp_path, "first", Other())  # type: ignore[arg-type]
 
 
 def test_a_missing_side_car_is_named_before_the_first_step(student: Path, data: Path) -> None:
