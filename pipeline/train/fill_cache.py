@@ -103,22 +103,16 @@ class Filling:
         about, x = self.job.about, batch["teacher"]
         features = self.model.features(self.job.teacher, x if len(rows) == len(batch["key"]) else take_rows(x, rows))
         found = {k: v.to(getattr(torch, about.dtype)) for k, v in named(features, len(about.maps)).items()}
-        paired = batch["paired"].tolist() if "paired" in batch else [True] * len(batch["key"])
+        keys, index = batch["key"], batch["index"].tolist()
+        paired = batch["paired"].tolist() if "paired" in batch else [True] * len(keys)
         own = {name: value.cpu() for name, value in found.items()}
-        index = batch["index"].tolist()
-        records = {
-            index[row]: Record(
-                index[row],
-                batch["key"][row],
-                encode(
-                    {name: value[place] for name, value in own.items()},
-                    self.augmentation.geometry(view, digest(batch["key"][row])),
-                ),
-            )
-            for place, row in enumerate(rows)
-            if paired[row]
-        }
-        self._check(own, torch.tensor([paired[row] for row in rows]), [batch["key"][row] for row in rows])
+        self._check(own, torch.tensor([paired[row] for row in rows]), [keys[row] for row in rows])
+        records: dict[int, Record] = {}  # a sample that replaces an unusable one occurs twice
+        for place, row in enumerate(rows):
+            if paired[row]:
+                geometry = self.augmentation.geometry(view, digest(keys[row]))
+                features_of_row = encode({name: value[place] for name, value in own.items()}, geometry)
+                records[index[row]] = Record(index[row], keys[row], features_of_row)
         self.journal.append(view, records.values())
         return found
 
