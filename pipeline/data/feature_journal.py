@@ -177,7 +177,8 @@ class Journal:
             if after > size or shard >= len(ranges) or not length:  # incomplete, or zeros after a power failure
                 return
             index = ranges[shard][0] + place
-            if index < ranges[shard][1] and view < self.about.views:
+            wanted = index < ranges[shard][1] and view < self.about.views
+            if wanted and self.load(view, index) is None:  # another journal may have it, damaged or not
                 self.file[view, index], self.offset[view, index] = number, at
             at = after
 
