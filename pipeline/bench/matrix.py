@@ -70,7 +70,7 @@ def run_matrix(bench: Bench, near: Path, jobs: int | None = None) -> list[Entry]
     where = places(jobs)
     run_cells([Cell("run", config) for config in _waiting(teachers.values())], where)
     waiting = _waiting([*trials.values(), *cells.values()])
-    caches = {config.teacher.cache: config for config in waiting if config.teacher and config.teacher.cache}
+    caches = {config.teacher.cache: config for config in waiting if config.teacher and config.teacher.named_cache}
     run_cells([Cell("cache", config) for config in caches.values()], where)
     run_cells([Cell("run", config) for config in _waiting(trials.values())], where)
     chosen = _choose(bench, columns, trials)
@@ -209,7 +209,7 @@ def _cell(
     cached = bool(bench.views) and taught and not any(kind.needs_maps for kind in kinds)
     if cached:
         own |= {"teacher.cache": _cache_name(config), "teacher.views": bench.views}
-    elif config.teacher is not None and config.teacher.cache is not None:
+    elif config.teacher is not None and config.teacher.named_cache is not None:
         own |= {"teacher.cache": None, "teacher.views": 1}  # its views are those of another seed
     else:
         return config

@@ -141,7 +141,8 @@ def cache(
 
     The features are stored in the dataset folder; for existing shards, in the folder of the index or, without an
     index, in $WCORD_CACHE. `teacher.cache` in the config sets the name of the cache. Later runs that use this name
-    read the stored features instead of running the teacher.
+    read the stored features instead of running the teacher. With `teacher.cache: auto`, training does the same in its
+    first epoch, and this command is not needed.
     """
     from pipeline import config as configs
     from pipeline.data.missing import check_folders

@@ -22,7 +22,7 @@ PATIENCE = 30.0
 
 
 @contextmanager
-def owned(path: Path, work: str = "") -> Iterator[None]:
+def owned(path: Path, work: str = "", patience: float = 0.0) -> Iterator[None]:
     """Hold the lock of a folder, or any other output, while it is written.
 
     The lock is a hidden file next to it, `.NAME.lock`, which the system releases when the owner dies. `.NAME.owner`
@@ -31,6 +31,7 @@ def owned(path: Path, work: str = "") -> Iterator[None]:
     Args:
         path: The output. It need not exist.
         work: Description of the work. Processes with the same description may write together; empty means only one may.
+        patience: Seconds to wait for another owner.
 
     Raises:
         UserError: Another process holds the lock and does different work.
@@ -39,7 +40,7 @@ def owned(path: Path, work: str = "") -> Iterator[None]:
     lock, note = (path.with_name(f".{path.name}.{kind}") for kind in ("lock", "owner"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        held = _acquire(lock, note, path, work)
+        held = _acquire(lock, note, path, work, patience)
         if held is not None:
             write_atomic(note, f"{host()}\n{os.getpid()}\n{work}".encode())
     except (OSError, NotImplementedError) as error:
@@ -55,9 +56,9 @@ def owned(path: Path, work: str = "") -> Iterator[None]:
             held.release()
 
 
-def _acquire(lock: Path, note: Path, path: Path, work: str) -> FileLock | None:
+def _acquire(lock: Path, note: Path, path: Path, work: str, patience: float) -> FileLock | None:
     """Acquire the lock; None if its owner does the same work."""
-    end = time.monotonic() + PATIENCE
+    begun = time.monotonic()
     while True:
         held = FileLock(lock)
         try:
@@ -67,7 +68,7 @@ def _acquire(lock: Path, note: Path, path: Path, work: str) -> FileLock | None:
             if work and work == theirs:
                 return None
             ending = not pid or (owner == host() and not alive(int(pid)))
-            if ending and time.monotonic() < end:
+            if time.monotonic() < begun + (max(patience, PATIENCE) if ending else patience):
                 time.sleep(0.1)
                 continue
             raise UserError(

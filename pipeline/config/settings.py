@@ -24,6 +24,9 @@ from pipeline.config.shipped import SHIPPED
 IN_PYTHON = "python"
 """Replaces shards and modality in the config of a run of `wcord.distill`."""
 
+AUTO = "auto"
+"""The `teacher.cache` that training fills itself."""
+
 Component = dict[str, Any]
 """The `name` of a class, and its keywords."""
 
@@ -300,12 +303,22 @@ class Teacher(Section):
         default=None,
         description="Name of the teacher's feature cache, which `wcord cache` writes to the dataset folder (for "
         "existing shards: to the index folder or, without an index, to $WCORD_CACHE). Training reads the cached "
-        "features instead of running the teacher.",
+        "features instead of running the teacher. auto: training fills the cache itself, in its first epoch.",
     )
     views: int = Field(
         default=1, gt=0, description="Augmented views per sample in the cache; successive epochs cycle through them."
     )
     cache_dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="Data type of the cache.")
+
+    @property
+    def fills_cache(self) -> bool:
+        """Whether training fills the cache in its first epoch."""
+        return self.cache == AUTO
+
+    @property
+    def named_cache(self) -> str | None:
+        """Name of a cache that must exist before training; None if there is none."""
+        return None if self.fills_cache else self.cache
 
     @model_validator(mode="after")
     def _either(self) -> Teacher:
@@ -512,6 +525,25 @@ class Config(Section):
     def _cached_once(self) -> Config:
         if self.teacher is not None and self.teacher.cache is not None and len(self.data.sources) > 1:
             raise ValueError("teacher.cache does not support a mixture of datasets; set it to null")
+        return self
+
+    @model_validator(mode="after")
+    def _views_repeat(self) -> Config:
+        if self.teacher is None or not self.teacher.fills_cache:
+            return self
+        if self.data.mixed:
+            raise ValueError(
+                "teacher.cache: auto requires epochs that contain each sample once; set data.sampling to once, or fill "
+                "a cache with a name of your own by `wcord cache`"
+            )
+        whole = {"crop": (1.0, 1.0), "pad": None, "flip": False}
+        varied = [f"data.{name}" for name, value in whole.items() if getattr(self.data, name) != value]
+        if varied and self.teacher.views == 1:
+            raise ValueError(
+                f"teacher.cache: auto stores what the teacher sees in the first epoch, but {' and '.join(varied)} "
+                f"change{'s' if len(varied) == 1 else ''} it in every epoch. Set teacher.views to the number of views "
+                "of each sample to store and repeat, e.g. 4, or disable this augmentation"
+            )
         return self
 
     @model_validator(mode="after")

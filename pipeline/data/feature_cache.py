@@ -139,7 +139,10 @@ def open_cache(folder: Path, name: str, wanted: Fingerprint) -> Cache:
                 refresh(folder, path.name)
         cache = Cache.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        raise UserError(f"{path}: not found. Run `wcord cache` with the same config first.") from None
+        raise UserError(
+            f"{path}: not found. Run `wcord cache` with the same config first, or set teacher.cache=auto to fill a "
+            "cache during training."
+        ) from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"

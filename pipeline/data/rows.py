@@ -10,12 +10,12 @@ from torch import Tensor
 from losses import Features
 
 
-def take_rows(x: Any, rows: slice) -> Any:
+def take_rows(x: Any, rows: slice | list[int]) -> Any:
     """Take samples from all tensors, lists of strings and features in a batch.
 
     Args:
         x: A batch, or a part of it.
-        rows: The samples.
+        rows: The samples, as a slice or by their indices.
     """
     if isinstance(x, Tensor):
         return x[rows]
@@ -24,7 +24,9 @@ def take_rows(x: Any, rows: slice) -> Any:
         return Features(x.pooled[rows], [m[rows] for m in x.maps], logits)
     if isinstance(x, Mapping):
         return {name: take_rows(value, rows) for name, value in x.items()}
-    return x[rows] if isinstance(x, list) and x and isinstance(x[0], str) else [take_rows(value, rows) for value in x]
+    if isinstance(x, list) and x and isinstance(x[0], str):
+        return x[rows] if isinstance(rows, slice) else [x[row] for row in rows]
+    return [take_rows(value, rows) for value in x]
 
 
 def length(batch: Any) -> int:

@@ -64,7 +64,7 @@ def build_model(config: Config, data: OpenDataset | None = None, samples: int | 
     measure = any(kind.needs_sizes for kind in kinds.values())
     student_dims = replace(student.dims, sizes=_map_sizes("student", student) if measure else ())
     teacher: Network | Joint | CachedTeacher | None = live
-    if live is not None and config.teacher is not None and config.teacher.cache is not None:
+    if live is not None and config.teacher is not None and config.teacher.named_cache is not None:
         teacher = _cached(config, live, kinds.values(), data)
     teacher_dims = None
     if live is not None and teacher is not None:

@@ -44,5 +44,5 @@ def check_inputs(config: Config, data: OpenDataset) -> None:
 def _modalities(config: Config) -> Iterator[tuple[str, Modality]]:
     """The role and modality of each network, if it is known without building the network."""
     yield from (("student", modality) for modality in student_modalities(config))
-    if config.teacher is not None and config.teacher.cache is None:  # a cache does not need the teacher's fields
+    if config.teacher is not None and config.teacher.named_cache is None:  # a cache does not need the teacher's fields
         yield from ((f"teacher ({run})" if run else "teacher", m) for run, m in teacher_modalities(config))

@@ -164,7 +164,7 @@ class Distillation(nn.Module):
         if isinstance(batch["teacher"], Features):
             return batch["teacher"]
         if isinstance(self.teacher, CachedTeacher):
-            return _full(self.teacher(batch["teacher"]))
+            return full_features(self.teacher(batch["teacher"]))
         with torch.no_grad():
             return self.features(self.teacher, batch["teacher"])
 
@@ -173,7 +173,7 @@ class Distillation(nn.Module):
         features: Features = (
             network(x) if self.micro_batch is None else in_parts(network, x, self.micro_batch, self.needs_maps)
         )
-        return _full(features if self.needs_maps else Features(features.pooled, logits=features.logits))
+        return full_features(features if self.needs_maps else Features(features.pooled, logits=features.logits))
 
     @property
     def views(self) -> dict[str, ViewSpec]:
@@ -225,8 +225,12 @@ class Distillation(nn.Module):
         self.load_state_dict(dict(state) | teacher)
 
 
-def _full(features: Features) -> Features:
-    """The features in full precision."""
+def full_features(features: Features) -> Features:
+    """The features in full precision.
+
+    Args:
+        features: Features in any precision.
+    """
     logits = features.logits
     return Features(
         full_precision(features.pooled),

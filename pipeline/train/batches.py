@@ -33,17 +33,25 @@ def open_batches(training: Training, done: int, profile: bool) -> tuple[Iterator
         thread.
     """
     config, accelerator, distillation = training.config, training.accelerator, training.distillation
-    if isinstance(training.source, PlainData):
-        return training.source.read(done, accelerator), None
-    batches = training_batches(config, training.source, distillation.views, done, accelerator)
-    if accelerator.is_main_process:
-        batches = watch_coverage(batches, distillation.views)
+    source = training.source
+    if isinstance(source, PlainData):
+        return source.read(done, accelerator), None
+    # Validation starts processes, which must not be forked while another thread holds locks.
+    ahead = pays(distillation, accelerator) and not (profile or config.train.compile or training.held_out)
+
+    def read(source: Source | Mixture, start: int) -> Iterator[Batch]:
+        batches = training_batches(config, source, distillation.views, start, accelerator)
+        return watch_coverage(batches, distillation.views) if accelerator.is_main_process else batches
+
+    if training.filling is not None:
+        batches = training.filling.batches(read, done, ahead)
+    elif ahead:
+        batches = teach_ahead(read(source, done), distillation, accelerator)
+    else:
+        batches = read(source, done)
     if profile and accelerator.is_main_process:
         profiled = Profile(training.run, distillation, training.optimizer.optimizer)
         return profiled.watch(batches), profiled
-    if pays(distillation, accelerator) and not config.train.compile and not training.held_out:
-        # Validation starts processes, which must not be forked while another thread holds locks.
-        batches = teach_ahead(batches, distillation, accelerator)
     return batches, None
 
 

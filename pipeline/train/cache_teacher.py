@@ -6,47 +6,35 @@ import json
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
 
-from losses import Features
 from losses import get as get_loss
 from losses.base import Loss
-from modalities.base import Geometry
 from pipeline.common.errors import UserError
 from pipeline.common.files import remove_stale_parts, write_atomic
 from pipeline.common.progress import Progress
-from pipeline.config.settings import Config
-from pipeline.data.augmentation import Augmentation
+from pipeline.config.settings import AUTO, Config
 from pipeline.data.dataset import Shard
-from pipeline.data.feature_cache import Cache, differences, encode, manifest_path, member, sidecar_name
-from pipeline.data.manifest import write_shard
-from pipeline.data.prepare import Prepare
-from pipeline.data.remote import pin
-from pipeline.data.shard_reader import Sample, stamp, verify_shard
-from pipeline.data.skipped import SKIPPED, Skipped, append_skipped, counts, in_words
+from pipeline.data.feature_cache import Cache, differences, manifest_path, sidecar_name
+from pipeline.data.feature_journal import Journal
+from pipeline.data.shard_reader import stamp, verify_shard
+from pipeline.data.skipped import SKIPPED, append_skipped, counts, in_words
 from pipeline.data.source import OpenDataset, Source
-from pipeline.data.stream import Fault, loader, ready
 from pipeline.models.build import build_teacher, fingerprint
-from pipeline.models.check_teacher import FEWEST, MOST, check_features, check_finite, check_weights, parts_of
+from pipeline.models.check_teacher import check_weights
 from pipeline.models.network import Joint, Network
 from pipeline.models.precision import precision_of
+from pipeline.train.cache_shard import Job, write_features
 from pipeline.train.launch import owned_by_all, start_accelerator
 from pipeline.train.load_once import loaded_once, pin_teacher
 
 log = logging.getLogger(__name__)
-
-CHUNK = 64
-"""Number of samples whose views are computed together."""
 
 
 def cache(config: Config) -> Path:
@@ -68,50 +56,88 @@ def cache(config: Config) -> Path:
     if config.teacher is None or config.teacher.cache is None:
         raise UserError("teacher.cache: set the name of the cache, e.g. `teacher.cache=rgb_teacher`.")
     check_weights(config)
-    name = config.teacher.cache
     config = pin_teacher(config, accelerator)
     data = OpenDataset.from_config(config, loaded_once(accelerator))
     teacher, source = build_teacher(config, data), data.split("train")
     assert teacher is not None
-    about = _describe(name, config, teacher, data)
-    _check_shared(source.folder, name, accelerator)
     teacher.eval().to(accelerator.device)
-    own = list(source.shards[accelerator.process_index :: accelerator.num_processes])
-    random.Random().shuffle(own)  # so jobs of a job array rarely compute the same shard
-    skipped: list[Skipped] = []
-    # The jobs of a job array may write one cache together, since all of them write the same.
-    work = sha256(about.model_dump_json().encode()).hexdigest()
-    with owned_by_all(accelerator, source.folder / name, work):
-        remove_stale_parts(source.folder)
-        with Progress(f"caching {name}", sum(shard.samples for shard in own)) as progress:
-            for shard in own:
-                if _finished(source, shard, about) is None:
-                    known = len(skipped)
-                    sidecar = _write(source, shard, about, teacher, config, accelerator, skipped)
-                    receipt = _with(about, shard, sidecar, sum(not s.unpaired for s in skipped[known:]))
-                    write_atomic(_receipt(source, shard, name), receipt.model_dump_json().encode())
-                progress.advance(shard.samples)
-        if accelerator.is_main_process:
-            whole = _write_manifest(source, about, config.train.timeout)
+    about = describe_cache(config, teacher, data)
+    whole = complete(Job(about, source, teacher, config, accelerator))
     accelerator.end_training()
-    if skipped:
-        listed = source.folder / f"{name}.{SKIPPED}"
-        append_skipped(listed, skipped)
-        log.warning(
-            f"{len(skipped)} samples were skipped and have no features: {in_words(counts(skipped))}; listed in {listed}"
-        )
     if accelerator.is_main_process:
         whole.check_faulty(source.samples, config.data.max_faulty)
-    return manifest_path(source.folder, name)
+    return manifest_path(source.folder, about.name)
 
 
-def _describe(name: str, config: Config, teacher: Network | Joint, data: OpenDataset) -> Cache:
-    """The manifest of the cache, without its shards."""
+def complete(job: Job) -> Cache:
+    """Write the cached-feature shards that are missing, and the manifest. Call it on all ranks.
+
+    Args:
+        job: The cache. Features in journals are not computed again.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: See `cache`.
+    """
+    about, source, accelerator, patience = job.about, job.source, job.accelerator, job.config.train.timeout
+    filled = job.config.teacher is not None and job.config.teacher.fills_cache
+    check_shared(source.folder, about.name, accelerator)
+    own = list(source.shards[accelerator.process_index :: accelerator.num_processes])
+    random.Random().shuffle(own)  # so jobs of a job array rarely compute the same shard
+    # The jobs of a job array may write one cache together, since all of them write the same. Features that training
+    # has computed differ in their last bits with the batch, so runs that fill the same cache complete it in turn.
+    work = "" if filled else sha256(about.model_dump_json().encode()).hexdigest()
+    with owned_by_all(accelerator, source.folder / about.name, work, patience / 2 if filled else 0.0):
+        if filled:
+            job = replace(job, journal=Journal(source.folder, about, source.shards))
+        remove_stale_parts(source.folder)
+        with Progress(f"caching {about.name}", sum(shard.samples for shard in own)) as progress:
+            for shard in own:
+                if _finished(source, shard, about) is None:
+                    known = len(job.skipped)
+                    sidecar = write_features(job, shard)
+                    receipt = _with(about, shard, sidecar, sum(not s.unpaired for s in job.skipped[known:]))
+                    write_atomic(_receipt(source, shard, about.name), receipt.model_dump_json().encode())
+                progress.advance(shard.samples)
+        whole = _gather(source, about, patience)
+        if accelerator.is_main_process:
+            _write_manifest(source, whole)
+            if job.journal is not None:
+                job.journal.remove()
+    _list_skipped(job)
+    return whole
+
+
+def _list_skipped(job: Job) -> None:
+    if job.skipped:
+        listed = job.source.folder / f"{job.about.name}.{SKIPPED}"
+        append_skipped(listed, job.skipped)
+        log.warning(
+            f"{len(job.skipped)} samples were skipped and have no features: {in_words(counts(job.skipped))}; listed in "
+            f"{listed}"
+        )
+
+
+def describe_cache(config: Config, teacher: Network | Joint, data: OpenDataset) -> Cache:
+    """Describe the cache of a config.
+
+    Args:
+        config: The config.
+        teacher: Its teacher.
+        data: Its dataset.
+
+    Returns:
+        The manifest, without cached-feature shards. With `teacher.cache: auto`, the name is made from everything that
+        the features depend on except the shards, which are compared one by one.
+    """
     assert config.teacher is not None
+    assert config.teacher.cache is not None
     kinds: list[type[Loss]] = [get_loss(loss) for loss in config.losses]
     maps = any(kind.needs_maps for kind in kinds)
-    return Cache(
-        name=name,
+    about = Cache(
+        name=config.teacher.cache,
         fingerprint=fingerprint(config, teacher, data),
         views=config.teacher.views,
         dtype=config.teacher.cache_dtype,
@@ -123,18 +149,35 @@ def _describe(name: str, config: Config, teacher: Network | Joint, data: OpenDat
         licence=data.manifest.licence,
         sidecars={},
     )
+    if not config.teacher.fills_cache:
+        return about
+    text = about.model_dump_json(exclude={"name": True, "licence": True, "fingerprint": {"shards"}})
+    return about.model_copy(update={"name": f"{AUTO}-{sha256(text.encode()).hexdigest()[:12]}"})
 
 
-def _write_manifest(source: Source, about: Cache, patience: float) -> Cache:
-    """Wait for all cached-feature shards, and replace their receipts by the manifest of the cache."""
+def finished(source: Source, about: Cache) -> int:
+    """Number of samples whose cached-feature shards are finished.
+
+    Args:
+        source: The split.
+        about: The manifest, without cached-feature shards.
+    """
+    return sum(shard.samples for shard in source.shards if _finished(source, shard, about) is not None)
+
+
+def _gather(source: Source, about: Cache, patience: float) -> Cache:
+    """Wait for all cached-feature shards, and return the manifest of the cache."""
     found = {shard.file: _await(source, shard, about, patience) for shard in source.shards}
     sidecars = {file: sidecar for file, (sidecar, _) in found.items()}
     faulty = {file: count for file, (_, count) in found.items() if count}
-    whole = about.model_copy(update={"sidecars": sidecars, "faulty": faulty})
-    write_atomic(manifest_path(source.folder, about.name), whole.model_dump_json(indent=1).encode())
+    return about.model_copy(update={"sidecars": sidecars, "faulty": faulty})
+
+
+def _write_manifest(source: Source, whole: Cache) -> None:
+    """Write the manifest of the cache, which replaces the receipts."""
+    write_atomic(manifest_path(source.folder, whole.name), whole.model_dump_json(indent=1).encode())
     for shard in source.shards:
-        _receipt(source, shard, about.name).unlink(missing_ok=True)
-    return whole
+        _receipt(source, shard, whole.name).unlink(missing_ok=True)
 
 
 def _with(about: Cache, shard: Shard, sidecar: Shard, faulty: int) -> Cache:
@@ -171,8 +214,17 @@ def _finished(source: Source, shard: Shard, about: Cache) -> tuple[Shard, int] |
     return None
 
 
-def _check_shared(folder: Path, name: str, accelerator: Accelerator) -> None:
-    """Raise UserError unless all processes can see the files that the first process writes to the dataset folder."""
+def check_shared(folder: Path, name: str, accelerator: Accelerator) -> None:
+    """Check that all processes see the files that the first process writes to the dataset folder. Call it on all ranks.
+
+    Args:
+        folder: Local folder of the dataset.
+        name: Name of the cache.
+        accelerator: The accelerator.
+
+    Raises:
+        UserError: Some processes do not see them.
+    """
     if accelerator.num_processes == 1:
         return
     token = folder / f"{name}.cache.token"
@@ -206,7 +258,7 @@ def _await(source: Source, shard: Shard, about: Cache, patience: float) -> tuple
         if time.monotonic() - since > patience:
             raise UserError(
                 f"{source.folder / sidecar_name(shard.file, about.name)}: the process that writes this file has made "
-                f"no progress for {patience:g} s (train.timeout). Run `wcord cache` again; finished shards are kept."
+                f"no progress for {patience:g} s (train.timeout). Run the same command again; finished shards are kept."
             )
         time.sleep(0.5)
     return found
@@ -219,119 +271,6 @@ def _written(folder: Path, name: str) -> dict[str, int]:
         with suppress(FileNotFoundError):  # finished and renamed meanwhile
             found[path.name] = path.stat().st_size
     return found
-
-
-def _write(
-    source: Source,
-    shard: Shard,
-    about: Cache,
-    teacher: Network | Joint,
-    config: Config,
-    accelerator: Accelerator,
-    skipped: list[Skipped],
-) -> Shard:
-    stream = _Views(source, shard, teacher, Augmentation.from_config(config), about.views)
-    batches = loader(stream, config.data.workers, accelerator.device)
-    dtype = getattr(torch, about.dtype)
-
-    def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
-        keys: list[str] = []
-        some: list[Tensor] = []
-        for chunk in batches:
-            skipped.extend(chunk["skipped"])
-            features = [_features(teacher, view, len(about.maps), dtype, accelerator) for view in chunk["views"]]
-            for one in features:
-                _check(check_finite, one, shard, chunk["key"], teacher)
-            keys += chunk["key"]
-            some += [one["pooled"][:FEWEST] for one in features[:1]]  # empty if no sample of the chunk is readable
-            for row, key in enumerate(chunk["key"]):
-                yield (
-                    key,
-                    {
-                        member(view): encode({name: x[row] for name, x in one.items()}, chunk["geometry"][view][row])
-                        for view, one in enumerate(features)
-                    },
-                )
-        if some:  # over the whole shard, since neighbouring samples may be identical frames
-            rows = torch.cat(some)
-            _check(check_features, {"pooled": rows[:: -(-len(rows) // MOST)]}, shard, keys, teacher)
-
-    path = source.folder / sidecar_name(shard.file, about.name)
-    pin(path)
-    return write_shard(path, samples())
-
-
-def _check(
-    judge: Callable[[Features, Mapping[str, int]], None],
-    found: Mapping[str, Tensor],
-    shard: Shard,
-    keys: Sequence[str],
-    teacher: Network | Joint,
-) -> None:
-    """Check features before they are stored. The error message contains shard and samples."""
-    maps = [value for name, value in found.items() if name.startswith("map")]
-    try:
-        judge(Features(found["pooled"], maps, found.get("logits")), parts_of(teacher))
-    except UserError as error:
-        raise UserError(
-            f"{shard.file}: samples {keys[0]} to {keys[-1]}: {error} Nothing of this shard was cached."
-        ) from None
-
-
-@torch.no_grad()
-def _features(
-    teacher: Network | Joint, x: Any, maps: int, dtype: torch.dtype, accelerator: Accelerator
-) -> dict[str, Tensor]:
-    with accelerator.autocast():
-        found = teacher(x)
-    named = {"pooled": found.pooled, **{f"map{i}": found.maps[i] for i in range(maps)}}
-    if found.logits is not None:
-        named["logits"] = found.logits
-    return {name: value.to("cpu", dtype) for name, value in named.items()}
-
-
-class _Views(IterableDataset[Any]):
-    """All views of the samples of a shard as input of the teacher, in order, CHUNK samples at a time."""
-
-    def __init__(
-        self, source: Source, shard: Shard, teacher: Network | Joint, augmentation: Augmentation, views: int
-    ) -> None:
-        super().__init__()
-        self.source, self.views = replace(source, shards=(shard,)), views
-        # View v equals the view of epoch v in a run without a cache.
-        self.prepare = Prepare(self.source, {"teacher": teacher.view}, augmentation)
-
-    def __iter__(self) -> Iterator[Any]:
-        info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        chunk: list[Sample] = []
-        try:
-            for place, raw in enumerate(self.source.read(self.prepare.members)):
-                if place // CHUNK % workers == worker:
-                    chunk.append(raw)
-                    if len(chunk) == CHUNK or place == self.source.samples - 1:
-                        yield self._chunk(chunk)
-                        chunk = []
-        except UserError as error:
-            yield Fault(str(error))
-
-    def _chunk(self, raws: Sequence[Sample]) -> dict[str, Any]:
-        skipped: list[Skipped] = []
-        first = [(raw, sample) for raw in raws if (sample := ready(self.prepare, raw, 0, skipped)) is not None]
-        usable = [raw for raw, _ in first]
-        more = [[self.prepare(raw, view) for raw in usable] for view in range(1, self.views)]
-        views = [[sample for _, sample in first], *more]
-        return {
-            "key": [raw["__key__"] for raw in usable],
-            "views": [self.prepare.collate(view)["teacher"] for view in views] if usable else [],
-            "geometry": [[_geometry(sample) for sample in view] for view in views],
-            "skipped": skipped,
-        }
-
-
-def _geometry(sample: Sample) -> Geometry:
-    geometry: Geometry = sample["geometry"]
-    return geometry
 
 
 def describe(path: Path) -> str:

@@ -82,13 +82,13 @@ def start_accelerator(config: Config) -> Accelerator:
 
 
 @contextmanager
-def owned_by_all(accelerator: Accelerator, path: Path, work: str = "") -> Iterator[None]:
+def owned_by_all(accelerator: Accelerator, path: Path, work: str = "", patience: float = 0.0) -> Iterator[None]:
     """Lock an output as in `owned`: rank 0 acquires the lock, and all ranks fail if it cannot."""
     with ExitStack() as held:
         refused: list[str | None] = [None]
         if accelerator.is_main_process:
             try:
-                held.enter_context(owned(path, work))
+                held.enter_context(owned(path, work, patience))
             except UserError as error:
                 refused = [str(error)]
         if accelerator.num_processes > 1:

@@ -33,6 +33,7 @@ from pipeline.train.activation_checkpointing import checkpoint_gradients
 from pipeline.train.batches import open_batches
 from pipeline.train.callbacks import Callback
 from pipeline.train.callbacks.events import Callbacks, build_callbacks
+from pipeline.train.fill_cache import Filling, open_filling
 from pipeline.train.fsdp import prepare_sharding
 from pipeline.train.guard import Guard
 from pipeline.train.held_out import HeldOut, open_held_out
@@ -257,12 +258,14 @@ def _set_up(config: Config, dataset: OpenDataset, accelerator: Accelerator, call
     epoch = mixture.steps_per_epoch(batch) if mixture else steps_per_epoch(source, batch)
     schedule = Schedule(config.train, epoch, config.losses)
     distillation = build_model(config, dataset, (mixture or source).samples)
+    filling = open_filling(config, dataset, source, distillation, epoch, accelerator)
     held_out = open_held_out(config, dataset, source, distillation, accelerator)
     if distillation.cache:  # a cache belongs to a single dataset
         source = replace(source, cache=distillation.cache)
         mixture = mixture and replace(mixture, sources=(source,))
     identity = identity_of(config, distillation, dataset, mixture)
-    return assemble(config, accelerator, callbacks, mixture or source, held_out, schedule, distillation, identity)
+    data = mixture or source
+    return assemble(config, accelerator, callbacks, data, held_out, schedule, distillation, identity, filling)
 
 
 def assemble(
@@ -274,6 +277,7 @@ def assemble(
     schedule: Schedule,
     distillation: Distillation,
     identity: dict[str, Any],
+    filling: Filling | None = None,
 ) -> Training:
     """Check and prepare the model, and build the optimiser. For the arguments, see `Training`."""
     check_accumulation(distillation, config, accelerator.num_processes)
@@ -299,6 +303,7 @@ def assemble(
         guard,
         identity,
         callbacks,
+        filling,
     )
 
 

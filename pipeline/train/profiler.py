@@ -23,8 +23,8 @@ SKIPPED, STEPS = 3, 10
 """Number of first steps to skip, since they also allocate and compile; and number of steps to record after them."""
 
 ADVICE = {
-    "data": "more data.workers, data.in_memory for small photos, or `wcord cache`, which skips the teacher's inputs",
-    "teacher": "`wcord cache` runs it once instead of in every step",
+    "data": "more data.workers, data.in_memory for small photos, or teacher.cache=auto to skip the teacher's inputs",
+    "teacher": "teacher.cache=auto runs it only once per sample, if the views repeat (docs: long runs)",
     "student": "train.precision=bf16 or train.compile=true, or a smaller encoder",
     "backward": "train.precision=bf16 or train.compile=true, or a smaller encoder",
     "losses": "a smaller `queue` or `dim` of the most expensive loss",

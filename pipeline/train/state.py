@@ -16,6 +16,7 @@ from pipeline.data.source import Source
 from pipeline.models.distillation import Distillation
 from pipeline.models.network import Joint, Network
 from pipeline.train.callbacks.events import Callbacks
+from pipeline.train.fill_cache import Filling
 from pipeline.train.fsdp import plain_student
 from pipeline.train.guard import Guard
 from pipeline.train.held_out import HeldOut
@@ -40,6 +41,7 @@ class Training:
         guard: The collapse guard.
         identity: Everything that must not change when the run is resumed.
         callbacks: The callbacks.
+        filling: With `teacher.cache: auto`, the cache that this run fills; None if there is none, or it is complete.
     """
 
     config: Config
@@ -54,6 +56,7 @@ class Training:
     guard: Guard
     identity: dict[str, Any]
     callbacks: Callbacks
+    filling: Filling | None = None
 
     @property
     def run(self) -> Path:

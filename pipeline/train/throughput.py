@@ -20,7 +20,8 @@ class Throughput:
     """Counts the FLOPs of this process once, in the first step after the start; all steps are assumed to have as many.
 
     They cover the forward and backward passes of this process, with the second forward pass of gradient caching and of
-    activation checkpointing, and with the teacher unless its features are cached.
+    activation checkpointing, and with the teacher unless its features are cached. The teacher is counted again when a
+    cache that the run has filled replaces it.
 
     Args:
         device: The device of this process.
@@ -30,6 +31,7 @@ class Throughput:
     def __init__(self, device: torch.device, precision: str) -> None:
         self.counter: FlopCounter | None = FlopCounter()
         self.step_flops: int | None = None
+        self.taught = 0
         self.peak = _peak(device, precision)
 
     def counting(self) -> AbstractContextManager[object]:
@@ -37,10 +39,13 @@ class Throughput:
         return self.counter or nullcontext()
 
     def add(self, counted: FlopCounter) -> None:
-        """Add operations of the first step that another thread has counted."""
+        """Add the operations of the teacher, counted elsewhere: in the first step, or later if they change."""
         if self.counter is not None:
             self.counter.flops += counted.flops
             self.counter.unknown |= counted.unknown
+        elif self.step_flops is not None:
+            self.step_flops += counted.flops - self.taught
+        self.taught = counted.flops
 
     def end_step(self) -> None:
         """End a step, and with the first one the counting."""

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -85,3 +86,15 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
     with owned(tmp_path / "run"):
         assert {path.name for path in tmp_path.iterdir()} == {".run.lock", ".run.owner"}
     assert not list(tmp_path.iterdir())
+
+
+def test_another_owner_is_awaited_for_as_long_as_asked(tmp_path: Path) -> None:
+    holder = hold(tmp_path / "data", "")
+    with pytest.raises(UserError, match="is writing to it"), owned(tmp_path / "data", "", 0.3):
+        pass
+    ending = threading.Timer(0.3, holder.kill)
+    ending.start()
+    begun = time.monotonic()
+    with owned(tmp_path / "data", "", 60):
+        assert time.monotonic() - begun < 30
+    holder.wait()

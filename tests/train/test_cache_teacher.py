@@ -26,13 +26,14 @@ from pipeline.data.dataset import MANIFEST, Shard
 from pipeline.data.feature_cache import Cache, decode, encode, manifest_path
 from pipeline.data.manifest import load_dataset, write_shard
 from pipeline.data.skipped import read_skipped
-from pipeline.data.source import Source, open_dataset, open_split
+from pipeline.data.source import open_dataset, open_split
 from pipeline.data.stream import TrainStream, loader
 from pipeline.data.views import View
 from pipeline.models.build import build_model, build_teacher, fingerprint
 from pipeline.runs.checkpoint import SHARDS
 from pipeline.train import cache_teacher as caches
 from pipeline.train import train
+from pipeline.train.cache_shard import Job
 from pipeline.train.cache_teacher import cache
 from pipeline.train.resume import identity_of
 
@@ -161,21 +162,19 @@ def test_a_geometry_is_written_and_replayed_bit_for_bit_by_all_modalities() -> N
 
 
 def test_a_cache_goes_on_where_it_stopped(student: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, written, write = configs.load(student), [], caches._write
+    config, written, write = configs.load(student), [], caches.write_features
 
-    def stopped(source: Source, shard: Shard, *more: Any) -> Shard:
+    def stopped(job: Job, shard: Shard) -> Shard:
         if len(written) == 2:
             raise KeyboardInterrupt
         written.append(shard.file)
-        return write(source, shard, *more)
+        return write(job, shard)
 
-    monkeypatch.setattr(caches, "_write", stopped)
+    monkeypatch.setattr(caches, "write_features", stopped)
     with pytest.raises(KeyboardInterrupt):
         cache(config)
     assert not manifest_path(data, "first").exists()
-    monkeypatch.setattr(
-        caches, "_write", lambda source, shard, *more: written.append(shard.file) or write(source, shard, *more)
-    )
+    monkeypatch.setattr(caches, "write_features", lambda job, shard: written.append(shard.file) or write(job, shard))
     cache(config)
     assert sorted(written) == [shard.file for shard in load_dataset(data).splits["train"]]
     (data / "train-000001.first.tar").unlink()
@@ -207,7 +206,7 @@ def test_processes_that_do_not_share_the_shards_are_told_at_once(tmp_path: Path)
             return torch.cat([torch.ones(1), own])
 
     with pytest.raises(UserError, match=r"files that the first process writes there are visible to 1 of 2 processes"):
-        caches._check_shared(tmp_path, "first", Other())  # type: ignore[arg-type]
+        caches.check_shared(tmp_path, "first", Other())  # type: ignore[arg-type]
 
 
 def test_a_missing_side_car_is_named_before_the_first_step(student: Path, data: Path) -> None:
@@ -236,10 +235,8 @@ def test_jobs_of_an_array_take_the_shards_in_other_orders(
 ) -> None:
     folder = write_dataset(tmp_path / "many", {"train": [8] * 8})
     taken: list[str] = []
-    write = caches._write
-    monkeypatch.setattr(
-        caches, "_write", lambda source, shard, *more: taken.append(shard.file) or write(source, shard, *more)
-    )
+    write = caches.write_features
+    monkeypatch.setattr(caches, "write_features", lambda job, shard: taken.append(shard.file) or write(job, shard))
     for name in "one", "other":
         cache(configs.load(student, [f"data.shards={folder}", f"teacher.cache={name}", "teacher.views=1"]))
     assert sorted(taken[:8]) == sorted(taken[8:])
