@@ -18,7 +18,6 @@ from losses import get as get_loss
 from losses.base import Loss
 from pipeline.common.errors import UserError
 from pipeline.common.files import remove_stale_parts, write_atomic
-from pipeline.common.progress import Progress
 from pipeline.config.settings import AUTO, Config
 from pipeline.data.dataset import Shard
 from pipeline.data.feature_cache import Cache, differences, manifest_path, sidecar_name
@@ -81,6 +80,8 @@ def complete(job: Job) -> Cache:
     Raises:
         UserError: See `cache`.
     """
+    from pipeline.common.progress import Progress  # which imports rich; a run without a cache needs neither
+
     about, source, accelerator, patience = job.about, job.source, job.accelerator, job.config.train.timeout
     filled = job.config.teacher is not None and job.config.teacher.fills_cache
     check_shared(source.folder, about.name, accelerator)

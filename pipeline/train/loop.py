@@ -289,7 +289,6 @@ def assemble(
     optimizer = build_optimizer(distillation, config)
     # Without `device_placement`, Accelerate would import torch.distributed.tensor to find out. FSDP ignores it.
     model, optimizer = accelerator.prepare(distillation, optimizer, device_placement=[True, True])
-    guard = Guard(distillation, config, schedule.steps)
     return Training(
         config,
         accelerator,
@@ -300,7 +299,7 @@ def assemble(
         spare,
         model,
         optimizer,
-        guard,
+        Guard(distillation, config, schedule.steps),
         identity,
         callbacks,
         filling,

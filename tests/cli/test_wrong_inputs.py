@@ -371,6 +371,11 @@ WRONG: dict[str, Wrong] = {
         "none.cache.json: not found",
         "Run `wcord cache` with the same config first",
     ),
+    "features of the first epoch that no other has": (
+        f"{TRAIN} teacher.cache=auto data.flip=true",
+        "teacher.cache: auto stores what the teacher sees in the first epoch, but",
+        "Set teacher.views to the number of views",
+    ),
     "half precision without a GPU": (
         f"{TRAIN} train.precision=fp16",
         "fp16 requires a GPU",
@@ -725,6 +730,7 @@ CURES: dict[str, tuple[str | Prepare, ...]] = {
     "a checkpoint of other shards": (packed_again, "train config.yaml --resume"),
     "a student without a checkpoint": ("train config.yaml --overwrite",),
     "no features in the cache": ("cache config.yaml teacher.cache=none", f"{SHORT} teacher.cache=none"),
+    "features of the first epoch that no other has": (f"{SHORT} teacher.cache=auto data.flip=true teacher.views=4",),
     "half precision without a GPU": (f"{SHORT} train.precision=auto",),
     "FSDP without a GPU": (undone, SHORT),
     "a process that no other joins": (undone, SHORT),
