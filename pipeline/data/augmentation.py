@@ -84,6 +84,8 @@ WORD = (1 << 64) - 1
 def _mix(x: Any) -> Any:
     """A bijection of 64 bits in which each input bit flips about half of the upper output bits.
 
+    It returns the same numbers as `losses.bank.mix`, whose tensors are slow for one key at a time.
+
     Args:
         x: A Python integer below 2^64, which takes 1 µs, or an array of uint64.
 

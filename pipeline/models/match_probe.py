@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 FOLDS = 4
 RIDGE = 0.1  # relative to the mean variance of the features
+LEAST_VARIANCE = 1e-4  # of features that vary at all; the covariance of others is rounding errors
 COMPONENTS = 32
 LARGEST = 0.95  # correlation, which keeps the likelihood ratio finite
 
@@ -123,7 +124,7 @@ def _covariance(moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _ridge(covariance: Tensor) -> Tensor:
-    ridge = RIDGE * covariance.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=1e-12)
+    ridge = RIDGE * covariance.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=LEAST_VARIANCE)
     return covariance + ridge[..., None, None] * torch.eye(covariance.shape[-1], dtype=covariance.dtype)
 
 

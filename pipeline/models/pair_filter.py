@@ -28,6 +28,9 @@ FIT_EVERY = 10  # steps between fits of the probe and of the mixture
 OTHERS = 256  # size of the fixed set of other samples
 LARGEST_FIT = 20_000  # scores
 REDUCED = 256  # size to which larger features are projected, by fixed random directions
+LEAST_VARIANCE = 0.01
+"""Minimum variance of the scores of mismatched pairs. They are standardised; if they hardly vary, the teacher's
+features are constant, and the differences are remains of the first steps."""
 LEAST_SEPARATION = 1.0
 """Minimum separation of matching and mismatched pairs. Below it, the student does not predict the teacher's features
 well enough to tell them apart, and no pair is left out."""
@@ -144,7 +147,7 @@ class PairFilter(nn.Module):
 
     def _judge(self, s: Tensor, t: Tensor, index: Tensor, step: int) -> None:
         """Update the scores of the samples of the batch."""
-        if step == 1 or step % FIT_EVERY == 0:
+        if step % FIT_EVERY == 0 or not self.probe.student_map.any():
             self.probe.fit()
         cost, costs = self.probe.costs(s, t, index, self._teacher(self.others))  # [B], [B, O]
         itself = index[:, None] == self.others_index
@@ -170,7 +173,7 @@ class PairFilter(nn.Module):
     def _fit_mixture(self) -> None:
         scores = self.scores[:, self.looks > 0]
         own, wrong = scores[:, :: math.ceil(scores.shape[1] / LARGEST_FIT)]
-        self.mismatched.copy_(torch.stack([wrong.mean(), wrong.var(correction=0).clamp(min=1e-6)]))
+        self.mismatched.copy_(torch.stack([wrong.mean(), wrong.var(correction=0).clamp(min=LEAST_VARIANCE)]))
         mixture = fit(own, Normal(*self.mismatched))
         self.matched.copy_(torch.stack([mixture.share, *mixture.matched]))
 

@@ -82,6 +82,27 @@ def test_nothing_is_left_out_if_the_student_predicts_nothing() -> None:
     assert found.metrics()["mismatched"] == 0
 
 
+@pytest.mark.parametrize("side", ["student", "teacher"])
+@pytest.mark.parametrize("value", [0.0, 0.3, 1e4])
+def test_constant_features_leave_nothing_out(side: str, value: float) -> None:
+    world = World(0.4)
+    features = world.s if side == "student" else world.t
+    features.fill_(value)
+    found = run(world)
+    assert found.used().all()
+    assert not found.separates()
+
+
+def test_no_sample_is_scored_before_the_probe_is_fitted() -> None:
+    """The set of other samples takes several steps to fill."""
+    found = PairFilter(D_S, D_T, SAMPLES)
+    for student, teacher, batch in World(0.0).batches(1):
+        found(student, teacher, batch)
+        scored = found.scores[0][found.looks > 0]
+        assert (scored != 0).all()
+    assert len(scored) > 0
+
+
 def test_nothing_is_left_out_before_the_first_step() -> None:
     world = World(0.4)
     found = PairFilter(D_S, D_T, SAMPLES)

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from cached_runs import LOSSES, losses
 from launching import launch
 from safetensors.torch import load_file
 from shapes_dataset import members, write_dataset
@@ -37,27 +38,15 @@ from pipeline.train.cache_shard import Job
 from pipeline.train.cache_teacher import cache
 from pipeline.train.resume import identity_of
 
-LOSSES = "  kd: {}\n  wcord: {dim: 8}"
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def data(shapes: Path, tmp_path: Path) -> Path:
-    """A copy of the dataset: side-cars are written into it."""
-    return Path(shutil.copytree(shapes, tmp_path / "data"))
-
-
-@pytest.fixture
-def student(make_config: Any, data: Path) -> Path:
+def student(make_config: Any, data: Path, rgb_teacher: Path) -> Path:
     """A config with a cached teacher; two epochs of six steps."""
-    teacher = train(configs.load(make_config("teacher"), ["student.modality=rgb", "train.steps=4"]))
-    lines = f"teacher: {{run: {teacher}, cache: first, views: 2}}"
+    lines = f"teacher: {{run: {rgb_teacher}, cache: first, views: 2}}"
     path: Path = make_config("student", lines, LOSSES, shards=data)
     return path
-
-
-def losses(run: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def run_of(path: Path, name: str, *overrides: str) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from cached_runs import LOSSES, losses
 from launching import Started, launch
 from safetensors.torch import load_file
 from shapes_dataset import members
@@ -27,31 +28,19 @@ from pipeline.train import train
 from pipeline.train.cache_teacher import cache
 from pipeline.train.callbacks.base import Callback, Context
 
-LOSSES = "  kd: {}\n  wcord: {dim: 8}"
 PLAIN = ("data.crop=[1,1]", "data.flip=false")
 
 
 @pytest.fixture
-def data(shapes: Path, tmp_path: Path) -> Path:
-    """A copy of the dataset: the cache is written into it."""
-    return Path(shutil.copytree(shapes, tmp_path / "data"))
-
-
-@pytest.fixture
-def student(make_config: Any, data: Path) -> Path:
+def student(make_config: Any, data: Path, rgb_teacher: Path) -> Path:
     """A config that fills the cache of two views in its two epochs of six steps, and reads it in a third."""
-    teacher = train(configs.load(make_config("teacher"), ["student.modality=rgb", "train.steps=4"]))
-    path: Path = make_config("student", f"teacher: {{run: {teacher}, cache: auto, views: 2}}", LOSSES, shards=data)
+    path: Path = make_config("student", f"teacher: {{run: {rgb_teacher}, cache: auto, views: 2}}", LOSSES, shards=data)
     return path
 
 
 def run_of(path: Path, name: str, *overrides: str, resume: bool = False) -> Path:
     run = f"run={path.with_name(name)}"
     return train(configs.load(path, [run, "train.log_every=1", "train.steps=18", *overrides]), resume=resume)
-
-
-def losses(run: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
